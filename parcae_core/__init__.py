@@ -1,0 +1,1 @@
+"""The Parcae model, its data, and the training of one run. Knows nothing of sweeps or fits."""

@@ -1,0 +1,177 @@
+"""How many times the core is looped for each training sequence, and how many of those carry gradient.
+
+A scheme is one object that the sampler, the FLOP count and the records all read, so that they
+cannot disagree. Free of torch. Draws are a pure function of (seed, step, sequence index): they do
+not depend on the machine, the number of processes or what was drawn before, and because every
+scheme maps the *same* uniform numbers through its own quantile function, trials of a sweep share
+their randomness (common random numbers).
+Source: Parcae (arXiv:2604.12946), "Training algorithm".
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from parcae_core.config import as_dict
+
+_DEPTH_STREAM = 0x0DE97  # keeps these draws apart from every other use of the seed
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DepthDraw:
+    """Loop steps per sequence, int64 arrays of shape (n_sequences,)."""
+
+    no_grad: np.ndarray
+    grad: np.ndarray
+
+    @property
+    def total(self) -> np.ndarray:
+        return self.no_grad + self.grad
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FixedDepth:
+    """The same depth for every sequence."""
+
+    mean_recurrence: int
+    mean_backprop_depth: int
+    kind: ClassVar[str] = "fixed"
+
+    def __post_init__(self) -> None:
+        _check_declared(self.mean_recurrence, self.mean_backprop_depth)
+
+    def mean(self) -> float:
+        """Expected loop steps of a sequence."""
+        return float(self.mean_recurrence)
+
+    def mean_grad(self) -> float:
+        """Expected loop steps that carry gradient."""
+        return float(self.mean_backprop_depth)
+
+    def mean_no_grad(self) -> float:
+        """Expected loop steps without gradient."""
+        return self.mean() - self.mean_grad()
+
+    def sample(self, n_sequences: int, *, seed: int, step: int) -> DepthDraw:
+        """Depths of one global batch."""
+        grad = np.full(n_sequences, self.mean_backprop_depth, dtype=np.int64)
+        return DepthDraw(no_grad=self.mean_recurrence - grad, grad=grad)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoissonDepth:
+    """Depth T = max(1, Poisson(mu_rec)), the last mu_bwd of them with gradient.
+
+    `per="sequence"` draws for each sequence (the paper); `per="batch"` once for the whole batch.
+    `split="truncate"`: gradient in the last min(T, mu_bwd) steps (the paper). `split="additive"`:
+    the older scheme, n ~ Poisson(mu_rec - mu_bwd) steps without gradient, then always mu_bwd.
+
+    The declared mu_rec is not the mean: truncation at 1 makes it mu + exp(-mu). `mean()` is exact.
+    """
+
+    mean_recurrence: int
+    mean_backprop_depth: int
+    per: Literal["sequence", "batch"] = "sequence"
+    split: Literal["truncate", "additive"] = "truncate"
+    kind: ClassVar[str] = "poisson"
+
+    def __post_init__(self) -> None:
+        _check_declared(self.mean_recurrence, self.mean_backprop_depth)
+        for name, known in (("per", ("sequence", "batch")), ("split", ("truncate", "additive"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {known}")
+
+    def mean(self) -> float:
+        """Expected loop steps of a sequence: mu + exp(-mu), or mu for the additive split."""
+        if self.split == "additive":
+            return float(self.mean_recurrence)
+        return self.mean_recurrence + math.exp(-self.mean_recurrence)
+
+    def mean_grad(self) -> float:
+        """Expected loop steps that carry gradient, E[min(T, mu_bwd)] when truncating."""
+        k = self.mean_backprop_depth
+        if self.split == "additive":
+            return float(k)
+        # E[min(T, k)] = sum over t < k of P(T > t); T >= 1 always
+        tail = 1.0 - _poisson_cdf(self.mean_recurrence)
+        return 1.0 + float(tail[1:k].sum())
+
+    def mean_no_grad(self) -> float:
+        """Expected loop steps without gradient."""
+        return self.mean() - self.mean_grad()
+
+    def sample(self, n_sequences: int, *, seed: int, step: int) -> DepthDraw:
+        """Depths of one global batch."""
+        u = depth_uniforms(n_sequences, seed=seed, step=step)
+        if self.per == "batch":
+            u = np.full_like(u, u[0])
+        k = self.mean_backprop_depth
+        if self.split == "additive":
+            no_grad = _poisson_quantile(u, self.mean_recurrence - k)
+            return DepthDraw(no_grad=no_grad, grad=np.full_like(no_grad, k))
+        total = np.maximum(_poisson_quantile(u, self.mean_recurrence), 1)
+        grad = np.minimum(total, k)
+        return DepthDraw(no_grad=total - grad, grad=grad)
+
+
+DepthScheme = FixedDepth | PoissonDepth
+_SCHEMES: dict[str, type] = {c.kind: c for c in (FixedDepth, PoissonDepth)}
+
+
+def default_backprop_depth(mean_recurrence: int) -> int:
+    """mu_bwd = ceil(mu_rec / 2). Source: Parcae (arXiv:2604.12946), "Training algorithm"."""
+    return math.ceil(mean_recurrence / 2)
+
+
+def depth_to_dict(scheme: DepthScheme) -> dict[str, Any]:
+    return {"kind": scheme.kind, **as_dict(scheme)}
+
+
+def depth_from_dict(data: dict[str, Any]) -> DepthScheme:
+    """Inverse of `depth_to_dict`.
+
+    Raises:
+        ValueError: if the kind is unknown.
+    """
+    kind = data.get("kind")
+    if kind not in _SCHEMES:
+        raise ValueError(f"depth: kind is {kind!r}; it must be one of {', '.join(_SCHEMES)}")
+    return _SCHEMES[kind](**{k: v for k, v in data.items() if k != "kind"})
+
+
+def depth_uniforms(n_sequences: int, *, seed: int, step: int) -> np.ndarray:
+    """Uniform numbers in [0, 1) that every scheme shares, (n_sequences,) float64."""
+    bits = np.random.Philox(np.random.SeedSequence((seed, _DEPTH_STREAM, step)))
+    return np.random.Generator(bits).random(n_sequences)
+
+
+@cache
+def _poisson_cdf(mu: int) -> np.ndarray:
+    """P(X <= t) for t = 0..t_max with all but 1e-16 of the mass; its last entry is 1."""
+    t_max = int(mu + 12 * math.sqrt(mu) + 24)
+    t = np.arange(t_max + 1)
+    log_pmf = t * math.log(mu) - mu - np.array([math.lgamma(i + 1) for i in t])
+    cdf = np.minimum(np.cumsum(np.exp(log_pmf)), 1.0)
+    cdf[-1] = 1.0
+    return cdf
+
+
+def _poisson_quantile(u: np.ndarray, mu: int) -> np.ndarray:
+    if mu == 0:
+        return np.zeros(u.shape, dtype=np.int64)
+    return np.searchsorted(_poisson_cdf(mu), u, side="right").astype(np.int64)
+
+
+def _check_declared(mean_recurrence: int, mean_backprop_depth: int) -> None:
+    if mean_recurrence < 1:
+        raise ValueError(f"mean_recurrence is {mean_recurrence}; it must be >= 1")
+    if not 1 <= mean_backprop_depth <= mean_recurrence:
+        raise ValueError(
+            f"mean_backprop_depth is {mean_backprop_depth}; it must lie between 1 and "
+            f"mean_recurrence={mean_recurrence} (the paper uses ceil(mean_recurrence / 2))"
+        )

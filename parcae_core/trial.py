@@ -1,0 +1,215 @@
+"""One fully resolved training run: what every later stage reads and nothing later re-derives.
+
+Free of torch. `trial_id` is the hash of what is trained; where it runs, how often it reports and
+what budget it was planned for are carried along but are not part of the identity, so that two
+specs that mean the same training share one result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from parcae_core.config import ModelConfig, as_dict
+from parcae_core.depth import DepthScheme, depth_from_dict, depth_to_dict
+from parcae_core.flops import FLOPS_RULES, FlopsRule, train_flops_per_token
+from parcae_core.params import count_params
+
+# Raise when the same fields come to mean another training (a changed optimiser, initialisation,
+# data order): old results then no longer count as this trial's.
+TRAINING_REVISION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Which tokens a trial sees, by content and not by place."""
+
+    corpus: str  # a built-in corpus or a folder; a label, not part of the identity
+    fingerprint: str  # sha256 of the source text (see parcae_core.data.sources)
+    tokenizer: str  # "bytes" or "bpe-<vocab_size>"
+    vocab_size: int  # ids the tokenizer uses; the model's may be rounded up
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """Muon for the layers' matrices, AdamW for the rest, clip, schedule.
+
+    Source: Parcae (arXiv:2604.12946), "Training algorithm".
+    """
+
+    muon_lr: float = 8e-3
+    muon_momentum: float = 0.95
+    muon_weight_decay: float = 0.2  # cautious, decayed linearly to 0
+    adamw_lr: float = 8e-3
+    adamw_beta1: float = 0.8
+    adamw_beta2: float = 0.95
+    adamw_eps: float = 1e-10
+    grad_clip: float = 1.0
+    warmup_steps: int = 0
+    cooldown_share: float = 0.5  # of the steps, linear to 0
+
+    def __post_init__(self) -> None:
+        for name in ("muon_lr", "adamw_lr", "adamw_eps", "grad_clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be > 0")
+        if not 0 <= self.cooldown_share <= 1:
+            raise ValueError(f"cooldown_share is {self.cooldown_share}; it must lie in [0, 1]")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps is {self.warmup_steps}; it must be >= 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalConfig:
+    """Validation loss at the end of training, read out after each of `loops` steps."""
+
+    loops: tuple[int, ...]
+    n_sequences: int  # the same first rows of the validation split for every trial
+
+    def __post_init__(self) -> None:
+        if not self.loops or list(self.loops) != sorted(set(self.loops)) or self.loops[0] < 1:
+            raise ValueError(
+                f"loops is {list(self.loops)}; give rising numbers of loops, each >= 1"
+            )
+        if self.n_sequences < 1:
+            raise ValueError(f"n_sequences is {self.n_sequences}; it must be >= 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resources:
+    """What a trial reserves from the cluster; not part of its identity."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.cpus <= 0 or self.gpus < 0:
+            raise ValueError(f"cpus={self.cpus} must be > 0 and gpus={self.gpus} >= 0")
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ValueError(f"gpus={self.gpus}: above 1 only whole GPUs can be placed")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """One training run, resolved."""
+
+    preset: str  # label of the model's shape, for tables
+    model: ModelConfig
+    depth: DepthScheme | None  # None for the fixed-depth Transformer
+    data: DataConfig
+    optim: OptimConfig
+    evaluation: EvalConfig
+    n_steps: int
+    batch_sequences: int  # global batch
+    context: int  # trained tokens per sequence
+    seed: int  # initialisation, initial states, depths
+    data_seed: int  # order of the rows
+    precision: Literal["float32", "bfloat16"] = "float32"
+    budget_flops: float | None = None  # what the spec asked for; None when it fixed tokens
+    budget_rule: FlopsRule = "paper"
+    resources: Resources = Resources()
+
+    def __post_init__(self) -> None:
+        for name in ("n_steps", "batch_sequences", "context"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 1")
+        if self.context > self.model.context:
+            raise ValueError(
+                f"context={self.context} is longer than the model's {self.model.context}; "
+                "raise the model's context or shorten the sequences"
+            )
+        if self.data.vocab_size > self.model.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {self.data.vocab_size} ids and the model only "
+                f"{self.model.vocab_size}; set the model's vocab_size to at least that"
+            )
+        if self.model.is_transformer != (self.depth is None):
+            raise ValueError("a Transformer has no depth scheme and a looped model needs one")
+
+    @property
+    def mean_recurrence(self) -> int:
+        return 1 if self.depth is None else self.depth.mean_recurrence
+
+    @property
+    def mean_backprop_depth(self) -> int:
+        return 1 if self.depth is None else self.depth.mean_backprop_depth
+
+    @property
+    def batch_tokens(self) -> int:
+        return self.batch_sequences * self.context
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens trained on; equal to what a finished run reports as spent."""
+        return self.n_steps * self.batch_tokens
+
+    def train_flops(self, rule: FlopsRule) -> float:
+        """FLOPs of the whole training under a counting rule."""
+        per_token = train_flops_per_token(self.model, self.depth, self.context, rule)
+        return per_token.total * self.n_tokens
+
+    @property
+    def n_params(self) -> int:
+        return count_params(self.model).total
+
+    def identity(self) -> dict[str, Any]:
+        """The canonical form that `trial_id` hashes."""
+        full = trial_to_dict(self)
+        for label in ("preset", "budget_flops", "budget_rule", "resources"):
+            del full[label]
+        full["data"] = {k: v for k, v in full["data"].items() if k != "corpus"}
+        return full | {"training_revision": TRAINING_REVISION}
+
+    @property
+    def trial_id(self) -> str:
+        """12 hexadecimal digits of sha256 over the canonical JSON of `identity()`."""
+        text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def trial_to_dict(trial: Trial) -> dict[str, Any]:
+    """Plain data for JSON."""
+    return {
+        "preset": trial.preset,
+        "model": as_dict(trial.model),
+        "depth": None if trial.depth is None else depth_to_dict(trial.depth),
+        "data": as_dict(trial.data),
+        "optim": as_dict(trial.optim),
+        "evaluation": {
+            "loops": list(trial.evaluation.loops),
+            "n_sequences": trial.evaluation.n_sequences,
+        },
+        "n_steps": trial.n_steps,
+        "batch_sequences": trial.batch_sequences,
+        "context": trial.context,
+        "seed": trial.seed,
+        "data_seed": trial.data_seed,
+        "precision": trial.precision,
+        "budget_flops": trial.budget_flops,
+        "budget_rule": trial.budget_rule,
+        "resources": as_dict(trial.resources),
+    }
+
+
+def trial_from_dict(data: dict[str, Any]) -> Trial:
+    """Inverse of `trial_to_dict`; unknown or missing keys raise TypeError."""
+    evaluation = data["evaluation"]
+    return Trial(
+        **(
+            data
+            | {
+                "model": ModelConfig(**data["model"]),
+                "depth": None if data["depth"] is None else depth_from_dict(data["depth"]),
+                "data": DataConfig(**data["data"]),
+                "optim": OptimConfig(**data["optim"]),
+                "evaluation": EvalConfig(**(evaluation | {"loops": tuple(evaluation["loops"])})),
+                "resources": Resources(**data["resources"]),
+            }
+        )
+    )
+
+
+def planned_flops(trial: Trial) -> dict[str, float]:
+    """FLOPs of the whole training by every rule."""
+    return {rule: trial.train_flops(rule) for rule in FLOPS_RULES}

@@ -1,0 +1,1 @@
+"""Many runs: spec, plan, Ray Tune, store, Weights & Biases mirror."""
