@@ -16,7 +16,7 @@ from typing import Literal, get_args
 
 from parcae_core.config import ModelConfig, as_dict
 from parcae_core.depth import DepthScheme
-from parcae_core.params import count_params, kv_width, layer_matmul_params
+from parcae_core.params import count_params, layer_matmul_params
 
 FlopsRule = Literal["paper", "code", "exact"]
 FLOPS_RULES: tuple[FlopsRule, ...] = get_args(FlopsRule)

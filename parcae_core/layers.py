@@ -1,0 +1,130 @@
+"""The parts of a transformer block: rotary embeddings, attention, MLP, block.
+
+B batch, T time, D width of this layer, H heads, G key-value heads, K head width, F hidden width.
+No biases anywhere. Source: Parcae (arXiv:2604.12946), "Architecture"; REFERENCE.md, "Forward".
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from parcae_core.config import ModelConfig
+from parcae_core.params import kv_width
+
+
+class Rotary(nn.Module):
+    """Rotation of interleaved channel pairs by position * base^(-2i/K)."""
+
+    def __init__(self, d_head: int, context: int, base: float) -> None:
+        super().__init__()
+        self.shape, self.base = (context, d_head), base
+        # complex64 (context, K/2), kept out of the state dict: it follows from the config
+        self.register_buffer("turn", torch.empty(context, d_head // 2), persistent=False)
+        self.reset()
+
+    def reset(self) -> None:
+        """Fill the table on the device it is on."""
+        context, d_head = self.shape
+        exponent = -torch.arange(0, d_head, 2, device=self.turn.device) / d_head
+        position = torch.arange(context, device=self.turn.device, dtype=torch.float32)
+        angle = torch.outer(position, self.base**exponent)
+        self.turn = torch.polar(torch.ones_like(angle), angle)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Turn x, (B, T, H, K), positions from 0."""
+        turn = self.turn[: x.shape[1], None, :]  # (T, 1, K/2)
+        wide = x if x.dtype == torch.float64 else x.float()
+        turned = torch.view_as_complex(wide.unflatten(-1, (-1, 2))) * turn
+        return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Causal attention with rotary positions, QK-norm and, on some layers, gated value embeddings."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        width, kv = config.layer_width(layer), kv_width(config, layer)
+        self.n_head, self.n_kv_head = config.layer_heads(layer), config.layer_kv_heads(layer)
+        self.qk_norm = config.qk_norm
+        self.q = nn.Linear(width, width, bias=False)
+        self.k = nn.Linear(width, kv, bias=False)
+        self.v = nn.Linear(width, kv, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.gate_width = config.value_gate_width
+        self.value_gate = (
+            nn.Linear(self.gate_width, self.n_kv_head, bias=False)
+            if config.has_value_embedding(layer)
+            else None
+        )
+
+    def forward(self, u: Tensor, rotary: Rotary, value_embedding: Tensor | None) -> Tensor:
+        """Attend over u.
+
+        Args:
+            u: normed input, (B, T, D).
+            value_embedding: this layer's table looked up at the tokens, (B, T, G*K), or None.
+        """
+        q = self.q(u).unflatten(-1, (self.n_head, -1))  # (B, T, H, K)
+        k = self.k(u).unflatten(-1, (self.n_kv_head, -1))  # (B, T, G, K)
+        v = self.v(u).unflatten(-1, (self.n_kv_head, -1))
+        if self.value_gate is not None:
+            gate = 2 * torch.sigmoid(self.value_gate(u[..., : self.gate_width]))  # (B, T, G)
+            v = v + (gate.unsqueeze(-1) * value_embedding.view_as(v)).to(v.dtype)
+        q, k = rotary(q), rotary(k)
+        if self.qk_norm:
+            q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
+        y = F.scaled_dot_product_attention(
+            q.transpose(1, 2),  # (B, H, T, K)
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            is_causal=True,
+            enable_gqa=self.n_kv_head != self.n_head,
+        )
+        return self.out(y.transpose(1, 2).flatten(-2))
+
+
+class ReLU2Mlp(nn.Module):
+    """W_down(0.5 * relu(W_up u)^2)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, u: Tensor) -> Tensor:
+        return self.down(0.5 * F.relu(self.up(u)).square())
+
+
+class SwiGluMlp(nn.Module):
+    """W_down(silu(W_gate u) * W_up u)."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(width, hidden, bias=False)
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, u: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(u)) * self.up(u))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; with `residual_norm` the residual sums are normed as well (RDM)."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        width, hidden = config.layer_width(layer), config.layer_ff(layer)
+        self.norm_attn = nn.RMSNorm(width, config.norm_eps)
+        self.attn = Attention(config, layer)
+        self.norm_mlp = nn.RMSNorm(width, config.norm_eps)
+        self.mlp = (SwiGluMlp if config.mlp == "swiglu" else ReLU2Mlp)(width, hidden)
+        after = config.residual_norm
+        self.norm_after_attn = nn.RMSNorm(width, config.norm_eps) if after else nn.Identity()
+        self.norm_after_mlp = nn.RMSNorm(width, config.norm_eps) if after else nn.Identity()
+
+    def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None) -> Tensor:
+        """x (B, T, D) -> (B, T, D)."""
+        x = self.norm_after_attn(x + self.attn(self.norm_attn(x), rotary, value_embedding))
+        return self.norm_after_mlp(x + self.mlp(self.norm_mlp(x)))
