@@ -86,9 +86,11 @@ def _exact(model: ModelConfig, depth: DepthScheme | None, seq_len: int) -> FlopC
     once, core = _matmul_params(model)
     attention_once, attention_core = _attention_forward(model, seq_len)
     no_grad, grad = (0.0, 1.0) if depth is None else (depth.mean_no_grad(), depth.mean_grad())
+    # the state enters the gradient steps without gradient: W's half in the first needs none for it
+    unneeded = 2 * model.state_width**2 if model.injection == "concat" else 0
     return FlopCount(
         once=6 * once,
-        core=(2 * no_grad + 6 * grad) * core,
+        core=(2 * no_grad + 6 * grad) * core - unneeded,
         attention=3.5 * attention_once + (no_grad + 3.5 * grad) * attention_core,
         head=6 * model.vocab_size * model.d_model,
     )

@@ -325,4 +325,7 @@ def _first(values, m: int):
     """The first m sequences of a tensor (B, T, ...), or of each such tensor in a tuple."""
     if isinstance(values, tuple):
         return tuple(v if v.ndim == 1 else _first(v, m) for v in values)
-    return values if values.shape[0] == m else values[:m]
+    if values.shape[0] != m:
+        values = values[:m]
+    # a slice made without gradient still claims to need one, which confuses hooks
+    return values if torch.is_grad_enabled() else values.detach()

@@ -1,0 +1,1 @@
+"""Measurements. Each prints, and appends rows to benchmarks/results/."""

@@ -1,0 +1,59 @@
+"""The loop as the published implementation runs it: the baseline for speed, and a second definition.
+
+Every sequence is computed up to the deepest one of its phase and masked, and everything that does
+not depend on the step is recomputed in every step. Same weights and blocks as parcae_core.model,
+so that the two differ in nothing but how the loop is executed. Source: REFERENCE.md, "Quirks".
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from parcae_core.depth import DepthDraw
+from parcae_core.model import Parcae
+
+
+def masked_forward(
+    model: Parcae, ids: Tensor, draw: DepthDraw, state: Tensor
+) -> tuple[Tensor, Tensor, int]:
+    """Logits (B, T, V), loop states (B, T, S) and sequence steps executed."""
+    config = model.config
+    p, q = config.n_prelude, config.n_prelude + config.n_core
+
+    def value(layer: int) -> Tensor | None:
+        table = model.value_embeddings
+        return table[str(layer)](ids) if str(layer) in table else None
+
+    x = model.embedding(ids)
+    for i, block in enumerate(model.prelude):
+        x = block(x, model.rotary, value(i))
+    e = model.norm_prelude(x)
+
+    def step(h: Tensor) -> Tensor:
+        h = model.injection.carry(h, model.injection.drive(e))
+        for i, block in enumerate(model.core):
+            h = block(h, model.core_rotary, value(p + i))
+        return h
+
+    h, executed = state, 0
+    for counts, gradient in ((draw.no_grad, False), (draw.grad, torch.is_grad_enabled())):
+        with torch.set_grad_enabled(gradient):
+            for t in range(int(counts.max(initial=0))):
+                active = torch.from_numpy(np.asarray(counts > t)).to(h.device)
+                h = torch.where(active[:, None, None], step(h), h)
+                executed += ids.shape[0]
+    x = model.readout(h) if config.has_readout else h
+    for i, block in enumerate(model.coda):
+        x = block(x, model.rotary, value(q + i))
+    return F.linear(model.norm_final(x), model.head_weight), h, executed
+
+
+def masked_loss(
+    model: Parcae, ids: Tensor, targets: Tensor, draw: DepthDraw, state: Tensor
+) -> tuple[Tensor, int]:
+    """Mean nats per token and sequence steps executed; all logits are held, as published."""
+    logits, _, executed = masked_forward(model, ids, draw, state)
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten()), executed
