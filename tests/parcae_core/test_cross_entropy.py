@@ -1,0 +1,56 @@
+"""The chunked head against its plain definition: losses, gradients, and what it never holds."""
+
+import pytest
+import torch
+
+from parcae_core import cross_entropy
+from parcae_core.cross_entropy import (
+    linear_cross_entropy,
+    linear_cross_entropy_ref,
+    token_losses,
+)
+
+
+def make(n=37, d=8, v=23, dtype=torch.float64):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(n, d, generator=g).to(dtype).requires_grad_()
+    w = torch.randn(v, d, generator=g).to(dtype).requires_grad_()
+    return x, w, torch.randint(0, v, (n,), generator=g)
+
+
+@pytest.mark.parametrize("chunk_logits", [1, 23, 100, 1 << 24])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_loss_and_gradients_equal_the_definition(monkeypatch, chunk_logits, dtype):
+    monkeypatch.setattr(cross_entropy, "_CHUNK_LOGITS", chunk_logits)
+    x, w, targets = make(dtype=dtype)
+    got = linear_cross_entropy(x, w, targets)
+    grads = torch.autograd.grad(3 * got, (x, w))
+    truth_x, truth_w = x.detach().double().requires_grad_(), w.detach().double().requires_grad_()
+    logits = truth_x @ truth_w.T
+    truth = torch.nn.functional.cross_entropy(logits, targets)
+    wanted = torch.autograd.grad(3 * truth, (truth_x, truth_w))
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-6
+    assert got.item() == pytest.approx(truth.item(), rel=tolerance)
+    for g, want in zip(grads, wanted, strict=True):
+        assert torch.allclose(g.double(), want, rtol=0, atol=tolerance)
+    assert token_losses(x, w, targets).mean().item() == pytest.approx(truth.item(), rel=tolerance)
+
+
+def test_no_more_than_a_chunk_of_logits_is_made(monkeypatch):
+    seen = []
+    real = cross_entropy._logits
+    monkeypatch.setattr(cross_entropy, "_CHUNK_LOGITS", 100)
+    monkeypatch.setattr(
+        cross_entropy, "_logits", lambda x, w: seen.append(x.shape[0]) or real(x, w)
+    )
+    x, w, targets = make()
+    linear_cross_entropy(x, w, targets)
+    assert sum(seen) == 37
+    assert max(seen) * w.shape[0] <= 100
+
+
+def test_reference_is_the_mean_over_tokens():
+    x, w, targets = make(dtype=torch.float32)
+    assert linear_cross_entropy_ref(x, w, targets).item() == pytest.approx(
+        linear_cross_entropy(x, w, targets).item(), rel=1e-6
+    )

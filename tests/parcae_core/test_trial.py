@@ -1,0 +1,135 @@
+"""A trial's identity: what is trained, and nothing else. Config rules refuse what cannot run."""
+
+import dataclasses
+import json
+
+import pytest
+
+from parcae_core.config import ModelConfig
+from parcae_core.depth import PoissonDepth
+from parcae_core.presets import preset
+from parcae_core.trial import (
+    DataConfig,
+    EvalConfig,
+    OptimConfig,
+    Resources,
+    Trial,
+    planned_flops,
+    trial_from_dict,
+    trial_to_dict,
+)
+
+
+def make(**changes) -> Trial:
+    base = {
+        "preset": "nano",
+        "model": preset("nano"),
+        "depth": PoissonDepth(mean_recurrence=4, mean_backprop_depth=2),
+        "data": DataConfig(
+            corpus="python-stdlib", fingerprint="f" * 64, tokenizer="bytes", vocab_size=259
+        ),
+        "optim": OptimConfig(),
+        "evaluation": EvalConfig(loops=(1, 2, 4), n_sequences=16),
+        "n_steps": 100,
+        "batch_sequences": 8,
+        "context": 128,
+        "seed": 0,
+        "data_seed": 0,
+    }
+    return Trial(**(base | changes))
+
+
+def test_json_round_trip_keeps_the_identity():
+    trial = make()
+    again = trial_from_dict(json.loads(json.dumps(trial_to_dict(trial))))
+    assert again == trial
+    assert again.trial_id == trial.trial_id
+
+
+def test_labels_budget_and_resources_are_not_part_of_the_identity():
+    trial = make()
+    same = make(
+        preset="mine",
+        budget_flops=1e12,
+        budget_rule="code",
+        resources=Resources(cpus=2, gpus=1),
+        data=dataclasses.replace(trial.data, corpus="elsewhere"),
+    )
+    assert same.trial_id == trial.trial_id
+
+
+CHANGES = {
+    "model": preset("nano").replace(d_ff=96),
+    "depth": PoissonDepth(mean_recurrence=4, mean_backprop_depth=3),
+    "data": DataConfig(corpus="c", fingerprint="e" * 64, tokenizer="bytes", vocab_size=259),
+    "optim": OptimConfig(muon_lr=1e-3),
+    "evaluation": EvalConfig(loops=(1, 2), n_sequences=16),
+    "n_steps": 101,
+    "batch_sequences": 9,
+    "context": 64,
+    "seed": 1,
+    "data_seed": 1,
+    "precision": "bfloat16",
+}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_everything_that_is_trained_is_part_of_the_identity(field):
+    assert make(**{field: CHANGES[field]}).trial_id != make().trial_id
+
+
+def test_every_field_of_a_trial_is_covered_here():
+    named = set(CHANGES) | {"preset", "budget_flops", "budget_rule", "resources"}
+    assert {f.name for f in dataclasses.fields(Trial)} == named
+
+
+def test_planned_flops_are_tokens_times_the_rule():
+    trial = make()
+    assert trial.n_tokens == 100 * 8 * 128
+    flops = planned_flops(trial)
+    assert set(flops) == {"paper", "code", "exact"}
+    # 1/1/1 layers of width 32, context 128: written out by hand for the paper's rule
+    layers = 2 * (12 * 32**2 + 2 * 32 + 2 * 32)  # prelude and coda: matrices, norms, gates
+    once = layers + 2 * 32**2 + 4 * 32  # B and C; a_log, dt_bias, two norms
+    core = 12 * 32**2 + 2 * 32
+    attention = 4 * 32 * 128
+    per_token = 6 * (once + 264 * 32) + (2 * 4 + 4 * 2) * core + (6 + 4 + 2 * 2) * attention
+    assert flops["paper"] == per_token * trial.n_tokens
+
+
+@pytest.mark.parametrize(
+    ("make_bad", "words"),
+    [
+        (lambda: make(n_steps=0), "n_steps is 0"),
+        (lambda: make(context=256), "longer than the model's 128"),
+        (lambda: make(depth=None), "a looped model needs one"),
+        (
+            lambda: make(
+                data=DataConfig(corpus="c", fingerprint="f", tokenizer="bpe-512", vocab_size=512)
+            ),
+            "512 ids",
+        ),
+        (lambda: EvalConfig(loops=(2, 1), n_sequences=1), "rising numbers"),
+        (lambda: EvalConfig(loops=(0, 1), n_sequences=1), "rising numbers"),
+        (lambda: OptimConfig(cooldown_share=1.5), "cooldown_share is 1.5"),
+        (lambda: OptimConfig(muon_lr=0.0), "muon_lr is 0"),
+        (lambda: Resources(gpus=1.5), "only whole GPUs"),
+        (lambda: preset("170m"), "unknown preset '170m'"),
+        (lambda: preset("nano").replace(n_head=3), "whole, even head width"),
+        (lambda: preset("nano").replace(injection="add", d_state=64), "injection='add'"),
+        (lambda: preset("nano").replace(injection="none", d_state=64), "needs a looped state"),
+        (lambda: preset("nano").replace(readout=False, d_state=64), "keep the readout"),
+        (lambda: preset("nano").replace(injection="diag"), "must be one of diagonal"),
+        (lambda: preset("nano").replace(n_kv_head=3), "must divide n_head"),
+        (lambda: preset("nano").replace(d_model=16), "value_gate_width"),
+    ],
+)
+def test_what_cannot_run_is_refused_with_the_reason(make_bad, words):
+    with pytest.raises(ValueError, match=words):
+        make_bad()
+
+
+def test_configs_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        make().n_steps = 3
+    assert isinstance(preset("nano"), ModelConfig)
