@@ -1,0 +1,244 @@
+"""Checkpoints that are whole or absent.
+
+    run_dir/checkpoints/step-000001000/
+        weights.safetensors      the model's parameters by name
+        optimizer.safetensors    the optimiser's state by name
+        checkpoint.json          step, trial, progress, sha256 and size of the two files
+
+A checkpoint is written under a temporary name, flushed to disk and renamed; the last two are kept.
+What fails its checks is reported and the one before it is used. The optimiser's state is tensors
+with names, so it is safetensors as well: nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from parcae_core.errors import UserError
+from parcae_core.trial import Trial, trial_from_dict, trial_to_dict
+
+log = logging.getLogger(__name__)
+
+_FORMAT = 1
+_KEEP = 2
+_WEIGHTS, _OPTIMIZER, _INDEX = "weights.safetensors", "optimizer.safetensors", "checkpoint.json"
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint folder whose content is not what was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint read back, on the CPU."""
+
+    path: Path
+    step: int
+    trial: Trial
+    progress: dict[str, Any]
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+
+
+@contextlib.contextmanager
+def only_writer(run_dir: Path) -> Iterator[None]:
+    """Hold `run_dir` for this process; the lock goes with the process, however it dies.
+
+    Raises:
+        UserError: if another one trains in it.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{run_dir}: another process is training in this folder; wait for it to end, "
+                "stop it, or choose another folder"
+            ) from None
+        yield
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    trial: Trial,
+    step: int,
+    progress: dict[str, Any],
+    weights: dict[str, Tensor],
+    optimizer: dict[str, Tensor],
+) -> Path:
+    """Write a checkpoint, drop all but the last two, and return its folder.
+
+    Raises:
+        UserError: if the disk has no room for it; earlier checkpoints stay as they are.
+    """
+    final = folder / f"step-{step:09d}"
+    temporary = folder / f".writing-{step:09d}"
+    needed = sum(t.numel() * t.element_size() for t in (*weights.values(), *optimizer.values()))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder)
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise OSError(f"{_mb(needed)} are needed and {_mb(free)} are free")
+        temporary.mkdir()
+        with ThreadPoolExecutor(2) as pool:  # hashing one file while the other is written
+            written = [
+                pool.submit(_write_tensors, temporary / name, tensors)
+                for name, tensors in ((_WEIGHTS, weights), (_OPTIMIZER, optimizer))
+            ]
+            files = {
+                name: w.result() for name, w in zip((_WEIGHTS, _OPTIMIZER), written, strict=True)
+            }
+        body = {
+            "format": _FORMAT,
+            "step": step,
+            "trial_id": trial.trial_id,
+            "trial": trial_to_dict(trial),
+            "progress": progress,
+            "files": files,
+        }
+        _write_text(
+            temporary / _INDEX, json.dumps(body | {"sha256": _sha256_of_json(body)}, indent=1)
+        )
+        _sync(temporary)
+        if final.exists():  # the same step again, after falling back from a damaged one
+            final.rename(folder / f".old-{step:09d}")
+        temporary.rename(final)
+        _sync(folder)
+        for old in _checkpoints(folder)[:-_KEEP]:
+            shutil.rmtree(old)
+        _remove_leftovers(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(
+            f"{final}: the checkpoint cannot be written ({error}). Earlier checkpoints are intact; "
+            "make room or choose another folder, and start the run again"
+        ) from error
+    return final
+
+
+def newest_checkpoint(folder: Path, trial: Trial) -> Checkpoint | None:
+    """The last whole checkpoint of `trial`, or None when there is none.
+
+    A damaged one is reported as a warning and the one before it is used; with none left the run
+    starts over, which costs time and changes no result.
+
+    Raises:
+        UserError: if a checkpoint belongs to another trial.
+    """
+    for path in reversed(_checkpoints(folder)):
+        try:
+            index = _read_index(path)
+            if index["trial_id"] != trial.trial_id:
+                raise UserError(
+                    f"{path}: this checkpoint is of trial {index['trial_id']} and this run is trial "
+                    f"{trial.trial_id}; give each trial its own folder"
+                )
+            return read_checkpoint(path)
+        except DamagedCheckpoint as damage:
+            log.warning("%s is damaged (%s); trying the checkpoint before it", path, damage)
+    return None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read and verify one checkpoint folder.
+
+    Raises:
+        DamagedCheckpoint: if a file is missing, cut short or changed.
+    """
+    index = _read_index(path)
+    for name, expected in index["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise DamagedCheckpoint(f"{name} is missing")
+        if file.stat().st_size != expected["bytes"]:
+            raise DamagedCheckpoint(
+                f"{name} has {file.stat().st_size} bytes, {expected['bytes']} were written"
+            )
+        if _sha256(file) != expected["sha256"]:
+            raise DamagedCheckpoint(f"the sha256 of {name} is not the one that was written")
+    return Checkpoint(
+        path=path,
+        step=index["step"],
+        trial=trial_from_dict(index["trial"]),
+        progress=index["progress"],
+        weights=safetensors.torch.load_file(path / _WEIGHTS),
+        optimizer=safetensors.torch.load_file(path / _OPTIMIZER),
+    )
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    try:
+        index = json.loads((path / _INDEX).read_text())
+        sha256 = index.pop("sha256")
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise DamagedCheckpoint(f"{_INDEX} cannot be read: {error}") from error
+    if sha256 != _sha256_of_json(index):
+        raise DamagedCheckpoint(f"{_INDEX} is not as it was written")
+    if index["format"] != _FORMAT:
+        raise UserError(
+            f"{path}: checkpoint format {index['format']}, this version reads {_FORMAT}; "
+            "finish the run with the version that began it, or remove the folder to start over"
+        )
+    return index
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint folders by rising step."""
+    return sorted(p for p in folder.glob("step-*") if p.is_dir())
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for pattern in (".writing-*", ".old-*"):
+        for leftover in folder.glob(pattern):
+            shutil.rmtree(leftover)
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    safetensors.torch.save_file({n: t.detach().contiguous() for n, t in tensors.items()}, path)
+    sha256 = _sha256(path)
+    _sync(path)
+    return {"sha256": sha256, "bytes": path.stat().st_size}
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sha256_of_json(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _mb(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:.1f} MB"

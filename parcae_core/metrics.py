@@ -1,0 +1,143 @@
+"""metrics.jsonl: one JSON object per logged step, each step once however often a run is resumed.
+
+Keys, as W&B shows them (group/name_unit):
+    step                        updates made
+    n_tokens                    trained so far
+    train/loss                  nats per token, the batch of this step
+    train/grad_norm             before clipping
+    optim/muon_lr  optim/adamw_lr
+    depth/mean  depth/max  depth/grad_mean      drawn for this step's batch
+    depth/executed_over_ideal   loop steps computed over loop steps drawn, so far
+    flops/<rule>                spent so far by each rule: tokens times cost per token
+    flops/sampled               the exact rule with the depths that were drawn
+    perf/tokens_per_s  perf/flops_per_s         since the line before; the latter by flops/sampled
+    perf/mfu                    flops_per_s over the device's peak, when the peak was given
+    perf/data_wait_share        of the time since the line before
+    perf/wall_s                 in the training loop, all attempts
+    data/epoch                  0-based epoch of the training rows
+    stability/spectral_radius  stability/state_norm  stability/residual_norm    (looped models)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from parcae_core.errors import UserError
+
+
+class MetricsLog:
+    """Append-only log of one run.
+
+    Args:
+        path: the file.
+        keep_until: lines of later steps are dropped: they come from an attempt that died after
+            its last checkpoint, and those steps will be made, and logged, again.
+    """
+
+    def __init__(self, path: Path, *, keep_until: int) -> None:
+        self.path = path
+        kept = [line for line in _whole_lines(path) if line["step"] <= keep_until]
+        temporary = path.with_suffix(".tmp")
+        with _readable_error(path):
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            os.replace(temporary, path)
+            self._file = path.open("a", buffering=1)  # a line is on its way once it is written
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Append a line.
+
+        Raises:
+            UserError: if the disk is full.
+        """
+        with _readable_error(self.path):
+            self._file.write(json.dumps(line) + "\n")
+
+    def close(self) -> None:
+        with _readable_error(self.path):
+            self._file.close()
+
+
+class Meter:
+    """Rates since the last reading."""
+
+    def __init__(self) -> None:
+        self._at = time.perf_counter()
+        self._tokens = self._wait_s = self._flops = 0.0
+
+    def add(self, *, tokens: int, flops: float, wait_s: float) -> None:
+        self._tokens += tokens
+        self._flops += flops
+        self._wait_s += wait_s
+
+    def read(self, peak_flops_per_s: float | None) -> dict[str, float]:
+        """perf/ metrics of the interval that ends now."""
+        now = time.perf_counter()
+        seconds = max(now - self._at, 1e-9)
+        rates = {
+            "perf/tokens_per_s": self._tokens / seconds,
+            "perf/flops_per_s": self._flops / seconds,
+            "perf/data_wait_share": self._wait_s / seconds,
+        }
+        if peak_flops_per_s is not None:
+            rates["perf/mfu"] = self._flops / seconds / peak_flops_per_s
+        self._at = now
+        self._tokens = self._wait_s = self._flops = 0.0
+        return rates
+
+
+class ProgressBar:
+    """Bar on stderr; does nothing unless shown."""
+
+    def __init__(self, label: str, n_steps: int, *, shown: bool) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} steps  {task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=Console(file=sys.stderr),
+            disable=not shown,
+        )
+        self._task = self._progress.add_task(label, total=n_steps, note="")
+        self._progress.start()
+
+    def update(self, step: int, note: str | None = None) -> None:
+        fields = {} if note is None else {"note": note}
+        self._progress.update(self._task, completed=step, **fields)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+@contextmanager
+def _readable_error(path: Path) -> Iterator[None]:
+    """Turn a failed write into a message that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error}); make room on the disk or choose another folder, "
+            "and start the run again: it goes on from its last checkpoint"
+        ) from error
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """Lines of the log; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines

@@ -1,0 +1,110 @@
+"""How a run is executed and what it leaves. Free of torch, so that the store can check results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+Status = Literal["done", "diverged"]
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its checkpoint is written and the next start goes on from it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Execution:
+    """Where and how a trial runs; nothing here changes what is trained, beyond rounding."""
+
+    device: str = "auto"  # "auto": cuda when there is one, else cpu; what ran is in the result
+    micro_batch_sequences: int | Literal["auto"] | None = None  # per process; None: whole share
+    threads: int | None = None  # of torch's own pool; None: leave it as it is
+    compile: bool = False  # torch.compile, block by block
+    log_every_steps: int | None = None  # None: about 200 lines over the run
+    checkpoint_every_s: float | None = 300.0  # None: not by time
+    checkpoint_every_steps: int | None = None
+    progress: bool = False  # bar on stderr
+    peak_flops_per_s: float | None = None  # of the device, for the utilisation in the metrics
+    stop_requested: Callable[[], bool] | None = None  # asked before every step
+
+    def __post_init__(self) -> None:
+        micro = self.micro_batch_sequences
+        if not (micro is None or micro == "auto" or (isinstance(micro, int) and micro >= 1)):
+            raise ValueError(
+                f"micro_batch_sequences is {micro!r}; give a number >= 1, auto or none"
+            )
+        for name in ("threads", "log_every_steps", "checkpoint_every_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be >= 1")
+        for name in ("checkpoint_every_s", "peak_flops_per_s"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}; it must be > 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalRow:
+    """Validation loss read out after `n_loops` steps."""
+
+    n_loops: int
+    val_loss: float  # nats per token
+    val_bpb: float  # bits per byte of text
+    n_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainResult:
+    """What one run did, as plain data.
+
+    `train_flops` is by rule and as spent: tokens trained times the rule's cost per token, equal to
+    the plan for a finished run. `train_flops_sampled` is the exact rule with the depths that were
+    drawn instead of their expectation.
+    """
+
+    status: Status
+    trial_id: str
+    step: int  # updates made
+    reason: str | None  # why it diverged
+    evaluation: tuple[EvalRow, ...]  # empty when diverged
+    final_train_loss: float | None  # nats per token, batch of the last update
+    n_tokens: int
+    train_flops: dict[str, float]
+    train_flops_sampled: float
+    core_sequence_steps: int  # loop steps executed, summed over sequences
+    core_sequence_steps_ideal: int  # the drawn depths, summed
+    data_epochs: float  # sequences trained over rows of the training split; > 1: data repeated
+    train_s: float  # inside the training loop, all attempts, lost steps left out
+    wall_s: float  # of this attempt, evaluation and checkpoints included
+    tokens_per_s: float  # over train_s
+    data_wait_share: float  # of train_s
+    micro_batch_sequences: int  # largest in use at the end
+    n_out_of_memory: int  # times the micro-batch was halved
+    n_resumed: int
+    n_processes: int
+    threads: int
+    device: str
+    torch_version: str
+    precision: str
+
+    def __post_init__(self) -> None:
+        if (self.status == "diverged") != (self.reason is not None):
+            raise ValueError(
+                f"status {self.status} with reason {self.reason!r}: one without the other"
+            )
+        for row in self.evaluation:
+            if not math.isfinite(row.val_loss):
+                raise ValueError(f"validation loss after {row.n_loops} loops is {row.val_loss}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        data = {f.name: getattr(self, f.name) for f in fields(self)}
+        rows = [{f.name: getattr(row, f.name) for f in fields(row)} for row in self.evaluation]
+        return data | {"evaluation": rows}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> TrainResult:
+        """Inverse of `to_dict`; unknown or missing keys raise TypeError."""
+        return cls(**(data | {"evaluation": tuple(EvalRow(**row) for row in data["evaluation"])}))
