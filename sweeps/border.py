@@ -1,0 +1,224 @@
+"""Where a spec file enters: YAML text to checked values, and every problem as one plain sentence.
+
+PyYAML reads `1e18` and `8e-3` as text, so numeric fields take text that is a number. A field's
+description is what the message says was needed, so each field has one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+
+from analysis.errors import nearest
+from parcae_core.errors import UserError
+
+
+class Section(BaseModel):
+    """A mapping of a spec: immutable, no unknown keys, no conversion between types."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def _to_float(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a yes/no value is not a number")
+    if isinstance(value, (int, str)):
+        try:
+            value = float(value)
+        except OverflowError:
+            raise ValueError("too large") from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("not finite")
+    return value
+
+
+def _to_int(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    number = _to_float(value)
+    if isinstance(number, float) and number == int(number):
+        return int(number)
+    return number
+
+
+Number = Annotated[float, BeforeValidator(_to_float)]
+Whole = Annotated[int, BeforeValidator(_to_int)]
+
+
+def overrides_of(config: type, name: str, leave_out: frozenset[str] = frozenset()) -> type[Section]:
+    """A section whose keys are the fields of a dataclass, all optional; given ones override."""
+    hints = get_type_hints(config)
+    entries: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        if field.name in leave_out:
+            continue
+        kind = _readable(hints[field.name])
+        needed = f"{_in_words(hints[field.name])}, or leave the key out"
+        # None marks "not given"; a None that a user writes means the same
+        entries[field.name] = (kind | None, Field(default=None, description=needed))
+    return create_model(name, __base__=Section, **entries)
+
+
+def given(section: BaseModel) -> dict[str, Any]:
+    """The keys that a section of overrides really sets."""
+    return {k: v for k, v in section.model_dump().items() if v is not None}
+
+
+def _readable(kind: Any) -> Any:
+    if kind is int:
+        return Whole
+    if kind is float:
+        return Number
+    if get_origin(kind) in (Union, types.UnionType):
+        return Union[tuple(_readable(k) for k in get_args(kind))]  # noqa: UP007 (built at run time)
+    return kind
+
+
+def _in_words(kind: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    if kind in names:
+        return names[kind]
+    if get_origin(kind) in (Union, types.UnionType):
+        return _in_words(next(k for k in get_args(kind) if k is not type(None)))
+    return "one of " + ", ".join(str(a) for a in get_args(kind))
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice (YAML's own rule; PyYAML keeps the last)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise UserError(
+                    f"line {key_node.start_mark.line + 1}: a key is {key!r}; keys are text"
+                )
+            if key in seen:
+                raise UserError(f"line {key_node.start_mark.line + 1}: {key!r} is given twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        # An alias can nest without end and turns one line into many; no spec needs it
+        if self.check_event(yaml.AliasEvent):
+            line = self.peek_event().start_mark.line + 1
+            raise UserError(f"line {line}: YAML aliases (*name) are not read; write the value out")
+        return super().compose_node(parent, index)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The top-level mapping of a YAML file.
+
+    Raises:
+        UserError: no such file, not UTF-8, not YAML, or not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise UserError(f"{path}: {reason}; give the path of a spec file.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason}); a spec is YAML text.") from error
+    try:
+        data = yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except UserError as error:
+        raise UserError(f"{path}: {error}.") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark is not None else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{path}: {where}not readable as YAML ({problem}).") from error
+    if not isinstance(data, dict):
+        found = "empty" if data is None else f"a {type(data).__name__}"
+        raise UserError(f"{path}: the file is {found}; a spec is a mapping of keys to values.")
+    return data
+
+
+def sentences(error: ValidationError, model: type[BaseModel], where: str) -> list[str]:
+    """One sentence per problem: file, key, what was found, what was needed."""
+    out, hinted = [], set()
+    items = error.errors(include_url=False)
+    for item in sorted(items, key=lambda i: i["type"] != "extra_forbidden"):
+        loc = item["loc"]
+        key = _dotted(loc)
+        if item["type"] == "extra_forbidden":
+            section = _section_at(model, loc[:-1])
+            known = list(section.model_fields) if section else []
+            inside = f" in {_dotted(loc[:-1])}" if len(loc) > 1 else ""
+            hint = nearest(str(loc[-1]), known)
+            hinted |= {k for k in known if repr(k) in hint}
+            out.append(
+                f"{where}: unknown key {str(loc[-1])!r}{inside}"
+                + (hint or f"; the keys are {', '.join(known)}.")
+            )
+        elif item["type"] == "missing":
+            if loc[-1] in hinted:
+                continue  # said already: it is there, misspelt
+            out.append(f"{where}: {key} is missing; give {_needed(model, loc)}.")
+        elif item["type"] == "value_error" and _section_at(model, loc) is not None:
+            out.append(f"{where}: {key + ': ' if key else ''}{item['ctx']['error']}")
+        else:
+            needed, subject = _needed(model, loc) or item["msg"], "it"
+            if isinstance(loc[-1], int):
+                subject = _dotted(loc[:-1])
+            out.append(f"{where}: {key} is {_shown(item['input'])}; {subject} must be {needed}.")
+    return list(dict.fromkeys(out))  # a union reports the same problem once per branch
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _dotted(loc: tuple) -> str:
+    text = ""
+    for part in loc:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif "[" not in part and not _is_branch(part):
+            text += f".{part}" if text else part
+    return text
+
+
+def _is_branch(part: str) -> bool:
+    """Pydantic names the branch of a union in the location; a user never wrote it."""
+    return part in ("int", "float", "str", "bool", "none") or part.startswith("literal")
+
+
+def _needed(model: type[BaseModel], loc: tuple) -> str:
+    """The description of the innermost field on the way to `loc`."""
+    section, needed = model, ""
+    for part in loc:
+        field = section.model_fields.get(part) if section and isinstance(part, str) else None
+        if field is None:
+            continue
+        needed = field.description or needed
+        section = _section_in(field.annotation)
+    return needed
+
+
+def _section_at(model: type[BaseModel], loc: tuple) -> type[BaseModel] | None:
+    section: type[BaseModel] | None = model
+    for part in loc:
+        if isinstance(part, int) or section is None:
+            continue
+        field = section.model_fields.get(part)
+        if field is not None:
+            section = _section_in(field.annotation)
+    return section
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in get_args(annotation):
+        if (found := _section_in(inner)) is not None:
+            return found
+    return None

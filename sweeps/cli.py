@@ -1,0 +1,88 @@
+"""The command `parcae`: one verb per task, each in its own room and imported when it is called."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from analysis.errors import InputError
+from parcae_core.errors import UserError
+
+# What each extra brings; a missing one is named with the way to get it
+_EXTRAS = {
+    "torch": "train",
+    "safetensors": "train",
+    "tokenizers": "train",
+    "ray": "sweep",
+    "wandb": "sweep",
+    "pydantic": "sweep",
+    "yaml": "sweep",
+    "fsspec": "sweep",
+    "triton": "kernels",
+}
+
+app = typer.Typer(
+    name="parcae",
+    help="Plan and run compute-budget sweeps of looped language models, and fit their scaling laws."
+    "\n\nA first look: parcae demo. Then: parcae plan SPEC, parcae run SPEC, parcae fit, parcae report.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"parcae-scaling {version('parcae-scaling')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def _register() -> None:
+    import importlib
+    import importlib.util
+
+    for name in ("sweeps.sweep_cli", "analysis.cli", "parcae_core.data_cli", "parcae_core.params_cli", "sweeps.demo_cli"):
+        if importlib.util.find_spec(name):
+            importlib.import_module(name).register(app)
+
+
+def main() -> None:
+    """Entry point: runs a verb; a user's mistake is one message on stderr and exit code 2."""
+    try:
+        _register()
+        app()
+    except (UserError, InputError) as error:
+        for line in str(error).splitlines():
+            print(f"parcae: {line}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in _EXTRAS:
+            raise
+        print(
+            f"parcae: this needs {package}, which is not installed: "
+            f"pip install 'parcae-scaling[{_EXTRAS[package]}]'",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

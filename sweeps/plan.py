@@ -1,0 +1,199 @@
+"""spec -> trials. Pure: no file, no network, no Ray, no torch; the same spec gives the same trials."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from parcae_core.config import ModelConfig
+from parcae_core.depth import DepthScheme, FixedDepth, PoissonDepth
+from parcae_core.errors import UserError
+from parcae_core.flops import train_flops_per_token
+from parcae_core.presets import preset
+from parcae_core.trial import DataConfig, EvalConfig, OptimConfig, Resources, Trial
+from sweeps.border import given
+from sweeps.designs import Cell, cells
+from sweeps.spec import SweepSpec
+
+# Fields of the model that only a loop has; a Transformer baseline drops them
+_LOOP_ONLY = ("injection", "prelude_norm", "readout", "d_state", "core_n_head", "core_d_ff")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """The trials of one spec, in its order."""
+
+    name: str
+    spec: SweepSpec
+    where: str  # the spec file, for messages
+    trials: tuple[Trial, ...]
+
+    @property
+    def trial_ids(self) -> tuple[str, ...]:
+        return tuple(t.trial_id for t in self.trials)
+
+
+def resolve_data(spec: SweepSpec, where: str) -> DataConfig:
+    """Which text and which ids the spec means: reads the corpus, trains nothing.
+
+    Raises:
+        UserError: if the corpus or the tokenizer cannot be had.
+    """
+    from parcae_core.data.sources import resolve
+    from parcae_core.data.tokenizer import parse_tokenizer
+
+    try:
+        source = resolve(spec.data.corpus)
+        tokenizer = parse_tokenizer(spec.data.tokenizer)
+    except ValueError as error:
+        raise UserError(f"{where}: data: {error}") from error
+    return DataConfig(
+        corpus=spec.data.corpus,
+        fingerprint=source.fingerprint,
+        tokenizer=spec.data.tokenizer,
+        vocab_size=tokenizer.vocab_size,
+    )
+
+
+def plan(spec: SweepSpec, data: DataConfig, where: str = "plan") -> Plan:
+    """Resolve every cell of a spec for every seed.
+
+    Args:
+        where: named in messages; the spec's path.
+
+    Raises:
+        UserError: with every problem found, one per line.
+    """
+    trials: dict[str, Trial] = {}
+    problems: list[str] = []
+    for cell in cells(spec, where):
+        for seed in spec.seeds:
+            try:
+                trial = _trial(spec, cell, seed, data)
+            except ValueError as error:  # UserError too
+                problems.append(f"{where}: {error}")
+                break  # the other seeds fail alike
+            if trial.trial_id in trials:
+                problems.append(
+                    f"{where}: two entries mean the same training ({describe(trial)}, seed {seed}); "
+                    "remove one."
+                )
+            trials[trial.trial_id] = trial
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
+    return Plan(name=spec.name, spec=spec, where=where, trials=tuple(trials.values()))
+
+
+def describe(trial: Trial) -> str:
+    """A few words that tell trials of one sweep apart, for tables and progress."""
+    size = (
+        f"{trial.n_tokens:.3g} tokens"
+        if trial.budget_flops is None
+        else f"{trial.budget_flops:.3g} FLOPs"
+    )
+    return f"{trial.preset}, mean_recurrence={trial.mean_recurrence}, {size}"
+
+
+def _trial(spec: SweepSpec, cell: Cell, seed: int, data: DataConfig) -> Trial:
+    as_transformer = cell.mean_recurrence == 1 and spec.recurrence_one == "transformer"
+    model = _model(spec, cell.model, transformer=as_transformer)
+    depth = None if model.is_transformer else _depth(spec, cell)
+    if model.is_transformer and cell.mean_recurrence != 1:
+        raise UserError(
+            f"model.injection is 'none' at mean_recurrence={cell.mean_recurrence}; a model without "
+            "a loop has mean_recurrence 1."
+        )
+    context = spec.context or model.context
+    batch = cell.batch_sequences or spec.batch_sequences
+    loops = (1,) if depth is None else _loops(spec, cell)
+    return Trial(
+        preset="/".join(filter(None, (spec.preset or "custom", cell.variant))),
+        model=model,
+        depth=depth,
+        data=data,
+        optim=OptimConfig(**(given(spec.optim) | cell.optim)),
+        evaluation=EvalConfig(loops=loops, n_sequences=spec.evaluation.n_sequences),
+        n_steps=_steps(spec, cell, model, depth, context, batch),
+        batch_sequences=batch,
+        context=context,
+        seed=seed,
+        data_seed=spec.data_seed,
+        precision=spec.precision,
+        budget_flops=cell.budget_flops,
+        budget_rule=spec.budget_rule,
+        resources=Resources(cpus=spec.resources.cpus, gpus=spec.resources.gpus),
+    )
+
+
+def _model(spec: SweepSpec, variation: dict[str, Any], *, transformer: bool) -> ModelConfig:
+    changes = given(spec.model) | variation
+    if transformer:
+        changes = {k: v for k, v in changes.items() if k not in _LOOP_ONLY}
+    if spec.preset is not None:
+        return preset(spec.preset, transformer=transformer).replace(**changes)
+    if transformer:
+        changes |= {"injection": "none", "prelude_norm": False}
+    try:
+        return ModelConfig(**changes)
+    except TypeError as error:  # a field without a default is missing
+        names = str(error).split("argument", 1)[-1].lstrip("s:").strip()
+        raise UserError(f"model: without a preset the model needs {names} as well.") from None
+
+
+def _depth(spec: SweepSpec, cell: Cell) -> DepthScheme:
+    mu = cell.mean_recurrence
+    mu_bwd = cell.mean_backprop_depth or spec.depth.backprop_depth(mu)
+    if mu_bwd > mu:
+        raise UserError(
+            f"depth.mean_backprop_depth is {mu_bwd} at mean_recurrence={mu}; gradient flows through "
+            "at most mean_recurrence steps. Lower it, or use 'ceil(mu/2)' as the paper does."
+        )
+    if mu == 1 or spec.depth.kind == "fixed":
+        # Poisson(1) cut at 1 has a mean of 1.37 loops: "once" has to be fixed
+        return FixedDepth(mean_recurrence=mu, mean_backprop_depth=mu_bwd)
+    return PoissonDepth(
+        mean_recurrence=mu,
+        mean_backprop_depth=mu_bwd,
+        per=spec.depth.per,
+        split=spec.depth.split,
+    )
+
+
+def _loops(spec: SweepSpec, cell: Cell) -> tuple[int, ...]:
+    return tuple(sorted({*spec.evaluation.loops, cell.mean_recurrence}))
+
+
+def _steps(
+    spec: SweepSpec,
+    cell: Cell,
+    model: ModelConfig,
+    depth: DepthScheme | None,
+    context: int,
+    batch: int,
+) -> int:
+    batch_tokens = batch * context
+    if cell.n_tokens is not None:
+        steps = cell.n_tokens // batch_tokens
+        if steps < spec.min_steps:
+            raise UserError(
+                f"{cell.n_tokens:.4g} tokens are {steps} steps of batch_tokens={batch_tokens}; "
+                f"min_steps is {spec.min_steps}. Raise n_tokens to {spec.min_steps * batch_tokens:.4g} "
+                "or lower batch_sequences."
+            )
+        return steps
+    per_step = train_flops_per_token(model, depth, context, spec.budget_rule).total * batch_tokens
+    steps = math.floor(cell.budget_flops / per_step)
+    if steps < spec.min_steps:
+        raise UserError(
+            f"{cell.budget_flops:.4g} FLOPs buy {steps} steps at mean_recurrence="
+            f"{cell.mean_recurrence} (batch_tokens={batch_tokens}); min_steps is {spec.min_steps}. "
+            f"Raise the budget to {_rounded_up(spec.min_steps * per_step)} or lower batch_sequences."
+        )
+    return steps
+
+
+def _rounded_up(flops: float) -> str:
+    """Two digits, never below `flops`, so that following the message is enough."""
+    unit = 10.0 ** (math.floor(math.log10(flops)) - 1)
+    return f"{math.ceil(flops / unit) * unit:.1e}".replace("e+", "e")

@@ -1,0 +1,127 @@
+"""What `parcae plan` prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from parcae_core.trial import planned_flops
+from sweeps.cluster import usable_cpus
+from sweeps.estimate import duration, longest_first, makespan, rate_of
+from sweeps.plan import Plan
+from sweeps.store import FINISHED, Store
+
+
+def as_data(
+    plan: Plan, store: Store, *, cpus: int | None = None, flops_per_s: float | None = None
+) -> dict[str, Any]:
+    """The plan as plain data: one entry per trial, totals, and what the times rest on."""
+    started = store.sweep is not None
+    rate = rate_of(plan.trials, store if started else None, flops_per_s)
+    trials, left = [], []
+    for trial in plan.trials:
+        state = store.state(trial).state if started else "planned"
+        if state not in FINISHED:
+            left.append(trial)
+        trials.append(
+            {
+                "trial_id": trial.trial_id,
+                "state": state,
+                "preset": trial.preset,
+                "mean_recurrence": trial.mean_recurrence,
+                "mean_backprop_depth": trial.mean_backprop_depth,
+                "budget_flops": trial.budget_flops,
+                "n_tokens": trial.n_tokens,
+                "n_steps": trial.n_steps,
+                "batch_tokens": trial.batch_tokens,
+                "seed": trial.seed,
+                "n_params": trial.n_params,
+                "train_flops": planned_flops(trial),
+                "muon_lr": trial.optim.muon_lr,
+                "estimated_s": rate.seconds(trial),
+                "cpus": trial.resources.cpus,
+                "gpus": trial.resources.gpus,
+            }
+        )
+    cpus = cpus or usable_cpus()
+    slots = int(cpus // max(t.resources.cpus for t in plan.trials))
+    seconds = [rate.seconds(t) for t in longest_first(left)]
+    known = rate.flops_per_s is not None
+    first = plan.trials[0].data
+    return {
+        "name": plan.name,
+        "design": plan.spec.design,
+        "spec_sha256": plan.spec.sha256,
+        "data": {
+            "corpus": first.corpus,
+            "fingerprint": first.fingerprint,
+            "tokenizer": first.tokenizer,
+        },
+        "trials": trials,
+        "totals": {
+            "trials": len(trials),
+            "finished": len(trials) - len(left),
+            "n_tokens": sum(t.n_tokens for t in plan.trials),
+            "train_flops_paper": sum(t["train_flops"]["paper"] for t in trials),
+            "train_flops_exact": sum(t["train_flops"]["exact"] for t in trials),
+            "left_s": sum(seconds) if known else None,
+            "makespan_s": makespan(seconds, slots) if known else None,
+            "cpus": cpus,
+        },
+        "rate": {"flops_per_s": rate.flops_per_s, "source": rate.source},
+    }
+
+
+def print_table(data: dict[str, Any]) -> None:
+    """The plan for people, on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = 140  # a pipe has no width; never cut numbers
+    table = Table(title=f"{data['name']}: {data['design']}", title_justify="left")
+    for column in ("trial", "state", "preset"):
+        table.add_column(column, no_wrap=True)
+    for column in (
+        "budget",
+        "mu_rec",
+        "seed",
+        "steps",
+        "tokens",
+        "FLOPs paper",
+        "exact",
+        "est. time",
+    ):
+        table.add_column(column, justify="right", no_wrap=True)
+    for t in data["trials"]:
+        table.add_row(
+            t["trial_id"],
+            t["state"],
+            t["preset"],
+            "-" if t["budget_flops"] is None else f"{t['budget_flops']:.3g}",
+            str(t["mean_recurrence"]),
+            str(t["seed"]),
+            f"{t['n_steps']:,}",
+            f"{t['n_tokens']:.4g}",
+            f"{t['train_flops']['paper']:.4g}",
+            f"{t['train_flops']['exact']:.4g}",
+            "?" if t["estimated_s"] is None else duration(t["estimated_s"]),
+        )
+    console.print(table)
+    totals, source = data["totals"], data["data"]
+    console.print(
+        f"{totals['trials']} trials, {totals['finished']} finished; {totals['n_tokens']:.4g} tokens, "
+        f"{totals['train_flops_paper']:.4g} FLOPs (paper), {totals['train_flops_exact']:.4g} (exact)",
+        highlight=False,
+    )
+    if totals["makespan_s"] is not None:
+        console.print(
+            f"about {duration(totals['makespan_s'])} on {totals['cpus']} CPUs for what is left "
+            f"({duration(totals['left_s'])} of work)",
+            highlight=False,
+        )
+    console.print(f"time {data['rate']['source']}", highlight=False)
+    console.print(
+        f"data {source['corpus']} as {source['tokenizer']}, fingerprint {source['fingerprint'][:12]}",
+        highlight=False,
+    )

@@ -1,0 +1,92 @@
+"""What a person watching a sweep sees, on stderr: plain lines, a few seconds apart."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from ray import tune
+
+from parcae_core.trial import Trial
+from sweeps.estimate import duration, exact_flops
+from sweeps.store import Store
+
+EVERY_S = 5.0
+
+
+class Progress(tune.Callback):
+    """Lines of progress; told by Tune, but what ended how is read from the store."""
+
+    def __init__(self, store: Store, trials: list[Trial], every_s: float = EVERY_S) -> None:
+        self.store, self.every_s = store, every_s
+        self.trials = {t.trial_id: t for t in trials}
+        self.ended: dict[str, str] = {}
+        self.started_at = self.said_at = time.monotonic()
+        self.last = ""
+
+    def say(self, text: str) -> None:
+        elapsed = time.monotonic() - self.started_at
+        print(f"[{elapsed:7.1f} s] {text}", file=sys.stderr, flush=True)
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        planned = self.trials[trial.config["trial_id"]]
+        state = self.store.state(planned)
+        self.ended[planned.trial_id] = state.state
+        if state.state in ("failed", "diverged"):
+            self.say(f"{_label(planned)}: {state.state}: {state.reason}")
+        elif state.state == "done" and (result := self.store.result(planned)):
+            loss = {r["n_loops"]: r["val_loss"] for r in result["evaluation"]}
+            value = loss[planned.mean_recurrence]
+            done = sum(s in ("done", "diverged") for s in self.ended.values())
+            self.say(
+                f"{_label(planned)}: done, val_loss {value:.4f} "
+                f"({done} of {len(self.trials)} finished)"
+            )
+
+    def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        planned = self.trials[trial.config["trial_id"]]
+        if self.store.state(planned).state != "failed":
+            self.say(f"{_label(planned)}: worker lost; starting again from its last checkpoint")
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        planned = self.trials[trial.config["trial_id"]]
+        self.ended[planned.trial_id] = "lost"
+        self.say(f"{_label(planned)}: given up after {trial.num_failures} lost workers")
+
+    def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
+        if time.monotonic() - self.said_at < self.every_s:
+            return
+        self.said_at = time.monotonic()
+        running = [t for t in trials if t.status == "RUNNING"]
+        text = f"{len(self.ended)} of {len(self.trials)} ended; " + ", ".join(
+            self._step(t) for t in running
+        )
+        if text != self.last and running:
+            self.say(text + self._remaining(running))
+            self.last = text
+
+    def _step(self, trial: Any) -> str:
+        planned = self.trials[trial.config["trial_id"]]
+        seen = trial.last_result or {}
+        loss = f" loss {seen['loss']:.3f}" if isinstance(seen.get("loss"), float) else ""
+        return f"{_label(planned)} step {seen.get('step', 0)}/{planned.n_steps}{loss}"
+
+    def _remaining(self, running: list) -> str:
+        """Time left, from the FLOPs made so far in this session."""
+        made = sum(exact_flops(self.trials[i]) for i in self.ended)
+        for t in running:
+            planned = self.trials[t.config["trial_id"]]
+            share = (t.last_result or {}).get("step", 0) / planned.n_steps
+            made += share * exact_flops(planned)
+        left = sum(map(exact_flops, self.trials.values())) - made
+        elapsed = time.monotonic() - self.started_at
+        if not made or elapsed < 2 * self.every_s:
+            return ""
+        return f"; about {duration(left / made * elapsed)} left"
+
+
+def _label(trial: Trial) -> str:
+    budget = f" C={trial.budget_flops:.3g}" if trial.budget_flops else ""
+    seed = f" seed={trial.seed}" if trial.seed else ""
+    return f"{trial.trial_id}{budget} mu={trial.mean_recurrence}{seed}"

@@ -1,0 +1,217 @@
+"""`parcae run`: everything that is planned and not finished, through a fresh Ray Tune run.
+
+Tuner.restore is not used: it silently ignores a changed list of trials. The store says what is
+left, so a killed driver, a new spec and a second start are all the same case.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from parcae_core.errors import UserError
+from parcae_core.trial import Trial
+from sweeps.cluster import ray_cluster, require_local, require_placeable
+from sweeps.estimate import longest_first
+from sweeps.plan import Plan
+from sweeps.store import FINISHED, State, Store, git_commit
+from sweeps.trainable import Job, Train, run_trial
+
+LOST_WORKERS_ALLOWED = 3  # per trial; node loss and pre-emption count, our own exceptions do not
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """How to run; none of it changes what is trained."""
+
+    cpus: int | None = None  # of a private cluster; None: all of this machine's
+    address: str | None = None  # of a running cluster; None: a private one
+    checkpoint_every_s: float = 120.0
+    lease_wait_s: float = 60.0
+    wandb_mode: str | None = None  # None: as the spec says
+    train: Train | None = None  # in place of parcae_core.train.train
+    reuse_workers: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What a `run` leaves."""
+
+    states: dict[str, State]  # by trial_id, of the plan
+    reused: dict[str, str]  # trial_id -> sibling sweep
+    stopped: bool  # on a signal
+
+    def count(self, *states: State) -> int:
+        return sum(s in states for s in self.states.values())
+
+    @property
+    def complete(self) -> bool:
+        """Every planned trial ended in a result."""
+        return all(s in FINISHED for s in self.states.values())
+
+
+def run(
+    plan: Plan, store: Store, spec_path: Path, *, extend: bool = False, options: Options = Options()
+) -> Outcome:
+    """Run what is missing.
+
+    Raises:
+        UserError: before anything is started or written, if the folder cannot take the plan.
+    """
+    store.check(plan, spec_path, extend=extend)
+    if options.address is None:
+        require_local(plan.trials, options.cpus)
+    with store.driver_lock():
+        store.write_plan(plan, spec_path)
+        reused = store.reuse_siblings(
+            [t for t in plan.trials if store.state(t).state not in FINISHED]
+        )
+        for trial_id, sibling in reused.items():
+            say(f"{trial_id}: the same trial is finished in {sibling}; its result is reused")
+        left = [t for t in plan.trials if store.state(t).state not in (*FINISHED, "failed")]
+        stopped = False
+        if left:
+            data_dirs = prepare_data(plan, store, left)
+            job = _job(plan, store, data_dirs, options)
+            stopped = _through_tune(job, longest_first(left), options)
+        states = {t.trial_id: store.state(t).state for t in plan.trials}
+    # "running" can only be the word of a worker that is gone
+    states = {i: "planned" if s == "running" else s for i, s in states.items()}
+    return Outcome(states=states, reused=reused, stopped=stopped)
+
+
+def prepare_data(plan: Plan, store: Store, trials: Sequence[Trial]) -> dict[int, str]:
+    """Tokenise the corpus once for every length of row; finished folders are reused.
+
+    Returns:
+        tokens per row -> folder.
+    """
+    from parcae_core.data.prepare import prepare
+
+    from parcae_core.data.sources import resolve
+
+    source = resolve(plan.spec.data.corpus)
+    planned = {t.data.fingerprint for t in trials}
+    if {source.fingerprint} != planned:
+        raise UserError(
+            f"{plan.where}: the corpus {source.name} changed while planning; try again."
+        )
+    folders = {}
+    for row_tokens in sorted({t.context + 1 for t in trials}):
+        path = prepare(
+            source,
+            tokenizer=plan.spec.data.tokenizer,
+            row_tokens=row_tokens,
+            root=store.out / "_data",
+        )
+        folders[row_tokens] = str(path)
+    return folders
+
+
+def _job(plan: Plan, store: Store, data_dirs: dict[int, str], options: Options) -> Job:
+    return Job(
+        out=str(store.out),
+        sweep=store.name,
+        session=uuid.uuid4().hex[:12],
+        data_dirs=data_dirs,
+        spec_sha256=plan.spec.sha256,
+        git_commit=git_commit(),
+        design=plan.spec.design,
+        wandb_mode=options.wandb_mode or plan.spec.wandb.mode,
+        wandb_project=plan.spec.wandb.project,
+        checkpoint_every_s=options.checkpoint_every_s,
+        lease_wait_s=options.lease_wait_s,
+        train=options.train,
+    )
+
+
+def _through_tune(job: Job, trials: list[Trial], options: Options) -> bool:
+    """Schedule the trials; True if a signal ended it."""
+    with ray_cluster(options.address, options.cpus):
+        from ray import tune
+
+        from sweeps.progress import Progress
+
+        require_placeable(trials)
+        by_id = {t.trial_id: t for t in trials}
+        # Tune wants a place for its own bookkeeping, which nobody reads again
+        scratch = tempfile.mkdtemp(prefix="parcae-tune-")
+        try:
+            tuner = tune.Tuner(
+                tune.with_resources(run_trial, lambda c: _bundle(by_id[c["trial_id"]])),
+                param_space={
+                    "job": job,
+                    "trial_id": tune.grid_search([t.trial_id for t in trials]),
+                },
+                tune_config=tune.TuneConfig(
+                    trial_name_creator=_trial_id,
+                    trial_dirname_creator=_trial_id,
+                    # Sound because `train` builds everything from the trial and leaves no state
+                    # behind, which a test checks; saves about 1.5 s of imports a trial
+                    reuse_actors=options.reuse_workers,
+                ),
+                run_config=tune.RunConfig(
+                    name=job.session,
+                    storage_path=scratch,
+                    verbose=0,
+                    failure_config=tune.FailureConfig(max_failures=LOST_WORKERS_ALLOWED),
+                    callbacks=[Progress(job.store, trials)],
+                ),
+            )
+            with stop_on_signals(job.stop_file) as stopped:
+                tuner.fit()
+        finally:
+            job.stop_file.unlink(missing_ok=True)
+            shutil.rmtree(scratch, ignore_errors=True)
+    return bool(stopped)
+
+
+def _trial_id(trial) -> str:
+    return trial.config["trial_id"]
+
+
+def _bundle(trial: Trial):
+    from ray.tune import PlacementGroupFactory
+
+    wanted = {"CPU": trial.resources.cpus}
+    if trial.resources.gpus:
+        wanted["GPU"] = trial.resources.gpus
+    return PlacementGroupFactory([wanted])
+
+
+@contextmanager
+def stop_on_signals(stop_file: Path) -> Iterator[list[int]]:
+    """First SIGINT or SIGTERM: trials write a checkpoint and end. Second: end at once.
+
+    Yields:
+        The signals received so far.
+    """
+    received: list[int] = []
+
+    def handle(number: int, frame: object) -> None:
+        received.append(number)
+        if len(received) == 1:
+            say("stopping: running trials write a checkpoint first; once more to stop at once")
+            stop_file.touch()
+        else:
+            os.kill(os.getpid(), signal.SIGUSR1)  # Tune's own way to end without the trials
+
+    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def say(text: str) -> None:
+    """A line of progress."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,280 @@
+"""The folder of a sweep: the truth about what was planned, what ran and what came out.
+
+    <out>/<sweep>/sweep.json        name, spec hash, trial ids in plan order, commit
+                  spec.yaml         the spec as it was given
+                  <trial_id>/trial.json       the planned trial (sweeps)
+                             state.json       last thing its worker said (sweeps)
+                             result.json      written once, atomically, at the end (sweeps)
+                             error.txt        traceback of a failure (sweeps)
+                             metrics.jsonl, checkpoints/     (parcae_core.train)
+                             wandb/           mirror (sweeps.wandb_log)
+
+A state is derived, never believed: "done" and "diverged" mean that result.json fits trial.json.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import math
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from parcae_core.errors import UserError
+from parcae_core.trial import Trial, trial_from_dict, trial_to_dict
+from sweeps.files import read_json, require_writable, write_atomic, write_json
+from sweeps.plan import Plan
+
+State = Literal["planned", "running", "done", "diverged", "failed"]
+FINISHED: tuple[State, ...] = ("done", "diverged")
+
+# A worker renews its state at least this often; older than STALE_S, it is taken for dead
+HEARTBEAT_S = 10.0
+STALE_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialState:
+    """What is known of one trial."""
+
+    state: State
+    step: int = 0  # of trial.n_steps
+    reason: str | None = None  # why it failed, diverged, or was not accepted as done
+    loss: float | None = None  # training loss last reported, nats per token
+    attempts: int = 0
+    tokens_per_s: float | None = None
+
+
+def result_problem(trial: Trial, result: dict[str, Any] | None) -> str | None:
+    """Why a result does not show that the trial ended as planned, or None when it does."""
+    if result is None:
+        return "no result"
+    if result.get("trial_id") != trial.trial_id:
+        return f"the result is of trial {result.get('trial_id')}"
+    step, status = result.get("step"), result.get("status")
+    if status == "diverged":
+        return None if result.get("reason") else "diverged without a reason"
+    if status != "done":
+        return f"status is {status!r}"
+    if step != trial.n_steps:
+        return f"step {step} of {trial.n_steps}"
+    rows = result.get("evaluation")
+    if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
+        return "no evaluation"
+    if [r.get("n_loops") for r in rows] != list(trial.evaluation.loops):
+        return f"evaluated at {[r.get('n_loops') for r in rows]}"
+    losses = [r.get("val_loss") for r in rows]
+    if not all(isinstance(x, (int, float)) and math.isfinite(x) and x > 0 for x in losses):
+        return f"validation losses are {losses}"
+    return None
+
+
+class Store:
+    """One sweep's folder."""
+
+    def __init__(self, out: Path | str, name: str) -> None:
+        self.out = Path(out).absolute()
+        self.name = name
+        self.root = self.out / name
+
+    def folder(self, trial_id: str) -> Path:
+        return self.root / trial_id
+
+    @property
+    def sweep(self) -> dict[str, Any] | None:
+        """sweep.json, or None before the first `run`."""
+        return read_json(self.root / "sweep.json")
+
+    # ---- reading -------------------------------------------------------------------------------
+
+    def stored_trials(self) -> list[Trial]:
+        """Every trial that has a folder here, the current plan's first and in its order."""
+        order = (self.sweep or {}).get("trials", [])
+        found = sorted(p.parent.name for p in self.root.glob("*/trial.json"))
+        ranked = sorted(found, key=lambda i: (order.index(i) if i in order else len(order), i))
+        return [t for i in ranked if (t := self.trial(i)) is not None]
+
+    def trial(self, trial_id: str) -> Trial | None:
+        """The stored trial; None if it is absent, damaged, or hashes to another id."""
+        data = read_json(self.folder(trial_id) / "trial.json")
+        if data is None:
+            return None
+        try:
+            trial = trial_from_dict(data)
+        except (TypeError, ValueError, KeyError):
+            return None
+        return trial if trial.trial_id == trial_id else None
+
+    def result(self, trial: Trial) -> dict[str, Any] | None:
+        """The result if it validates against the trial."""
+        result = read_json(self.folder(trial.trial_id) / "result.json")
+        return None if result_problem(trial, result) else result
+
+    def state(self, trial: Trial) -> TrialState:
+        """Derive a trial's state from what its folder really holds."""
+        folder = self.folder(trial.trial_id)
+        said = read_json(folder / "state.json") or {}
+        result = read_json(folder / "result.json")
+        problem = result_problem(trial, result)
+        known = {"attempts": said.get("attempts", 0)}
+        if problem is None:
+            return TrialState(
+                state=result["status"],
+                step=result["step"],
+                reason=result.get("reason"),
+                loss=result.get("final_train_loss"),
+                tokens_per_s=result.get("tokens_per_s"),
+                **known,
+            )
+        known |= {"step": said.get("step", 0), "loss": said.get("loss")}
+        if said.get("state") == "failed":
+            return TrialState(state="failed", reason=said.get("reason"), **known)
+        if said.get("state") == "running" and time.time() - said.get("time", 0) < STALE_S:
+            return TrialState(state="running", tokens_per_s=said.get("tokens_per_s"), **known)
+        reason = said.get("reason")
+        if (folder / "result.json").exists():
+            reason = f"result.json is not accepted: {problem}; it will run again"
+        elif said.get("state") == "running":
+            reason = f"its worker went silent at step {known['step']}; it will go on from there"
+        return TrialState(state="planned", reason=reason, **known)
+
+    # ---- writing -------------------------------------------------------------------------------
+
+    def check(self, plan: Plan, spec_path: Path, *, extend: bool) -> None:
+        """Refuse a folder that cannot take this plan; writes nothing but a probe.
+
+        Raises:
+            UserError: not writable, or a changed spec over finished trials without `extend`.
+        """
+        self._check_unchanged(plan, spec_path, extend=extend)
+        existed = self.root.exists()
+        require_writable(self.root)
+        if not existed:
+            self.root.rmdir()
+
+    def _check_unchanged(self, plan: Plan, spec_path: Path, *, extend: bool) -> None:
+        before = self.sweep
+        if before is None or extend:
+            return
+        old, new = set(before.get("trials", [])), set(plan.trial_ids)
+        if old == new:
+            return
+        finished = [t for t in self.stored_trials() if self.state(t).state in FINISHED]
+        if not finished:
+            return
+        added, gone = len(new - old), len(old - new)
+        raise UserError(
+            f"{self.root} was planned from spec {before.get('spec_sha256', '?')[:8]}, but {spec_path} "
+            f"is now {plan.spec.sha256[:8]}: {added} trial{'s' * (added != 1)} new, {gone} gone. Pass "
+            f"--extend to keep the {len(finished)} finished and run the {added} new, or give the "
+            "changed spec another name."
+        )
+
+    def write_plan(self, plan: Plan, spec_path: Path) -> None:
+        """Record the plan: sweep.json, spec.yaml and one trial.json per trial."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        for trial in plan.trials:
+            folder = self.folder(trial.trial_id)
+            folder.mkdir(exist_ok=True)
+            write_json(folder / "trial.json", trial_to_dict(trial))
+        write_atomic(self.root / "spec.yaml", spec_path.read_text(encoding="utf-8"))
+        sweep = {
+            "name": plan.name,
+            "design": plan.spec.design,
+            "spec_sha256": plan.spec.sha256,
+            "trials": list(plan.trial_ids),
+            "git_commit": git_commit(),
+        }
+        write_json(self.root / "sweep.json", sweep)
+
+    def write_state(self, trial_id: str, **said: Any) -> None:
+        """Replace state.json; `time` is added."""
+        write_json(self.folder(trial_id) / "state.json", said | {"time": time.time()})
+
+    def reuse_siblings(self, trials: list[Trial]) -> dict[str, str]:
+        """Copy results that another sweep beside this one already has.
+
+        Returns:
+            trial_id -> name of the sweep it came from.
+        """
+        taken = {}
+        for trial in trials:
+            for path in sorted(self.out.glob(f"*/{trial.trial_id}/result.json")):
+                sibling = Store(self.out, path.parent.parent.name)
+                if sibling.name == self.name or sibling.result(trial) is None:
+                    continue
+                folder = self.folder(trial.trial_id)
+                for name in ("metrics.jsonl", "result.json"):  # the result last: it counts
+                    if (path.parent / name).exists():
+                        write_atomic(folder / name, (path.parent / name).read_text())
+                said = read_json(path.parent / "state.json") or {}
+                self.write_state(trial.trial_id, **(said | {"reused_from": sibling.name}))
+                taken[trial.trial_id] = sibling.name
+                break
+        return taken
+
+    def forget_failure(self, trial_id: str) -> None:
+        """Let a failed trial be planned again; its checkpoints stay."""
+        for name in ("state.json", "error.txt"):
+            (self.folder(trial_id) / name).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def driver_lock(self) -> Iterator[None]:
+        """Hold the sweep for this process; it goes with the process, however that ends.
+
+        Raises:
+            UserError: if another `parcae run` works on it.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / ".driver").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise UserError(
+                    f"{self.root}: another `parcae run` is at work here ({file.read().strip()}); "
+                    f"wait for it, or look with `parcae status {self.root}`."
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {os.uname().nodename}")
+            file.flush()
+            yield
+
+
+def git_commit() -> str | None:
+    """The commit of this project's checkout, `-dirty` appended if files differ; None outside one."""
+    here = Path(__file__).resolve().parents[1]
+    if shutil.which("git") is None or not (here / ".git").exists():
+        return None
+    head = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    done = subprocess.run(head, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def open_sweep(source: str | Path, out: str | Path = "runs") -> Store:
+    """The store that a user names: a sweep folder, a sweep's name under `out`, or a spec file.
+
+    Raises:
+        UserError: if there is no sweep of that name.
+    """
+    path = Path(source)
+    if path.suffix in (".yaml", ".yml"):
+        from sweeps.spec import load_spec
+
+        store = Store(out, load_spec(path).name)
+    elif (path / "sweep.json").is_file():
+        store = Store(path.absolute().parent, path.absolute().name)
+    else:
+        store = Store(out, str(source))
+    if store.sweep is None:
+        raise UserError(
+            f"{source}: no sweep at {store.root}; give a spec file, a sweep folder or the name of a "
+            f"sweep under --out, or start one with `parcae run SPEC`."
+        )
+    return store

@@ -1,0 +1,230 @@
+"""`parcae plan|run|status|retry|collect`. Light to import; verbs import what they need."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from parcae_core.errors import UserError
+
+if TYPE_CHECKING:
+    from sweeps.plan import Plan
+    from sweeps.run import Outcome
+    from sweeps.store import Store
+
+_SPEC = typer.Argument(help="A spec file; sweeps/specs/ has examples.", metavar="SPEC")
+_SWEEP = typer.Argument(help="A sweep folder, a sweep's name under --out, or its spec.")
+_OUT = typer.Option("--out", help="The folder that holds sweeps.")
+_JSON = typer.Option("--json", help="Machine-readable, on stdout.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    for verb in (plan, run, status, retry, collect):
+        app.command(name=verb.__name__)(verb)
+
+
+def plan(
+    spec: Annotated[Path, _SPEC],
+    as_json: Annotated[bool, _JSON] = False,
+    out: Annotated[Path, _OUT] = Path("runs"),
+    cpus: Annotated[int | None, typer.Option(min=1, help="Cores to plan the time for.")] = None,
+    flops_per_s: Annotated[
+        float | None, typer.Option(min=1.0, help="Assume this many FLOP/s a trial.")
+    ] = None,
+) -> None:
+    """Every trial of a spec with tokens, steps, FLOPs and estimated time. Touches nothing.
+
+    Examples:
+
+        parcae plan sweeps/specs/demo.yaml
+
+        parcae plan sweeps/specs/demo.yaml --json | jq '.trials | length'
+    """
+    from sweeps.plan_view import as_data, print_table
+    from sweeps.store import Store
+
+    planned = load_plan(spec)
+    store = Store(out, planned.name)
+    data = as_data(planned, store, cpus=cpus, flops_per_s=flops_per_s)
+    if as_json:
+        typer.echo(json.dumps(data, indent=1))
+    else:
+        print_table(data)
+
+
+def run(
+    spec: Annotated[Path, _SPEC],
+    out: Annotated[Path, _OUT] = Path("runs"),
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Accept a changed spec: keep what is finished.")
+    ] = False,
+    cpus: Annotated[
+        int | None, typer.Option(min=1, help="Cores to use on this machine; default: all.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="A running Ray cluster: auto, or host:port.")
+    ] = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Shrink the spec to a few tiny trials: a CPU minute.")
+    ] = False,
+    wandb: Annotated[
+        str | None, typer.Option(help="offline, online or disabled, in place of the spec's.")
+    ] = None,
+) -> None:
+    """Run every trial that has no result yet. Safe to repeat: it goes on where it stopped.
+
+    Exit code 0 when every trial has a result (diverged is one), 1 when some failed or were stopped.
+
+    Examples:
+
+        parcae run sweeps/specs/demo.yaml
+
+        parcae run sweeps/specs/demo.yaml --smoke --out /tmp/smoke
+    """
+    from sweeps.run import Options
+    from sweeps.run import run as run_plan
+    from sweeps.store import Store
+
+    if wandb not in (None, "offline", "online", "disabled"):
+        raise UserError(f"--wandb is {wandb!r}; it must be offline, online or disabled.")
+    planned = load_plan(spec, smoke=smoke)
+    store = Store(out, planned.name)
+    outcome = run_plan(
+        planned,
+        store,
+        spec,
+        extend=extend,
+        options=Options(cpus=cpus, address=address, wandb_mode=wandb),
+    )
+    finish(outcome, store, again=_again(spec, out, smoke))
+
+
+def status(
+    sweep: Annotated[str, _SWEEP],
+    as_json: Annotated[bool, _JSON] = False,
+    out: Annotated[Path, _OUT] = Path("runs"),
+) -> None:
+    """The state of every trial, read from its folder; also while a sweep runs.
+
+    Examples:
+
+        parcae status demo
+
+        parcae status runs/demo --json
+    """
+    from sweeps.status_view import as_data, print_table
+    from sweeps.store import open_sweep
+
+    data = as_data(open_sweep(sweep, out))
+    if as_json:
+        typer.echo(json.dumps(data, indent=1))
+    else:
+        print_table(data)
+
+
+def retry(
+    sweep: Annotated[str, _SWEEP],
+    trial: Annotated[list[str] | None, typer.Argument(help="Trial ids; all failed ones.")] = None,
+    out: Annotated[Path, _OUT] = Path("runs"),
+) -> None:
+    """Let failed trials be planned again; then `parcae run` takes them up from their checkpoints.
+
+    Examples:
+
+        parcae retry demo
+
+        parcae retry runs/demo 0f3a52c1b77e
+    """
+    from sweeps.store import open_sweep
+
+    store = open_sweep(sweep, out)
+    failed = [t.trial_id for t in store.stored_trials() if store.state(t).state == "failed"]
+    for trial_id in trial or []:
+        if trial_id not in failed:
+            raise UserError(
+                f"{store.root}: trial {trial_id} has not failed; "
+                f"failed: {', '.join(failed) or 'none'}."
+            )
+    for trial_id in trial or failed:
+        store.forget_failure(trial_id)
+        typer.echo(trial_id)
+    say(f"{len(trial or failed)} trials are planned again; start them with `parcae run`.")
+
+
+def collect(
+    sweep: Annotated[str, _SWEEP],
+    out: Annotated[Path, _OUT] = Path("runs"),
+) -> None:
+    """Write the sweep's records.parquet from its trial folders; also while a sweep runs.
+
+    Examples:
+
+        parcae collect demo
+
+        parcae fit $(parcae collect runs/demo) --law mu-isoflop
+    """
+    from sweeps.collect import collect as collect_records
+    from sweeps.store import open_sweep
+
+    store = open_sweep(sweep, out)
+    path = collect_records(store)
+    if path is None:
+        raise UserError(f"{store.root}: no trial has ended yet; nothing to collect.")
+    typer.echo(path)
+
+
+def load_plan(spec: Path, *, smoke: bool = False) -> Plan:
+    """Read, check and resolve a spec file.
+
+    Raises:
+        UserError: with every problem.
+    """
+    from sweeps.plan import plan as make_plan
+    from sweeps.plan import resolve_data
+    from sweeps.spec import load_spec
+
+    loaded = load_spec(spec)
+    planned = make_plan(loaded, resolve_data(loaded, str(spec)), where=str(spec))
+    if smoke:
+        from sweeps.smoke import shrink
+
+        planned = shrink(planned)
+    return planned
+
+
+def finish(outcome: Outcome, store: Store, *, again: str) -> None:
+    """Collect, sum up, and exit with 1 unless every trial has a result."""
+    from sweeps.collect import collect as collect_records
+
+    path = collect_records(store)
+    counts = {s: outcome.count(s) for s in ("done", "diverged", "failed", "planned")}
+    summary = ", ".join(f"{n} {s}" for s, n in counts.items() if n)
+    say(f"{store.name}: {summary} of {len(outcome.states)} trials; {store.root}")
+    if path is not None:
+        typer.echo(path)
+    if outcome.complete:
+        return
+    if counts["failed"]:
+        say(
+            f"The reasons: `parcae status {store.root}`. Once they are mended: "
+            f"`parcae retry {store.root}`, then `{again}`."
+        )
+    if counts["planned"]:
+        what = "stopped" if outcome.stopped else "not every trial could be run"
+        say(f"{what}; go on with: {again}")
+    raise typer.Exit(1)
+
+
+def say(text: str) -> None:
+    """A line on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _again(spec: Path, out: Path, smoke: bool) -> str:
+    options = "" if out == Path("runs") else f" --out {out}"
+    return f"parcae run {spec}{options}{' --smoke' if smoke else ''}"

@@ -1,0 +1,266 @@
+"""What runs on a worker: one trial from its folder to its result. Ray Tune calls `run_trial`.
+
+Tune only schedules. The trial is read from trial.json, checkpoints are the trainer's own, and the
+outcome is result.json; what is reported to Tune is for the progress display alone.
+
+How an attempt ends:
+    done, diverged      result.json; never run again
+    our own exception   state "failed" with the reason; not retried, since it would fail again
+    a full disk, a dead worker or node, a lost lease     raised, or simply gone: Tune retries, and
+                        the next attempt goes on from the newest good checkpoint
+    asked to stop       a checkpoint; the trial stays planned
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from parcae_core.result import Execution, Interrupted, TrainResult
+from parcae_core.trial import Trial
+from sweeps.files import read_json, write_atomic, write_json
+from sweeps.lease import Lease, LeaseLost, lease
+from sweeps.store import HEARTBEAT_S, Store
+
+Train = Callable[..., TrainResult]
+ASK_EVERY_S = 1.0  # how often the stop file and the lease are looked at
+REPORT_EVERY_S = 2.0  # to Tune; each costs it about 1-2 ms
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What all trials of one `run` share; sent to the workers."""
+
+    out: str
+    sweep: str
+    session: str  # of this `run`; names the stop file
+    data_dirs: dict[int, str]  # by tokens per row
+    spec_sha256: str
+    git_commit: str | None
+    design: str
+    wandb_mode: str = "disabled"
+    wandb_project: str = "parcae-scaling"
+    checkpoint_every_s: float = 120.0
+    lease_wait_s: float = 60.0
+    train: Train | None = None  # None: parcae_core.train.train
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """For W&B."""
+        commit = (self.git_commit or "none")[:12]
+        return (self.design, f"spec-{self.spec_sha256[:12]}", f"commit-{commit}")
+
+    @property
+    def store(self) -> Store:
+        return Store(self.out, self.sweep)
+
+    @property
+    def stop_file(self) -> Path:
+        """Exists once this `run` has been asked to stop."""
+        return self.store.root / f".stop-{self.session}"
+
+
+def run_trial(config: dict[str, Any]) -> None:
+    """The function that Tune runs: config holds a Job and a trial_id."""
+    from ray import tune
+
+    job: Job = config["job"]
+    attempt(job, config["trial_id"], report=tune.report)
+
+
+def attempt(job: Job, trial_id: str, report: Callable[[dict[str, Any]], None]) -> None:
+    """One attempt at a trial; see the module for how it may end.
+
+    Raises:
+        Exception: only what another attempt may cure.
+    """
+    store = job.store
+    trial = store.trial(trial_id)
+    if trial is None:
+        raise RuntimeError(f"{store.folder(trial_id)}: trial.json is missing or damaged")
+    if store.result(trial) is not None:  # a retry after the result was written
+        return report({"state": "finished"})
+    if job.stop_file.exists():
+        return report({"state": "planned"})
+    with lease(store.folder(trial_id), wait_s=job.lease_wait_s) as held:
+        pulse = _Pulse(store, trial, held, report)
+        with pulse:
+            outcome = _train(job, trial, held, pulse)
+        pulse.end(outcome)
+        if outcome["state"] in ("done", "diverged", "failed"):
+            _mirror(job, trial, outcome)
+    report({"state": outcome["state"], "step": outcome["step"]})
+    if outcome["state"] == "failed" and trial.resources.gpus and not outcome.get("retired"):
+        # A CUDA error can outlive its trial; ending the process is what clears it
+        raise WorkerRetired(outcome["reason"])
+
+
+class WorkerRetired(Exception):
+    """Makes Tune replace a worker process after a failure that is already on record."""
+
+
+def _train(job: Job, trial: Trial, held: Lease, pulse: _Pulse) -> dict[str, Any]:
+    store = job.store
+    folder = store.folder(trial.trial_id)
+    said = read_json(folder / "state.json") or {}
+    if said.get("state") == "failed" and said.get("session") == job.session:
+        return said | {"retired": True}
+    pulse.begin(
+        attempts=said.get("attempts", 0) + 1,
+        session=job.session,
+        spec_sha256=job.spec_sha256,
+        git_commit=job.git_commit,
+    )
+    try:
+        result = _call_train(job, trial, held, pulse)
+    except Interrupted:
+        held.require()
+        return pulse.said | {"state": "planned", "reason": "stopped on request"}
+    except LeaseLost:
+        raise
+    except Exception as error:
+        held.require()
+        if (cause := _environment(error)) is not None:
+            store.write_state(
+                trial.trial_id, **(pulse.said | {"state": "planned", "reason": str(cause)})
+            )
+            raise
+        write_atomic(folder / "error.txt", traceback.format_exc())
+        return pulse.said | {"state": "failed", "reason": f"{type(error).__name__}: {error}"}
+    held.require()
+    write_json(folder / "result.json", result.to_dict())
+    return pulse.said | {"state": result.status, "step": result.step, "reason": result.reason}
+
+
+def _call_train(job: Job, trial: Trial, held: Lease, pulse: _Pulse) -> TrainResult:
+    train = job.train
+    if train is None:
+        from parcae_core.train import train
+    gpus = trial.resources.gpus
+    if 0 < gpus < 1:
+        import torch
+
+        # CUDA_VISIBLE_DEVICES is shared by fractions of a GPU; memory is not divided unless asked
+        torch.cuda.set_per_process_memory_fraction(gpus)
+    execution = Execution(
+        device="cuda" if gpus else "cpu",
+        threads=max(1, int(trial.resources.cpus)),
+        micro_batch_sequences="auto" if gpus else None,
+        checkpoint_every_s=job.checkpoint_every_s,
+        stop_requested=_StopRequested(job, held),
+    )
+    return train(
+        trial,
+        data_dir=Path(job.data_dirs[trial.context + 1]),
+        run_dir=job.store.folder(trial.trial_id),
+        on_report=pulse.on_report,
+        execution=execution,
+    )
+
+
+def _environment(error: BaseException) -> OSError | MemoryError | None:
+    """The system's failure behind an exception (disk full, no memory), if that is what it is."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, (OSError, MemoryError)):
+            return seen
+        seen = seen.__cause__
+    return None
+
+
+class _StopRequested:
+    """Asked before every step, so it looks at the disk only once a second."""
+
+    def __init__(self, job: Job, held: Lease) -> None:
+        self.stop_file, self.held = job.stop_file, held
+        self.asked_at = time.monotonic()
+
+    def __call__(self) -> bool:
+        if time.monotonic() - self.asked_at < ASK_EVERY_S:
+            return False
+        self.asked_at = time.monotonic()
+        self.held.require()  # raises out of the training loop: nothing more is written
+        return self.stop_file.exists()
+
+
+@dataclass
+class _Pulse:
+    """Keeps state.json fresh while a trial runs, and Tune informed."""
+
+    store: Store
+    trial: Trial
+    held: Lease
+    report: Callable[[dict[str, Any]], None]
+    said: dict[str, Any] = field(default_factory=dict)
+    _reported_at: float = 0.0
+
+    def __enter__(self) -> _Pulse:
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def begin(self, **said: Any) -> None:
+        host, pid = os.uname().nodename, os.getpid()
+        self.said = {"state": "running", "step": 0, "host": host, "pid": pid} | said
+        self._write()
+
+    def on_report(self, line: dict[str, Any]) -> None:
+        news = {
+            "step": line["step"],
+            "loss": line.get("train/loss"),
+            "tokens_per_s": line.get("perf/tokens_per_s"),
+        }
+        self.said |= news
+        if time.monotonic() - self._reported_at >= REPORT_EVERY_S:
+            self._reported_at = time.monotonic()
+            self.report(news)
+
+    def end(self, outcome: dict[str, Any]) -> None:
+        self.said = {k: v for k, v in outcome.items() if k not in ("time", "retired")}
+        self._write()
+
+    def _beat(self) -> None:
+        while not self._over.wait(HEARTBEAT_S):
+            if self.said and self.held.held():
+                self._write()
+
+    def _write(self) -> None:
+        try:
+            self.store.write_state(self.trial.trial_id, **_finite(self.said))
+        except OSError as error:
+            # The state is for people; the trainer meets the same disk and decides what it means
+            print(f"{self.trial.trial_id}: state.json not written ({error})", flush=True)
+
+
+def _finite(said: dict[str, Any]) -> dict[str, Any]:
+    """A loss may be infinite on the way to diverging; JSON has no such number."""
+    return {k: v if not isinstance(v, float) or abs(v) < 1e300 else str(v) for k, v in said.items()}
+
+
+def _mirror(job: Job, trial: Trial, outcome: dict[str, Any]) -> None:
+    if job.wandb_mode == "disabled":
+        return
+    from sweeps.wandb_log import mirror
+
+    folder = job.store.folder(trial.trial_id)
+    problem = mirror(
+        folder,
+        trial,
+        sweep=job.sweep,
+        mode=job.wandb_mode,
+        project=job.wandb_project,
+        tags=job.tags,
+    )
+    if problem is not None:
+        job.store.write_state(trial.trial_id, **_finite(outcome), wandb_problem=problem)
