@@ -1,0 +1,1 @@
+"""Corpora to packed rows of token ids: sources, tokenizers, packing, preparation, reading."""

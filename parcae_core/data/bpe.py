@@ -1,0 +1,278 @@
+"""Byte-level BPE: training, encoding and the exchange format, tokenizer.json.
+
+Training uses rustbpe and encoding tiktoken: both give what the `tokenizers` library gives for the
+same merges, several times faster (benchmarks/tokenizer_speed.py prints by how much). A
+tokenizer.json made elsewhere is encoded by `tokenizers` itself unless it has exactly our layout.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rustbpe
+import tiktoken
+
+from parcae_core.data.tokenizer import N_BYTES, SPECIALS, Tokenizer, id_dtype
+from parcae_core.errors import UserError
+
+# How GPT-4's tokenizer splits text before merging: contractions, letters with one leading mark,
+# up to three digits, punctuation with its line ends, and whitespace.
+# Source: the cl100k_base encoding as published with tiktoken.
+SPLIT_PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+# Names under which other tokenizers keep their beginning-of-text token, ours first.
+BOS_NAMES = (SPECIALS[0], "<|begin_of_text|>", "<|endoftext|>", "<s>", "<bos>", "[BOS]")
+EOS_NAMES = (SPECIALS[1], "<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>", "[EOS]")
+PAD_NAMES = (SPECIALS[2], "<|padding|>", "<pad>", "[PAD]")
+
+
+# A run of a million blanks overflows the regex engine's stack; see `segments`.
+SEGMENT_CHARS = 1 << 17
+
+
+def segments(text: str) -> Iterator[str]:
+    """Cut a huge document into parts that can be encoded one by one, at most SEGMENT_CHARS long.
+
+    The cut falls after a line end that a visible character follows: the split pattern always ends
+    a match there, so the ids are those of the whole text. Only a document with no such place in
+    131,072 characters is cut elsewhere.
+    """
+    start = 0
+    while len(text) - start > SEGMENT_CHARS:
+        cut = start + SEGMENT_CHARS
+        line_end = text.rfind("\n", start, cut)
+        while line_end >= 0 and text[line_end + 1].isspace():
+            line_end = text.rfind("\n", start, line_end)
+        end = line_end + 1 if line_end >= 0 else cut
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+class BpeTokenizer:
+    """Byte-level BPE with ids: 256 bytes, merges in the order learned, bos, eos, pad."""
+
+    def __init__(self, tokens: list[bytes]) -> None:
+        """Args:
+        tokens: the bytes of each id, specials left out; the first 256 are the single bytes.
+        """
+        self._tokens = tokens
+        self.vocab_size = len(tokens) + len(SPECIALS)
+        self.bos_id, self.eos_id, self.pad_id = range(len(tokens), self.vocab_size)
+        self._dtype = id_dtype(self.vocab_size)
+        self._encoding = tiktoken.Encoding(
+            f"bpe-{self.vocab_size}",
+            pat_str=SPLIT_PATTERN,
+            mergeable_ranks={token: rank for rank, token in enumerate(tokens)},
+            special_tokens={},
+        )
+
+    def encode(self, text: str) -> np.ndarray:
+        # Releases the GIL, so threads scale; no specials are registered, so "<|bos|>" in a text
+        # is plain characters.
+        parts = [self._encoding.encode_to_numpy(s, disallowed_special=()) for s in segments(text)]
+        return _join(parts, self._dtype)
+
+    def decode_bytes(self, ids: np.ndarray) -> bytes:
+        return b"".join(self._tokens[i] for i in np.asarray(ids) if i < len(self._tokens))
+
+    def token_bytes(self) -> np.ndarray:
+        return np.array([len(t) for t in self._tokens] + [0] * len(SPECIALS), np.int32)
+
+    def to_json(self) -> str:
+        return json.dumps(_to_tokenizer_json(self._tokens), ensure_ascii=False, indent=1) + "\n"
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
+    """Learn merges; the same texts give the same tokenizer.
+
+    Args:
+        texts: documents of the train split.
+        vocab_size: ids in all: 256 bytes, the merges, three specials.
+
+    Raises:
+        UserError: if the text is too small to yield that many merges.
+    """
+    trainer = rustbpe.Tokenizer()
+    pieces = (segment for text in texts for segment in segments(text))
+    trainer.train_from_iterator(pieces, vocab_size - len(SPECIALS), pattern=SPLIT_PATTERN)
+    tokens = [
+        bytes(token) for token, _ in sorted(trainer.get_mergeable_ranks(), key=lambda t: t[1])
+    ]
+    if len(tokens) + len(SPECIALS) < vocab_size:
+        raise UserError(
+            f"tokenizer 'bpe-{vocab_size}': the train split is too small, it yields only "
+            f"{len(tokens) - N_BYTES} merges; use 'bpe-{len(tokens) + len(SPECIALS)}' or smaller, "
+            "'bytes', or more text"
+        )
+    return BpeTokenizer(tokens)
+
+
+class JsonTokenizer:
+    """A byte-level tokenizer.json from elsewhere, encoded by the `tokenizers` library."""
+
+    def __init__(self, path: Path, data: dict[str, Any], text: str) -> None:
+        from tokenizers import Tokenizer as HfTokenizer
+
+        self._text = text
+        self._hf = HfTokenizer.from_str(text)
+        # Text that spells out a special token is text, not that token.
+        self._hf.encode_special_tokens = True
+        added = {t["content"]: t["id"] for t in data["added_tokens"]}
+        self._special_ids = {t["id"] for t in data["added_tokens"] if t["special"]}
+        self.vocab_size = 1 + max([*data["model"]["vocab"].values(), *added.values()])
+        bos_id = _first_of(BOS_NAMES, added)
+        if bos_id is None:
+            raise UserError(
+                f"{path}: no beginning-of-text token; its special tokens are "
+                f"{sorted(added) or 'none'} and one of {', '.join(BOS_NAMES)} is needed"
+            )
+        self.bos_id: int = bos_id
+        self.eos_id = _first_of(EOS_NAMES, added)
+        self.pad_id = _first_of(PAD_NAMES, added)
+        self._dtype = id_dtype(self.vocab_size)
+        self._tokens: list[bytes] = [b""] * self.vocab_size
+        for token, i in data["model"]["vocab"].items():
+            if i not in self._special_ids:
+                self._tokens[i] = _visible_to_bytes(token)
+        for token, i in added.items():
+            if i not in self._special_ids:
+                self._tokens[i] = token.encode()
+
+    def encode(self, text: str) -> np.ndarray:
+        parts = [self._hf.encode(s, add_special_tokens=False).ids for s in segments(text)]
+        return _join([np.array(ids, self._dtype) for ids in parts], self._dtype)
+
+    def decode_bytes(self, ids: np.ndarray) -> bytes:
+        return b"".join(self._tokens[i] for i in np.asarray(ids))
+
+    def token_bytes(self) -> np.ndarray:
+        return np.array([len(t) for t in self._tokens], np.int32)
+
+    def to_json(self) -> str:
+        return self._text
+
+
+def load_json(path: Path) -> Tokenizer:
+    """A tokenizer from tokenizer.json; ours run fast, others through the `tokenizers` library.
+
+    Raises:
+        UserError: if it is damaged, not byte-level (then bytes per token are not defined), changes
+            the text before encoding, or has no beginning-of-text token.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text)
+        vocab = data["model"]["vocab"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot read a tokenizer from it ({error!r})") from error
+    names = sorted(vocab, key=vocab.get)
+    n_plain = len(names) - len(SPECIALS)
+    if n_plain > N_BYTES and tuple(names[n_plain:]) == SPECIALS:
+        tokens = [_visible_to_bytes(name) for name in names[:n_plain]]
+        if data == _to_tokenizer_json(tokens):
+            return BpeTokenizer(tokens)
+    _check_byte_level(path, data)
+    return JsonTokenizer(path, data, text)
+
+
+def _check_byte_level(path: Path, data: dict[str, Any]) -> None:
+    pre = data.get("pre_tokenizer") or {}
+    parts = pre.get("pretokenizers", [pre])
+    byte_level = [p for p in parts if p.get("type") == "ByteLevel"]
+    if data["model"].get("type") != "BPE" or not byte_level:
+        raise UserError(
+            f"{path}: a {data['model'].get('type')} model with pre-tokenizer "
+            f"{[p.get('type') for p in parts]}; a byte-level BPE is needed, because losses are "
+            "reported in bits per byte"
+        )
+    if data.get("normalizer") or any(p.get("add_prefix_space") for p in byte_level):
+        raise UserError(
+            f"{path}: it changes the text before encoding (normalizer or add_prefix_space), so "
+            "bits per byte would not refer to the corpus; export it without"
+        )
+
+
+def _join(parts: list[np.ndarray], dtype: np.dtype) -> np.ndarray:
+    return (parts[0] if len(parts) == 1 else np.concatenate(parts)).astype(dtype)
+
+
+def _first_of(names: Iterable[str], ids: dict[str, int]) -> int | None:
+    return next((ids[name] for name in names if name in ids), None)
+
+
+def _byte_alphabet() -> list[str]:
+    """The visible character that stands for each byte in tokenizer.json.
+
+    Printable Latin-1 stands for itself; the other 68 bytes follow from U+0100 in order. This is
+    the ByteLevel convention of GPT-2, which the format requires.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(b) if b in printable else chr(next(others)) for b in range(N_BYTES)]
+
+
+_BYTE_TO_CHAR = _byte_alphabet()
+_CHAR_TO_BYTE = {c: b for b, c in enumerate(_BYTE_TO_CHAR)}
+
+
+def _visible(token: bytes) -> str:
+    return "".join(_BYTE_TO_CHAR[b] for b in token)
+
+
+def _visible_to_bytes(name: str) -> bytes:
+    # Characters outside the alphabet occur only in tokens that no merge can reach.
+    return b"".join(bytes([_CHAR_TO_BYTE[c]]) if c in _CHAR_TO_BYTE else c.encode() for c in name)
+
+
+def _to_tokenizer_json(tokens: list[bytes]) -> dict[str, Any]:
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    vocab = {_visible(token): rank for rank, token in enumerate(tokens)}
+    specials = {name: len(tokens) + i for i, name in enumerate(SPECIALS)}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    split = {"pattern": {"Regex": SPLIT_PATTERN}, "behavior": "Isolated", "invert": False}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": i, "content": name, **flags, "special": True} for name, i in specials.items()
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [{"type": "Split", **split}, {**byte_level, "use_regex": False}],
+        },
+        "post_processor": None,
+        "decoder": {**byte_level, "use_regex": False},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": vocab | specials,
+            "merges": [[_visible(p) for p in _parents(t, ranks)] for t in tokens[N_BYTES:]],
+        },
+    }
+
+
+def _parents(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
+    """The two tokens a token was merged from: its encoding by the merges learned before it."""
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while len(parts) > 2:
+        pairs = [ranks.get(a + b, len(ranks)) for a, b in pairwise(parts)]
+        best = min(range(len(pairs)), key=pairs.__getitem__)
+        parts[best : best + 2] = [parts[best] + parts[best + 1]]
+    return parts

@@ -1,0 +1,308 @@
+"""A user's corpus: text files, JSONL or Parquet shards, in a folder or behind an fsspec URL.
+
+Documents come in a fixed order: text files by the sha256 of their path, shards by name and row
+within. Hostile documents (empty, binary, not UTF-8) are left out and counted; a file that breaks
+its own format, or lacks the text column, is an error, because then the corpus is not what its
+owner thinks.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from parcae_core.data.sources import Document, Source, Split, split_by_text
+from parcae_core.errors import UserError
+
+TEXT_SUFFIXES = frozenset(
+    [
+        ".txt",
+        ".text",
+        ".md",
+        ".rst",
+        ".tex",
+        ".html",
+        ".xml",
+        ".py",
+        ".c",
+        ".h",
+        ".cc",
+        ".cpp",
+        ".hpp",
+        ".rs",
+        ".go",
+        ".java",
+        ".js",
+        ".ts",
+        ".sh",
+        ".sql",
+    ]
+)
+TABLE_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
+# Above this a plan would spend its time reading; the text is then read once, by `prepare`.
+READ_AT_ONCE_BYTES = 256 << 20
+MAX_DOCUMENT_BYTES = 1 << 30
+PARQUET_BATCH_ROWS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file.
+
+    Attributes:
+        path: POSIX, below the corpus; the name for a corpus of one file.
+        mark: changes when the file is rewritten (modification time, or an object store's ETag).
+        location: what opens it.
+    """
+
+    path: str
+    size: int
+    mark: str
+    location: str
+
+
+class FileSource(Source):
+    """Documents in files; Parquet and JSONL shards, if there are any, are the whole corpus.
+
+    Text files beside shards (a data set's README) are not part of it.
+    """
+
+    def __init__(self, place: str, *, text_column: str, val_share: float) -> None:
+        self.place = place.rstrip("/") or "/"
+        super().__init__(PurePosixPath(self.place).name or "corpus")
+        self._text_column = text_column
+        self._val_share = val_share
+        self._files = _RemoteFiles(self.place) if "://" in place else _LocalFiles(self.place)
+        self.entries = self._select()
+        self.total_bytes = sum(e.size for e in self.entries)
+        is_local = isinstance(self._files, _LocalFiles)
+        self.is_quick = is_local and self.total_bytes <= READ_AT_ONCE_BYTES
+
+    @property
+    def work_key(self) -> str:
+        rule = [self._text_column, self._val_share]
+        files = [[e.path, e.size, e.mark] for e in self.entries]
+        return hashlib.sha256(json.dumps([self.place, rule, files]).encode()).hexdigest()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `Source`.
+
+        Raises:
+            UserError: for a remote corpus, or one too large to be read at every plan.
+        """
+        if not self.is_quick:
+            raise UserError(
+                f"corpus {self.place!r}: {len(self.entries)} files, {self.total_bytes / 1e6:,.0f} "
+                f"MB; a plan reads the text of local corpora up to {READ_AT_ONCE_BYTES >> 20} MiB "
+                "only. Prepare it once with `parcae data prepare` and name the folder it prints"
+            )
+        return super().fingerprint
+
+    def check_unchanged(self) -> None:
+        """Raise UserError if a file was added, removed or rewritten since the source was opened."""
+        now = {(e.path, e.size, e.mark) for e in self._select()}
+        then = {(e.path, e.size, e.mark) for e in self.entries}
+        if changed := sorted(path for path, _, _ in now ^ then):
+            raise UserError(
+                f"corpus {self.place!r}: {changed[0]} changed while it was read; prepare it again "
+                "when nothing writes to it"
+            )
+
+    def stream(self) -> Iterator[tuple[Split, Document]]:
+        self.skipped.clear()
+        yield from split_by_text(self._clean(self._read_all()), self._val_share)
+
+    def _select(self) -> list[Entry]:
+        found = [e for e in self._files.listing() if not _is_hidden(e.path)]
+        tables = [e for e in found if e.path.endswith(TABLE_SUFFIXES)]
+        texts = [e for e in found if PurePosixPath(e.path).suffix in TEXT_SUFFIXES]
+        if not tables and not texts:
+            raise UserError(
+                f"corpus {self.place!r}: {len(found)} files, none of them text. Looked for "
+                f"{', '.join(TABLE_SUFFIXES)} and {', '.join(sorted(TEXT_SUFFIXES))}"
+            )
+        texts.sort(key=lambda e: hashlib.sha256(e.path.encode()).digest())
+        return sorted(tables, key=lambda e: e.path) or texts
+
+    def _clean(self, documents: Iterable[tuple[str, str | None]]) -> Iterator[Document]:
+        for id_, text in documents:
+            if not text or text.isspace():
+                self.skipped["empty"] += 1
+            elif "\0" in text:
+                self.skipped["binary (NUL)"] += 1
+            elif not _is_unicode(text):
+                self.skipped["not UTF-8"] += 1
+            else:
+                yield Document(id_, text)
+
+    def _read_all(self) -> Iterator[tuple[str, str | None]]:
+        for entry in self.entries:
+            where = entry.location
+            with self._files.open(entry) as file:
+                if entry.path.endswith(".parquet"):
+                    yield from self._parquet(file, entry.path, where)
+                elif entry.path.endswith((".jsonl", ".jsonl.gz")):
+                    yield from self._jsonl(file, entry.path, where)
+                else:
+                    yield from self._text(file, entry, where)
+
+    def _text(self, file: BinaryIO, entry: Entry, where: str) -> Iterator[tuple[str, str]]:
+        if entry.size > MAX_DOCUMENT_BYTES:
+            raise UserError(
+                f"{where}: {entry.size} bytes in one text file, which is one document; "
+                f"{MAX_DOCUMENT_BYTES} are the most. Split it into documents (files or JSONL lines)"
+            )
+        if (text := self._decode(file.read())) is not None:
+            yield entry.path, text
+
+    def _decode(self, data: bytes) -> str | None:
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            self.skipped["not UTF-8"] += 1
+            return None
+
+    def _jsonl(self, file: BinaryIO, path: str, where: str) -> Iterator[tuple[str, str | None]]:
+        lines = gzip.GzipFile(fileobj=file) if where.endswith(".gz") else file
+        for number, line in enumerate(_lines(lines, where), start=1):
+            if line.isspace() or (decoded := self._decode(line)) is None:
+                continue
+            try:
+                row = json.loads(decoded)
+            except ValueError as error:
+                raise UserError(
+                    f"{where}: line {number} is not JSON ({error}); is the file cut off?"
+                ) from error
+            keys = list(row) if isinstance(row, dict) else type(row).__name__
+            if self._text_column not in keys or not isinstance(row, dict):
+                raise self._no_column(f"{where}: line {number}", keys)
+            text = row[self._text_column]
+            if text is not None and not isinstance(text, str):
+                raise UserError(
+                    f"{where}: line {number}: {self._text_column!r} is {text!r:.40}; text needed"
+                )
+            yield f"{path}:{number}", text
+
+    def _parquet(self, file: BinaryIO, path: str, where: str) -> Iterator[tuple[str, str | None]]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        column = self._text_column
+        try:
+            table = pq.ParquetFile(file)
+            names = table.schema_arrow.names
+            if column not in names:
+                raise self._no_column(where, names)
+            kind = table.schema_arrow.field(column).type
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                raise UserError(f"{where}: column {column!r} holds {kind}; string needed")
+            number = 0
+            for batch in table.iter_batches(PARQUET_BATCH_ROWS, columns=[column]):
+                # As bytes: pyarrow does not check that a string column is UTF-8.
+                for raw in batch.column(0).cast(pa.large_binary()).to_pylist():
+                    text = None if raw is None else self._decode(raw)
+                    if raw is None or text is not None:
+                        yield f"{path}:{number}", text
+                    number += 1
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(
+                f"{where}: cannot read it as Parquet ({error}); fetch it again"
+            ) from error
+
+    def _no_column(self, where: str, found: Any) -> UserError:
+        return UserError(
+            f"{where}: no field {self._text_column!r}; found {found}. Name the text's field with "
+            "--text-column"
+        )
+
+
+class _LocalFiles:
+    def __init__(self, place: str) -> None:
+        self._root = Path(place)
+
+    def listing(self) -> list[Entry]:
+        if self._root.is_file():
+            return [self._entry(self._root, self._root.name)]
+        return [
+            self._entry(path, path.relative_to(self._root).as_posix())
+            for folder, _, names in os.walk(self._root)
+            for path in (Path(folder) / name for name in names)
+            if path.is_file()
+        ]
+
+    def _entry(self, path: Path, name: str) -> Entry:
+        stat = path.stat()
+        return Entry(name, stat.st_size, str(stat.st_mtime_ns), str(path))
+
+    def open(self, entry: Entry) -> BinaryIO:
+        try:
+            return open(entry.location, "rb")  # closed by the caller's `with`
+        except OSError as error:
+            raise UserError(f"{entry.location}: cannot read it ({error.strerror})") from error
+
+
+class _RemoteFiles:
+    def __init__(self, url: str) -> None:
+        # Needed for URLs only, and each scheme brings its own client.
+        try:
+            import fsspec
+
+            self._fs, self._root = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise UserError(
+                f"corpus {url!r}: cannot open this kind of URL ({error}); install the fsspec "
+                "backend of its scheme, for s3:// `pip install 'parcae-scaling[s3]'`"
+            ) from error
+        self._url = url
+
+    def listing(self) -> list[Entry]:
+        try:
+            found = self._fs.find(self._root, detail=True)
+        except OSError as error:
+            raise UserError(
+                f"corpus {self._url!r}: cannot list it ({error}); check the address and the "
+                "credentials"
+            ) from error
+        if not found:
+            raise UserError(f"corpus {self._url!r}: nothing is there; check the address")
+        base = self._root.rstrip("/")
+        return [
+            Entry(
+                path.removeprefix(base).lstrip("/") or PurePosixPath(path).name,
+                info["size"],
+                str(info.get("ETag") or info.get("LastModified") or info.get("mtime")),
+                path,
+            )
+            for path, info in found.items()
+        ]
+
+    def open(self, entry: Entry) -> BinaryIO:
+        return self._fs.open(entry.location, "rb")
+
+
+def _lines(file: Iterable[bytes], where: str) -> Iterator[bytes]:
+    try:
+        yield from file
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise UserError(f"{where}: damaged gzip ({error}); fetch it again") from error
+
+
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in PurePosixPath(path).parts)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether the text can be written as UTF-8; JSON can smuggle in lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,137 @@
+"""manifest.json of a prepared folder: what was read, how it was packed, and what the files must be."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from parcae_core.data.sources import SPLITS, Split
+from parcae_core.errors import UserError
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+_AGAIN = "Delete the folder and prepare it again (`parcae data prepare`, or run the sweep again)"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplitManifest:
+    """One split. `tokens` counts the ids of all pieces with their BOS, before cropping:
+    `tokens == rows * row_tokens + cropped_tokens`."""
+
+    file: str
+    documents: int
+    text_bytes: int  # UTF-8
+    pieces: int
+    tokens: int
+    rows: int
+    cropped_tokens: int
+    sha256: str
+
+    @property
+    def cropped_share(self) -> float:
+        return self.cropped_tokens / self.tokens
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """Everything needed to trust and read a prepared folder."""
+
+    data_id: str
+    source: dict[str, Any]  # name, fingerprint, skipped: reason -> count
+    tokenizer: dict[str, Any]  # name, sha256, vocab_size, bos_id, eos_id, pad_id
+    packing: dict[str, Any]  # long_documents, buffer_pieces
+    row_tokens: int
+    dtype: str  # of the ids on disk, little-endian
+    splits: dict[Split, SplitManifest]
+    files: dict[str, str]  # other files -> sha256
+    version: int = FORMAT_VERSION
+
+    @property
+    def itemsize(self) -> int:
+        return {"uint16": 2, "uint32": 4}[self.dtype]
+
+    def shard_bytes(self, split: Split) -> int:
+        return self.splits[split].rows * self.row_tokens * self.itemsize
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read manifest.json.
+
+    Raises:
+        UserError: if it is missing, damaged, or of another format version.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        version = data["version"]
+        if version != FORMAT_VERSION:
+            raise UserError(
+                f"{path}: format version {version}, and this program reads {FORMAT_VERSION}. {_AGAIN}"
+            )
+        splits = {name: SplitManifest(**data["splits"][name]) for name in SPLITS}
+        return Manifest(**(data | {"splits": splits}))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder}: no {MANIFEST_NAME} in it; needed: a folder written by `parcae data prepare`"
+        ) from error
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged manifest ({error!r}). {_AGAIN}") from error
+
+
+def check_sizes(folder: Path, manifest: Manifest) -> None:
+    """Compare the shards with the manifest by size: instant, and catches a truncated file.
+
+    Raises:
+        UserError: naming the file, its size and the size needed.
+    """
+    for split in SPLITS:
+        path = folder / manifest.splits[split].file
+        needed = manifest.shard_bytes(split)
+        found = _size(path)
+        if found is None:
+            raise UserError(f"{path}: missing; the manifest names it with {needed} bytes. {_AGAIN}")
+        if found != needed:
+            what = "truncated" if found < needed else "longer than its manifest says"
+            raise UserError(
+                f"{path}: {what}: {found} bytes found, {needed} needed "
+                f"({manifest.splits[split].rows} rows of {manifest.row_tokens} {manifest.dtype}). "
+                f"{_AGAIN}"
+            )
+
+
+def check_hashes(folder: Path, manifest: Manifest) -> None:
+    """Compare every file with the manifest by content; reads all of it.
+
+    Raises:
+        UserError: naming the first file that differs.
+    """
+    check_sizes(folder, manifest)
+    shards = {s.file: s.sha256 for s in manifest.splits.values()}
+    for name, needed in (manifest.files | shards).items():
+        path = folder / name
+        found = file_sha256(path) if path.exists() else "nothing"
+        if found != needed:
+            raise UserError(
+                f"{path}: its content does not match the manifest (sha256 {found[:12]} found, "
+                f"{needed[:12]} needed). {_AGAIN}"
+            )
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,354 @@
+"""Corpus to a folder of packed rows, done once and shared by every trial that reads it.
+
+The folder appears under its final name complete or not at all. What is in it depends on the text,
+the tokenizer and the row length alone: not on the number of workers, nor on where a preparation
+was interrupted and taken up again.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import takewhile
+from pathlib import Path
+
+import numpy as np
+
+from parcae_core.data.encode import encode_stream
+from parcae_core.data.files_io import folder_lock, publish, write_synced
+from parcae_core.data.manifest import (
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    Manifest,
+    SplitManifest,
+    check_hashes,
+    check_sizes,
+    file_sha256,
+    read_manifest,
+)
+from parcae_core.data.pack import BUFFER_PIECES, LongDocuments, Packer
+from parcae_core.data.permutation import permute
+from parcae_core.data.sources import SPLITS, Fingerprint, PreparedSource, Source, Split
+from parcae_core.data.tokenizer import (
+    ByteTokenizer,
+    Tokenizer,
+    TokenizerName,
+    id_dtype,
+    parse_tokenizer,
+)
+from parcae_core.errors import UserError
+
+# A BPE learns from the first documents of the train split up to this much text: more changes
+# the merges little, and the counts of distinct words have to fit into memory.
+BPE_TEXT_BYTES = 256 << 20
+# A finished folder is compared by hash on reuse up to this size, and by file sizes above it.
+HASH_ON_REUSE_BYTES = 512 << 20
+# Trials are evaluated on the first validation rows; in document order those would be one document.
+VAL_ORDER_KEY = "parcae validation order 1"
+
+Progress = Callable[[str, int, int | None], None]  # (stage, bytes of text done, bytes on disk)
+
+
+def prepare(
+    source: Source,
+    tokenizer: str,
+    row_tokens: int,
+    root: Path,
+    *,
+    long_documents: LongDocuments = "cut",
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Tokenise and pack a corpus, or find that it has been done.
+
+    Args:
+        tokenizer: `bytes`, `bpe-<vocab_size>`, or the path of a tokenizer.json.
+        row_tokens: ids per row: the context and one more.
+        root: folder of prepared folders; created when missing.
+        long_documents: see `parcae_core.data.pack`.
+        workers: threads that tokenise; the available cores by default. Changes no byte.
+        progress: called with (stage, bytes of text done, bytes on disk or None).
+
+    Returns:
+        `root/<data_id>`, checked; for a `PreparedSource`, its own folder.
+
+    Raises:
+        UserError: if the corpus, the tokenizer or the disk does not allow it, or a finished folder
+            is damaged.
+    """
+    name = parse_tokenizer(tokenizer)
+    if row_tokens < 2:
+        raise UserError(f"row_tokens is {row_tokens}; a row needs a BOS and at least one token")
+    if isinstance(source, PreparedSource):
+        return _given(source, name, row_tokens)
+    job = _Job(source, name, row_tokens, long_documents, Path(root), progress or (lambda *_: None))
+    try:
+        job.root.mkdir(parents=True, exist_ok=True)
+        return job.find() or job.make(workers or len(os.sched_getaffinity(0)))
+    except OSError as error:
+        raise job.disk_error(error) from error
+
+
+def _given(source: PreparedSource, name: TokenizerName, row_tokens: int) -> Path:
+    """The folder a spec names itself, if it holds what is asked for."""
+    manifest = read_manifest(source.path)
+    found = (manifest.tokenizer["name"], manifest.row_tokens)
+    if found != (name.name, row_tokens):
+        raise UserError(
+            f"{source.path}: prepared with tokenizer {found[0]!r} and rows of {found[1]} ids; "
+            f"{name.name!r} and {row_tokens} are needed. Prepare {manifest.source['name']} with "
+            f"`--tokenizer {name.name} --context {row_tokens - 1}`, or change the spec"
+        )
+    _check_finished(source.path, manifest)
+    return source.path
+
+
+def _check_finished(path: Path, manifest: Manifest) -> None:
+    total = sum(manifest.shard_bytes(split) for split in SPLITS)
+    (check_hashes if total <= HASH_ON_REUSE_BYTES else check_sizes)(path, manifest)
+
+
+class _Job:
+    """One preparation: its settings, its names on disk, and its steps."""
+
+    def __init__(
+        self,
+        source: Source,
+        name: TokenizerName,
+        row_tokens: int,
+        long_documents: LongDocuments,
+        root: Path,
+        progress: Progress,
+    ) -> None:
+        self.source, self.name, self.row_tokens = source, name, row_tokens
+        self.long_documents, self.root, self.progress = long_documents, root, progress
+        self.settings = {
+            "version": FORMAT_VERSION,
+            "tokenizer": name.name,
+            "bpe_text_bytes": BPE_TEXT_BYTES if name.kind == "bpe" else None,
+            "row_tokens": row_tokens,
+            "long_documents": long_documents,
+            "buffer_pieces": BUFFER_PIECES,
+            "val_order": VAL_ORDER_KEY,
+        }
+        key = _digest(self.settings | {"source": source.work_key})[:16]
+        self.work = root / f".work-{key}"
+        # Remembers the fingerprint of a corpus too large to be read just to find its folder.
+        self.memo = root / ".sources" / source.work_key[:32]
+
+    def data_id(self, fingerprint: str) -> str:
+        slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", self.source.name).strip("-.") or "corpus"
+        digest = _digest(self.settings | {"fingerprint": fingerprint})[:12]
+        return f"{slug}-{self.name.name}-{self.row_tokens}-{digest}"
+
+    def find(self) -> Path | None:
+        """The finished folder, checked, if there is one."""
+        if self.source.is_quick:
+            fingerprint = self.source.fingerprint
+        elif self.memo.exists():
+            fingerprint = self.memo.read_text().strip()
+        else:
+            return None
+        final = self.root / self.data_id(fingerprint)
+        if not final.exists():
+            return None
+        _check_finished(final, read_manifest(final))
+        return final
+
+    def make(self, workers: int) -> Path:
+        with folder_lock(self.work, lambda: self.progress("waiting for another process", 0, None)):
+            # Another process may have finished while this one waited.
+            if found := self.find():
+                return found
+            with self._work_folder():
+                manifest = self._build(workers)
+            final = self.root / manifest.data_id
+            publish(self.work / "out", final)
+            _check_finished(final, read_manifest(final))
+            if not self.source.is_quick:
+                self.memo.parent.mkdir(exist_ok=True)
+                write_synced(self.memo, manifest.source["fingerprint"].encode() + b"\n")
+            shutil.rmtree(self.work)
+            return final
+
+    @contextmanager
+    def _work_folder(self) -> Iterator[None]:
+        """Kept after a failure only where taking it up again saves more than it litters."""
+        shutil.rmtree(self.work / "out", ignore_errors=True)
+        (self.work / "out").mkdir(parents=True)
+        try:
+            yield
+        except BaseException:
+            shutil.rmtree(self.work / "out", ignore_errors=True)
+            if self.source.is_quick:
+                shutil.rmtree(self.work, ignore_errors=True)
+            raise
+
+    def _build(self, workers: int) -> Manifest:
+        out = self.work / "out"
+        tokenizer = self._tokenizer()
+        shards = {split: _Shard(out, split, tokenizer, self) for split in SPLITS}
+        fingerprint = Fingerprint()
+        cache = None if self.source.is_quick else self.work / "batches"
+        done = 0
+        for batch in encode_stream(self.source.stream(), tokenizer, workers=workers, cache=cache):
+            for split, digest, n_bytes, ids in batch.documents():
+                fingerprint.add_digest(split, digest)
+                shards[split].add(ids, n_bytes)
+            done += batch.text_bytes
+            self.progress("tokenising", done, self.source.total_bytes)
+        self.source.check_unchanged()
+        self.progress("packing", done, self.source.total_bytes)
+        return self._finish(out, tokenizer, shards, fingerprint.hexdigest())
+
+    def _tokenizer(self) -> Tokenizer:
+        """The tokenizer, trained first if the name asks for one; its file is part of the output."""
+        if self.name.kind == "bytes":
+            return ByteTokenizer()
+        from parcae_core.data.bpe import load_json, train_bpe
+
+        if self.name.path is not None:
+            return load_json(self.name.path)
+        kept = self.work / "tokenizer.json"
+        if not kept.exists():
+            self.progress("training the tokenizer", 0, BPE_TEXT_BYTES)
+            trained = train_bpe(self._training_texts(), self.name.vocab_size)
+            write_synced(kept, trained.to_json().encode())
+        return load_json(kept)
+
+    def _training_texts(self) -> Iterator[str]:
+        used = 0
+
+        def wanted(text: str) -> bool:
+            nonlocal used
+            used += len(text.encode())
+            return used <= BPE_TEXT_BYTES
+
+        texts = (d.text for d in self.source.documents("train"))
+        return takewhile(wanted, texts)
+
+    def _finish(
+        self, out: Path, tokenizer: Tokenizer, shards: dict[Split, _Shard], fingerprint: str
+    ) -> Manifest:
+        splits = {split: shard.finish() for split, shard in shards.items()}
+        self._check_rows(splits)
+        text = tokenizer.to_json()
+        if text is not None:
+            write_synced(out / "tokenizer.json", text.encode())
+        with (out / "token_bytes.npy").open("wb") as file:
+            np.save(file, tokenizer.token_bytes())
+            file.flush()
+            os.fsync(file.fileno())
+        others = [p for p in sorted(out.iterdir()) if p.suffix != ".bin"]
+        manifest = Manifest(
+            data_id=self.data_id(fingerprint),
+            source={
+                "name": self.source.name,
+                "fingerprint": fingerprint,
+                "skipped": dict(sorted(self.source.skipped.items())),
+            },
+            tokenizer={
+                "name": self.name.name,
+                "sha256": hashlib.sha256((text or self.name.name).encode()).hexdigest(),
+                "vocab_size": tokenizer.vocab_size,
+                "bos_id": tokenizer.bos_id,
+                "eos_id": tokenizer.eos_id,
+                "pad_id": tokenizer.pad_id,
+            },
+            packing={"long_documents": self.long_documents, "buffer_pieces": BUFFER_PIECES},
+            row_tokens=self.row_tokens,
+            dtype=id_dtype(tokenizer.vocab_size).name,
+            splits=splits,
+            files={p.name: file_sha256(p) for p in others},
+        )
+        write_synced(out / MANIFEST_NAME, manifest.to_json().encode())
+        return manifest
+
+    def _check_rows(self, splits: dict[Split, SplitManifest]) -> None:
+        for split, s in splits.items():
+            if s.rows == 0:
+                counts = {name: other.documents for name, other in splits.items()}
+                raise UserError(
+                    f"corpus {self.source.name!r}: the {split} split has {s.documents} documents "
+                    f"with {s.tokens} tokens, and one row needs {self.row_tokens} (documents: "
+                    f"{counts}, left out: {dict(self.source.skipped) or 'none'}). Give more "
+                    "documents, change --val-share, or shorten the context"
+                )
+
+    def disk_error(self, error: OSError) -> UserError:
+        if error.errno == errno.ENOSPC:
+            kept = self.work.exists()
+            note = f"finished parts are kept in {self.work}; " if kept else ""
+            return UserError(
+                f"{self.root}: the disk is full while preparing {self.source.name}; nothing "
+                f"unfinished is left under its final name. {note}free space, or give another "
+                "folder, and run the same command again"
+            )
+        return UserError(
+            f"{error.filename or self.root}: cannot prepare {self.source.name} there "
+            f"({error.strerror or error}); give a folder that can be written, or fix the cause"
+        )
+
+
+class _Shard:
+    """Packs one split and writes its rows."""
+
+    def __init__(self, out: Path, split: Split, tokenizer: Tokenizer, job: _Job) -> None:
+        self._split = split
+        self._path = out / f"{split}.bin"
+        self._dtype = id_dtype(tokenizer.vocab_size).newbyteorder("<")
+        self._packer = Packer(
+            job.row_tokens,
+            bos_id=tokenizer.bos_id,
+            dtype=self._dtype,
+            long_documents=job.long_documents,
+        )
+        self._file = self._path.open("wb")
+        self._text_bytes = 0
+
+    def add(self, ids: np.ndarray, n_bytes: int) -> None:
+        self._text_bytes += n_bytes
+        self._file.write(self._packer.add(ids).data)
+
+    def finish(self) -> SplitManifest:
+        with self._file as file:
+            file.write(self._packer.finish().data)
+            file.flush()
+            os.fsync(file.fileno())
+        counts = self._packer.counts
+        if self._split == "val" and counts.rows:
+            self._shuffle(counts.rows)
+        return SplitManifest(
+            file=self._path.name,
+            documents=counts.documents,
+            text_bytes=self._text_bytes,
+            pieces=counts.pieces,
+            tokens=counts.tokens,
+            rows=counts.rows,
+            cropped_tokens=counts.cropped_tokens,
+            sha256=file_sha256(self._path),
+        )
+
+    def _shuffle(self, n_rows: int) -> None:
+        ordered = np.memmap(self._path, self._dtype, "r", shape=(n_rows, self._packer.row_tokens))
+        shuffled = self._path.with_suffix(".shuffled")
+        with shuffled.open("wb") as file:
+            for start in range(0, n_rows, 4096):
+                places = np.arange(start, min(start + 4096, n_rows))
+                file.write(
+                    np.ascontiguousarray(ordered[permute(places, n_rows, VAL_ORDER_KEY)]).data
+                )
+            file.flush()
+            os.fsync(file.fileno())
+        del ordered
+        shuffled.replace(self._path)
+
+
+def _digest(settings: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

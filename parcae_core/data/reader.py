@@ -1,0 +1,124 @@
+"""Rows of prepared data as batches; what a batch holds is a function of its step alone.
+
+Nothing is remembered between calls, so resuming, another number of ranks, or reading ahead in a
+thread can never change the order of the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from parcae_core.data.manifest import check_sizes, read_manifest
+from parcae_core.data.permutation import permute
+from parcae_core.data.sources import SPLITS, Split
+from parcae_core.errors import UserError
+
+# Keeps the order of rows apart from every other use of the same seed.
+ORDER_STREAM = "parcae row order 1"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows for one step.
+
+    Attributes:
+        ids: (n, row_tokens) int64; the first id of a row is BOS.
+        epoch: passes over the split completed before the batch's last row; data is being repeated
+            when it is 1 or more.
+    """
+
+    ids: np.ndarray
+    epoch: int
+
+
+class RowReader:
+    """Memory-mapped rows of one split of a prepared folder.
+
+    Attributes:
+        manifest: of the folder.
+        n_rows, row_tokens: shape of the split.
+        token_bytes: (vocab_size,) int32, UTF-8 bytes each id stands for; 0 for specials.
+    """
+
+    def __init__(self, path: Path, split: Split, *, data_seed: int) -> None:
+        """Open and check against the manifest, by size.
+
+        Raises:
+            UserError: if the folder is not prepared data, a shard is truncated or missing, or the
+                split has no rows.
+        """
+        if split not in SPLITS:
+            raise UserError(f"split {split!r}: needed one of {', '.join(SPLITS)}")
+        path = Path(path)
+        self.manifest = read_manifest(path)
+        check_sizes(path, self.manifest)
+        self.split = split
+        self.data_seed = data_seed
+        self.row_tokens = self.manifest.row_tokens
+        self.n_rows = self.manifest.splits[split].rows
+        self.token_bytes = _token_bytes(path, self.manifest.tokenizer["vocab_size"])
+        self._rows = np.memmap(
+            path / self.manifest.splits[split].file,
+            dtype=np.dtype(self.manifest.dtype).newbyteorder("<"),
+            mode="r",
+            shape=(self.n_rows, self.row_tokens),
+        )
+
+    def batch(self, step: int, n: int, members: Sequence[int] | None = None) -> Batch:
+        """The rows of one step: n consecutive places of the endless, per-epoch shuffled order.
+
+        Args:
+            step: >= 0; step s reads places s * n to (s + 1) * n, across an epoch's end if need be.
+            n: rows in the global batch.
+            members: which of the n to return, for one rank of several; all by default. The epoch
+                is the global batch's either way.
+        """
+        if step < 0 or n < 1:
+            raise ValueError(f"step={step} must be >= 0 and n={n} >= 1")
+        first = step * n
+        chosen = np.arange(n) if members is None else np.asarray(members, dtype=np.int64)
+        places = first + chosen
+        rows = np.empty(len(places), np.int64)
+        epochs = places // self.n_rows
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            key = f"{ORDER_STREAM}/{self.data_seed}/{epoch}"
+            rows[here] = permute(places[here] % self.n_rows, self.n_rows, key)
+        return Batch(self._rows[rows].astype(np.int64), (first + n - 1) // self.n_rows)
+
+    def rows(self, start: int, n: int) -> np.ndarray:
+        """(n, row_tokens) int64, in stored order; for validation, where every run reads the same.
+
+        Raises:
+            UserError: if the split has fewer than start + n rows.
+        """
+        if start < 0 or n < 1 or start + n > self.n_rows:
+            raise UserError(
+                f"{self.manifest.data_id}: rows {start} to {start + n} asked for, and the "
+                f"{self.split} split has {self.n_rows}; ask for fewer or give more text"
+            )
+        return self._rows[start : start + n].astype(np.int64)
+
+    def epochs(self, n_rows: int) -> float:
+        """Passes over the split that reading `n_rows` rows amounts to."""
+        return n_rows / self.n_rows
+
+
+def _token_bytes(path: Path, vocab_size: int) -> np.ndarray:
+    file = path / "token_bytes.npy"
+    try:
+        table = np.load(file)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"{file}: cannot read it ({error}). Delete the folder and prepare it again"
+        ) from error
+    if table.shape != (vocab_size,):
+        raise UserError(
+            f"{file}: shape {table.shape}, and the manifest's tokenizer has {vocab_size} ids. "
+            "Delete the folder and prepare it again"
+        )
+    return table

@@ -1,0 +1,146 @@
+"""Text to token ids and back: bytes, byte-level BPE, or a given tokenizer.json.
+
+Importing this module and reading a name is free of torch and of the BPE libraries, because every
+plan needs a vocabulary size. The special ids are the last three: bos, eos, pad.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+
+from parcae_core.errors import UserError
+
+N_BYTES = 256
+SPECIALS = ("<|bos|>", "<|eos|>", "<|pad|>")
+BYTES_VOCAB_SIZE = N_BYTES + len(SPECIALS)
+MIN_BPE_VOCAB_SIZE = BYTES_VOCAB_SIZE + 1  # at least one merge
+MAX_BPE_VOCAB_SIZE = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerName:
+    """What a spec's tokenizer entry says, before any text is read."""
+
+    name: str  # "bytes", "bpe-<vocab_size>", or "json-<12 hexadecimal digits of the file's sha256>"
+    kind: Literal["bytes", "bpe", "json"]
+    vocab_size: int
+    path: Path | None = None  # of the given tokenizer.json
+
+
+class Tokenizer(Protocol):
+    """Encodes one text; ids are in [0, vocab_size), the specials never come out of text."""
+
+    vocab_size: int
+    bos_id: int
+    eos_id: int | None
+    pad_id: int | None
+
+    def encode(self, text: str) -> np.ndarray:
+        """(n,) uint16 or uint32 ids, without BOS."""
+        ...
+
+    def decode_bytes(self, ids: np.ndarray) -> bytes:
+        """The bytes the ids stand for; specials stand for none."""
+        ...
+
+    def token_bytes(self) -> np.ndarray:
+        """(vocab_size,) int32, the number of UTF-8 bytes each id stands for; 0 for specials."""
+        ...
+
+    def to_json(self) -> str | None:
+        """The text of tokenizer.json; None when the name says it all."""
+        ...
+
+
+def parse_tokenizer(name: str) -> TokenizerName:
+    """Read a tokenizer's name: `bytes`, `bpe-4096`, or the path of a tokenizer.json.
+
+    Raises:
+        UserError: if it is none of these, or the vocabulary size is out of range.
+    """
+    if name == "bytes":
+        return TokenizerName(name=name, kind="bytes", vocab_size=BYTES_VOCAB_SIZE)
+    if name.endswith(".json"):
+        return _parse_file(Path(name))
+    match = re.fullmatch(r"bpe-(\d+)", name)
+    if not match:
+        raise UserError(
+            f"tokenizer {name!r}: needed 'bytes', 'bpe-<vocab_size>' such as 'bpe-4096', or the "
+            "path of a tokenizer.json"
+        )
+    vocab_size = int(match[1])
+    if not MIN_BPE_VOCAB_SIZE <= vocab_size <= MAX_BPE_VOCAB_SIZE or match[1].startswith("0"):
+        raise UserError(
+            f"tokenizer {name!r}: the vocabulary holds {N_BYTES} bytes, {len(SPECIALS)} specials "
+            f"and the merges; give a size from {MIN_BPE_VOCAB_SIZE} to {MAX_BPE_VOCAB_SIZE}"
+        )
+    return TokenizerName(name=name, kind="bpe", vocab_size=vocab_size)
+
+
+def _parse_file(path: Path) -> TokenizerName:
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"tokenizer {str(path)!r}: cannot read it ({error.strerror}); relative paths start at "
+            f"{Path.cwd()}"
+        ) from error
+    try:
+        data = json.loads(text)
+        ids = [*data["model"]["vocab"].values(), *(t["id"] for t in data["added_tokens"])]
+        vocab_size = 1 + max(ids)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: not a tokenizer.json with model.vocab and added_tokens ({error!r}); save one "
+            "with the tokenizers library, or use 'bpe-<vocab_size>' to train one"
+        ) from error
+    digest = hashlib.sha256(text).hexdigest()[:12]
+    return TokenizerName(name=f"json-{digest}", kind="json", vocab_size=vocab_size, path=path)
+
+
+def id_dtype(vocab_size: int) -> np.dtype:
+    """uint16 where every id fits, uint32 otherwise."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+class ByteTokenizer:
+    """UTF-8 bytes as ids 0 to 255; bos 256, eos 257, pad 258."""
+
+    vocab_size = BYTES_VOCAB_SIZE
+    bos_id, eos_id, pad_id = range(N_BYTES, BYTES_VOCAB_SIZE)
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode(), np.uint8).astype(np.uint16)
+
+    def decode_bytes(self, ids: np.ndarray) -> bytes:
+        ids = np.asarray(ids)
+        return ids[ids < N_BYTES].astype(np.uint8).tobytes()
+
+    def token_bytes(self) -> np.ndarray:
+        table = np.ones(self.vocab_size, np.int32)
+        table[N_BYTES:] = 0
+        return table
+
+    def to_json(self) -> None:
+        return None
+
+
+def load_prepared_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a prepared folder, for decoding rows and encoding prompts.
+
+    Raises:
+        UserError: if the folder's tokenizer.json is damaged.
+    """
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        return ByteTokenizer()
+    from parcae_core.data.bpe import load_json
+
+    return load_json(path)
