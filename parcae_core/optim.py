@@ -26,6 +26,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from parcae_core.schedule import learning_rate_scale, weight_decay_scale
 from parcae_core.trial import OptimConfig
@@ -152,6 +153,50 @@ class _Stack:
         return scaled * (before / after.clamp_min(_TINY))
 
 
+@dataclass(slots=True)
+class _AdamW:
+    """Everything that is not Muon's, without decay, and its optimiser state."""
+
+    names: list[str]
+    params: list[nn.Parameter]
+    means: list[Tensor]
+    squares: list[Tensor]
+    counts: list[Tensor]  # updates made, scalars in float32 as the fused kernel wants them
+    config: OptimConfig
+
+    @classmethod
+    def empty(cls, named: Mapping[str, nn.Parameter], config: OptimConfig) -> _AdamW:
+        params = list(named.values())
+        return cls(
+            names=list(named),
+            params=params,
+            means=[torch.zeros_like(p) for p in params],
+            squares=[torch.zeros_like(p) for p in params],
+            counts=[torch.zeros((), dtype=torch.float32, device=p.device) for p in params],
+            config=config,
+        )
+
+    def update(self, *, lr: float) -> None:
+        # torch.optim.AdamW would do the same, and import all of torch's compiler to do it: 0.9 s
+        # and its memory at the start of every small trial
+        adamw(
+            self.params,
+            [p.grad for p in self.params],
+            self.means,
+            self.squares,
+            [],
+            self.counts,
+            fused=True,
+            amsgrad=False,
+            beta1=self.config.adamw_beta1,
+            beta2=self.config.adamw_beta2,
+            lr=lr,
+            weight_decay=0.0,
+            eps=self.config.adamw_eps,
+            maximize=False,
+        )
+
+
 class Optimizer:
     """Muon and AdamW over one model, driven by the step index.
 
@@ -167,16 +212,9 @@ class Optimizer:
             _Stack.empty(members)
             for members in _by_shape((n, p) for n, p in named.items() if self.groups[n] == "muon")
         ]
-        self._adamw_params = {n: p for n, p in named.items() if self.groups[n] == "adamw"}
-        self._adamw = torch.optim.AdamW(
-            self._adamw_params.values(),
-            lr=config.adamw_lr,
-            betas=(config.adamw_beta1, config.adamw_beta2),
-            eps=config.adamw_eps,
-            weight_decay=0.0,
-            fused=True,
+        self._adamw = _AdamW.empty(
+            {n: p for n, p in named.items() if self.groups[n] == "adamw"}, config
         )
-        self._set_adamw_state(0, {})
 
     def learning_rates(self, step: int) -> dict[str, float]:
         """Base rates of both groups at update `step`."""
@@ -194,20 +232,16 @@ class Optimizer:
 
         Every parameter must have one; a missing gradient is a bug in the model, not a zero.
         """
-        missing = [
-            n
-            for s in self._stacks
-            for n, p in zip(s.names, s.params, strict=True)
-            if p.grad is None
-        ] + [n for n, p in self._adamw_params.items() if p.grad is None]
+        members = [*zip(self._adamw.names, self._adamw.params, strict=True)]
+        for stack in self._stacks:
+            members += zip(stack.names, stack.params, strict=True)
+        missing = [name for name, param in members if param.grad is None]
         assert not missing, f"no gradient for {', '.join(missing)}"
         rates = self.learning_rates(step)
         decay = self.config.muon_weight_decay * weight_decay_scale(step, n_steps=self.n_steps)
         for stack in self._stacks:
             stack.update(lr=rates["muon"], beta=self.config.muon_momentum, weight_decay=decay)
-        for group in self._adamw.param_groups:
-            group["lr"] = rates["adamw"]
-        self._adamw.step()
+        self._adamw.update(lr=rates["adamw"])
 
     def state_tensors(self) -> dict[str, Tensor]:
         """The whole state by name; views, not copies."""
@@ -216,9 +250,9 @@ class Optimizer:
             for i, name in enumerate(stack.names):
                 state[f"muon.momentum.{name}"] = stack.momentum[i]
                 state[f"muon.second.{name}"] = stack.second[i]
-        for name, param in self._adamw_params.items():
-            state[f"adamw.mean.{name}"] = self._adamw.state[param]["exp_avg"]
-            state[f"adamw.square.{name}"] = self._adamw.state[param]["exp_avg_sq"]
+        for i, name in enumerate(self._adamw.names):
+            state[f"adamw.mean.{name}"] = self._adamw.means[i]
+            state[f"adamw.square.{name}"] = self._adamw.squares[i]
         return state
 
     @torch.no_grad()
@@ -238,21 +272,10 @@ class Optimizer:
                 f"optimiser state: {len(different)} tensors differ from the model's "
                 f"({', '.join(different[:3])}, ...); the checkpoint is of another model"
             )
-        for stack in self._stacks:
-            for i, name in enumerate(stack.names):
-                stack.momentum[i].copy_(tensors[f"muon.momentum.{name}"])
-                stack.second[i].copy_(tensors[f"muon.second.{name}"])
-        self._set_adamw_state(steps_made, tensors)
-
-    def _set_adamw_state(self, steps_made: int, tensors: Mapping[str, Tensor]) -> None:
-        for name, param in self._adamw_params.items():
-            mean, square = torch.zeros_like(param), torch.zeros_like(param)
-            if tensors:
-                mean.copy_(tensors[f"adamw.mean.{name}"])
-                square.copy_(tensors[f"adamw.square.{name}"])
-            # float32 on the parameter's device is what the fused kernel expects
-            count = torch.tensor(float(steps_made), dtype=torch.float32, device=param.device)
-            self._adamw.state[param] = {"step": count, "exp_avg": mean, "exp_avg_sq": square}
+        for name, tensor in self.state_tensors().items():
+            tensor.copy_(tensors[name])
+        for count in self._adamw.counts:
+            count.fill_(steps_made)
 
 
 def _by_shape(

@@ -36,7 +36,7 @@ from parcae_core.gradient import (
     local_gradient,
 )
 from parcae_core.metrics import Meter, MetricsLog, ProgressBar
-from parcae_core.model import build_model
+from parcae_core.model import Parcae, build_model
 from parcae_core.optim import Optimizer
 from parcae_core.result import EvalRow, Execution, Interrupted, TrainResult
 from parcae_core.trial import Trial, planned_flops
@@ -130,8 +130,7 @@ class _Run:
         self.step_flops, self.planned_flops = StepFlops(trial), planned_flops(trial)
         self.progress = self._restore_or_begin()
         if execution.compile:
-            for block in (*self.model.prelude, *self.model.core, *self.model.coda):
-                block.compile(dynamic=True)
+            compile_blocks(self.model)
         self.meter = Meter()
         if workers.is_first:
             self.metrics = MetricsLog(run_dir / "metrics.jsonl", keep_until=self.progress.step)
@@ -397,6 +396,20 @@ def resolve_device(name: str) -> torch.device:
             "build for this machine's GPU"
         )
     return device
+
+
+def compile_blocks(model: Parcae) -> None:
+    """torch.compile every block in place; names and weights stay.
+
+    Block by block, because the loop around them runs another number of times for every batch.
+    """
+    import torch._dynamo.config as settings  # costs a second, which only those who ask should pay
+
+    # All blocks share one forward, and each kind of block, with and without gradient, on one and
+    # on several sequences, is a graph of its own. Past the limit torch would run eagerly instead.
+    settings.recompile_limit = max(settings.recompile_limit, 64)
+    for block in (*model.prelude, *model.core, *model.coda):
+        block.compile(dynamic=True)
 
 
 def device_name(device: torch.device) -> str:

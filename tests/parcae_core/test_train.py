@@ -449,6 +449,18 @@ def test_when_not_even_one_sequence_fits_it_is_said(data_dir, tmp_path, monkeypa
         run(tiny_trial(), data_dir, tmp_path, micro_batch_sequences="auto")
 
 
+@pytest.mark.slow
+# torch's compiler warns about torch's own code, and fails when that is made an error
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("transformer", [False, True])
+def test_a_compiled_run_trains_the_same_model_to_rounding(data_dir, tmp_path, transformer):
+    trial = tiny_trial(n_steps=6, transformer=transformer)
+    eager = run(trial, data_dir, tmp_path / "eager")
+    compiled = run(trial, data_dir, tmp_path / "compiled", compile=True)
+    losses = [r.evaluation[0].val_loss for r in (eager, compiled)]
+    assert losses[0] == pytest.approx(losses[1], abs=2e-4)  # float32, 6 updates
+
+
 # ---- what a user can get wrong -----------------------------------------------------------------
 
 

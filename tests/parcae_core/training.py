@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from parcae_core.data.prepare import prepare
-from parcae_core.data.sources import resolve
 
 from parcae_core.config import ModelConfig
+from parcae_core.data.sources import resolve
 from parcae_core.depth import PoissonDepth
 from parcae_core.result import Execution
 from parcae_core.trial import DataConfig, EvalConfig, OptimConfig, Trial
