@@ -58,7 +58,13 @@ def _register() -> None:
     import importlib
     import importlib.util
 
-    for name in ("sweeps.sweep_cli", "analysis.cli", "parcae_core.data_cli", "parcae_core.params_cli", "sweeps.demo_cli"):
+    for name in (
+        "sweeps.sweep_cli",
+        "analysis.cli",
+        "parcae_core.data_cli",
+        "parcae_core.params_cli",
+        "sweeps.demo_cli",
+    ):
         if importlib.util.find_spec(name):
             importlib.import_module(name).register(app)
 

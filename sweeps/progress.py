@@ -81,8 +81,8 @@ class Progress(tune.Callback):
             made += share * exact_flops(planned)
         left = sum(map(exact_flops, self.trials.values())) - made
         elapsed = time.monotonic() - self.started_at
-        if not made or elapsed < 2 * self.every_s:
-            return ""
+        if elapsed < 6 * self.every_s or made < 0.02 * (made + left):
+            return ""  # starting up would be taken for slow training
         return f"; about {duration(left / made * elapsed)} left"
 
 
