@@ -1,0 +1,108 @@
+"""The verbs of this room: fit, plot, report. `register` adds them to the one command `parcae`.
+
+Results go to stdout, progress to stderr. Exit code 0: done; 1: the fit is not valid; 2 is the
+caller's, for the `InputError` that wrong input raises. The libraries load inside the verbs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Source = Annotated[
+    str, typer.Argument(help="bundled:parcae-140m, a sweep folder, or a .parquet or .csv file.")
+]
+Columns = Annotated[
+    str | None,
+    typer.Option(help='Which column is which, like N="Model Size",C="Training FLOP",loss=loss.'),
+]
+Where = Annotated[
+    list[str] | None, typer.Option(help='Keep rows that meet it, like "mean_recurrence>1".')
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add this room's verbs to an application."""
+    app.command("fit", help="Fit one law to a source.")(fit)
+    app.command("plot", help="Draw every figure that a source allows: PNG, PDF, CSV.")(plot)
+    app.command("report", help="Write one self-contained HTML page on one or more sources.")(report)
+
+
+def fit(
+    source: Source,
+    law: Annotated[str, typer.Option(help="recurrence, test-time, training, chinchilla, ...")],
+    json: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
+    columns: Columns = None,
+    where: Where = None,
+    drop_highest: Annotated[
+        int, typer.Option(help="Leave out rows with loss at or above the K-th highest.")
+    ] = 0,
+    loss: Annotated[
+        str, typer.Option(help="huber or log-lsq on log loss, or lsq on loss.")
+    ] = "huber",
+    delta: Annotated[float, typer.Option(help="Huber's threshold on log-loss residuals.")] = 1e-3,
+    starts: Annotated[int, typer.Option(help="Random starts of the search.")] = 32,
+    interval: Annotated[
+        str | None, typer.Option(help="bootstrap, block, profile, linear or none.")
+    ] = None,
+    resamples: Annotated[int, typer.Option(help="Resamples of a bootstrap.")] = 500,
+    confidence: Annotated[float, typer.Option(help="Of every interval.")] = 0.95,
+    seed: Annotated[int, typer.Option(help="Of starts and resamples.")] = 0,
+) -> None:
+    """Fit one law and print the result."""
+    from analysis import run
+
+    result = run.fit_source(
+        source,
+        law,
+        columns=columns,
+        where=tuple(where or ()),
+        drop_highest=drop_highest,
+        loss=loss,
+        delta=delta,
+        n_starts=starts,
+        interval=interval,
+        n_resamples=resamples,
+        confidence=confidence,
+        seed=seed,
+    )
+    typer.echo(result.to_json() if json else result.report())
+    if not result.valid:
+        raise typer.Exit(1)
+
+
+def plot(
+    source: Source,
+    out: Annotated[Path, typer.Option(help="Folder for the figures.")],
+    columns: Columns = None,
+    where: Where = None,
+) -> None:
+    """Draw every figure the source allows; print the files written."""
+    from analysis import run
+
+    study = run.study_source(source, columns=columns, where=tuple(where or ()))
+    for law, why in study.refusals.items():
+        typer.echo(f"{law}: not drawn: {why}", err=True)
+    for drawing in study.drawings():
+        for path in drawing.save(out):
+            typer.echo(str(path))
+
+
+def report(
+    source: Annotated[
+        list[str], typer.Argument(help="One or more sources, told apart on the page.")
+    ],
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")],
+) -> None:
+    """Write the page, print one line per law and the path."""
+    from analysis.report import write_report
+    from analysis.study import load
+
+    studies = [load(s) for s in source]
+    write_report(studies, out)
+    for study in studies:
+        for line in study.summaries():
+            typer.echo(line)
+    typer.echo(str(out))

@@ -1,0 +1,184 @@
+"""A fit's result: values with intervals, validity with reasons, provenance, one text report.
+
+Frozen, printable, and it round-trips through JSON. A number that could not be found is None, in a
+result that says in words why and is not valid; NaN never appears.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from analysis.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Param:
+    """One fitted number and its interval at the result's confidence."""
+
+    name: str
+    value: float | None
+    ci_low: float | None
+    ci_high: float | None
+    unit: str = "1"
+    at_bound: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dropped:
+    """Rows left out of a fit, and why."""
+
+    reason: str
+    n_rows: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitResult:
+    """What was fitted, on what, how it went, and what is wrong with it."""
+
+    law: str  # registry name, "recurrence"
+    formula: str  # "mu* = k_mu C^gamma_mu, ..."
+    source: str  # where the rows came from, for a reader
+    params: tuple[Param, ...]
+    confidence: float
+    interval_method: str
+    n_obs: int
+    dropped: tuple[Dropped, ...] = ()
+    objective: float | None
+    objective_name: str  # "sum of Huber(log loss residual), delta=1e-3"
+    n_starts: int
+    n_starts_at_best: int
+    data_sha256: str  # of the rows used, after dropping
+    flops_rule: str | None = None  # how FLOPs were counted, where the law has any
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # plain JSON values
+    notes: tuple[str, ...] = ()  # worth knowing, not a fault
+    problems: tuple[str, ...] = ()  # each a full sentence; empty when valid
+
+    def __post_init__(self) -> None:
+        numbers = [self.objective]
+        for p in self.params:
+            numbers += [p.value, p.ci_low, p.ci_high]
+        assert all(x is None or not math.isnan(x) for x in numbers), f"{self.law}: NaN in a result"
+        missing = [p.name for p in self.params if p.value is None]
+        assert not (missing and self.valid), f"{self.law}: {missing} missing without a problem"
+
+    @property
+    def valid(self) -> bool:
+        return not self.problems
+
+    def __getitem__(self, name: str) -> Param:
+        for p in self.params:
+            if p.name == name:
+                return p
+        raise KeyError(
+            f"no parameter {name!r} in {self.law!r}; it has {', '.join(p.name for p in self.params)}"
+        )
+
+    @property
+    def values(self) -> dict[str, float | None]:
+        """Point estimates by name."""
+        return {p.name: p.value for p in self.params}
+
+    def to_json(self) -> str:
+        data = {k: v for k, v in asdict(self).items()} | {"valid": self.valid}
+        return json.dumps(_finite(data), indent=2, sort_keys=True, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> FitResult:
+        """Inverse of `to_json`.
+
+        Raises:
+            InputError: if the text is not a FitResult.
+        """
+        try:
+            data = json.loads(text)
+            data.pop("valid")
+            data["params"] = tuple(Param(**_infinite(p)) for p in data["params"])
+            data["dropped"] = tuple(Dropped(**d) for d in data["dropped"])
+            for name in ("notes", "problems"):
+                data[name] = tuple(data[name])
+            return cls(**data)
+        except (ValueError, KeyError, TypeError) as error:
+            needed = ", ".join(f.name for f in fields(cls))
+            raise InputError(
+                f"not a fit result ({error!r}); JSON with {needed} is needed, as `parcae fit "
+                "--json` writes it."
+            ) from error
+
+    def save(self, path: str | Path) -> Path:
+        path = Path(path)
+        path.write_text(self.to_json() + "\n")
+        return path
+
+    def report(self) -> str:
+        """The text a person reads: values, intervals, how the search went, what is wrong."""
+        verdict = "valid" if self.valid else "NOT VALID"
+        lines = [f"{self.formula}   ({self.law}: {self.n_obs} rows, {verdict})"]
+        width = max((len(p.name) for p in self.params), default=0)
+        lines += [_line(p, width) for p in self.params]
+        lines.append(f"  {self.confidence:.0%} intervals: {self.interval_method}")
+        if self.objective is not None:
+            lines.append(
+                f"  {self.objective_name} = {self.objective:.6g}; "
+                f"{self.n_starts_at_best}/{self.n_starts} starts agree"
+            )
+        lines.append(f"  source: {self.source}; data sha256 {self.data_sha256[:12]}")
+        if self.flops_rule:
+            lines.append(f"  FLOPs: {self.flops_rule}")
+        lines += [f"  left out: {d.n_rows} rows, {d.reason}" for d in self.dropped]
+        lines += [f"  note: {n}" for n in self.notes]
+        lines += [f"  ! {p}" for p in self.problems]
+        return "\n".join(lines)
+
+    __str__ = report
+
+    def summary(self) -> str:
+        """One line: the exponents, or the main values, with their intervals; then the verdict."""
+        shown = [p for p in self.params if p.name.startswith("gamma")] or list(self.params)
+        text = "; ".join(f"{p.name} {_number(p)}" for p in shown[:6])
+        more = f"; and {len(shown) - 6} more" if len(shown) > 6 else ""
+        verdict = "" if self.valid else f"  NOT VALID: {self.problems[0]}"
+        return f"{self.law} [{self.source}]: {text}{more}{verdict}"
+
+
+def none_if_nan(x: float) -> float | None:
+    """For values that may not exist: None in place of NaN."""
+    return None if x is None or math.isnan(x) else float(x)
+
+
+def _line(p: Param, width: int) -> str:
+    unit = f" {p.unit}" if p.unit != "1" else ""
+    bound = "  AT BOUND" if p.at_bound else ""
+    if p.value is None:
+        return f"  {p.name:<{width}}  no estimate"
+    return f"  {p.name:<{width}}  {p.value:>12.5g}  {_interval(p)}{unit}{bound}"
+
+
+def _interval(p: Param) -> str:
+    if p.ci_low is None and p.ci_high is None:
+        return "[no interval]"
+    low = "-inf" if p.ci_low is None else f"{p.ci_low:.5g}"
+    high = "inf" if p.ci_high is None else f"{p.ci_high:.5g}"
+    return f"[{low}, {high}]"
+
+
+def _number(p: Param) -> str:
+    return "no estimate" if p.value is None else f"{p.value:.3g} {_interval(p)}"
+
+
+def _finite(x: Any) -> Any:
+    """Infinite bounds as the words JSON can carry."""
+    if isinstance(x, float) and math.isinf(x):
+        return "inf" if x > 0 else "-inf"
+    if isinstance(x, dict):
+        return {k: _finite(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [_finite(v) for v in x]
+    return x
+
+
+def _infinite(p: dict[str, Any]) -> dict[str, Any]:
+    return {k: float(v) if v in ("inf", "-inf") else v for k, v in p.items()}

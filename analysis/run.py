@@ -1,0 +1,106 @@
+"""What the verbs do, as plain functions: source and names in, results out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from analysis import laws, sources
+from analysis.errors import InputError, nearest
+from analysis.results import FitResult
+
+if TYPE_CHECKING:
+    from analysis.sources import Table
+    from analysis.study import Study
+
+
+def fit_source(
+    source: str | Path,
+    law: str,
+    *,
+    columns: str | dict[str, str] | None = None,
+    where: tuple[str, ...] = (),
+    drop_highest: int = 0,
+    **options,
+) -> FitResult:
+    """Load a source and fit one law by its registry name.
+
+    Args:
+        columns: as `--columns` or as a mapping, for a file that is not a records table.
+        drop_highest: leave out rows whose loss is at or above the K-th highest.
+        options: of `analysis.fit.fit_law`.
+
+    Raises:
+        InputError: for anything wrong with the source, the law's name or an option.
+    """
+    table = _load(source, columns, where)
+    return fit_table(_without_highest(table, drop_highest), law, **options)
+
+
+def fit_table(table: Table, law: str, **options) -> FitResult:
+    """Fit one law to a loaded table; options that a closed-form law has no use for are refused."""
+    confidence = options.pop("confidence", 0.95)
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence is {confidence}; it must lie between 0 and 1, like 0.95.")
+    if law == "recurrence":
+        from analysis.isoflop import fit_recurrence
+
+        return fit_recurrence(table, confidence).result
+    if law == "power":
+        from analysis.power import fit_power
+
+        return fit_power(table, confidence)
+    chosen = laws.get(law)
+    if chosen.per_run:
+        from analysis.testtime import fit_test_time
+
+        return fit_test_time(table, law, confidence).result
+    from analysis import fit
+
+    _check(options)
+    if options.get("interval") is None:
+        # rows of one run share its seed and its luck, so they are resampled together
+        options["interval"] = "block" if "n_loops" in chosen.columns else "bootstrap"
+    return fit.fit_law(table, chosen, confidence=confidence, **options)
+
+
+def study_source(
+    source: str | Path, columns: str | dict[str, str] | None = None, where: tuple[str, ...] = ()
+) -> Study:
+    """Everything that follows from a source."""
+    from analysis.study import study
+
+    return study(_load(source, columns, where))
+
+
+def _load(source, columns, where) -> Table:
+    if isinstance(columns, str):
+        columns = sources.parse_columns(columns)
+    return sources.load(source, columns, where)
+
+
+def _without_highest(table: Table, k: int) -> Table:
+    if k == 0:
+        return table
+    if k < 0 or k >= len(table.frame) or "val_loss" not in table.frame:
+        raise InputError(
+            f"--drop-highest {k}: needs a number from 1 to {len(table.frame) - 1} and a val_loss column."
+        )
+    limit = table.frame.val_loss.nlargest(k).iloc[-1]
+    return table.keep(
+        table.frame.val_loss < limit, f"loss at or above the {k}th highest, {limit:.4f}"
+    )
+
+
+def _check(options: dict) -> None:
+    from analysis.fit import Interval, Loss
+
+    for name, allowed in (("loss", get_args(Loss)), ("interval", get_args(Interval))):
+        value = options.get(name)
+        if value is not None and value not in allowed:
+            raise InputError(
+                f"--{name} {value!r} is unknown{nearest(value, allowed)}; it must be one of {', '.join(allowed)}."
+            )
+    for name in ("delta", "n_starts", "n_resamples"):
+        if name in options and not options[name] > 0:
+            raise InputError(f"--{name.removeprefix('n_')} is {options[name]}; it must be above 0.")

@@ -1,0 +1,329 @@
+"""Where rows come from: a sweep folder, a records file, any CSV with a column map, the bundled points.
+
+Whatever the source, a law sees one table with the names of `LAW_COLUMNS`; rows left out are listed
+with reasons, and units, counting rules and tokenizers may not be mixed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from analysis import records
+from analysis.errors import InputError, nearest
+from analysis.results import Dropped
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# name in our tables: (letter of the papers, unit, smallest allowed value)
+LAW_COLUMNS: dict[str, tuple[str, str, float]] = {
+    "val_loss": ("loss", "nats per token", 0.0),
+    "n_tokens": ("D", "tokens", 0.0),
+    "n_params": ("N", "parameters", 0.0),
+    "n_params_unrolled": ("N_mu", "parameters", 0.0),
+    "n_params_core": ("N_rec", "parameters", -1.0),
+    "n_params_once": ("N_once", "parameters", 0.0),
+    "train_flops": ("C", "FLOPs", 0.0),
+    "budget_flops": ("budget", "FLOPs", 0.0),
+    "mean_recurrence": ("mu", "loops", 0.0),
+    "n_loops": ("T", "loops", 0.0),
+    "trial_id": ("run", "-", 0.0),
+    "x": ("x", "-", 0.0),
+    "y": ("y", "-", 0.0),
+    "weight": ("weight", "-", 0.0),
+}
+_LETTERS = {letter: name for name, (letter, _, _) in LAW_COLUMNS.items()}
+_UNMIXABLE = {
+    "flops_rule": "budgets counted by different rules are different budgets",
+    "tokenizer": "losses per token of different tokenizers are different quantities",
+    "vocab_size": "losses per token of different vocabularies are different quantities",
+    "data_fingerprint": "losses on different texts are different quantities",
+}
+BUNDLED = {"parcae-140m": "parcae_140m_isoflop.csv"}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Table:
+    """Rows of evaluations under canonical names, and where they came from."""
+
+    frame: pd.DataFrame
+    source: str  # one phrase for a reader: "sweep demo (runs/demo)"
+    kind: str  # "sweep", "records", "points"
+    origin: str  # who measured, for the report: "measured by this sweep"
+    flops_rule: str | None = None
+    dropped: tuple[Dropped, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the rows, not of the file that carried them."""
+        return records.sha256(self.frame)
+
+    def keep(self, mask, reason: str) -> Table:
+        """The rows where `mask` holds; the others are listed as dropped for `reason`."""
+        n_lost = int((~mask).sum())
+        if not n_lost:
+            return self
+        return replace(
+            self,
+            frame=self.frame[mask].reset_index(drop=True),
+            dropped=(*self.dropped, Dropped(reason=reason, n_rows=n_lost)),
+        )
+
+    def noting(self, *notes: str) -> Table:
+        return replace(self, notes=(*self.notes, *notes))
+
+
+def load(
+    source: str | Path,
+    columns: dict[str, str] | None = None,
+    where: tuple[str, ...] = (),
+) -> Table:
+    """The table of a source.
+
+    Args:
+        source: `bundled:NAME`, a sweep folder, or a .parquet or .csv file.
+        columns: our name or letter -> the file's column, for a file that is not a records table.
+        where: conditions that rows must meet, like "mean_recurrence>1" or "preset=140m".
+
+    Raises:
+        InputError: when the source is missing, does not parse, or mixes what cannot be mixed.
+    """
+    text = str(source)
+    if text.startswith("bundled:"):
+        table = _bundled(text.removeprefix("bundled:"))
+    else:
+        path = records.find(source)
+        frame = records.read_any(path)
+        if columns:
+            table = _mapped(frame, columns, path)
+        elif set(records.NAMES) <= set(frame.columns):
+            table = _from_records(frame, path)
+        else:
+            table = _mapped(frame, _own_names(frame, path), path)
+    for condition in where:
+        table = _filtered(table, condition)
+    _refuse_mixtures(table)
+    return table
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """`N="Model Size",C="Training FLOP"` as a mapping; the quotes are optional.
+
+    Raises:
+        InputError: for a part without "=" or an unknown name.
+    """
+    out = {}
+    for part in text.split(","):
+        name, sign, column = part.partition("=")
+        name, column = name.strip(), column.strip().strip("\"'")
+        if not sign or not name or not column:
+            raise InputError(
+                f'--columns: {part.strip()!r} is not NAME=COLUMN; write it like N="Model Size",loss=loss.'
+            )
+        out[_canonical(name)] = column
+    return out
+
+
+def at_training_depth(table: Table) -> Table:
+    """The rows evaluated at T = mu_rec, where the training laws hold."""
+    frame = table.frame
+    if "n_loops" not in frame:
+        return table.noting("every loss is taken to be at T = mean_recurrence: no n_loops is given")
+    if "mean_recurrence" not in frame:
+        return table
+    mask = frame.n_loops == frame.mean_recurrence
+    at_depth = table.keep(mask, "evaluated at another number of loops than mean_recurrence")
+    if not len(at_depth.frame):
+        raise InputError(
+            f"{table.source}: no row is evaluated at n_loops = mean_recurrence; the law needs the "
+            "loss there. Add mean_recurrence to the evaluation's loops and collect again."
+        )
+    return at_depth
+
+
+def need(table: Table, names: tuple[str, ...], law: str) -> Table:
+    """The table with every column a law needs, each value usable.
+
+    Raises:
+        InputError: naming the column, or the first row that no law can use.
+    """
+    import numpy as np
+    import pandas as pd
+
+    table = _derived(table, names)
+    for name in names:
+        if name not in table.frame:
+            letter, unit, _ = LAW_COLUMNS[name]
+            raise InputError(
+                f"{table.source}: law {law!r} needs {name} ({unit}) and the table has "
+                f"{', '.join(table.frame.columns)}. Map it with --columns {letter}=COLUMN."
+            )
+        if name == "trial_id":
+            continue
+        values = pd.to_numeric(table.frame[name], errors="coerce").to_numpy(float, na_value=np.nan)
+        above = LAW_COLUMNS[name][2]
+        bad = ~(np.isfinite(values) & (values > above))
+        if bad.any():
+            row = int(np.flatnonzero(bad)[0])
+            raise InputError(
+                f"{table.source}: {name} is {table.frame[name].iloc[row]} in row {row + 1}; law "
+                f"{law!r} needs finite values above {above:g} ({int(bad.sum())} rows have none). "
+                f'Correct them, or leave them out with --where "{name}>{above:g}".'
+            )
+    return table
+
+
+def columns_of(table: Table, names: tuple[str, ...]):
+    """The named columns as float arrays that may be written to (pandas 3 hands out read-only ones)."""
+    import numpy as np
+
+    return {n: np.array(table.frame[n], dtype=float) for n in names}
+
+
+def _bundled(name: str) -> Table:
+    import pandas as pd
+
+    if name not in BUNDLED:
+        raise InputError(
+            f"bundled:{name}: no such data{nearest(name, tuple(BUNDLED))}. "
+            f"Bundled with the project: {', '.join(BUNDLED)}."
+        )
+    frame = pd.read_csv(Path(__file__).parent / "bundled" / BUNDLED[name])
+    return Table(
+        frame=frame.drop(columns="reading"),
+        source=f"bundled:{name}",
+        kind="points",
+        origin="points read from the main figure of arXiv:2604.12946 (CC BY 4.0); not measured here",
+        flops_rule="paper (estimated per token from Appendix D)",
+        notes=(
+            f"{int((frame.reading != 'clean').sum())} of {len(frame)} points are partly hidden in "
+            "the figure they were read from",
+        ),
+    )
+
+
+def _from_records(frame: pd.DataFrame, path: Path) -> Table:
+    frame = records.validate(frame, where=str(path))
+    sweeps = ", ".join(sorted(frame.sweep.unique()))
+    table = Table(
+        frame=frame,
+        source=f"sweep {sweeps} ({path})",
+        kind="sweep",
+        origin="measured by the runs of this sweep",
+    )
+    for status in ("diverged", "failed"):
+        table = table.keep(table.frame.status != status, f"the run {status}")
+    if not len(table.frame):
+        raise InputError(f"{path}: none of the {len(frame)} rows is of a finished run; run more.")
+    rules = table.frame.flops_rule.unique()
+    if len(rules) == 1:
+        spent = table.frame[f"train_flops_{rules[0]}"]
+        table = replace(table, frame=table.frame.assign(train_flops=spent), flops_rule=rules[0])
+    return table
+
+
+def _own_names(frame: pd.DataFrame, path: Path) -> dict[str, str]:
+    """Columns that already carry our names, or the papers' letters."""
+    found = {n: n for n in LAW_COLUMNS if n in frame.columns}
+    found |= {n: s for s, n in _LETTERS.items() if s in frame.columns and n not in found}
+    if not found:
+        raise InputError(
+            f"{path}: has columns {', '.join(map(str, frame.columns))}; none is a name of ours. "
+            'Say which is which with --columns, like N="Model Size",C="Training FLOP",loss=loss.'
+        )
+    return found
+
+
+def _mapped(frame: pd.DataFrame, columns: dict[str, str], path: Path) -> Table:
+    import pandas as pd
+
+    picked = {}
+    for name, column in columns.items():
+        name = _canonical(name)
+        if column not in frame.columns:
+            raise InputError(
+                f"{path}: has no column {column!r}{nearest(column, tuple(map(str, frame.columns)))}. "
+                f"It has {', '.join(map(str, frame.columns))}."
+            )
+        picked[name] = frame[column].to_numpy()
+    return Table(
+        frame=pd.DataFrame(picked),
+        source=str(path),
+        kind="points",
+        origin=f"rows of {path.name} as given",
+    )
+
+
+def _canonical(name: str) -> str:
+    name = _LETTERS.get(name, name)
+    if name not in LAW_COLUMNS:
+        known = tuple(LAW_COLUMNS) + tuple(_LETTERS)
+        raise InputError(
+            f"--columns: {name!r} is not a quantity a law knows{nearest(name, known)}. Known: "
+            + ", ".join(f"{letter} ({name})" for name, (letter, _, _) in LAW_COLUMNS.items())
+            + "."
+        )
+    return name
+
+
+def _derived(table: Table, names: tuple[str, ...]) -> Table:
+    """Columns that follow from others by a definition; each derivation is noted."""
+    frame = table.frame
+    if (
+        "n_tokens" in names
+        and "n_tokens" not in frame
+        and {"n_params", "train_flops"} <= set(frame)
+    ):
+        frame = frame.assign(n_tokens=frame.train_flops / (6 * frame.n_params))
+        table = replace(table, frame=frame).noting("no tokens given: D taken as C / (6 N)")
+    if "budget_flops" in names and "budget_flops" not in frame and "train_flops" in frame:
+        table = replace(table, frame=frame.assign(budget_flops=frame.train_flops)).noting(
+            "no budget given: rows of exactly equal train_flops form one"
+        )
+    return table
+
+
+def _filtered(table: Table, condition: str) -> Table:
+    import operator
+    import re
+
+    found = re.fullmatch(r"\s*(\w+)\s*(<=|>=|!=|=|<|>)\s*(.+?)\s*", condition)
+    if not found or found[1] not in table.frame:
+        raise InputError(
+            f"--where {condition!r}: COLUMN OP VALUE is needed, with OP one of = != < <= > >= and "
+            f"COLUMN one of {', '.join(table.frame.columns)}."
+        )
+    name, sign, value = found.groups()
+    column = table.frame[name]
+    numeric = column.dtype.kind in "iuf"
+    try:
+        wanted = float(value) if numeric else value
+    except ValueError as error:
+        raise InputError(
+            f"--where {condition!r}: {name} is a number and {value!r} is not."
+        ) from error
+    compare = {
+        "=": operator.eq,
+        "!=": operator.ne,
+        "<": operator.lt,
+        "<=": operator.le,
+        ">": operator.gt,
+        ">=": operator.ge,
+    }[sign]
+    mask = compare(column, wanted).fillna(False).astype(bool)
+    if not mask.any():
+        raise InputError(f"{table.source}: no row meets --where {condition!r}; loosen it.")
+    return table.keep(mask, f"not {condition}")
+
+
+def _refuse_mixtures(table: Table) -> None:
+    for name, why in _UNMIXABLE.items():
+        if name in table.frame and table.frame[name].nunique() > 1:
+            values = table.frame[name].unique()
+            raise InputError(
+                f"{table.source}: the rows mix {name} {' and '.join(str(v)[:12] for v in values[:3])}; "
+                f"{why}. Keep one with --where {name}={values[0]}."
+            )
