@@ -11,6 +11,8 @@ Source: Parcae (arXiv:2604.12946), "Training algorithm".
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Literal
@@ -44,6 +46,10 @@ class FixedDepth:
 
     def __post_init__(self) -> None:
         _check_declared(self.mean_recurrence, self.mean_backprop_depth)
+
+    def declared(self) -> tuple[float, float]:
+        """(mu_rec, mu_bwd) as the published FLOP rules use them."""
+        return self.mean_recurrence, self.mean_backprop_depth
 
     def mean(self) -> float:
         """Expected loop steps of a sequence."""
@@ -86,6 +92,10 @@ class PoissonDepth:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {known}")
 
+    def declared(self) -> tuple[float, float]:
+        """(mu_rec, mu_bwd) as the published FLOP rules use them."""
+        return self.mean_recurrence, self.mean_backprop_depth
+
     def mean(self) -> float:
         """Expected loop steps of a sequence: mu + exp(-mu), or mu for the additive split."""
         if self.split == "additive":
@@ -119,8 +129,70 @@ class PoissonDepth:
         return DepthDraw(no_grad=total - grad, grad=grad)
 
 
-DepthScheme = FixedDepth | PoissonDepth
-_SCHEMES: dict[str, type] = {c.kind: c for c in (FixedDepth, PoissonDepth)}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CurriculumDepth:
+    """Poisson depth whose steps without gradient grow over the first `ramp_steps` steps.
+
+    At step s of the ramp, mu_rec = mu_bwd + ceil(progress * (target mu_rec - mu_bwd)) with
+    progress = s / ramp_steps ("linear") or 1 - sqrt(1 - s / ramp_steps) ("1-sqrt"). Means are
+    averages over the whole training of `n_steps`, so that FLOPs count the shallow beginning too.
+    Source: REFERENCE.md; the published schedules, target "forward".
+    """
+
+    mean_recurrence: int  # the target
+    mean_backprop_depth: int
+    ramp_steps: int
+    n_steps: int
+    shape: Literal["linear", "1-sqrt"] = "linear"
+    kind: ClassVar[str] = "curriculum"
+
+    def __post_init__(self) -> None:
+        _check_declared(self.mean_recurrence, self.mean_backprop_depth)
+        if self.shape not in ("linear", "1-sqrt"):
+            raise ValueError(f"shape is {self.shape!r}; it must be linear or 1-sqrt")
+        if not 1 <= self.ramp_steps <= self.n_steps:
+            raise ValueError(
+                f"ramp_steps is {self.ramp_steps}; it must lie between 1 and n_steps={self.n_steps}"
+            )
+
+    def at(self, step: int) -> PoissonDepth:
+        """The scheme in force at a step (0-based)."""
+        share = min(step / self.ramp_steps, 1.0)
+        progress = share if self.shape == "linear" else 1 - math.sqrt(1 - share)
+        grown = math.ceil(progress * (self.mean_recurrence - self.mean_backprop_depth))
+        return PoissonDepth(
+            mean_recurrence=self.mean_backprop_depth + grown,
+            mean_backprop_depth=self.mean_backprop_depth,
+        )
+
+    def declared(self) -> tuple[float, float]:
+        """(mu_rec, mu_bwd) as the published FLOP rules use them, averaged over the training."""
+        return self._average(lambda scheme: scheme.mean_recurrence), self.mean_backprop_depth
+
+    def mean(self) -> float:
+        """Expected loop steps of a sequence, over the whole training."""
+        return self._average(PoissonDepth.mean)
+
+    def mean_grad(self) -> float:
+        """Expected loop steps that carry gradient, over the whole training."""
+        return self._average(PoissonDepth.mean_grad)
+
+    def mean_no_grad(self) -> float:
+        """Expected loop steps without gradient, over the whole training."""
+        return self.mean() - self.mean_grad()
+
+    def sample(self, n_sequences: int, *, seed: int, step: int) -> DepthDraw:
+        """Depths of one global batch."""
+        return self.at(step).sample(n_sequences, seed=seed, step=step)
+
+    def _average(self, value: Callable[[PoissonDepth], float]) -> float:
+        counts = Counter(self.at(s) for s in range(self.ramp_steps))
+        counts[self.at(self.ramp_steps)] += self.n_steps - self.ramp_steps
+        return sum(n * value(scheme) for scheme, n in counts.items()) / self.n_steps
+
+
+DepthScheme = FixedDepth | PoissonDepth | CurriculumDepth
+_SCHEMES: dict[str, type] = {c.kind: c for c in (FixedDepth, PoissonDepth, CurriculumDepth)}
 
 
 def default_backprop_depth(mean_recurrence: int) -> int:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parcae_core.config import ModelConfig
+from parcae_core.kernels.relu_squared import relu_squared
 from parcae_core.params import kv_width
 
 
@@ -94,7 +95,7 @@ class ReLU2Mlp(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, u: Tensor) -> Tensor:
-        return self.down(0.5 * F.relu(self.up(u)).square())
+        return self.down(relu_squared(self.up(u)))
 
 
 class SwiGluMlp(nn.Module):

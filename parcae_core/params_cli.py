@@ -53,8 +53,13 @@ def describe(preset_name: str, mean_recurrences: list[int]) -> dict[str, Any]:
     from parcae_core.presets import preset
 
     out: dict[str, Any] = {}
-    for kind in ("parcae", "transformer"):
-        model = preset(preset_name, transformer=kind == "transformer")
+    kinds = (
+        ("parcae", "transformer", "rdm")
+        if preset_name.startswith("rdm-")
+        else ("parcae", "transformer")
+    )
+    for kind in kinds:
+        model = preset(preset_name, **({} if kind == "parcae" else {kind: True}))
         counts = count_params(model)
         out[kind] = {"n_params": counts.total, "components": as_dict(counts)}
         if kind == "transformer":

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from parcae_core.depth import (
+    CurriculumDepth,
     FixedDepth,
     PoissonDepth,
     default_backprop_depth,
@@ -23,6 +24,10 @@ SCHEMES = [
     PoissonDepth(mean_recurrence=8, mean_backprop_depth=3, split="additive"),
     PoissonDepth(mean_recurrence=3, mean_backprop_depth=3, split="additive"),
     PoissonDepth(mean_recurrence=6, mean_backprop_depth=3, per="batch"),
+    CurriculumDepth(mean_recurrence=8, mean_backprop_depth=3, ramp_steps=1000, n_steps=2000),
+    CurriculumDepth(
+        mean_recurrence=8, mean_backprop_depth=4, ramp_steps=2000, n_steps=2000, shape="1-sqrt"
+    ),
 ]
 
 
@@ -36,6 +41,7 @@ def test_empirical_means_equal_the_declared_ones(scheme):
     ):
         # one value per step: rows of a per-batch draw are not independent
         found = np.array([getattr(d, name).mean() for d in draws])
+        # a curriculum's steps differ in mean, which only widens this error
         error = found.std(ddof=1) / math.sqrt(len(found))
         assert abs(found.mean() - mean) <= 4 * error + 1e-12, name
     assert min(d.total.min() for d in draws) >= 1
@@ -93,3 +99,24 @@ def test_round_trip(scheme):
 def test_illegal_schemes_are_refused(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_curricula_grow_to_their_target():
+    linear = CurriculumDepth(mean_recurrence=9, mean_backprop_depth=3, ramp_steps=60, n_steps=100)
+    assert [linear.at(s).mean_recurrence for s in (0, 1, 10, 11, 59, 60, 99)] == [
+        3,
+        4,
+        4,
+        5,
+        9,
+        9,
+        9,
+    ]
+    slow = CurriculumDepth(
+        mean_recurrence=9, mean_backprop_depth=3, ramp_steps=60, n_steps=100, shape="1-sqrt"
+    )
+    assert [slow.at(s).mean_recurrence for s in (0, 30, 45, 60)] == [3, 5, 6, 9]
+    assert slow.mean() < linear.mean() < linear.at(99).mean()
+    draw = linear.sample(64, seed=0, step=70)
+    target = PoissonDepth(mean_recurrence=9, mean_backprop_depth=3).sample(64, seed=0, step=70)
+    assert np.array_equal(draw.total, target.total)

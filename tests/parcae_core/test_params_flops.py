@@ -68,6 +68,24 @@ def test_components_of_the_140m_are_the_published_ones():
     assert count_params(preset("140m").replace(prelude_norm=False)).total == 144_322_368
 
 
+@pytest.mark.parametrize(
+    ("name", "rdm", "n_params"),
+    [
+        # Source: PAPER.md, "RDM setup"
+        ("rdm-100m", True, 114_242_560),
+        ("rdm-350m", True, 382_765_056),
+        ("rdm-350m", False, 378_558_464),
+        # published as 114,242,560, RDM's own count; see presets._rdm_setup
+        ("rdm-100m", False, 113_189_888),
+    ],
+)
+def test_parameter_counts_of_the_rdm_setup(name, rdm, n_params):
+    config = preset(name, rdm=rdm)
+    assert count_params(config).total == n_params
+    model = build_model(config, seed=0, device="meta")
+    assert sum(p.numel() for p in model.parameters()) == n_params
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_parameter_counts_of_every_variant_equal_the_module(tiny, variant):
     config = tiny(**VARIANTS[variant])
