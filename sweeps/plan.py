@@ -88,9 +88,9 @@ def plan(spec: SweepSpec, data: DataConfig, where: str = "plan") -> Plan:
 def describe(trial: Trial) -> str:
     """A few words that tell trials of one sweep apart, for tables and progress."""
     size = (
-        f"{trial.n_tokens:.3g} tokens"
+        f"{short(trial.n_tokens)} tokens"
         if trial.budget_flops is None
-        else f"{trial.budget_flops:.3g} FLOPs"
+        else f"{short(trial.budget_flops)} FLOPs"
     )
     return f"{trial.preset}, mean_recurrence={trial.mean_recurrence}, {size}"
 
@@ -177,8 +177,8 @@ def _steps(
         steps = cell.n_tokens // batch_tokens
         if steps < spec.min_steps:
             raise UserError(
-                f"{cell.n_tokens:.4g} tokens are {steps} steps of batch_tokens={batch_tokens}; "
-                f"min_steps is {spec.min_steps}. Raise n_tokens to {spec.min_steps * batch_tokens:.4g} "
+                f"{short(cell.n_tokens)} tokens are {steps} steps of batch_tokens={batch_tokens}; "
+                f"min_steps is {spec.min_steps}. Raise n_tokens to {short(spec.min_steps * batch_tokens)} "
                 "or lower batch_sequences."
             )
         return steps
@@ -186,7 +186,7 @@ def _steps(
     steps = math.floor(cell.budget_flops / per_step)
     if steps < spec.min_steps:
         raise UserError(
-            f"{cell.budget_flops:.4g} FLOPs buy {steps} steps at mean_recurrence="
+            f"{short(cell.budget_flops)} FLOPs buy {steps} steps at mean_recurrence="
             f"{cell.mean_recurrence} (batch_tokens={batch_tokens}); min_steps is {spec.min_steps}. "
             f"Raise the budget to {_rounded_up(spec.min_steps * per_step)} or lower batch_sequences."
         )
@@ -196,4 +196,10 @@ def _steps(
 def _rounded_up(flops: float) -> str:
     """Two digits, never below `flops`, so that following the message is enough."""
     unit = 10.0 ** (math.floor(math.log10(flops)) - 1)
-    return f"{math.ceil(flops / unit) * unit:.1e}".replace("e+", "e")
+    return short(float(f"{math.ceil(flops / unit) * unit:.1e}"))
+
+
+def short(number: float) -> str:
+    """Four digits, as people write them: 1e18 and not 1e+18."""
+    mantissa, _, exponent = f"{number:.4g}".partition("e")
+    return f"{mantissa}e{int(exponent)}" if exponent else mantissa

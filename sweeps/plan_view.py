@@ -7,7 +7,7 @@ from typing import Any
 from parcae_core.trial import planned_flops
 from sweeps.cluster import usable_cpus
 from sweeps.estimate import duration, longest_first, makespan, rate_of
-from sweeps.plan import Plan
+from sweeps.plan import Plan, short
 from sweeps.store import FINISHED, Store
 
 
@@ -98,20 +98,20 @@ def print_table(data: dict[str, Any]) -> None:
             t["trial_id"],
             t["state"],
             t["preset"],
-            "-" if t["budget_flops"] is None else f"{t['budget_flops']:.3g}",
+            "-" if t["budget_flops"] is None else short(t["budget_flops"]),
             str(t["mean_recurrence"]),
             str(t["seed"]),
             f"{t['n_steps']:,}",
-            f"{t['n_tokens']:.4g}",
-            f"{t['train_flops']['paper']:.4g}",
-            f"{t['train_flops']['exact']:.4g}",
+            short(t["n_tokens"]),
+            short(t["train_flops"]["paper"]),
+            short(t["train_flops"]["exact"]),
             "?" if t["estimated_s"] is None else duration(t["estimated_s"]),
         )
     console.print(table)
     totals, source = data["totals"], data["data"]
     console.print(
-        f"{totals['trials']} trials, {totals['finished']} finished; {totals['n_tokens']:.4g} tokens, "
-        f"{totals['train_flops_paper']:.4g} FLOPs (paper), {totals['train_flops_exact']:.4g} (exact)",
+        f"{totals['trials']} trials, {totals['finished']} finished; {short(totals['n_tokens'])} tokens, "
+        f"{short(totals['train_flops_paper'])} FLOPs (paper), {short(totals['train_flops_exact'])} (exact)",
         highlight=False,
     )
     if totals["makespan_s"] is not None:

@@ -10,6 +10,7 @@ from ray import tune
 
 from parcae_core.trial import Trial
 from sweeps.estimate import duration, exact_flops
+from sweeps.plan import short
 from sweeps.store import Store
 
 EVERY_S = 5.0
@@ -87,6 +88,6 @@ class Progress(tune.Callback):
 
 
 def _label(trial: Trial) -> str:
-    budget = f" C={trial.budget_flops:.3g}" if trial.budget_flops else ""
+    budget = f" C={short(trial.budget_flops)}" if trial.budget_flops else ""
     seed = f" seed={trial.seed}" if trial.seed else ""
     return f"{trial.trial_id}{budget} mu={trial.mean_recurrence}{seed}"

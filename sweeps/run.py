@@ -95,7 +95,6 @@ def prepare_data(plan: Plan, store: Store, trials: Sequence[Trial]) -> dict[int,
         tokens per row -> folder.
     """
     from parcae_core.data.prepare import prepare
-
     from parcae_core.data.sources import resolve
 
     source = resolve(plan.spec.data.corpus)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from sweeps.plan import short
 from sweeps.store import Store
 
 LAST_LINES = 4  # of a failure's traceback
@@ -72,7 +73,7 @@ def print_table(data: dict[str, Any]) -> None:
             t["trial_id"],
             t["state"] if t["in_plan"] else f"{t['state']} (kept)",
             t["preset"],
-            "-" if t["budget_flops"] is None else f"{t['budget_flops']:.3g}",
+            "-" if t["budget_flops"] is None else short(t["budget_flops"]),
             str(t["mean_recurrence"]),
             str(t["seed"]),
             f"{t['step']}/{t['n_steps']}",
