@@ -63,6 +63,7 @@ def _register() -> None:
         "analysis.cli",
         "parcae_core.data_cli",
         "parcae_core.params_cli",
+        "parcae_core.eval_cli",
         "sweeps.demo_cli",
     ):
         if importlib.util.find_spec(name):
