@@ -75,7 +75,9 @@ def read_manifest(folder: Path) -> Manifest:
                 f"{path}: format version {version}, and this program reads {FORMAT_VERSION}. {_AGAIN}"
             )
         splits = {name: SplitManifest(**data["splits"][name]) for name in SPLITS}
-        return Manifest(**(data | {"splits": splits}))
+        manifest = Manifest(**(data | {"splits": splits}))
+        _ = manifest.itemsize  # an unknown dtype is damage too
+        return manifest
     except FileNotFoundError as error:
         raise UserError(
             f"{folder}: no {MANIFEST_NAME} in it; needed: a folder written by `parcae data prepare`"
