@@ -125,7 +125,7 @@ def save_checkpoint(
         for old in _checkpoints(folder)[:-_KEEP]:
             shutil.rmtree(old)
         _remove_leftovers(folder)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
             f"{final}: the checkpoint cannot be written ({error}). Earlier checkpoints are intact; "
@@ -134,8 +134,11 @@ def save_checkpoint(
     return final
 
 
-def newest_checkpoint(folder: Path, trial: Trial) -> Checkpoint | None:
-    """The last whole checkpoint of `trial`, or None when there is none.
+def newest_checkpoint(folder: Path, trial: Trial | None = None) -> Checkpoint | None:
+    """The last whole checkpoint, or None when there is none.
+
+    Args:
+        trial: the one it must belong to; None takes any.
 
     A damaged one is reported as a warning and the one before it is used; with none left the run
     starts over, which costs time and changes no result.
@@ -146,7 +149,7 @@ def newest_checkpoint(folder: Path, trial: Trial) -> Checkpoint | None:
     for path in reversed(_checkpoints(folder)):
         try:
             index = _read_index(path)
-            if index["trial_id"] != trial.trial_id:
+            if trial is not None and index["trial_id"] != trial.trial_id:
                 raise UserError(
                     f"{path}: this checkpoint is of trial {index['trial_id']} and this run is trial "
                     f"{trial.trial_id}; give each trial its own folder"
@@ -212,7 +215,10 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    safetensors.torch.save_file({n: t.detach().contiguous() for n, t in tensors.items()}, path)
+    try:
+        safetensors.torch.save_file({n: t.detach().contiguous() for n, t in tensors.items()}, path)
+    except SafetensorError as error:  # how it reports a full disk
+        raise OSError(str(error)) from error
     sha256 = _sha256(path)
     _sync(path)
     return {"sha256": sha256, "bytes": path.stat().st_size}

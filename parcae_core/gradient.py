@@ -19,6 +19,7 @@ from parcae_core.model import Parcae
 from parcae_core.trial import Trial
 from parcae_core.workers import Workers
 
+_STATE_STREAM = 0x57A7F  # keeps these draws apart from every other use of the seed
 _ROOT_MEAN_SQUARES = ("state_norm", "residual_norm")  # over sequences; other instruments are not
 
 
@@ -51,17 +52,38 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 def initial_states(
     model: Parcae, sequences: Sequence[int], trial: Trial, *, step: int
 ) -> Tensor | None:
-    """h_0 of sequences of the global batch, (n, T, S); None for a Transformer."""
+    """h_0 of sequences of the global batch, (n, T, S); None for a Transformer.
+
+    A function of (seed, step, sequence) and of the kind of device. On a GPU the numbers are drawn
+    there: drawing a step's on the CPU would take longer than the step.
+    """
     if trial.depth is None:
         return None
-    return model.seeded_state(sequences, trial.context, seed=trial.seed, step=step)
+    device = model.embedding.weight.device
+    if device.type == "cpu":
+        return model.seeded_state(sequences, trial.context, seed=trial.seed, step=step)
+    return drawn_on(device, model, sequences, trial, step=step)
+
+
+def drawn_on(
+    device: torch.device, model: Parcae, sequences: Sequence[int], trial: Trial, *, step: int
+) -> Tensor:
+    """h_0 of sequences of the global batch from a device's own generator, (n, T, S)."""
+    key = np.random.SeedSequence((trial.seed, _STATE_STREAM, step))
+    seeds = key.generate_state(trial.batch_sequences, np.uint64) >> np.uint64(1)  # signed in torch
+    generator = torch.Generator(device)
+    states = [
+        model.initial_state(1, trial.context, generator=generator.manual_seed(int(seeds[i])))
+        for i in sequences
+    ]
+    return torch.cat(states)
 
 
 def local_gradient(
     model: Parcae,
     trial: Trial,
     *,
-    rows: np.ndarray,
+    rows: Tensor,
     draw: DepthDraw,
     share: np.ndarray,
     micro_batch: int,
@@ -81,8 +103,9 @@ def local_gradient(
     """
     device = model.embedding.weight.device
     local = LocalLoss(loss=torch.zeros((), dtype=torch.float64, device=device))
+    rows = rows.to(device, non_blocking=True)
     for part in portions(draw, share, micro_batch):
-        ids = torch.from_numpy(rows[part]).to(device, non_blocking=True)
+        ids = rows[torch.from_numpy(part).to(device)]
         weight = part.size / draw.grad.size
         with autocast(device, trial.precision):
             output = model(

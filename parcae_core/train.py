@@ -19,15 +19,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from parcae_core.batching import StepFlops, depths_of_step, share_out
 from parcae_core.checkpoint import newest_checkpoint, only_writer, save_checkpoint
 from parcae_core.data.reader import RowReader
 from parcae_core.depth import DepthDraw
+from parcae_core.device import compile_blocks, device_name, resolve_device
 from parcae_core.errors import UserError
 from parcae_core.evaluate import evaluate
+from parcae_core.feed import Feed
 from parcae_core.gradient import (
     BatchLoss,
     autocast,
@@ -36,7 +37,7 @@ from parcae_core.gradient import (
     local_gradient,
 )
 from parcae_core.metrics import Meter, MetricsLog, ProgressBar
-from parcae_core.model import Parcae, build_model
+from parcae_core.model import build_model
 from parcae_core.optim import Optimizer
 from parcae_core.result import EvalRow, Execution, Interrupted, TrainResult
 from parcae_core.trial import Trial, planned_flops
@@ -131,6 +132,13 @@ class _Run:
         self.progress = self._restore_or_begin()
         if execution.compile:
             compile_blocks(self.model)
+        self.feed = Feed(
+            self.rows,
+            trial.batch_sequences,
+            last=trial.n_steps,
+            pinned=self.device.type == "cuda",
+        )
+        stack.callback(self.feed.close)
         self.meter = Meter()
         if workers.is_first:
             self.metrics = MetricsLog(run_dir / "metrics.jsonl", keep_until=self.progress.step)
@@ -152,13 +160,12 @@ class _Run:
 
             began = time.perf_counter()
             step = progress.step
-            batch = self.rows.batch(step, trial.batch_sequences)
-            wait_s = time.perf_counter() - began
+            rows, epoch, wait_s = self.feed.get(step)
             draw = depths_of_step(trial, step)
             last = step + 1 == trial.n_steps
             logged = last or step == 0 or (step + 1) % log_every == 0
             checked = last or step % STATE_CHECK_EVERY == 0
-            out = self._gradient(batch.ids, draw, instruments=logged or checked)
+            out = self._gradient(rows, draw, instruments=logged or checked)
             grad_norm = self._clip()
             problem = _problem(out, grad_norm, check_state=checked)
             if problem is not None:
@@ -178,7 +185,7 @@ class _Run:
             self.meter.add(tokens=trial.batch_tokens, flops=flops, wait_s=wait_s)
             self.bar.update(progress.step)
             if logged:
-                self._log(out, grad_norm, draw, batch.epoch)
+                self._log(out, grad_norm, draw, epoch)
             due = execution.checkpoint_every_s is not None and (
                 time.perf_counter() - saved_at >= execution.checkpoint_every_s
             )
@@ -190,7 +197,7 @@ class _Run:
 
     # ---- one step ------------------------------------------------------------------------------
 
-    def _gradient(self, rows: np.ndarray, draw: DepthDraw, *, instruments: bool) -> BatchLoss:
+    def _gradient(self, rows: torch.Tensor, draw: DepthDraw, *, instruments: bool) -> BatchLoss:
         """Loss and gradient of a global batch; with micro_batch "auto", in portions that fit."""
         share = share_out(draw, self.workers.n)[self.workers.rank]
         auto = self.execution.micro_batch_sequences == "auto"
@@ -375,46 +382,6 @@ class _Run:
             torch_version=torch.__version__,
             precision=trial.precision,
         )
-
-
-def resolve_device(name: str) -> torch.device:
-    """The torch device of an Execution.
-
-    Raises:
-        UserError: if there is no such device on this machine.
-    """
-    n_gpus = torch.cuda.device_count()
-    if name == "auto":
-        return torch.device("cuda" if n_gpus else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f'device is {name!r}; give "auto", "cpu", "cuda" or "cuda:<n>"') from error
-    if device.type == "cuda" and (device.index or 0) >= n_gpus:
-        raise UserError(
-            f"device is {name!r} and torch sees {n_gpus} GPUs here; use another device or a torch "
-            "build for this machine's GPU"
-        )
-    return device
-
-
-def compile_blocks(model: Parcae) -> None:
-    """torch.compile every block in place; names and weights stay.
-
-    Block by block, because the loop around them runs another number of times for every batch.
-    """
-    import torch._dynamo.config as settings  # costs a second, which only those who ask should pay
-
-    # All blocks share one forward, and each kind of block, with and without gradient, on one and
-    # on several sequences, is a graph of its own. Past the limit torch would run eagerly instead.
-    settings.recompile_limit = max(settings.recompile_limit, 64)
-    for block in (*model.prelude, *model.core, *model.coda):
-        block.compile(dynamic=True)
-
-
-def device_name(device: torch.device) -> str:
-    """The device as results record it."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def open_rows(data_dir: Path, split: str, trial: Trial) -> RowReader:

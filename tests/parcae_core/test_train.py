@@ -14,13 +14,17 @@ import torch
 from parcae_core import train as train_module
 from parcae_core.batching import StepFlops, depths_of_step, portions, share_out
 from parcae_core.checkpoint import newest_checkpoint
+from parcae_core.data.reader import RowReader
 from parcae_core.depth import DepthDraw, FixedDepth, PoissonDepth
 from parcae_core.errors import UserError
-from parcae_core.gradient import local_gradient
+from parcae_core.evaluate import evaluate
+from parcae_core.feed import Feed
+from parcae_core.gradient import drawn_on, local_gradient
 from parcae_core.interrupt import StopFlag, stop_on_signal
 from parcae_core.model import build_model
 from parcae_core.result import Execution, Interrupted, TrainResult
 from parcae_core.train import train
+from parcae_core.trained import load_trained
 from parcae_core.trial import OptimConfig, planned_flops
 from tests.parcae_core.training import CONTEXT, EXECUTION, metrics, tiny_trial, write_data
 
@@ -261,6 +265,24 @@ def test_a_run_in_another_thread_can_be_stopped(data_dir, tmp_path):
     assert ended == ["stopped after 1 of 12 steps"]
 
 
+def test_the_trained_model_is_read_back_and_gives_the_reported_loss(data_dir, tmp_path):
+    trial = tiny_trial()
+    result = run(trial, data_dir, tmp_path)
+    trained = load_trained(tmp_path, device="cpu")
+    assert (trained.trial, trained.step) == (trial, trial.n_steps)
+    rows = evaluate(
+        trained.model,
+        RowReader(data_dir, "val", data_seed=0),
+        loops=(3,),
+        n_sequences=trial.evaluation.n_sequences,
+        batch_sequences=trial.evaluation.n_sequences,
+        seed=trial.seed,
+    )
+    assert rows[0].val_loss == result.evaluation[1].val_loss
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        load_trained(tmp_path / "nowhere")
+
+
 # ---- portions and shares -----------------------------------------------------------------------
 
 
@@ -268,7 +290,7 @@ def test_a_run_in_another_thread_can_be_stopped(data_dir, tmp_path):
 @pytest.mark.parametrize("transformer", [False, True])
 def test_the_gradient_does_not_depend_on_the_micro_batch(data_dir, micro_batch, transformer):
     trial = tiny_trial(transformer=transformer)
-    rows = np.random.default_rng(0).integers(0, 264, (8, CONTEXT + 1))
+    rows = torch.from_numpy(np.random.default_rng(0).integers(0, 264, (8, CONTEXT + 1)))
     found = []
     for size in (8, micro_batch):
         model = build_model(trial.model, seed=0).double()
@@ -290,6 +312,43 @@ def test_the_gradient_does_not_depend_on_the_micro_batch(data_dir, micro_batch, 
     for a, b in zip(grads_a, grads_b, strict=True):
         assert a.abs().max() > 0
         assert (a - b).abs().max() < 1e-12
+
+
+def test_states_drawn_on_a_device_belong_to_the_sequence_and_the_step():
+    trial, cpu = tiny_trial(), torch.device("cpu")
+    model = build_model(trial.model, seed=0)
+    states = drawn_on(cpu, model, range(8), trial, step=3)
+    assert states.shape == (8, CONTEXT, 16)
+    assert torch.equal(drawn_on(cpu, model, [5, 2], trial, step=3), states[[5, 2]])
+    others = [
+        drawn_on(cpu, model, range(8), trial, step=4),
+        drawn_on(cpu, model, range(8), dataclasses.replace(trial, seed=1), step=3),
+    ]
+    for other in others:
+        assert not torch.equal(other[0], states[0])
+    assert not torch.equal(states[0], states[1])
+
+
+def test_a_feed_gives_each_step_its_own_rows_in_any_order(data_dir):
+    reader = RowReader(data_dir, "train", data_seed=0)
+    feed = Feed(reader, 4, last=10, pinned=False)
+    for step in (0, 1, 2, 7, 8, 3, 9):
+        rows, epoch, wait_s = feed.get(step)
+        assert np.array_equal(rows, reader.batch(step, 4).ids)
+        assert epoch == reader.batch(step, 4).epoch
+        assert wait_s >= 0
+    feed.close()
+
+
+def test_an_error_while_reading_ahead_reaches_the_caller():
+    class Broken:
+        def batch(self, step, n):
+            raise OSError("gone")
+
+    feed = Feed(Broken(), 4, last=10, pinned=False)
+    with pytest.raises(OSError, match="gone"):
+        feed.get(0)
+    feed.close()
 
 
 def test_micro_batches_train_the_same_model_to_rounding(data_dir, tmp_path):

@@ -105,6 +105,7 @@ FULL_DISK = """
 import subprocess, sys, warnings
 from pathlib import Path
 warnings.simplefilter("error")
+from parcae_core import checkpoint
 from parcae_core.checkpoint import newest_checkpoint
 from parcae_core.errors import UserError
 from parcae_core.train import train
@@ -128,6 +129,18 @@ except UserError as error:
 assert newest_checkpoint(small / "checkpoints", trial).step == 8
 assert sorted(p.name for p in (small / "checkpoints").iterdir()) == ["step-000000004", "step-000000008"]
 
+# the same without the look at the free space beforehand: the disk fills up while writing
+usage = checkpoint.shutil.disk_usage
+checkpoint.shutil.disk_usage = lambda path: usage(path)._replace(free=1 << 40)
+try:
+    train(trial, data_dir=data_dir, run_dir=small, execution=often)
+    raise SystemExit("the disk did not fill up")
+except UserError as error:
+    print("writing:", error)
+checkpoint.shutil.disk_usage = usage
+assert newest_checkpoint(small / "checkpoints", trial).step == 8
+assert sorted(p.name for p in (small / "checkpoints").iterdir()) == ["step-000000004", "step-000000008"]
+
 filler = small / "filler"  # not a byte left: now the metrics cannot be written
 try:
     with filler.open("wb", buffering=0) as file:
@@ -145,7 +158,7 @@ filler.unlink()
 disk(size * 10)
 again = train(trial, data_dir=data_dir, run_dir=small, execution=often)
 assert again.evaluation == whole.evaluation
-assert again.n_resumed == 1
+assert again.n_resumed == 1  # the attempts on the full disk left no checkpoint of their own
 """
 
 
@@ -164,7 +177,9 @@ def test_a_full_disk_is_said_and_with_room_again_the_run_goes_on(data_dir, tmp_p
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    checkpoint, metrics_line = done.stdout.splitlines()
+    checkpoint, writing, metrics_line = done.stdout.splitlines()
+    assert "step-000000012: the checkpoint cannot be written" in writing
+    assert "No space left on device" in writing
     assert "step-000000012: the checkpoint cannot be written" in checkpoint
     assert "MB are free" in checkpoint
     assert "metrics.jsonl" in metrics_line
