@@ -103,6 +103,6 @@ def test_unreadable_files_are_named(tmp_path, name, content, message):
 
 
 def test_importing_the_contract_is_cheap():
-    code = "import sys, analysis.records; print('pandas' in sys.modules, 'numpy' in sys.modules, 'scipy' in sys.modules)"
+    code = "import sys, analysis.records, analysis.cli; print('pandas' in sys.modules, 'numpy' in sys.modules, 'scipy' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.split() == ["False", "False", "False"]

@@ -1,0 +1,179 @@
+"""Figures, report and verbs: what a user is left with."""
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from analysis import isoflop, plots, records, sources, study, testtime
+from analysis.cli import register
+from analysis.errors import InputError
+from analysis.report import write_report
+
+
+@pytest.fixture
+def app():
+    app = typer.Typer()
+    register(app)
+    return app
+
+
+@pytest.fixture
+def sweep(loop_records, tmp_path):
+    """A sweep folder, as `parcae run` leaves it."""
+    records.save(loop_records, tmp_path / "runs" / "simulated" / "records.parquet")
+    return tmp_path / "runs" / "simulated"
+
+
+def test_figures_are_the_same_bytes_twice_and_the_csv_is_what_is_drawn(sweep, tmp_path):
+    digests = []
+    for name in "ab":
+        found = study.load(sweep)
+        files = [path for d in found.drawings() for path in d.save(tmp_path / name)]
+        digests.append({p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files})
+    assert digests[0] == digests[1]
+    assert {
+        f"{n}.{s}" for n in ("isoflop", "power_laws", "test-time") for s in ("png", "pdf", "csv")
+    } == set(digests[0])
+    drawn = pd.read_csv(tmp_path / "a" / "isoflop.csv")
+    measured = drawn[
+        (drawn.kind == "points") & (drawn.panel == "n_tokens") & ~drawn.series.str.startswith("min")
+    ]
+    rows = records.load(sweep)
+    rows = rows[rows.n_loops == rows.mean_recurrence]
+    np.testing.assert_allclose(np.sort(measured.y), np.sort(rows.val_loss), rtol=1e-7)
+
+
+def test_minima_the_grid_does_not_enclose_are_hollow():
+    drawing = plots.isoflop(isoflop.fit_recurrence(sources.load("bundled:parcae-140m")))
+    rows = drawing.drawn
+    stars = rows[rows.series.str.startswith("minimum") & (rows.panel == "mean_recurrence")]
+    assert stars.kind.value_counts().to_dict() == {"points": 4, "points outside the fit": 2}
+    assert set(stars[stars.kind != "points"].series) == {
+        "minimum 1e+18 (not enclosed)",
+        "minimum 2e+18 (not enclosed)",
+    }
+
+
+def test_power_law_extrapolates_dashed_and_without_an_exponent_draws_no_line():
+    found = isoflop.fit_recurrence(sources.load("bundled:parcae-140m"))
+    rows = plots.power_laws(found).drawn
+    beyond = rows[(rows.kind == "extrapolation") & (rows.panel == "n_tokens")]
+    assert beyond.x.min() == pytest.approx(1e18)
+    assert beyond.x.max() == pytest.approx(4e18)
+    bare = isoflop.Recurrence(found.result, found.parabolas, {}, found.table)
+    assert set(plots.power_laws(bare).drawn.kind) <= {
+        "points",
+        "points outside the fit",
+        "interval",
+    }
+
+
+def test_test_time_figure_shows_the_largest_budgets_and_says_how_many(
+    simulate, paper_loss, tmp_path
+):
+    frame = simulate(
+        paper_loss,
+        budgets=tuple(np.geomspace(1e18, 1e20, 11)),
+        recurrences=(2, 4),
+        loops=(1, 2, 4, 8),
+    )
+    found = testtime.fit_test_time(sources.load(records.save(frame, tmp_path / "r.parquet")))
+    drawing = plots.test_time(found)
+    assert len(drawing.axes) == 9
+    assert "9 largest budgets only" in drawing.caption
+
+
+def test_report_tells_sources_apart_and_needs_nothing_else(sweep, tmp_path):
+    out = write_report(["bundled:parcae-140m", sweep], tmp_path / "new" / "report.html")
+    text = out.read_text()
+    assert text.count("<section") == 2
+    assert "not measured here" in text.split("<section")[1]
+    assert "measured by the runs of this sweep" in text.split("<section")[2]
+    assert records.sha256(study.load(sweep).table.frame) in text
+    assert not re.search(r'(src|href)="(?!data:|#)', text)  # self-contained
+    assert text.count('src="data:image/png;base64,') == 2 + 3
+    assert "Not fitted: bundled:parcae-140m: law &#39;test-time&#39; needs n_loops" in text
+
+
+def test_report_is_the_same_bytes_twice(tmp_path):
+    pages = [write_report(["bundled:parcae-140m"], tmp_path / f"{n}.html") for n in "ab"]
+    assert pages[0].read_bytes() == pages[1].read_bytes()
+
+
+def test_report_shows_every_problem(simulate, tmp_path):
+    rising = simulate(lambda mu, d, t, n: 3 + 0.02 * np.log(mu) ** 1.5)
+    path = records.save(rising, tmp_path / "records.parquet")
+    text = write_report([path], tmp_path / "report.html").read_text()
+    problems = isoflop.fit_recurrence(sources.load(path)).result.problems
+    assert len(problems) >= 3
+    assert all(p.split(";")[0] in text for p in problems)
+    assert "NOT VALID" in text
+
+
+def test_fit_prints_json_on_stdout_and_exits_by_validity(app, simulate, tmp_path):
+    done = CliRunner().invoke(app, ["fit", "bundled:parcae-140m", "--law", "recurrence", "--json"])
+    assert done.exit_code == 0
+    data = json.loads(done.stdout)
+    assert data["valid"] is True
+    assert data["problems"] == []
+    assert {"name", "value", "ci_low", "ci_high"} <= set(data["params"][0])
+    assert {"law", "objective"} <= set(data)
+    rising = simulate(lambda mu, d, t, n: 3 + 0.02 * np.log(mu) ** 1.5)
+    path = records.save(rising, tmp_path / "records.parquet")
+    done = CliRunner().invoke(app, ["fit", str(path), "--law", "recurrence", "--json"])
+    assert done.exit_code == 1
+    data = json.loads(done.stdout)
+    assert data["params"][0]["value"] is None
+    assert data["valid"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "--law", "recurrence"], "nowhere: no such file or folder"),
+        (["bundled:parcae-140m", "--law", "recurence"], "did you mean 'recurrence'"),
+        (["bundled:parcae-140m", "--law", "chinchilla"], "Map it with --columns N=COLUMN"),
+        (["bundled:parcae-140m", "--law", "training", "--loss", "hubber"], "did you mean 'huber'"),
+        (["bundled:parcae-140m", "--law", "training", "--delta", "0"], "--delta is 0.0"),
+        (["bundled:parcae-140m", "--law", "recurrence", "--confidence", "95"], "between 0 and 1"),
+        (
+            ["bundled:parcae-140m", "--law", "recurrence", "--drop-highest", "36"],
+            "--drop-highest 36",
+        ),
+    ],
+)
+def test_bad_input_is_one_sentence(app, arguments, message):
+    done = CliRunner().invoke(app, ["fit", *arguments])
+    assert isinstance(done.exception, InputError)
+    assert message in str(done.exception)
+
+
+def test_plot_and_report_write_what_they_print(app, tmp_path):
+    source = "bundled:parcae-140m"
+    done = CliRunner().invoke(app, ["plot", source, "--out", str(tmp_path / "figures")])
+    assert done.exit_code == 0
+    assert len(done.stdout.split()) == 6
+    assert all((tmp_path / "figures" / p.split("/")[-1]).is_file() for p in done.stdout.split())
+    assert "test-time: not drawn" in done.stderr
+    out = tmp_path / "report.html"
+    done = CliRunner().invoke(app, ["report", source, "--out", str(out)])
+    assert "gamma_mu_all 0.396" in done.stdout
+    assert done.stdout.strip().endswith("report.html")
+    assert out.is_file()
+
+
+def test_fit_does_not_load_what_it_does_not_need():
+    code = (
+        "import sys, analysis.run as r; r.fit_source('bundled:parcae-140m', 'recurrence');"
+        "print([m for m in ('torch', 'ray', 'matplotlib', 'scipy.stats', 'jinja2') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
