@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import sys
 from typing import Annotated
 
@@ -23,26 +25,34 @@ _EXTRAS = {
     "triton": "kernels",
 }
 
-app = typer.Typer(
-    name="parcae",
-    help="Plan and run compute-budget sweeps of looped language models, and fit their scaling laws."
-    "\n\nA first look: parcae demo. Then: parcae plan SPEC, parcae run SPEC, parcae fit, parcae report.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+_ROOMS = (
+    "sweeps.sweep_cli",
+    "analysis.cli",
+    "parcae_core.data_cli",
+    "parcae_core.params_cli",
+    "sweeps.demo_cli",
 )
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
+def build_app() -> typer.Typer:
+    """The command with every room's verbs; the modules that hold them are cheap to import."""
+    app = typer.Typer(
+        name="parcae",
+        help="Plan and run compute-budget sweeps of looped language models, and fit their scaling "
+        "laws.\n\nA first look: parcae demo. Then: parcae plan SPEC, parcae run SPEC, parcae fit, "
+        "parcae report.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_options)
+    for name in _ROOMS:
+        if importlib.util.find_spec(name):
+            importlib.import_module(name).register(app)
+    return app
 
-        typer.echo(f"parcae-scaling {version('parcae-scaling')}")
-        raise typer.Exit
 
-
-@app.callback()
 def _options(
     version: Annotated[
         bool,
@@ -54,27 +64,18 @@ def _options(
     pass
 
 
-def _register() -> None:
-    import importlib
-    import importlib.util
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
 
-    for name in (
-        "sweeps.sweep_cli",
-        "analysis.cli",
-        "parcae_core.data_cli",
-        "parcae_core.params_cli",
-        "parcae_core.eval_cli",
-        "sweeps.demo_cli",
-    ):
-        if importlib.util.find_spec(name):
-            importlib.import_module(name).register(app)
+        typer.echo(f"parcae-scaling {version('parcae-scaling')}")
+        raise typer.Exit
 
 
 def main() -> None:
     """Entry point: runs a verb; a user's mistake is one message on stderr and exit code 2."""
     try:
-        _register()
-        app()
+        build_app()()
     except (UserError, InputError) as error:
         for line in str(error).splitlines():
             print(f"parcae: {line}", file=sys.stderr)

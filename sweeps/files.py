@@ -44,12 +44,13 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def require_writable(folder: Path) -> None:
-    """Create a folder and prove that a file can be written in it.
+    """Prove that a folder can be made and written in, and leave things as they were.
 
     Raises:
         UserError: with the system's reason.
     """
     probe = folder / f".probe.{os.getpid()}"
+    made = [f for f in (folder, *folder.parents) if not f.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_text("")
@@ -58,6 +59,10 @@ def require_writable(folder: Path) -> None:
         raise UserError(
             f"{folder}: cannot be written ({error.strerror}); give another folder with --out."
         ) from error
+    finally:
+        for new in made:  # innermost first
+            if new.is_dir():
+                new.rmdir()
 
 
 def _sync_folder(folder: Path) -> None:

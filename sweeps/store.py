@@ -153,10 +153,7 @@ class Store:
             UserError: not writable, or a changed spec over finished trials without `extend`.
         """
         self._check_unchanged(plan, spec_path, extend=extend)
-        existed = self.root.exists()
         require_writable(self.root)
-        if not existed:
-            self.root.rmdir()
 
     def _check_unchanged(self, plan: Plan, spec_path: Path, *, extend: bool) -> None:
         before = self.sweep
