@@ -22,7 +22,7 @@ import torch
 from benchmarks.common import append_rows, interleaved, provenance, quantiles
 from benchmarks.masked import masked_loss
 from parcae_core.cross_entropy import linear_cross_entropy
-from parcae_core.depth import PoissonDepth
+from parcae_core.depth import FixedDepth, PoissonDepth
 from parcae_core.model import build_model
 from parcae_core.presets import preset
 
@@ -172,7 +172,8 @@ def _curve_rows(args) -> list[dict]:
     @torch.no_grad()
     def separate(_: int) -> None:
         for t in loops:
-            model(ids, t, targets=targets, state=state)
+            draw = FixedDepth(mean_recurrence=t, mean_backprop_depth=1)
+            masked_loss(model, ids, targets, draw.sample(args.batch, seed=0, step=0), state)
 
     seconds = interleaved({"one pass": one_pass, "separate": separate}, steps=3, warmup=1)
     rows = []

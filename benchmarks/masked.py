@@ -1,19 +1,36 @@
 """The loop as the published implementation runs it: the baseline for speed, and a second definition.
 
 Every sequence is computed up to the deepest one of its phase and masked, and everything that does
-not depend on the step is recomputed in every step. Same weights and blocks as parcae_core.model,
-so that the two differ in nothing but how the loop is executed. Source: REFERENCE.md, "Quirks".
+not depend on the step is recomputed in every step; all logits are held, and elementwise operations
+run as their plain definitions. Same weights and matrix products as parcae_core.model.
+Source: REFERENCE.md, "Quirks".
 """
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from parcae_core import layers
 from parcae_core.depth import DepthDraw
+from parcae_core.kernels.relu_squared import relu_squared_ref
 from parcae_core.model import Parcae
+
+
+@contextlib.contextmanager
+def plain_operations() -> Iterator[None]:
+    """Blocks run the plain definitions of what parcae_core/kernels fuses."""
+    fused = layers.relu_squared
+    layers.relu_squared = relu_squared_ref
+    try:
+        yield
+    finally:
+        layers.relu_squared = fused
 
 
 def masked_forward(
@@ -55,5 +72,6 @@ def masked_loss(
     model: Parcae, ids: Tensor, targets: Tensor, draw: DepthDraw, state: Tensor
 ) -> tuple[Tensor, int]:
     """Mean nats per token and sequence steps executed; all logits are held, as published."""
-    logits, _, executed = masked_forward(model, ids, draw, state)
+    with plain_operations():
+        logits, _, executed = masked_forward(model, ids, draw, state)
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten()), executed

@@ -29,6 +29,8 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         weight: head, (V, D).
         targets: token ids, (...), int64.
     """
+    if not torch.is_grad_enabled():  # forming gradients would triple the work
+        x, weight = x.detach(), weight.detach()
     return _LinearCrossEntropy.apply(x.flatten(0, -2), weight, targets.flatten())
 
 
