@@ -21,6 +21,7 @@ Keys, as W&B shows them (group/name_unit):
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -54,13 +55,13 @@ class MetricsLog:
             self._file = path.open("a", buffering=1)  # a line is on its way once it is written
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append a line.
+        """Append a line; what is not finite becomes null, which JSON has a word for.
 
         Raises:
             UserError: if the disk is full.
         """
         with _readable_error(self.path):
-            self._file.write(json.dumps(line) + "\n")
+            self._file.write(json.dumps({k: _finite(v) for k, v in line.items()}) + "\n")
 
     def close(self) -> None:
         with _readable_error(self.path):
@@ -116,6 +117,10 @@ class ProgressBar:
 
     def close(self) -> None:
         self._progress.stop()
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager
