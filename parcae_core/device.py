@@ -8,25 +8,31 @@ from parcae_core.errors import UserError
 from parcae_core.model import Parcae
 
 
-def resolve_device(name: str) -> torch.device:
-    """The torch device of an Execution.
+def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
+    """The torch device of an Execution, with its index if it is a GPU.
+
+    Args:
+        local_rank: which GPU "auto" and "cuda" mean, for one of several processes on a machine.
 
     Raises:
         UserError: if there is no such device on this machine.
     """
     n_gpus = torch.cuda.device_count()
     if name == "auto":
-        return torch.device("cuda" if n_gpus else "cpu")
+        name = "cuda" if n_gpus else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f'device is {name!r}; give "auto", "cpu", "cuda" or "cuda:<n>"') from error
-    if device.type == "cuda" and (device.index or 0) >= n_gpus:
+    if device.type != "cuda":
+        return device
+    index = local_rank if device.index is None else device.index
+    if index >= n_gpus:
         raise UserError(
-            f"device is {name!r} and torch sees {n_gpus} GPUs here; use another device or a torch "
-            "build for this machine's GPU"
+            f"device is {name!r}, GPU {index}, and torch sees {n_gpus} GPUs here; use another device, "
+            "fewer processes, or a torch build for this machine's GPU"
         )
-    return device
+    return torch.device("cuda", index)
 
 
 def compile_blocks(model: Parcae) -> None:

@@ -117,7 +117,9 @@ class _Run:
         self.checkpoints = run_dir / "checkpoints"
         if execution.threads is not None:
             torch.set_num_threads(execution.threads)
-        self.device = resolve_device(execution.device)
+        self.device = resolve_device(execution.device, local_rank=workers.local_rank)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # where NCCL sends what has no device of its own
         self.rows = open_rows(data_dir, "train", trial)
         self.validation = open_rows(data_dir, "val", trial)
         if trial.evaluation.n_sequences > self.validation.n_rows:

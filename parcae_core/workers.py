@@ -8,6 +8,7 @@ parameter many times per backward, and small models would spend their time on sm
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 import torch
@@ -24,6 +25,8 @@ class Workers:
         self.together = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if self.together else 0
         self.n = dist.get_world_size() if self.together else 1
+        # torchrun tells each process its place on its machine this way
+        self.local_rank = int(os.environ.get("LOCAL_RANK", "0")) if self.together else 0
 
     @property
     def is_first(self) -> bool:

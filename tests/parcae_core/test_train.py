@@ -16,6 +16,7 @@ from parcae_core.batching import StepFlops, depths_of_step, portions, share_out
 from parcae_core.checkpoint import newest_checkpoint
 from parcae_core.data.reader import RowReader
 from parcae_core.depth import DepthDraw, FixedDepth, PoissonDepth
+from parcae_core.device import resolve_device
 from parcae_core.errors import UserError
 from parcae_core.evaluate import evaluate
 from parcae_core.feed import Feed
@@ -535,10 +536,22 @@ def test_more_validation_rows_than_there_are_are_refused_before_training(data_di
 
 
 def test_a_missing_gpu_is_said(data_dir, tmp_path):
-    with pytest.raises(UserError, match="device is 'cuda:63' and torch sees"):
+    with pytest.raises(UserError, match="device is 'cuda:63', GPU 63, and torch sees"):
         run(tiny_trial(), data_dir, tmp_path, device="cuda:63")
     with pytest.raises(UserError, match="device is 'tpus'; give"):
         run(tiny_trial(), data_dir, tmp_path, device="tpus")
+
+
+def test_each_process_of_a_machine_takes_its_own_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("auto") == torch.device("cuda", 0)
+    assert resolve_device("cuda", local_rank=1) == torch.device("cuda", 1)
+    assert resolve_device("cuda:0", local_rank=1) == torch.device("cuda", 0)
+    assert resolve_device("cpu", local_rank=1) == torch.device("cpu")
+    with pytest.raises(UserError, match=r"GPU 2, and torch sees 2 .*fewer processes"):
+        resolve_device("auto", local_rank=2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert resolve_device("auto") == torch.device("cpu")
 
 
 @pytest.mark.parametrize(
