@@ -43,7 +43,7 @@ def fit(
         str, typer.Option(help="huber or log-lsq on log loss, or lsq on loss.")
     ] = "huber",
     delta: Annotated[float, typer.Option(help="Huber's threshold on log-loss residuals.")] = 1e-3,
-    starts: Annotated[int, typer.Option(help="Random starts of the search.")] = 32,
+    starts: Annotated[int, typer.Option(help="Random starts of the search.")] = 16,
     interval: Annotated[
         str | None, typer.Option(help="bootstrap, block, profile, linear or none.")
     ] = None,

@@ -123,15 +123,20 @@ def starts(scaled: Scaled, n: int, rng: np.random.Generator) -> np.ndarray:
 
 def search(scaled: Scaled, n_starts: int, rng: np.random.Generator) -> Search:
     """Minimise from every start; the best, and how many starts found it."""
-    found = solver.continued(scaled.problem, starts(scaled, n_starts, rng))
-    best = int(np.argmin(found.objective))
-    limit = found.objective[best] * (1 + _AGREE) + 1e-15
+    begin = starts(scaled, n_starts, rng)
+    size = solver.batch_size(scaled.problem)
+    parts = [
+        solver.continued(scaled.problem, begin[i : i + size]) for i in range(0, n_starts, size)
+    ]
+    objective = np.concatenate([p.objective for p in parts])
+    best = int(np.argmin(objective))
+    limit = objective[best] * (1 + _AGREE) + 1e-15
     return Search(
-        theta=found.theta[best],
-        objective=float(found.objective[best]),
-        converged=bool(found.converged[best]),
+        theta=np.concatenate([p.theta for p in parts])[best],
+        objective=float(objective[best]),
+        converged=bool(np.concatenate([p.converged for p in parts])[best]),
         n_starts=n_starts,
-        n_agree=int((found.objective <= limit).sum()),
+        n_agree=int((objective <= limit).sum()),
     )
 
 
@@ -141,7 +146,7 @@ def fit_law(
     *,
     loss: Loss = "huber",
     delta: float = 1e-3,
-    n_starts: int = 32,
+    n_starts: int = 16,
     interval: Interval = "bootstrap",
     n_resamples: int = 500,
     confidence: float = 0.95,

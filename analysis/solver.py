@@ -45,7 +45,7 @@ class Problem:
 
     terms: tuple[Term, ...]
     y: np.ndarray  # (n,) log of the observed loss for kind "log", the loss itself for "raw"
-    lower: np.ndarray  # (P,)
+    lower: np.ndarray  # (P,), or (S, P) for a box per member, as profiles need
     upper: np.ndarray
     kind: Literal["log", "raw"] = "log"
     delta: float = 1e-3  # np.inf for least squares
@@ -70,6 +70,14 @@ class Solution:
     objective: np.ndarray  # (S,)
     converged: np.ndarray  # (S,) bool: the predicted gain of a further step is negligible
     steps: int
+
+
+def batch_size(problem: Problem) -> int:
+    """Members per batch whose largest array, the Jacobian (S, P, n), stays in a core's cache.
+
+    24,000 numbers (192 KB) were fastest of 9,600 to 240,000 on the machine this was written on.
+    """
+    return max(4, 24_000 // (problem.lower.shape[-1] * len(problem.y)))
 
 
 def predict(problem: Problem, theta: np.ndarray) -> np.ndarray:
@@ -99,11 +107,14 @@ def objective(problem: Problem, theta: np.ndarray, weights: np.ndarray) -> np.nd
 
 
 def derivatives(
-    problem: Problem, theta: np.ndarray, weights: np.ndarray
+    problem: Problem, theta: np.ndarray, weights: np.ndarray, tail: float | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """F (S,), its gradient (S, P) and Hessian (S, P, P), all analytic.
 
     Beyond delta Huber's second derivative is 0; what is left there is the curvature of the law.
+
+    Args:
+        tail: slope beyond delta where it is not delta (see `_onward`); F stays Huber's.
     """
     n_batch, n_params = theta.shape
     parts = [_log_term(t, theta) for t in problem.terms]
@@ -118,8 +129,12 @@ def derivatives(
         share *= np.exp(log_loss)
     r = (log_loss if is_log else np.exp(log_loss)) - problem.y
     value = (weights * huber(r, problem.delta)).sum(axis=-1)
-    slope = weights * np.clip(r, -problem.delta, problem.delta)  # w h'(r)
-    bend = weights * (np.abs(r) <= problem.delta)  # w h''(r)
+    inside = np.abs(r) <= problem.delta
+    if tail is None:
+        slope = weights * np.clip(r, -problem.delta, problem.delta)  # w h'(r)
+    else:
+        slope = weights * np.where(inside, r, np.sign(r) * tail)
+    bend = weights * inside  # w h''(r)
 
     jacobian = np.zeros((n_batch, n_params, len(problem.y)))
     hessian = np.zeros((n_batch, n_params, n_params))
@@ -162,6 +177,8 @@ def minimise(
     n_batch, n_obs = len(theta), len(problem.y)
     weights = np.broadcast_to(1.0 if weights is None else weights, (n_batch, n_obs))
     theta = np.clip(theta, problem.lower, problem.upper)
+    lower = np.broadcast_to(problem.lower, theta.shape)
+    upper = np.broadcast_to(problem.upper, theta.shape)
     best = objective(problem, theta, weights)
     damping = np.full(n_batch, 1e-3)
     converged = np.zeros(n_batch, dtype=bool)
@@ -171,11 +188,12 @@ def minimise(
     step_count = 0
     while len(active) and step_count < max_steps:
         step_count += 1
-        moved, gain = _step(problem, current, g, h, damping[active])
+        box = lower[active], upper[active]
+        moved, gain, expected = _step(box, current, g, h, damping[active])
         f_new, g_new, h_new = derivatives(problem, moved, weights[active])
         better = f_new <= f
         small = gain <= tolerance * f + 1e-300
-        ratio = (f - f_new) / np.maximum(gain, 1e-300)
+        ratio = (f - f_new) / np.maximum(expected, 1e-300)
         factor = np.where(better & (ratio > 0.75), 0.2, np.where(ratio < 0.25, 5.0, 1.0))
         damping[active] = np.clip(damping[active] * factor, 1e-12, 1e12)
         keep = better[:, None]
@@ -196,8 +214,8 @@ def continued(
     problem: Problem,
     theta: np.ndarray,
     weights: np.ndarray | None = None,
-    first_delta: float = 0.1,
-    factor: float = 0.1,
+    first_delta: float = 1.0,
+    factor: float = 0.3,
     max_steps: int = 200,
 ) -> Solution:
     """Minimise for falling delta, each from where the last ended.
@@ -205,14 +223,31 @@ def continued(
     Near delta = 0 the surface is a polytope's and single paths stall on its edges; a wide
     quadratic zone first leads them to the right face.
     """
+    n_batch, n_obs = len(theta), len(problem.y)
+    weights = np.broadcast_to(1.0 if weights is None else weights, (n_batch, n_obs))
     delta = first_delta
     steps = 0
     while np.isfinite(problem.delta) and delta > problem.delta * 1.0001:
-        solution = minimise(problem.at(delta), theta, weights, max_steps=60, tolerance=1e-4)
-        theta, steps = solution.theta, steps + solution.steps
-        delta *= factor
+        wide = problem.at(delta)
+        solution = minimise(wide, theta, weights, max_steps=60, tolerance=1e-6)
+        delta = max(delta * factor, problem.delta)
+        theta = _onward(wide, problem.at(delta), solution.theta, weights)
+        steps += solution.steps
     last = minimise(problem, theta, weights, max_steps=max_steps)
     return Solution(last.theta, last.objective, last.converged, steps + last.steps)
+
+
+def _onward(wide: Problem, narrow: Problem, theta: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Follow the optimum from one delta to a smaller one, with the quadratic zone held fixed.
+
+    At the optimum the residuals inside the zone scale with delta, so at the smaller delta all of
+    them would start outside it, where Huber's function has no curvature to steer by.
+    """
+    _, g, h = derivatives(wide, theta, weights, tail=narrow.delta)
+    box = np.broadcast_to(wide.lower, theta.shape), np.broadcast_to(wide.upper, theta.shape)
+    moved, *_ = _step(box, theta, g, h, np.full(len(theta), 1e-12))
+    better = objective(narrow, moved, weights) <= objective(narrow, theta, weights)
+    return np.where(better[:, None], moved, theta)
 
 
 def _log_term(term: Term, theta: np.ndarray):
@@ -231,11 +266,12 @@ def _log_term(term: Term, theta: np.ndarray):
     return c - k * x, first, second
 
 
-def _step(problem, theta, g, h, damping):
-    """The damped step and the gain a quadratic model predicts for it."""
-    at_low = (theta <= problem.lower) & (g > 0)
-    at_high = (theta >= problem.upper) & (g < 0)
-    held = at_low | at_high
+def _step(box, theta, g, h, damping):
+    """The damped step, the gain an undamped one promises, and the gain this one promises."""
+    lower, upper = box
+    at_low = (theta <= lower) & (g > 0)
+    at_high = (theta >= upper) & (g < 0)
+    held = at_low | at_high | (lower == upper)
     if held.any():  # a parameter that wants out of the box is held for this step
         g = np.where(held, 0.0, g)
         free = ~held
@@ -244,12 +280,14 @@ def _step(problem, theta, g, h, damping):
     values, vectors = np.linalg.eigh(h)
     size = np.abs(values)
     scale = size.max(axis=-1, keepdims=True) + 1e-300
-    floor = np.maximum(size, 1e-12 * scale) + damping[:, None] * scale
+    size = np.maximum(size, 1e-12 * scale)
     along = np.matmul(vectors.transpose(0, 2, 1), g[..., None])[..., 0]
-    step = -np.matmul(vectors, (along / floor)[..., None])[..., 0]
-    moved = np.clip(theta + step, problem.lower, problem.upper)
+    damped = size + damping[:, None] * scale
+    step = -np.matmul(vectors, (along / damped)[..., None])[..., 0]
+    moved = np.clip(theta + step, lower, upper)
+    # what an undamped step would gain: a search hemmed in by damping has not converged
+    gain = 0.5 * (along * along / size).sum(axis=-1)
     step = moved - theta
     curve = np.matmul(h, step[..., None])[..., 0]
-    gain = -(g * step).sum(axis=-1) - 0.5 * (step * curve).sum(axis=-1)
-    linear = -(g * step).sum(axis=-1)
-    return moved, np.where(gain > 0, gain, 0.5 * np.maximum(linear, 0))
+    expected = -(g * step).sum(axis=-1) - 0.5 * (step * curve).sum(axis=-1)
+    return moved, gain, expected

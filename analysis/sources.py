@@ -130,6 +130,8 @@ def parse_columns(text: str) -> dict[str, str]:
 def at_training_depth(table: Table) -> Table:
     """The rows evaluated at T = mu_rec, where the training laws hold."""
     frame = table.frame
+    if "n_loops" not in frame and "mean_recurrence" not in frame:
+        return table
     if "n_loops" not in frame:
         return table.noting("every loss is taken to be at T = mean_recurrence: no n_loops is given")
     if "mean_recurrence" not in frame:

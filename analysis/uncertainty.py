@@ -1,4 +1,7 @@
-"""Intervals for fitted parameters: bootstrap over rows or blocks, and the curvature at the optimum."""
+"""Intervals for fitted parameters: bootstrap over rows or blocks, and the curvature at the optimum.
+
+Profile likelihoods are in `analysis.profile`; what `parcae fit --interval` names is chosen here.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,6 @@ from analysis.errors import InputError
 if TYPE_CHECKING:
     from analysis.fit import Scaled, Search
     from analysis.sources import Table
-
-_CHUNK = 100  # resamples per batch: keeps the arrays of a batch in cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,10 @@ def intervals(
         counts = case_counts(len(scaled.problem.y), n_resamples, rng)
         name = f"bootstrap (rows resampled), n={n_resamples}"
         return bootstrap(scaled, best.theta, counts, confidence, name)
+    if kind == "profile":
+        from analysis.profile import profile_intervals
+
+        return profile_intervals(scaled, best.theta, confidence)
     if kind == "block":
         counts, n_blocks = block_counts(table, n_resamples, rng)
         name = f"bootstrap ({n_blocks} blocks of one budget and setting resampled), n={n_resamples}"
@@ -100,12 +105,17 @@ def bootstrap(scaled, theta, counts, confidence, name) -> Intervals:
 def refits(scaled: Scaled, theta: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """theta (R, P) of every resample, and which of them converged."""
     draws, finished = [], []
-    for at in range(0, len(counts), _CHUNK):
-        weights = counts[at : at + _CHUNK].astype(float)
+    size = solver.batch_size(scaled.problem)
+    for at in range(0, len(counts), size):
+        weights = counts[at : at + size].astype(float)
         start = np.repeat(theta[None], len(weights), axis=0)
-        found = solver.continued(scaled.problem, start, weights, first_delta=1e-2)
-        draws.append(found.theta)
-        finished.append(found.converged)
+        found = solver.minimise(scaled.problem, start, weights)
+        theta_s, ended = found.theta, found.converged
+        if not ended.all():  # a path that stalled starts again from a wide quadratic zone
+            again = solver.continued(scaled.problem, start[~ended], weights[~ended])
+            theta_s[~ended], ended[~ended] = again.theta, again.converged
+        draws.append(theta_s)
+        finished.append(ended)
     return np.concatenate(draws), np.concatenate(finished)
 
 
@@ -118,8 +128,8 @@ def linear(scaled: Scaled, theta: np.ndarray, confidence: float) -> Intervals:
     dof = n_obs - n_params
     whole = problem.at(np.inf)
     r = solver.residuals(whole, theta[None])[0]
-    jacobian = _jacobian(whole, theta)
-    bread = jacobian.T @ jacobian
+    rows = jacobian(whole, theta)
+    bread = rows.T @ rows
     values, vectors = np.linalg.eigh(bread)
     method = "linearised least squares, Student t"
     if values[0] <= 1e-14 * values[-1]:
@@ -141,7 +151,7 @@ def linear(scaled: Scaled, theta: np.ndarray, confidence: float) -> Intervals:
     return Intervals(method, low, high)
 
 
-def _jacobian(problem: solver.Problem, theta: np.ndarray) -> np.ndarray:
+def jacobian(problem: solver.Problem, theta: np.ndarray) -> np.ndarray:
     """dr/dtheta (n, P) by the solver's own analytic pieces, one observation at a time weighted."""
     n = len(problem.y)
     # with residual weights e_i, the gradient of sum w r is row i; r'' does not enter

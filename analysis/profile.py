@@ -1,0 +1,185 @@
+"""Profile likelihood: how the best objective rises as one parameter is held away from its optimum.
+
+Where it rises slowly the data do not hold the parameter, and the interval is open on that side: the
+honest answer that a curvature at the optimum cannot give. For Huber's loss the rise is scaled so
+that it is chi-square distributed to first order; for least squares that is the usual F test.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from analysis import solver, uncertainty
+from analysis.uncertainty import Intervals
+
+if TYPE_CHECKING:
+    from analysis.fit import Scaled
+
+_POINTS = 25  # per side and sweep
+_REACH = 4.0  # first sweep, in standard errors
+_WIDEN = 6.0  # each further sweep reaches this much farther
+_SWEEPS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One parameter's profile; `deviance` is compared with `limit`."""
+
+    name: str
+    values: np.ndarray  # natural values held, ascending
+    deviance: np.ndarray
+    limit: float  # squared Student t at the confidence asked for
+    low: float | None  # where the deviance crosses the limit; None: it never does
+    high: float | None
+
+
+def profile_intervals(scaled: Scaled, theta: np.ndarray, confidence: float) -> Intervals:
+    """Intervals of every parameter, open sides said in words."""
+    low, high, problems = {}, {}, []
+    for p in scaled.law.params:
+        found = profile(scaled, theta, p.name, confidence)
+        low[p.name], high[p.name] = found.low, found.high
+        sides = [side for side, end in (("below", found.low), ("above", found.high)) if end is None]
+        if sides:
+            problems.append(
+                f"the data do not bound {p.name} from {' or '.join(sides)}: the objective stays "
+                f"flat to {_reached(found, sides[-1]):.3g}"
+            )
+    return Intervals("profile likelihood, Student t", low, high, problems=tuple(problems))
+
+
+def profile(scaled: Scaled, theta: np.ndarray, name: str, confidence: float = 0.95) -> Profile:
+    """Hold one parameter at values around its optimum and minimise over the others.
+
+    Args:
+        theta: the optimum (P,) of `scaled`.
+    """
+    from scipy.special import stdtrit
+
+    index = scaled.law.names.index(name)
+    problem, theta = _pinned(scaled, theta, index)
+    dof = len(problem.y) - len(theta)
+    limit = float(stdtrit(dof, 0.5 + confidence / 2)) ** 2
+    scale = _deviance_scale(problem, theta)
+    best = float(solver.objective(problem, theta[None], np.ones((1, len(problem.y))))[0])
+    spread = _spread(problem, theta, index, scale)
+    held, deviance = [theta[index]], [0.0]
+    ends = []
+    for sign in (-1.0, 1.0):
+        xs, ds = _side(problem, theta, index, sign, spread, limit, scale, best)
+        ends.append(_crossing(theta[index], xs, ds, limit))
+        held += list(xs)
+        deviance += list(ds)
+    order = np.argsort(held)
+    natural = _natural(scaled, index, np.array(held)[order])
+    low, high = (None if e is None else float(_natural(scaled, index, e)) for e in ends)
+    return Profile(name, natural, np.array(deviance)[order], limit, low, high)
+
+
+def _side(problem, theta, index, sign, spread, limit, scale, best):
+    """Held values outward from the optimum and their deviances, until the limit is passed."""
+    xs, ds = np.empty(0), np.empty(0)
+    start, reach, begin = theta, _REACH, 0.0
+    for _ in range(_SWEEPS):
+        x = theta[index] + sign * spread * np.linspace(begin, reach, _POINTS + 1)[1:]
+        x = x[(x >= problem.lower[index]) & (x <= problem.upper[index])]
+        if not len(x):
+            break
+        found = _hold(problem, start, index, x)
+        xs = np.concatenate([xs, x])
+        ds = np.concatenate([ds, 2 * scale * np.maximum(found.objective - best, 0)])
+        if ds[-1] > limit:
+            break
+        start, begin, reach = found.theta[-1], reach, reach * _WIDEN
+    return xs, ds
+
+
+def _hold(problem, start, index, x) -> solver.Solution:
+    """Minimise with theta[index] held at each of x."""
+    begin = np.repeat(start[None], len(x), axis=0)
+    begin[:, index] = x
+    lower = np.broadcast_to(problem.lower, begin.shape).copy()
+    upper = np.broadcast_to(problem.upper, begin.shape).copy()
+    lower[:, index] = upper[:, index] = x
+    boxed = replace(problem, lower=lower, upper=upper)
+    return solver.continued(boxed, begin, first_delta=max(problem.delta, 1e-2))
+
+
+def _crossing(at: float, xs: np.ndarray, ds: np.ndarray, limit: float) -> float | None:
+    """Where the deviance first passes the limit, by linear interpolation of its root."""
+    root = np.sqrt(np.concatenate([[0.0], ds]))  # nearly linear in the parameter
+    xs = np.concatenate([[at], xs])
+    beyond = np.flatnonzero(root > np.sqrt(limit))
+    if not len(beyond):
+        return None
+    i = beyond[0]
+    share = (np.sqrt(limit) - root[i - 1]) / (root[i] - root[i - 1])
+    return float(xs[i - 1] + share * (xs[i] - xs[i - 1]))
+
+
+def _pinned(scaled: Scaled, theta: np.ndarray, index: int):
+    """The problem in coordinates where theta[index] alone is the natural parameter.
+
+    For a coefficient that means measuring its term at x = 0; the poor conditioning that would
+    bring does no harm, because the coefficient is then held.
+    """
+    problem, param = scaled.problem, scaled.law.params[index]
+    if param.kind != "coefficient":
+        return problem, theta.copy()
+    terms = []
+    for term in problem.terms:
+        if term.c == index and term.k is not None:
+            shift = scaled.to_natural[index, term.k]  # anchor in units of the spread
+            term = replace(
+                term,
+                x=None if term.x is None else term.x + shift,
+                shape=None if term.shape is None else _shifted(term.shape, shift),
+            )
+        terms.append(term)
+    moved = theta.copy()
+    moved[index] = scaled.to_natural[index] @ theta
+    lower, upper = problem.lower.copy(), problem.upper.copy()
+    lower[index], upper[index] = -np.inf, np.inf
+    return replace(problem, terms=tuple(terms), lower=lower, upper=upper), moved
+
+
+def _shifted(shape: solver.Shape, shift: float) -> solver.Shape:
+    def moved(s):
+        x, dx, d2x = shape(s)
+        return x + shift, dx, d2x
+
+    return moved
+
+
+def _natural(scaled: Scaled, index: int, held):
+    if scaled.law.params[index].kind == "coefficient":
+        return np.exp(np.clip(held, -700, 700))
+    return np.asarray(held) * scaled.to_natural[index, index]
+
+
+def _deviance_scale(problem: solver.Problem, theta: np.ndarray) -> float:
+    """E[h''] / E[h'^2] of the residuals: what turns a rise of F into half a chi-square."""
+    r = solver.residuals(problem, theta[None])[0]
+    slope = np.clip(r, -problem.delta, problem.delta)
+    inside = np.mean(np.abs(r) <= problem.delta)
+    square = (slope @ slope) / (len(r) - len(theta))
+    return float(max(inside, 1 / len(r)) / max(square, 1e-300))
+
+
+def _spread(problem: solver.Problem, theta: np.ndarray, index: int, scale: float) -> float:
+    """A standard error to choose the grid by; it decides nothing else."""
+    whole = uncertainty.jacobian(problem, theta)
+    r = solver.residuals(problem, theta[None])[0]
+    inside = max(float(np.mean(np.abs(r) <= problem.delta)), 1 / len(r))
+    bread = whole.T @ whole * inside * scale
+    values, vectors = np.linalg.eigh(bread)
+    values = np.maximum(values, 1e-10 * values[-1])
+    covariance = (vectors / values) @ vectors.T
+    return float(np.sqrt(covariance[index, index]))
+
+
+def _reached(found: Profile, side: str) -> float:
+    return float(found.values[0] if side == "below" else found.values[-1])
