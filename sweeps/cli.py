@@ -30,6 +30,7 @@ _ROOMS = (
     "analysis.cli",
     "parcae_core.data_cli",
     "parcae_core.params_cli",
+    "parcae_core.eval_cli",
     "sweeps.demo_cli",
 )
 

@@ -51,7 +51,7 @@ def resolve_data(spec: SweepSpec, where: str) -> DataConfig:
     return DataConfig(
         corpus=spec.data.corpus,
         fingerprint=source.fingerprint,
-        tokenizer=spec.data.tokenizer,
+        tokenizer=tokenizer.name,  # a tokenizer.json counts by its content, not by its path
         vocab_size=tokenizer.vocab_size,
     )
 

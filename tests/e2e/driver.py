@@ -1,0 +1,80 @@
+"""A driver process for the kill tests: `run` with short intervals, on its own or on a cluster.
+
+python driver.py SPEC OUT           a private cluster
+python driver.py SPEC OUT node      two worker nodes; the first trial's node is lost
+python driver.py SPEC OUT raylet    the same, but only its raylet dies and the worker lives on
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from sweeps.files import read_json
+from sweeps.run import Options, Outcome, run
+from sweeps.store import Store
+from sweeps.sweep_cli import load_plan
+
+CHECKPOINT_EVERY_S = 0.5
+
+
+def main(spec: Path, out: Path, lose: str | None) -> int:
+    plan = load_plan(spec)
+    store = Store(out, plan.name)
+    options = {"checkpoint_every_s": CHECKPOINT_EVERY_S, "lease_wait_s": 30.0}
+    if lose is None:
+        outcome = run(plan, store, spec, options=Options(cpus=2, **options))
+    else:
+        outcome = on_a_cluster(plan, store, spec, lose, options)
+    print(sorted(outcome.states.values()))
+    return 0 if outcome.complete else 1
+
+
+def on_a_cluster(plan, store: Store, spec: Path, lose: str, options: dict) -> Outcome:
+    # Every port on loopback, as in sweeps.cluster
+    os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "disabled"}
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+    )
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    threading.Thread(target=lose_a_node, args=(store, lose), daemon=True).start()
+    try:
+        return run(plan, store, spec, options=Options(address=cluster.address, **options))
+    finally:
+        cluster.shutdown()
+
+
+def lose_a_node(store: Store, what: str) -> None:
+    """Kill the raylet above the first trial that has a checkpoint; with "node", all below it."""
+    while not (ready := list(store.root.glob("*/checkpoints/step-*"))):
+        time.sleep(0.1)
+    worker = read_json(ready[0].parents[1] / "state.json")["pid"]
+    raylet = parent_of(worker)
+    below = children_of(raylet) if what == "node" else []
+    print(f"killing raylet {raylet} and {len(below)} below it", file=sys.stderr, flush=True)
+    for pid in (raylet, *below):
+        os.kill(pid, signal.SIGKILL)
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
+def children_of(pid: int) -> list[int]:
+    listed = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False
+    )
+    return [int(line) for line in listed.stdout.split()]
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), (sys.argv[3:] or [None])[0]))

@@ -1,0 +1,128 @@
+"""What dies during a sweep, really killed: its records are those of an undisturbed run, bit for bit."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sweeps.collect import collect, records_of
+from sweeps.files import read_json
+from sweeps.run import Options, _job, prepare_data
+from sweeps.store import Store
+from sweeps.sweep_cli import load_plan
+from sweeps.trainable import attempt
+from tests.sweeps.tiny import write_spec
+
+pytestmark = pytest.mark.slow
+DRIVER = Path(__file__).with_name("driver.py")
+ROOT = DRIVER.parents[2]
+# Alike in every run of the same trials; times and the number of restarts are not
+COMPARED = ["trial_id", "n_loops", "val_loss", "val_bpb", "status", "n_tokens", "train_flops_exact"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """(spec, records) of the trials run one after the other in this process, without Ray."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    spec = write_spec(
+        folder,
+        design="test_time",
+        budgets_flops=None,
+        n_tokens=64 * 3000,
+        mean_recurrence=[2, 3],
+    )
+    plan = load_plan(spec)
+    store = Store(folder / "runs", plan.name)
+    store.write_plan(plan, spec)
+    job = _job(plan, store, prepare_data(plan, store, plan.trials), Options())
+    for trial in plan.trials:
+        attempt(job, trial.trial_id, lambda _: None)
+    return spec, records_of(store)[COMPARED]
+
+
+def start(spec: Path, out: Path, *lose: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, str(DRIVER), str(spec), str(out), *lose],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    return err
+
+
+def checkpoints(out: Path) -> list[Path]:
+    return sorted(out.glob("tiny/*/checkpoints/step-*"))
+
+
+def wait_for_checkpoints(out: Path, process: subprocess.Popen, n: int = 2) -> None:
+    deadline = time.monotonic() + 120
+    while len({p.parent for p in checkpoints(out)}) < n or len(checkpoints(out)) < 2 * n:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "no checkpoints in time"
+        time.sleep(0.05)
+
+
+def require_same_records(out: Path, undisturbed) -> None:
+    store = Store(out, "tiny")
+    assert collect(store) is not None
+    assert records_of(store)[COMPARED].equals(undisturbed[1])
+    results = [store.result(t) for t in store.stored_trials()]
+    assert any(r["n_resumed"] > 0 for r in results)  # else nothing was interrupted
+
+
+def test_a_killed_worker_is_replaced_and_goes_on(undisturbed, tmp_path):
+    process = start(undisturbed[0], tmp_path)
+    wait_for_checkpoints(tmp_path, process)
+    os.kill(read_json(checkpoints(tmp_path)[0].parents[1] / "state.json")["pid"], signal.SIGKILL)
+    assert "worker lost" in finish(process)
+    require_same_records(tmp_path, undisturbed)
+
+
+def test_a_killed_driver_is_started_again_past_a_damaged_checkpoint(undisturbed, tmp_path):
+    process = start(undisturbed[0], tmp_path)
+    wait_for_checkpoints(tmp_path, process)
+    process.kill()
+    process.communicate()
+    newest = checkpoints(tmp_path)[-1]
+    for file in newest.iterdir():
+        os.truncate(file, file.stat().st_size // 2)
+    # At once: the orphans of the killed driver may still be at work
+    finish(start(undisturbed[0], tmp_path))
+    require_same_records(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("lose", ["node", "raylet"])
+def test_a_lost_node_is_survived_on_another(undisturbed, tmp_path, lose):
+    err = finish(start(undisturbed[0], tmp_path, lose))
+    assert "killing raylet" in err
+    require_same_records(tmp_path, undisturbed)
+
+
+def test_a_full_disk_loses_nothing_that_was_finished(undisturbed, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2200k", "tmpfs", str(small)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    try:
+        process = start(undisturbed[0], small)
+        _, err = process.communicate(timeout=240)
+        assert process.returncode == 1, err
+        assert "Traceback" not in err
+        remount = ["mount", "-o", "remount,size=64m", str(small)]
+        subprocess.run(remount, check=True, capture_output=True)
+        finish(start(undisturbed[0], small))
+        store = Store(small, "tiny")
+        assert records_of(store)[COMPARED].equals(undisturbed[1])
+    finally:
+        subprocess.run(["umount", str(small)], check=False, capture_output=True)

@@ -1,0 +1,77 @@
+"""A real sweep through Ray, from the command to the records, and again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from analysis import records
+from sweeps.store import Store
+from tests.sweeps.tiny import write_spec
+
+
+def start(*args: object, cwd: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "sweeps.cli", *map(str, args)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd
+    )
+
+
+def parcae(*args: object, cwd: Path) -> tuple[int, str, str]:
+    process = start(*args, cwd=cwd)
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err
+
+
+def losses(folder: Path) -> list[tuple]:
+    """What two executions of a sweep must agree on, to the last bit."""
+    table = records.load(folder)
+    return list(zip(table.trial_id, table.n_loops, table.val_loss, strict=True))
+
+
+def test_a_sweep_runs_repeats_as_nothing_and_stops_on_a_signal(tmp_path):
+    spec = write_spec(tmp_path, mean_recurrence=[1, 2], budgets_flops=[4e8], seeds=[0])
+    code, out, err = parcae("run", spec, "--cpus", 2, cwd=tmp_path)
+    assert code == 0, err
+    folder = tmp_path / "runs" / "tiny"
+    assert out == f"{folder / 'records.parquet'}\n"
+    assert "2 done of 2 trials" in err
+    first = losses(folder)
+    assert len(first) == 4  # one depth of the transformer, three of the loop
+
+    began = time.monotonic()
+    code, _, err = parcae("run", spec, cwd=tmp_path)
+    assert code == 0, err
+    assert time.monotonic() - began < 10  # no Ray was started
+    assert losses(folder) == first
+
+    code, out, _ = parcae("status", "tiny", "--json", cwd=tmp_path)
+    assert json.loads(out)["counts"] == {"done": 2}
+
+    # A longer one, stopped with its trials half way
+    long = write_spec(tmp_path, name="long", mean_recurrence=[2], budgets_flops=[2e10, 2.2e10])
+    process = start("run", long, "--cpus", 2, cwd=tmp_path)
+    store = Store(tmp_path / "runs", "long")
+    wait_until(lambda: len(list(store.root.glob("*/metrics.jsonl"))) == 2, process)
+    os.kill(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1, err
+    assert f"go on with: parcae run {long}" in err
+    assert {s.state for s in states(store)} == {"planned"}
+    assert len(list(store.root.glob("*/checkpoints/step-*"))) == 2
+    assert not list(store.root.glob(".stop*"))
+
+
+def states(store: Store) -> list:
+    return [store.state(t) for t in store.stored_trials()]
+
+
+def wait_until(condition, process: subprocess.Popen, timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "the sweep did not get that far in time"
+        time.sleep(0.2)
