@@ -4,6 +4,7 @@ import json
 import logging
 import multiprocessing
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -146,6 +147,52 @@ def test_a_disk_that_fills_up_while_writing_leaves_the_earlier_ones(tmp_path, mo
     with pytest.raises(UserError, match="No space left on device"):
         save(tmp_path, 2)
     assert steps(tmp_path) == ["step-000000001"]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: no clean-up of ours runs after it."""
+
+
+def die_at(call, monkeypatch):
+    """Die instead of making the given call, counted over everything a save does to the disk."""
+    made = iter(range(1, 1000))
+
+    def mortal(function):
+        def wrapped(*args, **kwargs):
+            if next(made) == call:
+                raise Killed
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    for name in ("_write_tensors", "_write_text", "_sync"):
+        monkeypatch.setattr(checkpoint, name, mortal(getattr(checkpoint, name)))
+    for name in ("mkdir", "rename"):
+        monkeypatch.setattr(Path, name, mortal(getattr(Path, name)))
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", mortal(checkpoint.shutil.rmtree))
+
+
+def test_death_at_any_point_of_a_save_leaves_a_whole_checkpoint(tmp_path):
+    for call in range(1, 100):
+        folder = tmp_path / str(call)
+        for step in (1, 2):
+            save(folder, step)
+        died = False
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            die_at(call, monkeypatch)
+            try:
+                save(folder, 3)
+            except Killed:
+                died = True
+        found = newest_checkpoint(folder, tiny_trial()).step
+        if not died:
+            break
+        assert found in (2, 3)
+        assert found == 3 or not (folder / "step-000000003").exists()
+        save(folder, found + 1)
+        assert steps(folder) == [f"step-{s:09d}" for s in (found, found + 1)]
+    assert found == 3
+    assert call > 8, "a save touches the disk more often than this"
 
 
 def try_to_write(folder, answers):
