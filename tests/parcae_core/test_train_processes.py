@@ -1,5 +1,6 @@
 """Runs in processes of their own: killed, told to stop, several at once, and on a full disk."""
 
+import json
 import os
 import random
 import signal
@@ -184,3 +185,43 @@ def test_a_full_disk_is_said_and_with_room_again_the_run_goes_on(data_dir, tmp_p
     assert "MB are free" in checkpoint
     assert "metrics.jsonl" in metrics_line
     assert "No space left on device" in metrics_line
+
+
+LITTLE_MEMORY = """
+import dataclasses, json, re, resource, sys
+from pathlib import Path
+from parcae_core.train import train
+from tests.parcae_core.training import EXECUTION, tiny_trial
+data_dir, run_dir = map(Path, sys.argv[1:])
+train(tiny_trial(n_steps=1), data_dir=data_dir, run_dir=run_dir / "first", execution=EXECUTION)
+wide = {"d_model": 128, "d_ff": 512, "value_gate_width": 32}
+trial = tiny_trial(n_steps=3, batch_sequences=512, model=wide)
+used = 1024 * int(re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+limit = resource.getrlimit(resource.RLIMIT_AS)
+results = []
+for micro, bound in (("auto", used + 120 * 2**20), (None, limit[0])):
+    resource.setrlimit(resource.RLIMIT_AS, (bound, limit[1]))
+    execution = dataclasses.replace(EXECUTION, micro_batch_sequences=micro)
+    folder = run_dir / str(micro)
+    results.append(train(trial, data_dir=data_dir, run_dir=folder, execution=execution).to_dict())
+print(json.dumps(results))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+def test_memory_that_really_runs_out_is_met_with_smaller_portions(data_dir, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", LITTLE_MEMORY, data_dir, tmp_path],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    little, enough = json.loads(done.stdout)
+    assert little["n_out_of_memory"] >= 1
+    assert little["micro_batch_sequences"] == 512 >> little["n_out_of_memory"]
+    assert enough["n_out_of_memory"] == 0
+    for a, b in zip(little["evaluation"], enough["evaluation"], strict=True):
+        assert a["val_loss"] == pytest.approx(b["val_loss"], abs=1e-5)  # float32, 3 updates
