@@ -8,6 +8,7 @@ tokenizer.json made elsewhere is encoded by `tokenizers` itself unless it has ex
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -35,6 +36,11 @@ PAD_NAMES = (SPECIALS[2], "<|padding|>", "<pad>", "[PAD]")
 
 # A run of a million blanks overflows the regex engine's stack; see `segments`.
 SEGMENT_CHARS = 1 << 17
+# One "word" of this many letters, blanks or marks is no language. Left in, a single such document
+# would fill the vocabulary with ever longer repeats of itself.
+MAX_RUN_CHARS = 256
+_LONG_RUN = re.compile(r"[^\W\d_]{N,}|\s{N,}|(?:[^\w\s]|_){N,}".replace("N", str(MAX_RUN_CHARS)))
+_LONG_BLANK = re.compile(r"\s{N,}".replace("N", str(MAX_RUN_CHARS)))
 
 
 def segments(text: str) -> Iterator[str]:
@@ -54,6 +60,15 @@ def segments(text: str) -> Iterator[str]:
         yield text[start:end]
         start = end
     yield text[start:]
+
+
+def without_long_runs(text: str) -> str:
+    """Each run of more than MAX_RUN_CHARS letters, blanks or marks replaced by one blank."""
+    # Nearly no text has one, and this tells so several times faster than the whole pattern.
+    longest = max(map(len, text.split()), default=0)
+    if longest < MAX_RUN_CHARS and not _LONG_BLANK.search(text):
+        return text
+    return _LONG_RUN.sub(" ", text)
 
 
 class BpeTokenizer:
@@ -94,14 +109,14 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
     """Learn merges; the same texts give the same tokenizer.
 
     Args:
-        texts: documents of the train split.
+        texts: documents of the train split; runs longer than MAX_RUN_CHARS are left out.
         vocab_size: ids in all: 256 bytes, the merges, three specials.
 
     Raises:
         UserError: if the text is too small to yield that many merges.
     """
     trainer = rustbpe.Tokenizer()
-    pieces = (segment for text in texts for segment in segments(text))
+    pieces = (without_long_runs(segment) for text in texts for segment in segments(text))
     trainer.train_from_iterator(pieces, vocab_size - len(SPECIALS), pattern=SPLIT_PATTERN)
     tokens = [
         bytes(token) for token, _ in sorted(trainer.get_mergeable_ranks(), key=lambda t: t[1])

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
 
@@ -193,8 +193,24 @@ class _Job:
     def _build(self, workers: int) -> Manifest:
         out = self.work / "out"
         tokenizer = self._tokenizer()
-        shards = {split: _Shard(out, split, tokenizer, self) for split in SPLITS}
         fingerprint = Fingerprint()
+        with ExitStack() as files:
+            shards = {split: _Shard(out, split, tokenizer, self) for split in SPLITS}
+            for shard in shards.values():
+                files.callback(shard.close)
+            self._encode(tokenizer, shards, fingerprint, workers)
+            self.source.check_unchanged()
+            splits = {split: shard.finish() for split, shard in shards.items()}
+        self._check_rows(splits)
+        return self._write_manifest(out, tokenizer, splits, fingerprint.hexdigest())
+
+    def _encode(
+        self,
+        tokenizer: Tokenizer,
+        shards: dict[Split, _Shard],
+        fingerprint: Fingerprint,
+        workers: int,
+    ) -> None:
         cache = None if self.source.is_quick else self.work / "batches"
         done = 0
         for batch in encode_stream(self.source.stream(), tokenizer, workers=workers, cache=cache):
@@ -203,9 +219,6 @@ class _Job:
                 shards[split].add(ids, n_bytes)
             done += batch.text_bytes
             self.progress("tokenising", done, self.source.total_bytes)
-        self.source.check_unchanged()
-        self.progress("packing", done, self.source.total_bytes)
-        return self._finish(out, tokenizer, shards, fingerprint.hexdigest())
 
     def _tokenizer(self) -> Tokenizer:
         """The tokenizer, trained first if the name asks for one; its file is part of the output."""
@@ -233,11 +246,13 @@ class _Job:
         texts = (d.text for d in self.source.documents("train"))
         return takewhile(wanted, texts)
 
-    def _finish(
-        self, out: Path, tokenizer: Tokenizer, shards: dict[Split, _Shard], fingerprint: str
+    def _write_manifest(
+        self,
+        out: Path,
+        tokenizer: Tokenizer,
+        splits: dict[Split, SplitManifest],
+        fingerprint: str,
     ) -> Manifest:
-        splits = {split: shard.finish() for split, shard in shards.items()}
-        self._check_rows(splits)
         text = tokenizer.to_json()
         if text is not None:
             write_synced(out / "tokenizer.json", text.encode())
@@ -316,11 +331,16 @@ class _Shard:
         self._text_bytes += n_bytes
         self._file.write(self._packer.add(ids).data)
 
+    def close(self) -> None:
+        # A full disk may refuse the last buffered bytes here too; the first error is the one told.
+        with suppress(OSError):
+            self._file.close()
+
     def finish(self) -> SplitManifest:
-        with self._file as file:
-            file.write(self._packer.finish().data)
-            file.flush()
-            os.fsync(file.fileno())
+        self._file.write(self._packer.finish().data)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
         counts = self._packer.counts
         if self._split == "val" and counts.rows:
             self._shuffle(counts.rows)
