@@ -132,7 +132,7 @@ def gather_gradient(model: Parcae, local: LocalLoss, workers: Workers) -> BatchL
     counts = [local.core_sequence_steps, *squares.values()]
     sums = local.loss.new_tensor(counts)
     loss, steps, *means = workers.sum(torch.cat([local.loss.view(1), sums])).tolist()
-    workers.sum_each(p.grad for p in model.parameters())
+    workers.sum_each(p.grad for p in model.parameters() if p.grad is not None)
     roots = {name: mean**0.5 for name, mean in zip(squares, means, strict=True)}
     return BatchLoss(loss, round(steps), local.radius | roots)
 

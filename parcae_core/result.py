@@ -88,6 +88,7 @@ class TrainResult:
     device: str
     torch_version: str
     precision: str
+    peak_gpu_bytes: int | None = None  # of this attempt on the first process; None on a CPU
 
     def __post_init__(self) -> None:
         if (self.status == "diverged") != (self.reason is not None):

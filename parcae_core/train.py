@@ -120,6 +120,7 @@ class _Run:
         self.device = resolve_device(execution.device, local_rank=workers.local_rank)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # where NCCL sends what has no device of its own
+            torch.cuda.reset_peak_memory_stats(self.device)
         self.rows = open_rows(data_dir, "train", trial)
         self.validation = open_rows(data_dir, "val", trial)
         if trial.evaluation.n_sequences > self.validation.n_rows:
@@ -239,7 +240,8 @@ class _Run:
     def _clip(self) -> float:
         """Scale the gradient to the clip norm if it is longer; its norm before that."""
         params = list(self.model.parameters())
-        norm = torch.nn.utils.get_total_norm([p.grad for p in params])
+        # a missing gradient is a bug of the model's, which the optimiser names
+        norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
         torch.nn.utils.clip_grads_with_norm_(params, self.trial.optim.grad_clip, norm)
         return norm.item()
 
@@ -383,7 +385,12 @@ class _Run:
             device=device_name(self.device),
             torch_version=torch.__version__,
             precision=trial.precision,
+            peak_gpu_bytes=self._peak_gpu_bytes(),
         )
+
+    def _peak_gpu_bytes(self) -> int | None:
+        on_gpu = self.device.type == "cuda"
+        return torch.cuda.max_memory_allocated(self.device) if on_gpu else None
 
 
 def open_rows(data_dir: Path, split: str, trial: Trial) -> RowReader:
