@@ -145,14 +145,24 @@ class FileSource(Source):
 
     def _read_all(self) -> Iterator[tuple[str, str | None]]:
         for entry in self.entries:
-            where = entry.location
-            with self._files.open(entry) as file:
-                if entry.path.endswith(".parquet"):
-                    yield from self._parquet(file, entry.path, where)
-                elif entry.path.endswith((".jsonl", ".jsonl.gz")):
-                    yield from self._jsonl(file, entry.path, where)
-                else:
-                    yield from self._text(file, entry, where)
+            try:
+                with self._files.open(entry) as file:
+                    yield from self._read(file, entry)
+            except UserError:
+                raise
+            except Exception as error:  # each scheme's client has errors of its own
+                raise UserError(
+                    f"{entry.location}: reading it failed ({error}); see that it is still there, "
+                    "and run the same command again"
+                ) from error
+
+    def _read(self, file: BinaryIO, entry: Entry) -> Iterator[tuple[str, str | None]]:
+        where = entry.location
+        if entry.path.endswith(".parquet"):
+            return self._parquet(file, entry.path, where)
+        if entry.path.endswith((".jsonl", ".jsonl.gz")):
+            return self._jsonl(file, entry.path, where)
+        return self._text(file, entry, where)
 
     def _text(self, file: BinaryIO, entry: Entry, where: str) -> Iterator[tuple[str, str]]:
         if entry.size > MAX_DOCUMENT_BYTES:
@@ -243,10 +253,7 @@ class _LocalFiles:
         return Entry(name, stat.st_size, str(stat.st_mtime_ns), str(path))
 
     def open(self, entry: Entry) -> BinaryIO:
-        try:
-            return open(entry.location, "rb")  # closed by the caller's `with`
-        except OSError as error:
-            raise UserError(f"{entry.location}: cannot read it ({error.strerror})") from error
+        return Path(entry.location).open("rb")
 
 
 class _RemoteFiles:
@@ -255,7 +262,8 @@ class _RemoteFiles:
         try:
             import fsspec
 
-            self._fs, self._root = fsspec.core.url_to_fs(url)
+            # A cached client would answer with the credentials and listing of an earlier one.
+            self._fs, self._root = fsspec.core.url_to_fs(url, skip_instance_cache=True)
         except (ImportError, ValueError) as error:
             raise UserError(
                 f"corpus {url!r}: cannot open this kind of URL ({error}); install the fsspec "
@@ -265,8 +273,9 @@ class _RemoteFiles:
 
     def listing(self) -> list[Entry]:
         try:
+            self._fs.invalidate_cache()
             found = self._fs.find(self._root, detail=True)
-        except OSError as error:
+        except Exception as error:  # each scheme's client has errors of its own
             raise UserError(
                 f"corpus {self._url!r}: cannot list it ({error}); check the address and the "
                 "credentials"
