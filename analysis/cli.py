@@ -26,6 +26,9 @@ Where = Annotated[
 def register(app: typer.Typer) -> None:
     """Add this room's verbs to an application."""
     app.command("fit", help="Fit one law to a source.")(fit)
+    app.command("predict", help="The loss at one setting, with its interval.")(predict)
+    app.command("optimal", help="mu* and D* for a budget, with intervals.")(optimal)
+    app.command("judge", help="Held-out errors, forms compared, single runs' weight.")(judge)
     app.command("plot", help="Draw every figure that a source allows: PNG, PDF, CSV.")(plot)
     app.command("report", help="Write one self-contained HTML page on one or more sources.")(report)
 
@@ -70,6 +73,61 @@ def fit(
     )
     typer.echo(result.to_json() if json else result.report())
     if not result.valid:
+        raise typer.Exit(1)
+
+
+def predict(
+    source: Source,
+    law: Annotated[str, typer.Option(help="training, unified, chinchilla, iso-depth or frontier.")],
+    at: Annotated[str, typer.Option(help="The setting, like mu=8,D=1e10,T=4.")],
+    json: Annotated[bool, typer.Option("--json", help="The answer as JSON.")] = False,
+    columns: Columns = None,
+    where: Where = None,
+) -> None:
+    """Predict the loss at a setting."""
+    from analysis import answers, run
+
+    table = run.load(source, columns, tuple(where or ()))
+    _answer(answers.predict(table, law, run.parse_setting(at)), json)
+
+
+def optimal(
+    source: Source,
+    budget: Annotated[float, typer.Option(help="FLOPs, by the source's counting rule.")],
+    law: Annotated[str, typer.Option(help="recurrence or training.")] = "recurrence",
+    json: Annotated[bool, typer.Option("--json", help="The answer as JSON.")] = False,
+    columns: Columns = None,
+    where: Where = None,
+) -> None:
+    """The best mean recurrence and number of tokens for a budget."""
+    from analysis import answers, run
+
+    _answer(answers.optimal(run.load(source, columns, tuple(where or ())), budget, law), json)
+
+
+def judge(
+    source: Source,
+    law: Annotated[str, typer.Option(help="recurrence, test-time, or a parametric law.")],
+    json: Annotated[bool, typer.Option("--json", help="The tables as JSON.")] = False,
+    columns: Columns = None,
+    where: Where = None,
+) -> None:
+    """Whether a law holds where it was not fitted."""
+    import json as json_module
+
+    from analysis import run
+
+    tables = run.judge_table(run.load(source, columns, tuple(where or ())), law)
+    if json:
+        typer.echo(json_module.dumps(tables, indent=2))
+        return
+    for name, rows in tables.items():
+        typer.echo(f"{name}\n{run.as_text(rows)}\n")
+
+
+def _answer(answer, json: bool) -> None:
+    typer.echo(answer.to_json() if json else answer.report())
+    if not answer.valid:
         raise typer.Exit(1)
 
 

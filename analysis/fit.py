@@ -211,6 +211,8 @@ def observations(table: Table, law: Law):
     """
     if not law.per_run and "n_loops" not in law.columns:
         table = sources.at_training_depth(table)
+    if law.frontier:
+        table = sources.on_the_frontier(table)
     table = sources.need(table, (law.target, *law.columns), law.name)
     columns = sources.columns_of(table, law.columns)
     y = sources.columns_of(table, (law.target,))[law.target]
@@ -219,11 +221,11 @@ def observations(table: Table, law: Law):
             f"{table.source}: {len(y)} rows for the {len(law.params)} parameters of {law.name!r}; "
             f"at least {len(law.params) + 1} are needed. Add runs."
         )
-    for name in law.columns:
-        if len(np.unique(columns[name])) < 2:
+    for term in law.terms:
+        if term.exponent is not None and np.ptp(_variable(term, columns, law)) == 0:
             raise InputError(
-                f"{table.source}: {name} is {columns[name][0]:g} in every row; law {law.name!r} "
-                "cannot tell its effect from a constant. Add runs that differ in it."
+                f"{table.source}: the term of {term.coefficient} in {law.formula!r} has the same "
+                "variable in every row; its effect cannot be told from a constant. Add runs that differ in it."
             )
     return columns, y, table
 

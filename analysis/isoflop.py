@@ -2,9 +2,13 @@
 
 Per budget C, loss = a + b z + c z^2 in z = log mu_rec, and again in z = log D; the minima follow
 mu* = k_mu C^gamma_mu and D* = k_D C^gamma_D. Everything is linear least squares, so there is
-nothing to search for. What can go wrong is the data: a minimum that the grid does not enclose is
-a property of the parabola and not of the model, so such a budget is named and left out of the
-power law. Source: Parcae (arXiv:2604.12946), isoFLOP experiments.
+nothing to search for. What can go wrong is the data. A minimum outside the grid of mu_rec is a
+property of the parabola and not of the model: such a budget is named and left out. One that lies
+inside the grid while the lowest measured loss is at its end is interpolated but not enclosed: it
+is named and kept, as the published procedure does, and the exponent of the enclosed budgets alone
+is reported beside it. Fewer than three enclosed minima, and no exponent follows. Both laws use the
+same budgets, chosen in mu_rec, the axis the sweep designs.
+Source: Parcae (arXiv:2604.12946), isoFLOP experiments.
 """
 
 from __future__ import annotations
@@ -50,6 +54,11 @@ class Parabola:
     status: str  # "interior", "edge", "outside", "none"
     reason: str  # in words, empty when interior
 
+    @property
+    def interpolated(self) -> bool:
+        """Whether the vertex lies between the ends of the grid."""
+        return self.optimum is not None and self.low <= self.optimum <= self.high
+
     def predict(self, axis: np.ndarray) -> np.ndarray:
         """Loss (nats per token) at values of the axis."""
         z = np.log(axis) - self.centre
@@ -84,9 +93,10 @@ def fit_recurrence(table: Table, confidence: float = 0.95) -> Recurrence:
     _refuse_mixed_sizes(table)
     parabolas = fit_parabolas(table, confidence)
     params, lines, notes, problems = [], {}, [*table.notes], _disagreements(table)
+    used = {p.budget_flops for p in parabolas if p.axis == "mean_recurrence" and p.interpolated}
     for axis in _AXES:
         own = [p for p in parabolas if p.axis == axis]
-        line_params, line, words, faults = _power_law(axis, own, confidence)
+        line_params, line, words, faults = _power_law(axis, own, used, confidence)
         params += line_params
         notes += words
         problems += faults
@@ -234,42 +244,44 @@ def _fieller(b, c, inverse, variance, dof, confidence):
     return (-lin - root) / (2 * quad), (-lin + root) / (2 * quad)
 
 
-def _power_law(axis, parabolas, confidence):
-    """Parameters, line, notes and problems of one axis."""
+def _power_law(axis, parabolas, used, confidence):
+    """Parameters, line, notes and problems of one axis; `used` are the budgets that may enter."""
     letter, unit = _AXES[axis]
     names = (f"gamma_{letter}", f"k_{letter}")
-    inside = [p for p in parabolas if p.status == "interior"]
-    others = [p for p in parabolas if p.status != "interior"]
-    words = [f"{p.budget_flops:.3g} FLOPs is left out of {letter}*: {p.reason}" for p in others]
-    if len(inside) < MIN_BUDGETS:
+    kept = [p for p in parabolas if p.budget_flops in used and p.optimum is not None]
+    enclosed = [p for p in kept if p.status == "interior"]
+    words = [
+        f"{p.budget_flops:.3g} FLOPs is left out of {letter}*: {p.reason or 'no optimum in mu there'}"
+        for p in parabolas
+        if p not in kept
+    ]
+    open_ended = [
+        f"{p.budget_flops:.3g} FLOPs: the grid does not enclose {letter}*: {p.reason}"
+        for p in kept
+        if p not in enclosed
+    ]
+    if len(enclosed) < MIN_BUDGETS:
         missing = [Param(name=n, value=None, ci_low=None, ci_high=None) for n in names]
-        return (
-            missing,
-            None,
-            [],
-            [*words, too_few(letter, len(inside), len(parabolas), MIN_BUDGETS)],
-        )
-    line = fit_line(
-        np.array([p.budget_flops for p in inside]),
-        np.array([p.optimum for p in inside]),
-        confidence,
-    )
+        fault = too_few(letter, len(enclosed), len(parabolas), MIN_BUDGETS)
+        return missing, None, [], [*words, *open_ended, fault]
+    line = _line(kept, confidence)
     params = [*line.params(names, (unit, "1"))]
-    every = [p for p in parabolas if p.status in ("interior", "edge")]
-    if len(every) > len(inside):
-        whole = fit_line(
-            np.array([p.budget_flops for p in every]),
-            np.array([p.optimum for p in every]),
-            confidence,
-        )
-        low, high = whole.gamma_interval
-        name = f"gamma_{letter}_all"
-        params.append(Param(name=name, value=whole.gamma, ci_low=low, ci_high=high))
-        words.append(
-            f"{name} also uses the {len(every) - len(inside)} budgets whose minimum the grid does "
-            "not enclose, as published procedures do; it shows how much hangs on them"
-        )
+    if open_ended:
+        strict = _line(enclosed, confidence)
+        low, high = strict.gamma_interval
+        name = f"gamma_{letter}_enclosed"
+        params.append(Param(name=name, value=strict.gamma, ci_low=low, ci_high=high))
+        words += [
+            *open_ended,
+            f"{name} uses only the {len(enclosed)} of {len(kept)} budgets whose minimum the grid "
+            f"encloses; the difference from gamma_{letter} shows how much hangs on the others",
+        ]
     return params, line, words, line.problems(f"gamma_{letter}")
+
+
+def _line(parabolas, confidence) -> PowerLine:
+    budgets = np.array([p.budget_flops for p in parabolas])
+    return fit_line(budgets, np.array([p.optimum for p in parabolas]), confidence)
 
 
 def _refuse_mixed_sizes(table: Table) -> None:

@@ -57,6 +57,7 @@ class Law:
     source: str
     target: str = "val_loss"
     per_run: bool = False  # fitted to each run by itself
+    frontier: bool = False  # fitted to the lowest loss at each compute only
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -238,6 +239,7 @@ LAWS: dict[str, Law] = {
                 _exponent("a", "FLOPs", start=(0.02, 0.5)),
             ),
             source="Hoffmann et al. (arXiv:2203.15556), compute frontier",
+            frontier=True,
         ),
         Law(
             name="iso-depth",

@@ -99,13 +99,22 @@ def _side(problem, theta, index, sign, spread, limit, scale, best):
 
 def _hold(problem, start, index, x) -> solver.Solution:
     """Minimise with theta[index] held at each of x."""
-    begin = np.repeat(start[None], len(x), axis=0)
+    begin = start + (x - start[index])[:, None] * _follow(problem, start, index)
     begin[:, index] = x
     lower = np.broadcast_to(problem.lower, begin.shape).copy()
     upper = np.broadcast_to(problem.upper, begin.shape).copy()
     lower[:, index] = upper[:, index] = x
     boxed = replace(problem, lower=lower, upper=upper)
     return solver.continued(boxed, begin, first_delta=max(problem.delta, 1e-2))
+
+
+def _follow(problem, theta, index) -> np.ndarray:
+    """How the other parameters move with the held one, to first order; 1 for itself."""
+    rows = uncertainty.jacobian(problem, theta)
+    free = np.arange(len(theta)) != index
+    out = np.ones(len(theta))
+    out[free] = -np.linalg.lstsq(rows[:, free], rows[:, index], rcond=None)[0]
+    return out
 
 
 def _crossing(at: float, xs: np.ndarray, ds: np.ndarray, limit: float) -> float | None:
@@ -161,11 +170,17 @@ def _natural(scaled: Scaled, index: int, held):
 
 
 def _deviance_scale(problem: solver.Problem, theta: np.ndarray) -> float:
-    """E[h''] / E[h'^2] of the residuals: what turns a rise of F into half a chi-square."""
+    """E[h''] / E[h'^2] of the residuals: what turns a rise of F into half a chi-square.
+
+    E[h''] is the share of residuals within delta. Few are when delta is below the noise, and the
+    fit itself puts some there; so it is read from the density over one standard deviation.
+    """
     r = solver.residuals(problem, theta[None])[0]
+    dof = len(r) - len(theta)
     slope = np.clip(r, -problem.delta, problem.delta)
-    inside = np.mean(np.abs(r) <= problem.delta)
-    square = (slope @ slope) / (len(r) - len(theta))
+    square = (slope @ slope) / dof
+    width = max(problem.delta, 1.4826 * float(np.median(np.abs(r))) * np.sqrt(len(r) / dof))
+    inside = np.mean(np.abs(r) <= width) * min(1.0, problem.delta / width)
     return float(max(inside, 1 / len(r)) / max(square, 1e-300))
 
 

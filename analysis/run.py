@@ -33,7 +33,7 @@ def fit_source(
     Raises:
         InputError: for anything wrong with the source, the law's name or an option.
     """
-    table = _load(source, columns, where)
+    table = load(source, columns, where)
     return fit_table(_without_highest(table, drop_highest), law, **options)
 
 
@@ -70,10 +70,55 @@ def study_source(
     """Everything that follows from a source."""
     from analysis.study import study
 
-    return study(_load(source, columns, where))
+    return study(load(source, columns, where))
 
 
-def _load(source, columns, where) -> Table:
+def parse_setting(text: str) -> dict[str, float]:
+    """`mu=8,D=1e10` as values by our names.
+
+    Raises:
+        InputError: an unknown quantity or a value that is not a number.
+    """
+    out = {}
+    for name, value in sources.parse_columns(text, option="--at").items():
+        try:
+            out[name] = float(value)
+        except ValueError as error:
+            raise InputError(f"--at: {name} is {value!r}; a number is needed.") from error
+    return out
+
+
+def judge_table(table: Table, law: str) -> dict[str, list[dict]]:
+    """The judgements that fit a law: name of the table -> rows."""
+    from analysis import judge
+
+    if law == "recurrence":
+        return {"exponents without one budget": judge.leave_one_budget_out(table)}
+    chosen = laws.get(law)
+    if chosen.per_run:
+        return {"test-time forms": judge.compare_forms(table)}
+    tables = {
+        "weight of single rows (jackknife, standard errors)": judge.influence(table, chosen)[:10]
+    }
+    if "budget_flops" in table.frame:
+        tables = {"errors on a budget held out": judge.held_out_budgets(table, chosen)} | tables
+    if law == "training" and "budget_flops" in table.frame:
+        values = fit_table(table, "training", interval="none").values
+        tables["bias of the parabola on this grid, were the law true"] = judge.parabola_bias(
+            values, table
+        )
+    return tables
+
+
+def as_text(rows: list[dict]) -> str:
+    """Rows as an aligned table."""
+    import pandas as pd
+
+    return pd.DataFrame(rows).to_string(index=False, float_format=lambda x: f"{x:.4g}", na_rep="-")
+
+
+def load(source, columns=None, where=()) -> Table:
+    """`analysis.sources.load`, with columns as text too."""
     if isinstance(columns, str):
         columns = sources.parse_columns(columns)
     return sources.load(source, columns, where)

@@ -28,6 +28,9 @@ import numpy as np
 Shape = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
+_EXACT = 1e-22  # a gain below the rounding of squared residuals: the fit is exact
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Term:
     """One summand of the law as the solver sees it: indices into theta, and its variable."""
@@ -192,7 +195,7 @@ def minimise(
         moved, gain, expected = _step(box, current, g, h, damping[active])
         f_new, g_new, h_new = derivatives(problem, moved, weights[active])
         better = f_new <= f
-        small = gain <= tolerance * f + 1e-300
+        small = gain <= tolerance * f + _EXACT
         ratio = (f - f_new) / np.maximum(expected, 1e-300)
         factor = np.where(better & (ratio > 0.75), 0.2, np.where(ratio < 0.25, 5.0, 1.0))
         damping[active] = np.clip(damping[active] * factor, 1e-12, 1e12)

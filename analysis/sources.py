@@ -73,7 +73,7 @@ class Table:
         )
 
     def noting(self, *notes: str) -> Table:
-        return replace(self, notes=(*self.notes, *notes))
+        return replace(self, notes=tuple(dict.fromkeys((*self.notes, *notes))))
 
 
 def load(
@@ -109,7 +109,7 @@ def load(
     return table
 
 
-def parse_columns(text: str) -> dict[str, str]:
+def parse_columns(text: str, option: str = "--columns") -> dict[str, str]:
     """`N="Model Size",C="Training FLOP"` as a mapping; the quotes are optional.
 
     Raises:
@@ -121,9 +121,9 @@ def parse_columns(text: str) -> dict[str, str]:
         name, column = name.strip(), column.strip().strip("\"'")
         if not sign or not name or not column:
             raise InputError(
-                f'--columns: {part.strip()!r} is not NAME=COLUMN; write it like N="Model Size",loss=loss.'
+                f'{option}: {part.strip()!r} is not NAME=COLUMN; write it like N="Model Size",loss=loss.'
             )
-        out[_canonical(name)] = column
+        out[_canonical(name, option)] = column
     return out
 
 
@@ -144,6 +144,25 @@ def at_training_depth(table: Table) -> Table:
             "loss there. Add mean_recurrence to the evaluation's loops and collect again."
         )
     return at_depth
+
+
+def on_the_frontier(table: Table) -> Table:
+    """The rows that no other row beats with as little compute or less."""
+    import numpy as np
+
+    frame = need(table, ("train_flops", "val_loss"), "frontier").frame
+    by = (
+        "budget_flops"
+        if "budget_flops" in frame and frame.budget_flops.notna().all()
+        else "train_flops"
+    )
+    order = frame.sort_values([by, "val_loss"], kind="stable")
+    first = ~order[by].duplicated()
+    falling = order.val_loss < order.val_loss.cummin().shift(fill_value=np.inf)
+    kept = order.index[first & falling]
+    return need(table, ("train_flops", "val_loss"), "frontier").keep(
+        frame.index.isin(kept), "not the lowest loss at its compute"
+    )
 
 
 def need(table: Table, names: tuple[str, ...], law: str) -> Table:
@@ -259,12 +278,12 @@ def _mapped(frame: pd.DataFrame, columns: dict[str, str], path: Path) -> Table:
     )
 
 
-def _canonical(name: str) -> str:
+def _canonical(name: str, option: str = "--columns") -> str:
     name = _LETTERS.get(name, name)
     if name not in LAW_COLUMNS:
         known = tuple(LAW_COLUMNS) + tuple(_LETTERS)
         raise InputError(
-            f"--columns: {name!r} is not a quantity a law knows{nearest(name, known)}. Known: "
+            f"{option}: {name!r} is not a quantity a law knows{nearest(name, known)}. Known: "
             + ", ".join(f"{letter} ({name})" for name, (letter, _, _) in LAW_COLUMNS.items())
             + "."
         )
@@ -281,6 +300,24 @@ def _derived(table: Table, names: tuple[str, ...]) -> Table:
     ):
         frame = frame.assign(n_tokens=frame.train_flops / (6 * frame.n_params))
         table = replace(table, frame=frame).noting("no tokens given: D taken as C / (6 N)")
+    parts = {"n_params", "n_params_core", "mean_recurrence"}
+    if "n_params_unrolled" in names and "n_params_unrolled" not in frame and parts <= set(frame):
+        unrolled = frame.n_params + (frame.mean_recurrence - 1) * frame.n_params_core
+        table = replace(table, frame=frame.assign(n_params_unrolled=unrolled)).noting(
+            "N(mu) taken as total + (mu - 1) core parameters"
+        )
+        frame = table.frame
+    if "n_params_once" in names and "n_params_once" not in frame and parts <= set(frame):
+        table = replace(
+            table, frame=frame.assign(n_params_once=frame.n_params - frame.n_params_core)
+        )
+        frame = table.frame
+    spent = {"budget_flops", "n_tokens"} <= set(frame) and "train_flops" not in frame
+    if "train_flops" in names and spent:
+        table = replace(table, frame=frame.assign(train_flops=frame.budget_flops)).noting(
+            "no FLOPs spent given: the budget is taken for them"
+        )
+        frame = table.frame
     if "budget_flops" in names and "budget_flops" not in frame and "train_flops" in frame:
         table = replace(table, frame=frame.assign(budget_flops=frame.train_flops)).noting(
             "no budget given: rows of exactly equal train_flops form one"

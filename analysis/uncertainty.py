@@ -23,8 +23,8 @@ class Intervals:
     """Bounds by parameter name, how they were made, and what spoke against them."""
 
     method: str
-    low: dict[str, float] = field(default_factory=dict)
-    high: dict[str, float] = field(default_factory=dict)
+    low: dict[str, float | None] = field(default_factory=dict)
+    high: dict[str, float | None] = field(default_factory=dict)
     draws: np.ndarray | None = None  # theta of every resample, (R, P)
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
@@ -93,13 +93,33 @@ def bootstrap(scaled, theta, counts, confidence, name) -> Intervals:
     tail = 50 * (1 - confidence)
     low = {k: float(np.percentile(v, tail)) for k, v in values.items()}
     high = {k: float(np.percentile(v, 100 - tail)) for k, v in values.items()}
-    problems = []
+    problems = _open_ends(scaled, draws[finished], tail, low, high)
     lost = int((~finished).sum())
     if lost > 0.05 * len(counts):
         problems.append(
             f"{lost} of {len(counts)} resamples have no optimum the search can end at; the intervals are too narrow"
         )
     return Intervals(name, low, high, draws[finished], problems=tuple(problems))
+
+
+def _open_ends(scaled, draws, tail, low, high) -> list[str]:
+    """Where a percentile is only the edge of the box, the interval is open there; said in words."""
+    problems = []
+    for i, p in enumerate(scaled.law.params):
+        sides = []
+        for ends, at, edge, word in (
+            (low, tail, scaled.problem.lower[i], "below"),
+            (high, 100 - tail, scaled.problem.upper[i], "above"),
+        ):
+            if abs(np.percentile(draws[:, i], at) - edge) < 1e-6:
+                ends[p.name] = None
+                sides.append(word)
+        if sides:
+            problems.append(
+                f"the data do not bound {p.name} from {' or '.join(sides)}: refits of resamples end "
+                "at the limit of its range"
+            )
+    return problems
 
 
 def refits(scaled: Scaled, theta: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
