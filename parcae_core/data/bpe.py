@@ -46,17 +46,22 @@ _LONG_BLANK = re.compile(r"\s{N,}".replace("N", str(MAX_RUN_CHARS)))
 def segments(text: str) -> Iterator[str]:
     """Cut a huge document into parts that can be encoded one by one, at most SEGMENT_CHARS long.
 
-    The cut falls after a line end that a visible character follows: the split pattern always ends
-    a match there, so the ids are those of the whole text. Only a document with no such place in
-    131,072 characters is cut elsewhere.
+    The cut falls before a space that follows a visible character, or else after a line end that a
+    visible character follows: the split pattern never matches across either, so the ids are those
+    of the whole text. Only a document with no such place in 131,072 characters is cut elsewhere.
     """
     start = 0
     while len(text) - start > SEGMENT_CHARS:
-        cut = start + SEGMENT_CHARS
-        line_end = text.rfind("\n", start, cut)
-        while line_end >= 0 and text[line_end + 1].isspace():
-            line_end = text.rfind("\n", start, line_end)
-        end = line_end + 1 if line_end >= 0 else cut
+        end = start + SEGMENT_CHARS
+        cut = text.rfind(" ", start + 1, end)
+        while cut > 0 and text[cut - 1].isspace():
+            cut = text.rfind(" ", start + 1, cut)
+        if cut < 0:
+            cut = text.rfind("\n", start, end) + 1
+            while cut > 0 and text[cut].isspace():
+                cut = text.rfind("\n", start, cut - 1) + 1
+        if cut > start:
+            end = cut
         yield text[start:end]
         start = end
     yield text[start:]

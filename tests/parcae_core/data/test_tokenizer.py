@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as HfTokenizer
 from tokenizers import models, pre_tokenizers, trainers
 
-from parcae_core.data.bpe import SEGMENT_CHARS, JsonTokenizer, load_json, segments, train_bpe
+from parcae_core.data.bpe import (
+    SEGMENT_CHARS,
+    JsonTokenizer,
+    load_json,
+    segments,
+    train_bpe,
+    without_long_runs,
+)
 from parcae_core.data.sources import resolve
 from parcae_core.data.tokenizer import ByteTokenizer, parse_tokenizer
 from parcae_core.errors import UserError
@@ -164,11 +171,27 @@ def test_a_corpus_too_small_for_the_vocabulary_says_what_it_yields():
         train_bpe(["aaaa bbbb aaaa"], 4096)
 
 
-def test_cutting_a_huge_document_does_not_change_its_ids(texts, bpe):
+@pytest.mark.parametrize("blanks", ["as written", "no line ends", "no spaces"])
+def test_cutting_a_huge_document_does_not_change_its_ids(texts, bpe, blanks):
     text = "\n".join(texts)
+    if blanks == "no line ends":
+        text = text.replace("\n", " ")
+    elif blanks == "no spaces":
+        text = text.replace(" ", "")
     assert len(text) > 2 * SEGMENT_CHARS
-    assert len(list(segments(text))) > 2
+    parts = list(segments(text))
+    assert len(parts) > 2
+    assert max(map(len, parts)) <= SEGMENT_CHARS
     assert bpe.encode(text).tolist() == HfTokenizer.from_str(bpe.to_json()).encode(text).ids
+
+
+def test_endless_runs_do_not_enter_the_vocabulary():
+    prose = "some words, some more words, some other words\n" * 3
+    run = "a" * 5000 + " " * 5000 + "-" * 5000
+    assert without_long_runs(prose) == prose
+    assert without_long_runs(f"x{run}y").split() == ["y"]
+    tokens = train_bpe([prose, run], 270).token_bytes()
+    assert tokens.max() <= len(" words,")
 
 
 @pytest.mark.parametrize("unit", ["a", " ", "\n", " \n", "é", "!"])
