@@ -27,6 +27,7 @@ _EXTRAS = {
 
 _ROOMS = (
     "sweeps.sweep_cli",
+    "sweeps.submit_cli",
     "analysis.cli",
     "parcae_core.data_cli",
     "parcae_core.params_cli",

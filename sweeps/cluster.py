@@ -19,6 +19,8 @@ from parcae_core.trial import Trial
 MAX_TEMP_PATH = 36
 OBJECT_STORE_BYTES = 100 << 20  # nothing of size goes through it; Ray's default is 30 % of memory
 
+LAUNCHER_FILE = Path("~/ray_bootstrap_config.yaml").expanduser()  # `ray up` leaves it on the head
+
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of a spec keep their meaning
@@ -114,25 +116,41 @@ def require_local(trials: Sequence[Trial], cpus: int | None) -> None:
             )
 
 
-def require_placeable(trials: Sequence[Trial]) -> None:
+def require_placeable(trials: Sequence[Trial], can_add: dict[str, float] | None = None) -> None:
     """Refuse what no node can hold; Ray would wait for it for ever.
 
+    Args:
+        can_add: resources of the largest node that the cluster may still add. A cluster started by
+            Ray's launcher tells its node types itself, when asked on its head.
+
     Raises:
-        UserError: with the largest request and the largest node.
+        UserError: with the request and the nodes.
     """
     import ray
 
     nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
-    for trial in trials:
-        wanted = trial.resources
+    nodes += [can_add] if can_add else []
+    nodes += _addable(LAUNCHER_FILE)
+    for wanted in {t.resources for t in trials}:
         fits = any(n.get("CPU", 0) >= wanted.cpus and n.get("GPU", 0) >= wanted.gpus for n in nodes)
         if not fits:
             have = "; ".join(f"{n.get('CPU', 0):g} CPU, {n.get('GPU', 0):g} GPU" for n in nodes)
             raise UserError(
-                f"resources: a trial asks for cpus={wanted.cpus:g}, gpus={wanted.gpus:g} and the "
-                f"largest node does not have that (nodes: {have}). Lower resources in the spec, or "
-                "raise --cpus."
+                f"resources: a trial asks for cpus={wanted.cpus:g}, gpus={wanted.gpus:g} and no node "
+                f"has that (nodes: {have}). Lower resources in the spec; or, if the cluster adds "
+                "nodes when asked, say what they have: --node-cpus 8 --node-gpus 1."
             )
+
+
+def _addable(launcher_file: Path) -> list[dict[str, float]]:
+    """Resources of the node types that the launcher's configuration allows, beside the head's."""
+    if not launcher_file.is_file():
+        return []
+    import yaml
+
+    config = yaml.safe_load(launcher_file.read_text()) or {}
+    types = config.get("available_node_types") or {}
+    return [t.get("resources") or {} for t in types.values() if t.get("max_workers", 0) > 0]
 
 
 def _short_folder() -> Path:

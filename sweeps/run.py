@@ -34,6 +34,7 @@ class Options:
 
     cpus: int | None = None  # of a private cluster; None: all of this machine's
     address: str | None = None  # of a running cluster; None: a private one
+    can_add: dict[str, float] | None = None  # resources of the largest node the cluster may add
     checkpoint_every_s: float = 120.0
     lease_wait_s: float = 60.0
     wandb_mode: str | None = None  # None: as the spec says
@@ -80,8 +81,8 @@ def run(
         stopped = False
         if left:
             data_dirs = prepare_data(plan, store, left)
-            job = _job(plan, store, data_dirs, options)
-            stopped = _through_tune(job, longest_first(left), options)
+            job = make_job(plan, store, data_dirs, options)
+            stopped = schedule(job, longest_first(left), options)
         states = {t.trial_id: store.state(t).state for t in plan.trials}
     # "running" can only be the word of a worker that is gone
     states = {i: "planned" if s == "running" else s for i, s in states.items()}
@@ -115,7 +116,8 @@ def prepare_data(plan: Plan, store: Store, trials: Sequence[Trial]) -> dict[int,
     return folders
 
 
-def _job(plan: Plan, store: Store, data_dirs: dict[int, str], options: Options) -> Job:
+def make_job(plan: Plan, store: Store, data_dirs: dict[int, str], options: Options) -> Job:
+    """What the workers of one `run` need to know."""
     return Job(
         out=str(store.out),
         sweep=store.name,
@@ -132,14 +134,14 @@ def _job(plan: Plan, store: Store, data_dirs: dict[int, str], options: Options) 
     )
 
 
-def _through_tune(job: Job, trials: list[Trial], options: Options) -> bool:
-    """Schedule the trials; True if a signal ended it."""
+def schedule(job: Job, trials: list[Trial], options: Options) -> bool:
+    """Run the trials in the given order on a cluster; True if a signal ended it."""
     with ray_cluster(options.address, options.cpus):
         from ray import tune
 
         from sweeps.progress import Progress
 
-        require_placeable(trials)
+        require_placeable(trials, options.can_add)
         by_id = {t.trial_id: t for t in trials}
         # Tune wants a place for its own bookkeeping, which nobody reads again
         scratch = tempfile.mkdtemp(prefix="parcae-tune-")

@@ -69,6 +69,12 @@ def run(
     address: Annotated[
         str | None, typer.Option(help="A running Ray cluster: auto, or host:port.")
     ] = None,
+    node_cpus: Annotated[
+        float | None, typer.Option(help="With --address: CPUs of the largest node it may add.")
+    ] = None,
+    node_gpus: Annotated[
+        float, typer.Option(help="With --address: GPUs of the largest node it may add.")
+    ] = 0,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Shrink the spec to a few tiny trials: a CPU minute.")
     ] = False,
@@ -92,6 +98,7 @@ def run(
 
     if wandb not in (None, "offline", "online", "disabled"):
         raise UserError(f"--wandb is {wandb!r}; it must be offline, online or disabled.")
+    can_add = None if node_cpus is None else {"CPU": node_cpus, "GPU": node_gpus}
     planned = load_plan(spec, smoke=smoke)
     store = Store(out, planned.name)
     outcome = run_plan(
@@ -99,7 +106,7 @@ def run(
         store,
         spec,
         extend=extend,
-        options=Options(cpus=cpus, address=address, wandb_mode=wandb),
+        options=Options(cpus=cpus, address=address, can_add=can_add, wandb_mode=wandb),
     )
     finish(outcome, store, again=_again(spec, out, smoke))
 
@@ -108,6 +115,9 @@ def status(
     sweep: Annotated[str, _SWEEP],
     as_json: Annotated[bool, _JSON] = False,
     out: Annotated[Path, _OUT] = Path("runs"),
+    address: Annotated[
+        str | None, typer.Option(help="Of a cluster: the state of the submitted job instead.")
+    ] = None,
 ) -> None:
     """The state of every trial, read from its folder; also while a sweep runs.
 
@@ -116,7 +126,14 @@ def status(
         parcae status demo
 
         parcae status runs/demo --json
+
+        parcae status demo --address http://127.0.0.1:8265
     """
+    if address is not None:
+        from sweeps.submit_cli import job_line
+
+        typer.echo(job_line(sweep, address))
+        return
     from sweeps.status_view import as_data, print_table
     from sweeps.store import open_sweep
 

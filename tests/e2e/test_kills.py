@@ -11,7 +11,7 @@ import pytest
 
 from sweeps.collect import collect, records_of
 from sweeps.files import read_json
-from sweeps.run import Options, _job, prepare_data
+from sweeps.run import Options, make_job, prepare_data
 from sweeps.store import Store
 from sweeps.sweep_cli import load_plan
 from sweeps.trainable import attempt
@@ -38,7 +38,7 @@ def undisturbed(tmp_path_factory):
     plan = load_plan(spec)
     store = Store(folder / "runs", plan.name)
     store.write_plan(plan, spec)
-    job = _job(plan, store, prepare_data(plan, store, plan.trials), Options())
+    job = make_job(plan, store, prepare_data(plan, store, plan.trials), Options())
     for trial in plan.trials:
         attempt(job, trial.trial_id, lambda _: None)
     return spec, records_of(store)[COMPARED]

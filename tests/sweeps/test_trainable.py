@@ -11,7 +11,7 @@ from parcae_core.train import train
 from sweeps.collect import collect, records_of
 from sweeps.files import read_json, write_json
 from sweeps.lease import LeaseBusy, LeaseLost, lease
-from sweeps.run import Options, _job, prepare_data
+from sweeps.run import Options, make_job, prepare_data
 from sweeps.store import Store
 from sweeps.sweep_cli import load_plan
 from sweeps.trainable import attempt
@@ -34,7 +34,7 @@ def sweep(prepared, tmp_path):
     plan, spec, data_dirs = prepared
     store = Store(tmp_path / "runs", plan.name)
     store.write_plan(plan, spec)
-    return store, plan, lambda **options: _job(plan, store, data_dirs, Options(**options))
+    return store, plan, lambda **options: make_job(plan, store, data_dirs, Options(**options))
 
 
 def run(job, trial) -> list[dict]:

@@ -1,0 +1,107 @@
+"""A sweep submitted to a real head that asks for a token, and stopped there."""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sweeps.store import Store
+from tests.sweeps.tiny import write_spec
+
+pytestmark = pytest.mark.slow
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.fixture
+def head(tmp_path_factory):
+    """(dashboard address, environment with its token) of a head on loopback."""
+    token = tmp_path_factory.mktemp("token") / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every port on loopback
+    }
+    port = free_port()
+    ray = Path(sys.executable).with_name("ray")
+    command = [
+        str(ray), "start", "--block", "--head", "--node-ip-address=127.0.0.1", "--num-cpus=2",
+        f"--port={free_port()}", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
+        f"--dashboard-agent-listen-port={free_port()}",  # or two Rays of one machine collide
+        f"--temp-dir=/tmp/pc-{os.getpid()}", f"--object-store-memory={100 << 20}",
+    ]  # fmt: skip
+    log = tmp_path_factory.mktemp("head") / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+    try:
+        wait_until(lambda: is_open(port), process, log.read_text)
+        yield f"http://127.0.0.1:{port}", environment
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=60)
+
+
+def is_open(port: int) -> bool:
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) == 0
+
+
+def wait_until(condition, process, log=lambda: "", timeout_s: float = 180) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert process is None or process.poll() is None, log()
+        assert time.monotonic() < deadline, f"not in time: {log()}"
+        time.sleep(0.5)
+
+
+def parcae(*args: object, cwd: Path, env: dict) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "sweeps.cli", *map(str, args)]
+    return subprocess.run(
+        command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def test_a_sweep_is_submitted_followed_and_stopped_with_the_token_only(head, tmp_path):
+    address, environment = head
+    out = tmp_path / "out"
+    spec = write_spec(tmp_path, mean_recurrence=[2], budgets_flops=[4e8])
+    where = ("--address", address)
+
+    without = environment | {"RAY_AUTH_TOKEN_PATH": "", "RAY_AUTH_MODE": "disabled"}
+    refused = parcae("submit", spec, *where, "--out", out, cwd=tmp_path, env=without)
+    assert refused.returncode == 2
+    assert "Traceback" not in refused.stderr
+    assert "RAY_AUTH_TOKEN_PATH" in refused.stderr
+    assert not out.exists()
+
+    done = parcae("submit", spec, *where, "--out", out, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "1 done of 1 trials" in done.stderr
+    assert (out / "tiny" / "records.parquet").exists()
+    assert "succeeded" in parcae("status", "tiny", *where, cwd=tmp_path, env=environment).stdout
+    assert "1 done" in parcae("logs", "tiny", *where, cwd=tmp_path, env=environment).stdout
+
+    long = write_spec(tmp_path, name="long", mean_recurrence=[2], budgets_flops=[4e10])
+    options = (*where, "--out", out, "--detach")
+    queued = parcae("submit", long, *options, cwd=tmp_path, env=environment)
+    assert queued.returncode == 0, queued.stderr
+    store = Store(out, "long")
+    wait_until(lambda: list(store.root.glob("*/metrics.jsonl")), None)
+    stopped = parcae("stop", "long", *where, cwd=tmp_path, env=environment)
+    assert stopped.returncode == 0, stopped.stderr
+    wait_until(lambda: list(store.root.glob("*/checkpoints/step-*")), None)
+    wait_until(lambda: store.state(store.stored_trials()[0]).reason == "stopped on request", None)
