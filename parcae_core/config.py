@@ -102,6 +102,10 @@ class ModelConfig:
         return self.injection == "none"
 
     @property
+    def has_prelude_norm(self) -> bool:
+        return self.prelude_norm and not self.is_transformer
+
+    @property
     def has_readout(self) -> bool:
         return self.readout and not self.is_transformer
 

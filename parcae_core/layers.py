@@ -15,6 +15,20 @@ from parcae_core.kernels.relu_squared import relu_squared
 from parcae_core.params import kv_width
 
 
+class Linear(nn.Linear):
+    """A linear layer without values: `build_model` fills every weight exactly once."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Embedding(nn.Embedding):
+    """A table without values: `build_model` fills every weight exactly once."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
 class Rotary(nn.Module):
     """Rotation of interleaved channel pairs by position * base^(-2i/K)."""
 
@@ -49,13 +63,13 @@ class Attention(nn.Module):
         width, kv = config.layer_width(layer), kv_width(config, layer)
         self.n_head, self.n_kv_head = config.layer_heads(layer), config.layer_kv_heads(layer)
         self.qk_norm = config.qk_norm
-        self.q = nn.Linear(width, width, bias=False)
-        self.k = nn.Linear(width, kv, bias=False)
-        self.v = nn.Linear(width, kv, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.q = Linear(width, width, bias=False)
+        self.k = Linear(width, kv, bias=False)
+        self.v = Linear(width, kv, bias=False)
+        self.out = Linear(width, width, bias=False)
         self.gate_width = config.value_gate_width
         self.value_gate = (
-            nn.Linear(self.gate_width, self.n_kv_head, bias=False)
+            Linear(self.gate_width, self.n_kv_head, bias=False)
             if config.has_value_embedding(layer)
             else None
         )
@@ -91,8 +105,8 @@ class ReLU2Mlp(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.up = nn.Linear(width, hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
+        self.up = Linear(width, hidden, bias=False)
+        self.down = Linear(hidden, width, bias=False)
 
     def forward(self, u: Tensor) -> Tensor:
         return self.down(relu_squared(self.up(u)))
@@ -103,9 +117,9 @@ class SwiGluMlp(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.gate = nn.Linear(width, hidden, bias=False)
-        self.up = nn.Linear(width, hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
+        self.gate = Linear(width, hidden, bias=False)
+        self.up = Linear(width, hidden, bias=False)
+        self.down = Linear(hidden, width, bias=False)
 
     def forward(self, u: Tensor) -> Tensor:
         return self.down(F.silu(self.gate(u)) * self.up(u))

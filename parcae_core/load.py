@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from parcae_core.checkpoint import DamagedCheckpoint, read_checkpoint
 from parcae_core.errors import UserError
 from parcae_core.model import Parcae, build_model
+from parcae_core.trained import Trained, load_trained
 from parcae_core.upstream import is_upstream, load_upstream
 
 
@@ -28,7 +27,7 @@ def load_model(path: Path) -> TrainedModel:
 
     Args:
         path: a published checkpoint (config.json and weights), one of our checkpoints
-            (checkpoint.json), or a run folder (its newest checkpoint).
+            (checkpoint.json), or a run folder, whose newest whole one is read.
 
     Raises:
         UserError: nothing there that we know, or it is damaged.
@@ -41,29 +40,29 @@ def load_model(path: Path) -> TrainedModel:
             seed=0,
             origin=f"published checkpoint {path}",
         )
-    folder = path if (path / "checkpoint.json").is_file() else _newest(path)
-    try:
-        checkpoint = read_checkpoint(folder)
-    except DamagedCheckpoint as error:
-        raise UserError(f"{folder}: {error}") from None
-    trial = checkpoint.trial
-    model = build_model(trial.model, seed=trial.seed)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.copy_(checkpoint.weights[name])
+    if (path / "checkpoint.json").is_file():
+        trained = _one_checkpoint(path)
+    elif (path / "checkpoints").is_dir():
+        trained = load_trained(path, device="cpu")
+    else:
+        raise UserError(
+            f"{path}: no model found; looked for config.json with _class_name (published format), "
+            "checkpoint.json, and a run's folder checkpoints/"
+        )
+    trial = trained.trial
     return TrainedModel(
-        model=model,
+        model=trained.model,
         mean_recurrence=trial.mean_recurrence,
         seed=trial.seed,
-        origin=f"trial {trial.trial_id} at step {checkpoint.step} of {trial.n_steps}",
+        origin=f"trial {trial.trial_id} at step {trained.step} of {trial.n_steps}",
     )
 
 
-def _newest(path: Path) -> Path:
-    folders = sorted((path / "checkpoints").glob("step-*"))
-    if not folders:
-        raise UserError(
-            f"{path}: no model found; looked for config.json with _class_name (published format), "
-            "checkpoint.json, and checkpoints/step-*"
-        )
-    return folders[-1]
+def _one_checkpoint(path: Path) -> Trained:
+    try:
+        found = read_checkpoint(path)
+    except DamagedCheckpoint as error:
+        raise UserError(f"{path}: {error}; its run's folder may hold an older, whole one") from None
+    model = build_model(found.trial.model, seed=found.trial.seed)
+    model.load_state_dict(found.weights, strict=True)
+    return Trained(model=model, trial=found.trial, step=found.step)

@@ -23,7 +23,7 @@ from parcae_core.config import ModelConfig
 from parcae_core.cross_entropy import linear_cross_entropy
 from parcae_core.depth import DepthDraw
 from parcae_core.injection import build_injection, identity_or_orthogonal_, orthogonal_
-from parcae_core.layers import Block, Rotary
+from parcae_core.layers import Block, Embedding, Linear, Rotary
 from parcae_core.loop import advance, sort_by_depth
 from parcae_core.params import kv_width
 
@@ -56,24 +56,26 @@ class Parcae(nn.Module):
         super().__init__()
         self.config = config
         c, p, q = config, config.n_prelude, config.n_prelude + config.n_core
-        self.embedding = nn.Embedding(c.vocab_size, c.d_model)
+        self.embedding = Embedding(c.vocab_size, c.d_model)
         self.prelude = nn.ModuleList(Block(c, i) for i in range(p))
         self.core = nn.ModuleList(Block(c, i) for i in range(p, q))
         self.coda = nn.ModuleList(Block(c, i) for i in range(q, c.n_layers))
         self.value_embeddings = nn.ModuleDict(
             {
-                str(i): nn.Embedding(c.vocab_size, kv_width(c, i))
+                str(i): Embedding(c.vocab_size, kv_width(c, i))
                 for i in range(c.n_layers)
                 if c.has_value_embedding(i)
             }
         )
-        self.norm_prelude = nn.RMSNorm(c.d_model, c.norm_eps) if c.prelude_norm else nn.Identity()
+        self.norm_prelude = (
+            nn.RMSNorm(c.d_model, c.norm_eps) if c.has_prelude_norm else nn.Identity()
+        )
         self.norm_final = nn.RMSNorm(c.d_model, c.norm_eps)
         if not c.is_transformer:
             self.injection = build_injection(c)
         if c.has_readout:
-            self.readout = nn.Linear(c.state_width, c.d_model, bias=False)
-        self.head = None if c.tie_embeddings else nn.Linear(c.d_model, c.vocab_size, bias=False)
+            self.readout = Linear(c.state_width, c.d_model, bias=False)
+        self.head = None if c.tie_embeddings else Linear(c.d_model, c.vocab_size, bias=False)
         self.rotary = Rotary(c.d_model // c.n_head, c.context, c.rope_base)
         core_d_head = c.state_width // c.layer_heads(c.n_prelude)
         self.core_rotary = (
@@ -114,21 +116,25 @@ class Parcae(nn.Module):
 
         It is drawn on the generator's device and moved to the model's.
         """
-        h = torch.empty(n, seq_len, self.config.state_width, device=generator.device)
-        std = self.state_std
-        nn.init.trunc_normal_(h, std=std, a=-3 * std, b=3 * std, generator=generator)
-        return h.to(self.embedding.weight.device)
+        shape = (n, seq_len, self.config.state_width)
+        uniform = torch.rand(shape, generator=generator, device=generator.device)
+        return self._cut_normal(uniform).to(self.embedding.weight.device)
+
+    def _cut_normal(self, uniform: Tensor) -> Tensor:
+        """Normal numbers cut at 3 sigma from uniform ones in [0, 1), by the quantile function."""
+        edge = math.erf(3 / math.sqrt(2))
+        return torch.erfinv((2 * uniform - 1) * edge).mul_(self.state_std * math.sqrt(2))
 
     def seeded_state(
         self, sequences: Sequence[int], seq_len: int, *, seed: int, step: int = 0
     ) -> Tensor:
         """h_0 as a function of (seed, step, sequence index) alone, however sequences are batched."""
-        states = []
+        width, uniform = self.config.state_width, []
         for index in sequences:
             key = np.random.SeedSequence((seed, _STATE_STREAM, step, int(index)))
             generator = torch.Generator().manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
-            states.append(self.initial_state(1, seq_len, generator=generator))
-        return torch.cat(states)
+            uniform.append(torch.rand(1, seq_len, width, generator=generator))
+        return self._cut_normal(torch.cat(uniform)).to(self.embedding.weight.device)
 
     # ---- forward -------------------------------------------------------------------------------
 
@@ -211,7 +217,8 @@ class Parcae(nn.Module):
 
     def read_out(self, h: Tensor, prepared: Prepared) -> Tensor:
         """Final normed states of the coda, (B, T, D), from loop states h (B, T, S)."""
-        x = self.readout(h) if self.config.has_readout else h
+        # under autocast the readout is low precision; the residual stream stays in the weights'
+        x = self.readout(h).to(h.dtype) if self.config.has_readout else h
         for block, value in zip(self.coda, prepared.coda_values, strict=True):
             x = block(x, self.rotary, value)
         return self.norm_final(x)
@@ -277,16 +284,12 @@ def build_model(config: ModelConfig, *, seed: int, device: str = "cpu") -> Parca
 
     device="meta" gives shapes without memory or values.
     """
-    with torch.device("meta"):
-        model = Parcae(config)
     if device == "meta":
-        return model
-    model = model.to_empty(device="cpu")
-    for rotary in {model.rotary, model.core_rotary}:
-        rotary.reset()
-    for module in model.modules():
-        if isinstance(module, nn.RMSNorm):
-            nn.init.ones_(module.weight)
+        with torch.device("meta"):
+            return Parcae(config)
+    # built on the CPU directly: the detour through meta tensors imports torch's compiler, 1 s and
+    # 140 MB in every worker
+    model = Parcae(config)
     model.reset_parameters(torch.Generator().manual_seed(seed))
     return model.to(device)
 

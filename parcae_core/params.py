@@ -49,7 +49,7 @@ def count_params(model: ModelConfig) -> ParamCount:
         value_embeddings=tables,
         injection=_injection_params(model),
         readout=model.d_model * model.state_width if model.has_readout else 0,
-        norms=model.d_model * (1 + model.prelude_norm),
+        norms=model.d_model * (1 + model.has_prelude_norm),
         **parts,
     )
 

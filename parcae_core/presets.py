@@ -53,7 +53,7 @@ def preset(name: str, *, transformer: bool = False, rdm: bool = False) -> ModelC
         n_core=n_core,
         n_coda=n_coda,
         injection="none" if transformer else "diagonal",
-        prelude_norm=not transformer,
+        prelude_norm=not transformer,  # without a loop there is none; said for readers
     )
 
 

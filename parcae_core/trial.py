@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from parcae_core.config import ModelConfig, as_dict
-from parcae_core.depth import DepthScheme, depth_from_dict, depth_to_dict
+from parcae_core.depth import CurriculumDepth, DepthScheme, depth_from_dict, depth_to_dict
 from parcae_core.flops import FLOPS_RULES, FlopsRule, train_flops_per_token
 from parcae_core.params import count_params
 
@@ -126,6 +126,11 @@ class Trial:
             )
         if self.model.is_transformer != (self.depth is None):
             raise ValueError("a Transformer has no depth scheme and a looped model needs one")
+        if isinstance(self.depth, CurriculumDepth) and self.depth.n_steps != self.n_steps:
+            raise ValueError(
+                f"the depth curriculum averages over n_steps={self.depth.n_steps} and the trial "
+                f"trains {self.n_steps}; its FLOPs would be wrong"
+            )
 
     @property
     def mean_recurrence(self) -> int:

@@ -86,3 +86,25 @@ def test_loops_are_parsed_or_refused():
     assert parse_loops("1-3, 6,2") == [1, 2, 3, 6]
     with pytest.raises(UserError, match="must rise"):
         parse_loops("5-3")
+
+
+def test_one_checkpoint_is_read_as_named_and_a_run_by_its_newest(published, tmp_path):
+    from parcae_core.load import load_model
+    from parcae_core.result import Execution
+    from parcae_core.train import train
+    from tests.parcae_core.training import tiny_trial, write_data
+
+    trial = tiny_trial(n_steps=6)
+    data = write_data(tmp_path / "data")
+    train(
+        trial,
+        data_dir=data,
+        run_dir=tmp_path / "run",
+        execution=Execution(device="cpu", progress=False, checkpoint_every_steps=3),
+    )
+    older, _ = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert "step 3 of 6" in load_model(older).origin
+    assert "step 6 of 6" in load_model(tmp_path / "run").origin
+    (older / "weights.safetensors").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="older, whole one"):
+        load_model(older)

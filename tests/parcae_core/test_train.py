@@ -29,9 +29,6 @@ from parcae_core.trained import load_trained
 from parcae_core.trial import OptimConfig, planned_flops
 from tests.parcae_core.training import CONTEXT, EXECUTION, metrics, tiny_trial, write_data
 
-# torch's norm of a bfloat16 input with float32 weights runs unfused, and says so once per process
-pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
-
 TIMES = {"perf/tokens_per_s", "perf/flops_per_s", "perf/data_wait_share", "perf/wall_s"}
 
 

@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from parcae_core.data.prepare import prepare
-
 from parcae_core.config import ModelConfig
+from parcae_core.data.prepare import prepare
 from parcae_core.data.sources import resolve
 from parcae_core.depth import PoissonDepth
 from parcae_core.result import Execution
