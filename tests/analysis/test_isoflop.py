@@ -45,16 +45,14 @@ def test_exact_parabolas_give_back_the_exponent(fit_points):
 def test_digitised_points_give_the_certified_exponents():
     found = isoflop.fit_recurrence(sources.load("bundled:parcae-140m")).result
     # data/README.md: 0.396 and 0.783 over all six parabolas
-    assert round(found["gamma_mu_all"].value, 3) == 0.396
-    assert round(found["gamma_D_all"].value, 3) == 0.783
+    assert round(found["gamma_mu"].value, 3) == 0.396
+    assert round(found["gamma_D"].value, 3) == 0.783
+    assert found["gamma_mu"].ci_low < 0.40 < found["gamma_mu"].ci_high
     # the two lowest budgets have their lowest point at mu = 2, the end of the grid
-    assert found["gamma_mu"].value == pytest.approx(0.37647, abs=1e-5)
-    low, high = found["gamma_mu"].ci_low, found["gamma_mu"].ci_high
-    assert low < 0.396 < high
-    assert sum("is left out of mu*" in n for n in found.notes) == 2
-    assert any(
-        "1e+18 FLOPs is left out of D*" in n and "outside the grid" in n for n in found.notes
-    )
+    assert found["gamma_mu_enclosed"].value == pytest.approx(0.37647, abs=1e-5)
+    assert sum("the grid does not enclose mu*" in n for n in found.notes) == 2
+    assert any("does not enclose D*" in n and "outside the grid" in n for n in found.notes)
+    assert found.valid
     assert any("3 of 36 points are partly hidden" in n for n in found.notes)
 
 
@@ -82,6 +80,19 @@ def test_a_parabola_that_opens_downward_has_no_minimum(fit_points):
     assert first.optimum is None
     assert "opens downward" in first.reason
     assert found.result["gamma_mu"].value == pytest.approx(0.4, abs=1e-9)  # from the other three
+
+
+def test_a_vertex_outside_the_grid_is_left_out(fit_points):
+    frame = points()
+    one = frame.budget_flops == 2e18
+    shifted = np.log(frame.mean_recurrence[one]) - np.log(0.8)
+    frame.loc[one, "val_loss"] = 3 + 0.05 * shifted**2
+    found = fit_points(frame).result
+    assert found["gamma_mu"].value == pytest.approx(0.4, abs=1e-9)  # from the other three
+    assert any(
+        "2e+18 FLOPs is left out of mu*: the vertex is at mu = 0.8" in n for n in found.notes
+    )
+    assert any("2e+18 FLOPs is left out of D*" in n for n in found.notes)
 
 
 def test_two_enclosed_minima_are_too_few(fit_points):
