@@ -11,7 +11,7 @@ from ray import tune
 from parcae_core.trial import Trial
 from sweeps.estimate import duration, exact_flops
 from sweeps.plan import short
-from sweeps.store import Store
+from sweeps.store import Store, TrialState
 
 EVERY_S = 5.0
 
@@ -59,27 +59,27 @@ class Progress(tune.Callback):
         if time.monotonic() - self.said_at < self.every_s:
             return
         self.said_at = time.monotonic()
-        running = [t for t in trials if t.status == "RUNNING"]
-        text = f"{len(self.ended)} of {len(self.trials)} ended; " + ", ".join(
-            self._step(t) for t in running
-        )
+        running = {
+            t.config["trial_id"]: self.store.state(self.trials[t.config["trial_id"]])
+            for t in trials
+            if t.status == "RUNNING"
+        }
+        steps = ", ".join(self._step(self.trials[i], s) for i, s in running.items())
+        text = f"{len(self.ended)} of {len(self.trials)} ended; {steps}"
         if text != self.last and running:
             self.say(text + self._remaining(running))
             self.last = text
 
-    def _step(self, trial: Any) -> str:
-        planned = self.trials[trial.config["trial_id"]]
-        seen = trial.last_result or {}
-        loss = f" loss {seen['loss']:.3f}" if isinstance(seen.get("loss"), float) else ""
-        return f"{_label(planned)} step {seen.get('step', 0)}/{planned.n_steps}{loss}"
+    def _step(self, planned: Trial, state: TrialState) -> str:
+        loss = f" loss {state.loss:.3f}" if isinstance(state.loss, float) else ""
+        return f"{_label(planned)} step {state.step}/{planned.n_steps}{loss}"
 
-    def _remaining(self, running: list) -> str:
+    def _remaining(self, running: dict[str, TrialState]) -> str:
         """Time left, from the FLOPs made so far in this session."""
         made = sum(exact_flops(self.trials[i]) for i in self.ended)
-        for t in running:
-            planned = self.trials[t.config["trial_id"]]
-            share = (t.last_result or {}).get("step", 0) / planned.n_steps
-            made += share * exact_flops(planned)
+        for trial_id, state in running.items():
+            planned = self.trials[trial_id]
+            made += state.step / planned.n_steps * exact_flops(planned)
         left = sum(map(exact_flops, self.trials.values())) - made
         elapsed = time.monotonic() - self.started_at
         if elapsed < 6 * self.every_s or made < 0.02 * (made + left):

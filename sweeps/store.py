@@ -35,7 +35,7 @@ State = Literal["planned", "running", "done", "diverged", "failed"]
 FINISHED: tuple[State, ...] = ("done", "diverged")
 
 # A worker renews its state at least this often; older than STALE_S, it is taken for dead
-HEARTBEAT_S = 10.0
+HEARTBEAT_S = 4.0
 STALE_S = 60.0
 
 

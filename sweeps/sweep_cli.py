@@ -24,7 +24,7 @@ _JSON = typer.Option("--json", help="Machine-readable, on stdout.")
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
-    for verb in (plan, run, status, retry, collect):
+    for verb in (plan, run, status, retry, collect, sync):
         app.command(name=verb.__name__)(verb)
 
 
@@ -193,6 +193,32 @@ def collect(
     if path is None:
         raise UserError(f"{store.root}: no trial has ended yet; nothing to collect.")
     typer.echo(path)
+
+
+def sync(
+    sweep: Annotated[str, _SWEEP],
+    out: Annotated[Path, _OUT] = Path("runs"),
+) -> None:
+    """Send a sweep's offline W&B runs to the server; what was sent is not sent again.
+
+    Examples:
+
+        parcae sync demo
+    """
+    from sweeps.store import open_sweep
+    from sweeps.wandb_log import sync as send
+    from sweeps.wandb_log import unsynced
+
+    store = open_sweep(sweep, out)
+    waiting = unsynced(store.root)
+    for i, folder in enumerate(waiting):
+        problem = send(folder)
+        if problem is not None:
+            say(f"{folder}: {problem}")
+            say(f"{i} of {len(waiting)} runs sent; the rest wait for another `parcae sync`")
+            raise typer.Exit(1)
+        typer.echo(folder.parents[1].name)
+    say(f"{len(waiting)} runs sent")
 
 
 def load_plan(spec: Path, *, smoke: bool = False) -> Plan:

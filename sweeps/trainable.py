@@ -1,7 +1,8 @@
 """What runs on a worker: one trial from its folder to its result. Ray Tune calls `run_trial`.
 
-Tune only schedules. The trial is read from trial.json, checkpoints are the trainer's own, and the
-outcome is result.json; what is reported to Tune is for the progress display alone.
+Tune only schedules. The trial is read from trial.json, checkpoints are the trainer's own, progress
+is state.json and the outcome result.json. Tune hears one word at the end: its `report` waits for the
+driver, and a worker whose driver or raylet is gone would wait in it for ever, holding the folder.
 
 How an attempt ends:
     done, diverged      result.json; never run again
@@ -30,7 +31,6 @@ from sweeps.store import HEARTBEAT_S, Store
 
 Train = Callable[..., TrainResult]
 ASK_EVERY_S = 1.0  # how often the stop file and the lease are looked at
-REPORT_EVERY_S = 2.0  # to Tune; each costs it about 1-2 ms
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +71,12 @@ def run_trial(config: dict[str, Any]) -> None:
     from ray import tune
 
     job: Job = config["job"]
-    attempt(job, config["trial_id"], report=tune.report)
+    try:
+        attempt(job, config["trial_id"], report=tune.report)
+    except LeaseLost:
+        # Whoever scheduled this worker has given it up, so nobody will end it; a GPU's memory
+        # would stay taken until somebody did
+        os._exit(1)
 
 
 def attempt(job: Job, trial_id: str, report: Callable[[dict[str, Any]], None]) -> None:
@@ -89,7 +94,7 @@ def attempt(job: Job, trial_id: str, report: Callable[[dict[str, Any]], None]) -
     if job.stop_file.exists():
         return report({"state": "planned"})
     with lease(store.folder(trial_id), wait_s=job.lease_wait_s) as held:
-        pulse = _Pulse(store, trial, held, report)
+        pulse = _Pulse(store, trial, held)
         with pulse:
             outcome = _train(job, trial, held, pulse)
         pulse.end(outcome)
@@ -191,14 +196,12 @@ class _StopRequested:
 
 @dataclass
 class _Pulse:
-    """Keeps state.json fresh while a trial runs, and Tune informed."""
+    """Keeps state.json fresh while a trial runs."""
 
     store: Store
     trial: Trial
     held: Lease
-    report: Callable[[dict[str, Any]], None]
     said: dict[str, Any] = field(default_factory=dict)
-    _reported_at: float = 0.0
 
     def __enter__(self) -> _Pulse:
         self._over = threading.Event()
@@ -216,15 +219,11 @@ class _Pulse:
         self._write()
 
     def on_report(self, line: dict[str, Any]) -> None:
-        news = {
+        self.said = self.said | {  # a new dict: the other thread may be writing the old one
             "step": line["step"],
             "loss": line.get("train/loss"),
             "tokens_per_s": line.get("perf/tokens_per_s"),
         }
-        self.said |= news
-        if time.monotonic() - self._reported_at >= REPORT_EVERY_S:
-            self._reported_at = time.monotonic()
-            self.report(news)
 
     def end(self, outcome: dict[str, Any]) -> None:
         self.said = {k: v for k, v in outcome.items() if k not in ("time", "retired")}

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ from sweeps.files import read_json
 
 ONLINE_TIMEOUT_S = 5.0  # a plain online init blocks for 100 s when the server does not answer
 FINISH_TIMEOUT_S = 30.0
+SYNC_TIMEOUT_S = 120.0  # of one run; `wandb sync` alone would try for ever
+
+_server_problem: str | None = None  # why this process gave up on the server
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -49,15 +54,40 @@ def mirror(
     Returns:
         What went wrong, or None. Nothing is raised: the mirror is not the result.
     """
-    problem = None
-    for attempt_mode in dict.fromkeys((mode, "offline")):
+    global _server_problem
+    problem = _server_problem if mode == "online" else None
+    # Once is enough: a server that did not answer is not waited for again by this process
+    modes = ("offline",) if problem else dict.fromkeys((mode, "offline"))
+    for attempt_mode in modes:
         try:
             _write(folder, trial, sweep=sweep, mode=attempt_mode, project=project, tags=tags)
             return problem
         except Exception as error:  # noqa: BLE001 - whatever W&B does, the trial's result stands
             problem = f"W&B {attempt_mode}: {type(error).__name__}: {error}"
+            if attempt_mode == "online":
+                _server_problem = problem
             _forget_runs()
     return problem
+
+
+def unsynced(root: Path) -> list[Path]:
+    """Offline run folders of a sweep that no `sync` has sent yet, oldest first."""
+    found = [p for p in root.glob("*/wandb/offline-run-*") if p.is_dir()]
+    return sorted(p for p in found if not list(p.glob("*.wandb.synced")))
+
+
+def sync(folder: Path) -> str | None:
+    """Send one offline run to the server that W&B is set up for; what went wrong, or None."""
+    command = [sys.executable, "-m", "wandb", "sync", "--yes", str(folder)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=SYNC_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer within {SYNC_TIMEOUT_S:.0f} s"
+    if done.returncode:
+        return ((done.stderr or done.stdout).strip().splitlines() or ["no reason given"])[-1]
+    return None if list(folder.glob("*.wandb.synced")) else "the server did not take it"
 
 
 def _write(

@@ -111,7 +111,7 @@ def test_a_lost_node_is_survived_on_another(undisturbed, tmp_path, lose):
 def test_a_full_disk_loses_nothing_that_was_finished(undisturbed, tmp_path):
     small = tmp_path / "small"
     small.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2200k", "tmpfs", str(small)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1000k", "tmpfs", str(small)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a tmpfs needs root")
     try:

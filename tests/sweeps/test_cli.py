@@ -131,7 +131,7 @@ def test_every_verb_teaches_by_example():
     shown = parcae("--help").stdout
     for verb in ("plan", "run", "status", "retry", "collect", "demo", "fit", "report", "params"):
         assert verb in shown
-    for verb in ("plan", "run", "status", "retry", "collect", "demo"):
+    for verb in ("plan", "run", "submit", "status", "retry", "collect", "sync", "demo"):
         assert f"parcae {verb}" in parcae(verb, "--help").stdout
     assert parcae("--version").stdout.startswith("parcae-scaling ")
 
