@@ -92,10 +92,16 @@ def run(
 
         parcae run sweeps/specs/demo.yaml --smoke --out /tmp/smoke
     """
+    from sweeps.remote import is_url
     from sweeps.run import Options
     from sweeps.run import run as run_plan
     from sweeps.store import Store
 
+    if is_url(out):
+        raise UserError(
+            f"--out {out}: a sweep runs in a folder that every node sees (a disk, NFS, EFS); copy it "
+            "to an object store afterwards, where `parcae collect` reads it."
+        )
     if wandb not in (None, "offline", "online", "disabled"):
         raise UserError(f"--wandb is {wandb!r}; it must be offline, online or disabled.")
     can_add = None if node_cpus is None else {"CPU": node_cpus, "GPU": node_gpus}
@@ -183,16 +189,24 @@ def collect(
 
         parcae collect demo
 
+        parcae collect s3://bucket/runs/demo
+
         parcae fit $(parcae collect runs/demo) --law mu-isoflop
     """
     from sweeps.collect import collect as collect_records
+    from sweeps.remote import fetched, is_url, put
     from sweeps.store import open_sweep
 
-    store = open_sweep(sweep, out)
-    path = collect_records(store)
-    if path is None:
-        raise UserError(f"{store.root}: no trial has ended yet; nothing to collect.")
-    typer.echo(path)
+    if is_url(sweep):
+        with fetched(sweep) as store:
+            path = collect_records(store)
+            written = None if path is None else put(path, sweep)
+    else:
+        store = open_sweep(sweep, out)
+        written = collect_records(store)
+    if written is None:
+        raise UserError(f"{sweep}: no trial has ended yet; nothing to collect.")
+    typer.echo(written)
 
 
 def sync(
