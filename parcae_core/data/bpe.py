@@ -79,11 +79,13 @@ def without_long_runs(text: str) -> str:
 class BpeTokenizer:
     """Byte-level BPE with ids: 256 bytes, merges in the order learned, bos, eos, pad."""
 
-    def __init__(self, tokens: list[bytes]) -> None:
+    def __init__(self, tokens: list[bytes], text: str | None = None) -> None:
         """Args:
         tokens: the bytes of each id, specials left out; the first 256 are the single bytes.
+        text: the tokenizer.json they were read from.
         """
         self._tokens = tokens
+        self._text = text
         self.vocab_size = len(tokens) + len(SPECIALS)
         self.bos_id, self.eos_id, self.pad_id = range(len(tokens), self.vocab_size)
         self._dtype = id_dtype(self.vocab_size)
@@ -107,7 +109,10 @@ class BpeTokenizer:
         return np.array([len(t) for t in self._tokens] + [0] * len(SPECIALS), np.int32)
 
     def to_json(self) -> str:
-        return json.dumps(_to_tokenizer_json(self._tokens), ensure_ascii=False, indent=1) + "\n"
+        if self._text is None:
+            data = _to_tokenizer_json(self._tokens)
+            self._text = json.dumps(data, ensure_ascii=False, indent=1) + "\n"
+        return self._text
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
@@ -194,13 +199,23 @@ def load_json(path: Path) -> Tokenizer:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: cannot read a tokenizer from it ({error!r})") from error
     names = sorted(vocab, key=vocab.get)
-    n_plain = len(names) - len(SPECIALS)
-    if n_plain > N_BYTES and tuple(names[n_plain:]) == SPECIALS:
-        tokens = [_visible_to_bytes(name) for name in names[:n_plain]]
-        if data == _to_tokenizer_json(tokens):
-            return BpeTokenizer(tokens)
+    if _is_ours(data, names):
+        tokens = [_visible_to_bytes(name) for name in names[: -len(SPECIALS)]]
+        return BpeTokenizer(tokens, text)
     _check_byte_level(path, data)
     return JsonTokenizer(path, data, text)
+
+
+def _is_ours(data: dict[str, Any], names: list[str]) -> bool:
+    """Whether it has the layout of `_to_tokenizer_json`, so that BpeTokenizer gives its ids."""
+    n_plain = len(names) - len(SPECIALS)
+    if n_plain <= N_BYTES or tuple(names[n_plain:]) != SPECIALS or names[:N_BYTES] != _BYTE_TO_CHAR:
+        return False
+    merges = data["model"].get("merges")
+    if not merges or not isinstance(merges[0], list):
+        return False  # the format of older versions, "a b"
+    merged = [a + b for a, b in merges]
+    return merged == names[N_BYTES:n_plain] and data == _layout(names[:n_plain], merges)
 
 
 def _check_byte_level(path: Path, data: dict[str, Any]) -> None:
@@ -254,8 +269,13 @@ def _visible_to_bytes(name: str) -> bytes:
 
 def _to_tokenizer_json(tokens: list[bytes]) -> dict[str, Any]:
     ranks = {token: rank for rank, token in enumerate(tokens)}
-    vocab = {_visible(token): rank for rank, token in enumerate(tokens)}
-    specials = {name: len(tokens) + i for i, name in enumerate(SPECIALS)}
+    merges = [[_visible(part) for part in _parents(token, ranks)] for token in tokens[N_BYTES:]]
+    return _layout([_visible(token) for token in tokens], merges)
+
+
+def _layout(names: list[str], merges: list[list[str]]) -> dict[str, Any]:
+    """The content of tokenizer.json, as the tokenizers library reads it."""
+    vocab = {name: rank for rank, name in enumerate([*names, *SPECIALS])}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     split = {"pattern": {"Regex": SPLIT_PATTERN}, "behavior": "Isolated", "invert": False}
@@ -264,7 +284,7 @@ def _to_tokenizer_json(tokens: list[bytes]) -> dict[str, Any]:
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": i, "content": name, **flags, "special": True} for name, i in specials.items()
+            {"id": vocab[name], "content": name, **flags, "special": True} for name in SPECIALS
         ],
         "normalizer": None,
         "pre_tokenizer": {
@@ -282,8 +302,8 @@ def _to_tokenizer_json(tokens: list[bytes]) -> dict[str, Any]:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": False,
-            "vocab": vocab | specials,
-            "merges": [[_visible(p) for p in _parents(t, ranks)] for t in tokens[N_BYTES:]],
+            "vocab": vocab,
+            "merges": merges,
         },
     }
 

@@ -90,9 +90,16 @@ def prepare(
     job = _Job(source, name, row_tokens, long_documents, Path(root), progress or (lambda *_: None))
     try:
         job.root.mkdir(parents=True, exist_ok=True)
-        return job.find() or job.make(workers or len(os.sched_getaffinity(0)))
+        return job.find() or job.make(workers or _n_cores())
     except OSError as error:
         raise job.disk_error(error) from error
+
+
+def _n_cores() -> int:
+    """Cores this process may use; where affinity is unknown, all of them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _given(source: PreparedSource, name: TokenizerName, row_tokens: int) -> Path:
