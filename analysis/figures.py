@@ -60,15 +60,26 @@ class Drawing:
         )
         self._note(panel, series, "points" if filled else "points outside the fit", x, y)
 
-    def line(self, ax, panel, series, x, y, *, color=FIT, dashed=False, label=None, width=1.2):
-        """A fitted curve; dashed where it extrapolates."""
+    def line(
+        self, ax, panel, series, x, y, *, color=FIT, dashed=False, label=None, width=1.2, kind=None
+    ):
+        """A curve, fitted unless `kind` says otherwise; a dashed fit extrapolates."""
         ax.plot(x, y, color=color, ls="--" if dashed else "-", lw=width, label=label, zorder=2)
-        self._note(panel, series, "extrapolation" if dashed else "fit", x, y)
+        self._note(panel, series, kind or ("extrapolation" if dashed else "fit"), x, y)
 
     def band(self, ax, panel, series, x, low, high, *, color=FIT, label=None):
         """An interval around a curve."""
         ax.fill_between(x, low, high, color=color, alpha=0.15, lw=0, label=label, zorder=1)
         self._note(panel, series, "band", x, low, high)
+
+    def contours(self, ax, panel, x, y, z, *, label: str):
+        """Lines of equal z over a grid, labelled; every vertex is noted."""
+        drawn = ax.contour(x, y, z, levels=12, cmap="viridis", linewidths=0.9)
+        ax.clabel(drawn, fontsize=6, fmt="%.2f")
+        for level, segments in zip(drawn.levels, drawn.allsegs, strict=True):
+            for segment in segments:
+                if len(segment):
+                    self._note(panel, f"{label} {level:.4g}", "fit", segment[:, 0], segment[:, 1])
 
     def bar(self, ax, panel, series, x, low, high, *, color):
         """An interval of one number, vertical."""

@@ -90,7 +90,7 @@ def power_laws(recurrence: Recurrence) -> Drawing:
         "power_laws",
         f"Optimal mean recurrence and tokens against the budget. Bars: {percent} Fieller intervals "
         f"of each minimum; band: {percent} Student t interval of the line; hollow: minima that the "
-        "grid does not enclose, not used. Dashed: extrapolation.",
+        "grid does not enclose. Dashed: extrapolation.",
         n_panels=2,
     )
     letters = {"mean_recurrence": "mu", "n_tokens": "D"}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis import isoflop, sources, testtime
+from analysis import fit, isoflop, laws, sources, testtime
 from analysis.errors import InputError
 from analysis.results import FitResult
 
@@ -22,11 +22,13 @@ class Study:
     table: Table
     recurrence: isoflop.Recurrence | None
     test_time: testtime.TestTime | None
+    parametric: dict[str, FitResult]  # training, unified
     refusals: dict[str, str]  # law -> sentence
 
     @property
     def results(self) -> tuple[FitResult, ...]:
-        return tuple(f.result for f in (self.recurrence, self.test_time) if f is not None)
+        closed = tuple(f.result for f in (self.recurrence, self.test_time) if f is not None)
+        return (*closed, *self.parametric.values())
 
     def summaries(self) -> list[str]:
         """One line per law: exponents with intervals, or why there are none."""
@@ -38,13 +40,24 @@ class Study:
 
     def drawings(self) -> list[Drawing]:
         """The figures that the fits allow."""
-        from analysis import plots
+        from analysis import plots, plots_law
 
         out = []
         if self.recurrence is not None:
             out += [plots.isoflop(self.recurrence), plots.power_laws(self.recurrence)]
         if self.test_time is not None:
             out.append(plots.test_time(self.test_time))
+        out += [plots_law.observed(self.table, laws.get(n), r) for n, r in self.parametric.items()]
+        if "training" in self.parametric:
+            out.append(plots_law.profiles(self.table, laws.get("training")))
+            for draw in (
+                lambda: plots_law.contours(self.table, self.parametric["training"]),
+                lambda: plots_law.frontiers(self.table),
+            ):
+                try:
+                    out.append(draw())
+                except InputError as error:
+                    self.refusals[f"figure {len(out) + 1}"] = str(error)
         return out
 
 
@@ -64,9 +77,20 @@ def study(table: Table, confidence: float = 0.95) -> Study:
             found[name] = fitter(table, confidence=confidence)
         except InputError as error:
             refusals[name] = str(error)
-    if not found:
+    parametric = {}
+    for name in ("training", "unified"):
+        if name == "unified" and "n_loops" not in table.frame:
+            continue  # the same rows as the training law, which says what is missing
+        try:
+            kind = "block" if name == "unified" else "bootstrap"
+            parametric[name] = fit.fit_law(
+                table, laws.get(name), interval=kind, confidence=confidence
+            )
+        except InputError as error:
+            refusals[name] = str(error)
+    if not found and not parametric:
         raise InputError("; ".join(f"{law}: {why}" for law, why in refusals.items()))
-    return Study(table, found.get("recurrence"), found.get("test-time"), refusals)
+    return Study(table, found.get("recurrence"), found.get("test-time"), parametric, refusals)
 
 
 def load(source: str | Path, **options) -> Study:

@@ -1,5 +1,6 @@
 """Figures, report and verbs: what a user is left with."""
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -12,7 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from analysis import isoflop, plots, records, sources, study, testtime
+from analysis import isoflop, laws, plots, plots_law, records, run, sources, study, testtime
 from analysis.cli import register
 from analysis.errors import InputError
 from analysis.report import write_report
@@ -32,16 +33,26 @@ def sweep(loop_records, tmp_path):
     return tmp_path / "runs" / "simulated"
 
 
+DRAWN = ("isoflop", "test-time", "contours")  # one of each kind: scatter and line, panels, contour
+
+
 def test_figures_are_the_same_bytes_twice_and_the_csv_is_what_is_drawn(sweep, tmp_path):
     digests = []
     for name in "ab":
         found = study.load(sweep)
-        files = [path for d in found.drawings() for path in d.save(tmp_path / name)]
+        drawings = {d.name: d for d in found.drawings()}
+        assert set(drawings) == {
+            *DRAWN,
+            "power_laws",
+            "observed_training",
+            "observed_unified",
+            "profiles_training",
+            "frontiers",
+        }
+        files = [path for n in DRAWN for path in drawings[n].save(tmp_path / name)]
         digests.append({p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files})
     assert digests[0] == digests[1]
-    assert {
-        f"{n}.{s}" for n in ("isoflop", "power_laws", "test-time") for s in ("png", "pdf", "csv")
-    } == set(digests[0])
+    assert {f"{n}.{s}" for n in DRAWN for s in ("png", "pdf", "csv")} == set(digests[0])
     drawn = pd.read_csv(tmp_path / "a" / "isoflop.csv")
     measured = drawn[
         (drawn.kind == "points") & (drawn.panel == "n_tokens") & ~drawn.series.str.startswith("min")
@@ -64,16 +75,49 @@ def test_minima_the_grid_does_not_enclose_are_hollow():
 
 def test_power_law_extrapolates_dashed_and_without_an_exponent_draws_no_line():
     found = isoflop.fit_recurrence(sources.load("bundled:parcae-140m"))
-    rows = plots.power_laws(found).drawn
-    beyond = rows[(rows.kind == "extrapolation") & (rows.panel == "n_tokens")]
-    assert beyond.x.min() == pytest.approx(1e18)
-    assert beyond.x.max() == pytest.approx(4e18)
-    bare = isoflop.Recurrence(found.result, found.parabolas, {}, found.table)
-    assert set(plots.power_laws(bare).drawn.kind) <= {
-        "points",
-        "points outside the fit",
-        "interval",
-    }
+    short = dataclasses.replace(found.lines["n_tokens"], x_low=4e18)
+    rows = plots.power_laws(dataclasses.replace(found, lines={"n_tokens": short})).drawn
+    beyond = rows[rows.kind == "extrapolation"]
+    assert set(beyond.panel) == {"n_tokens"}
+    assert (beyond.x.min(), beyond.x.max()) == pytest.approx((1e18, 4e18))
+    bare = plots.power_laws(dataclasses.replace(found, lines={})).drawn
+    assert set(bare.kind) <= {"points", "points outside the fit", "interval"}
+
+
+def test_profile_and_contour_csv_hold_what_the_figure_says():
+    table = sources.load("bundled:parcae-140m")
+    result = run.fit_table(table, "training", interval="profile")
+    rows = plots_law.profiles(table, laws.get("training")).drawn
+    y = rows[(rows.panel == "y") & (rows.kind == "fit")]
+    limit = rows[rows.kind == "limit"].y.iloc[0]
+    inside = y[y.y <= limit].x
+    assert result["y"].ci_low == pytest.approx(inside.min(), rel=0.01)
+    assert result["y"].ci_high == pytest.approx(inside.max(), rel=0.01)
+    rows = plots_law.contours(table, result).drawn
+    frontier = rows[rows.series == "frontier"].sort_values("x")
+    assert frontier.y.is_monotonic_increasing
+    assert set(rows[(rows.series == "frontier") & (rows.y > 12.01)].kind) == {"extrapolation"}
+
+
+def test_observed_against_predicted_shows_every_row_and_its_error():
+    table = sources.load("bundled:parcae-140m")
+    result = run.fit_table(table, "training", interval="none")
+    rows = plots_law.observed(table, laws.get("training"), result).drawn
+    shown = rows[(rows.panel == "observed") & (rows.kind == "points")]
+    assert sorted(shown.y) == sorted(table.frame.val_loss)
+    error = rows[(rows.panel == "error") & (rows.kind == "points")]
+    np.testing.assert_allclose(
+        error.y, 100 * (shown.x.to_numpy() / shown.y.to_numpy() - 1), rtol=1e-6
+    )
+
+
+def test_frontiers_tell_looped_from_fixed_depth(simulate, paper_loss, tmp_path):
+    frame = simulate(paper_loss, recurrences=(1, 2, 4))
+    rows = plots_law.frontiers(sources.load(records.save(frame, tmp_path / "r.parquet"))).drawn
+    best = rows[(rows.series == "looped") & (rows.kind == "points")]
+    looped = frame[frame.mean_recurrence > 1]
+    assert sorted(best.y) == sorted(looped.groupby("budget_flops").val_loss.min())
+    assert len(rows[(rows.series == "fixed depth") & (rows.kind == "points")]) == 4
 
 
 def test_test_time_figure_shows_the_largest_budgets_and_says_how_many(
@@ -99,7 +143,7 @@ def test_report_tells_sources_apart_and_needs_nothing_else(sweep, tmp_path):
     assert "measured by the runs of this sweep" in text.split("<section")[2]
     assert records.sha256(study.load(sweep).table.frame) in text
     assert not re.search(r'(src|href)="(?!data:|#)', text)  # self-contained
-    assert text.count('src="data:image/png;base64,') == 2 + 3
+    assert text.count('src="data:image/png;base64,') == 6 + 8
     assert "Not fitted: bundled:parcae-140m: law &#39;test-time&#39; needs n_loops" in text
 
 
@@ -140,7 +184,8 @@ def test_fit_prints_json_on_stdout_and_exits_by_validity(app, simulate, tmp_path
     [
         (["nowhere", "--law", "recurrence"], "nowhere: no such file or folder"),
         (["bundled:parcae-140m", "--law", "recurence"], "did you mean 'recurrence'"),
-        (["bundled:parcae-140m", "--law", "chinchilla"], "Map it with --columns N=COLUMN"),
+        (["bundled:parcae-140m", "--law", "test-time"], "Map it with --columns T=COLUMN"),
+        (["bundled:parcae-140m", "--law", "chinchilla"], "has the same variable in every row"),
         (["bundled:parcae-140m", "--law", "training", "--loss", "hubber"], "did you mean 'huber'"),
         (["bundled:parcae-140m", "--law", "training", "--delta", "0"], "--delta is 0.0"),
         (["bundled:parcae-140m", "--law", "recurrence", "--confidence", "95"], "between 0 and 1"),
@@ -160,12 +205,12 @@ def test_plot_and_report_write_what_they_print(app, tmp_path):
     source = "bundled:parcae-140m"
     done = CliRunner().invoke(app, ["plot", source, "--out", str(tmp_path / "figures")])
     assert done.exit_code == 0
-    assert len(done.stdout.split()) == 6
+    assert len(done.stdout.split()) == 3 * 6
     assert all((tmp_path / "figures" / p.split("/")[-1]).is_file() for p in done.stdout.split())
     assert "test-time: not drawn" in done.stderr
     out = tmp_path / "report.html"
     done = CliRunner().invoke(app, ["report", source, "--out", str(out)])
-    assert "gamma_mu_all 0.396" in done.stdout
+    assert "gamma_mu 0.396" in done.stdout
     assert done.stdout.strip().endswith("report.html")
     assert out.is_file()
 
