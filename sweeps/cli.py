@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 from typing import Annotated
 
@@ -50,8 +49,7 @@ def build_app() -> typer.Typer:
     )
     app.callback()(_options)
     for name in _ROOMS:
-        if importlib.util.find_spec(name):
-            importlib.import_module(name).register(app)
+        importlib.import_module(name).register(app)
     return app
 
 

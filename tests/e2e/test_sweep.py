@@ -9,7 +9,12 @@ import time
 from pathlib import Path
 
 from analysis import records
+from sweeps.collect import collect
+from sweeps.estimate import longest_first
+from sweeps.run import Options, make_job, prepare_data
 from sweeps.store import Store
+from sweeps.sweep_cli import load_plan
+from sweeps.trainable import attempt
 from tests.sweeps.tiny import write_spec
 
 
@@ -34,13 +39,15 @@ def losses(folder: Path) -> list[tuple]:
 
 def test_a_sweep_runs_repeats_as_nothing_and_stops_on_a_signal(tmp_path):
     spec = write_spec(tmp_path, mean_recurrence=[1, 2], budgets_flops=[4e8], seeds=[0])
-    code, out, err = parcae("run", spec, "--cpus", 2, cwd=tmp_path)
+    code, out, err = parcae("run", spec, "--cpus", 1, cwd=tmp_path)  # one worker, used again
     assert code == 0, err
     folder = tmp_path / "runs" / "tiny"
     assert out == f"{folder / 'records.parquet'}\n"
     assert "2 done of 2 trials" in err
     first = losses(folder)
     assert len(first) == 4  # one depth of the transformer, three of the loop
+    # A worker that is used again leaves no trace: the other order, in this process, is the same
+    assert first == alone(spec, tmp_path / "alone")
 
     began = time.monotonic()
     code, _, err = parcae("run", spec, cwd=tmp_path)
@@ -63,6 +70,17 @@ def test_a_sweep_runs_repeats_as_nothing_and_stops_on_a_signal(tmp_path):
     assert {s.state for s in states(store)} == {"planned"}
     assert len(list(store.root.glob("*/checkpoints/step-*"))) == 2
     assert not list(store.root.glob(".stop*"))
+
+
+def alone(spec: Path, out: Path) -> list[tuple]:
+    plan = load_plan(spec)
+    store = Store(out, plan.name)
+    store.write_plan(plan, spec)
+    job = make_job(plan, store, prepare_data(plan, store, plan.trials), Options())
+    for trial in reversed(longest_first(plan.trials)):
+        attempt(job, trial.trial_id, lambda _: None)
+    collect(store)
+    return losses(store.root)
 
 
 def states(store: Store) -> list:
