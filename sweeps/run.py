@@ -143,6 +143,7 @@ def schedule(job: Job, trials: list[Trial], options: Options) -> bool:
 
         require_placeable(trials, options.can_add)
         by_id = {t.trial_id: t for t in trials}
+        progress = Progress(job.store, trials)
         # Tune wants a place for its own bookkeeping, which nobody reads again
         scratch = tempfile.mkdtemp(prefix="parcae-tune-")
         try:
@@ -164,10 +165,10 @@ def schedule(job: Job, trials: list[Trial], options: Options) -> bool:
                     storage_path=scratch,
                     verbose=0,
                     failure_config=tune.FailureConfig(max_failures=LOST_WORKERS_ALLOWED),
-                    callbacks=[Progress(job.store, trials)],
+                    callbacks=[progress],
                 ),
             )
-            with stop_on_signals(job.stop_file) as stopped:
+            with progress, stop_on_signals(job.stop_file) as stopped:
                 tuner.fit()
         finally:
             job.stop_file.unlink(missing_ok=True)
