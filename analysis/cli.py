@@ -42,6 +42,9 @@ def fit(
     drop_highest: Annotated[
         int, typer.Option(help="Leave out rows with loss at or above the K-th highest.")
     ] = 0,
+    fix: Annotated[
+        str | None, typer.Option(help="Hold a shape parameter, like gamma=1 of the unified law.")
+    ] = None,
     loss: Annotated[
         str, typer.Option(help="huber or log-lsq on log loss, or lsq on loss.")
     ] = "huber",
@@ -50,7 +53,7 @@ def fit(
     interval: Annotated[
         str | None, typer.Option(help="bootstrap, block, profile, linear or none.")
     ] = None,
-    resamples: Annotated[int, typer.Option(help="Resamples of a bootstrap.")] = 500,
+    resamples: Annotated[int, typer.Option(help="Resamples of a bootstrap.")] = 1000,
     confidence: Annotated[float, typer.Option(help="Of every interval.")] = 0.95,
     seed: Annotated[int, typer.Option(help="Of starts and resamples.")] = 0,
 ) -> None:
@@ -63,6 +66,7 @@ def fit(
         columns=columns,
         where=tuple(where or ()),
         drop_highest=drop_highest,
+        fix=fix,
         loss=loss,
         delta=delta,
         n_starts=starts,

@@ -92,6 +92,8 @@ class Law:
             if name not in shapes:
                 can = f"can fix {', '.join(shapes)}" if shapes else "has none that can be fixed"
                 raise InputError(f"law {self.name!r}: cannot fix {name!r}; it {can}.")
+        if not values:
+            return self
         terms = tuple(
             replace(t, shape=None, shaped=None, variable=_held(t.shaped, values[t.shape]))
             if t.shape in values

@@ -21,6 +21,7 @@ def fit_source(
     columns: str | dict[str, str] | None = None,
     where: tuple[str, ...] = (),
     drop_highest: int = 0,
+    fix: str | None = None,
     **options,
 ) -> FitResult:
     """Load a source and fit one law by its registry name.
@@ -28,20 +29,30 @@ def fit_source(
     Args:
         columns: as `--columns` or as a mapping, for a file that is not a records table.
         drop_highest: leave out rows whose loss is at or above the K-th highest.
+        fix: shape parameters held, like "gamma=1".
         options: of `analysis.fit.fit_law`.
 
     Raises:
         InputError: for anything wrong with the source, the law's name or an option.
     """
     table = load(source, columns, where)
-    return fit_table(_without_highest(table, drop_highest), law, **options)
+    return fit_table(_without_highest(table, drop_highest), law, fix=_fixed(fix), **options)
 
 
-def fit_table(table: Table, law: str, **options) -> FitResult:
-    """Fit one law to a loaded table; options that a closed-form law has no use for are refused."""
+def fit_table(table: Table, law: str, fix: dict[str, float] | None = None, **options) -> FitResult:
+    """Fit one law to a loaded table; `recurrence`, `power` and `test-time` use `confidence` alone.
+
+    Args:
+        fix: shape parameters of a parametric law to hold at these values.
+
+    Raises:
+        InputError: an unknown law or option, or data the law cannot bear.
+    """
     confidence = options.pop("confidence", 0.95)
     if not 0 < confidence < 1:
         raise InputError(f"confidence is {confidence}; it must lie between 0 and 1, like 0.95.")
+    if fix and law in laws.OTHER_LAWS:
+        raise InputError(f"--fix: law {law!r} has no shape parameter to hold.")
     if law == "recurrence":
         from analysis.isoflop import fit_recurrence
 
@@ -50,7 +61,7 @@ def fit_table(table: Table, law: str, **options) -> FitResult:
         from analysis.power import fit_power
 
         return fit_power(table, confidence)
-    chosen = laws.get(law)
+    chosen = laws.get(law).fixing(**(fix or {}))
     if chosen.per_run:
         from analysis.testtime import fit_test_time
 
@@ -122,6 +133,20 @@ def load(source, columns=None, where=()) -> Table:
     if isinstance(columns, str):
         columns = sources.parse_columns(columns)
     return sources.load(source, columns, where)
+
+
+def _fixed(text: str | None) -> dict[str, float]:
+    out = {}
+    for part in (text or "").split(","):
+        name, _, value = (x.strip() for x in part.partition("="))
+        try:
+            if part:
+                out[name] = float(value)
+        except ValueError as error:
+            raise InputError(
+                f"--fix: {part!r} is not NAME=NUMBER; write it like gamma=1."
+            ) from error
+    return out
 
 
 def _without_highest(table: Table, k: int) -> Table:

@@ -187,6 +187,15 @@ def test_fit_prints_json_on_stdout_and_exits_by_validity(app, simulate, tmp_path
         (["bundled:parcae-140m", "--law", "test-time"], "Map it with --columns T=COLUMN"),
         (["bundled:parcae-140m", "--law", "chinchilla"], "has the same variable in every row"),
         (["bundled:parcae-140m", "--law", "training", "--loss", "hubber"], "did you mean 'huber'"),
+        (
+            ["bundled:parcae-140m", "--law", "training", "--fix", "x=1"],
+            "has none that can be fixed",
+        ),
+        (["bundled:parcae-140m", "--law", "training", "--fix", "x=a"], "is not NAME=NUMBER"),
+        (
+            ["bundled:parcae-140m", "--law", "recurrence", "--fix", "x=1"],
+            "no shape parameter to hold",
+        ),
         (["bundled:parcae-140m", "--law", "training", "--delta", "0"], "--delta is 0.0"),
         (["bundled:parcae-140m", "--law", "recurrence", "--confidence", "95"], "between 0 and 1"),
         (
@@ -199,6 +208,40 @@ def test_bad_input_is_one_sentence(app, arguments, message):
     done = CliRunner().invoke(app, ["fit", *arguments])
     assert isinstance(done.exception, InputError)
     assert message in str(done.exception)
+
+
+def test_gamma_can_be_held_and_is_then_no_parameter(app, sweep):
+    arguments = [
+        "fit",
+        str(sweep),
+        "--law",
+        "unified",
+        "--fix",
+        "gamma=1",
+        "--resamples",
+        "50",
+        "--json",
+    ]
+    data = json.loads(CliRunner().invoke(app, arguments).stdout)
+    assert [p["name"] for p in data["params"]] == ["E", "X", "x", "Y", "y", "Z", "z"]
+    assert "gamma = 1" in data["formula"]
+
+
+def test_predict_optimal_and_judge_print_what_they_found(app):
+    source = "bundled:parcae-140m"
+    done = CliRunner().invoke(app, ["optimal", source, "--budget", "3.2e19", "--json"])
+    data = json.loads(done.stdout)
+    assert [v["name"] for v in data["values"]] == ["mu*", "D*"]
+    assert data["inside"] is True
+    done = CliRunner().invoke(
+        app, ["predict", source, "--law", "training", "--at", "mu=8,D=1.12e10"]
+    )
+    assert "val_loss = 2.96" in done.stdout
+    done = CliRunner().invoke(app, ["judge", source, "--law", "training"])
+    assert "errors on a budget held out" in done.stdout
+    assert "bias of the parabola" in done.stdout
+    done = CliRunner().invoke(app, ["judge", source, "--law", "recurrence", "--json"])
+    assert len(json.loads(done.stdout)["exponents without one budget"]) == 6
 
 
 def test_plot_and_report_write_what_they_print(app, tmp_path):
