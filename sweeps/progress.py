@@ -39,6 +39,10 @@ class Progress(tune.Callback):
         line = f"[{elapsed:7.1f} s] {text}"
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its callbacks for a restore that we never ask for; terminals cannot be."""
+        return {k: v for k, v in vars(self).items() if k not in ("console", "live")}
+
     def __enter__(self) -> Progress:
         if self.console.is_terminal:
             self.live.start()

@@ -1,6 +1,7 @@
 """What is printed, on a terminal and elsewhere, from the store alone."""
 
 import io
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -46,6 +47,7 @@ def test_plain_lines_say_what_runs_and_what_ended(watched):
         store.write_state(trials[2].trial_id, state="failed", reason="ValueError: [no] such thing")
         progress.on_trial_complete(5, views, views[2])
     text = out.getvalue()
+    pickle.dumps(progress)  # as Tune does with every callback
     assert "\x1b" not in text
     assert f"0 of 4 ended; {trials[0].trial_id} C=4e8 mu=1 step 40/86 loss 2.500" in text
     assert "mu=1: done, val_loss 3.0000 (1 of 4 finished)" in text
