@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from parcae_core.trial import planned_flops
+from parcae_core.trial import Trial, planned_flops
 from sweeps.cluster import usable_cpus
 from sweeps.estimate import duration, longest_first, makespan, rate_of
 from sweeps.plan import Plan, short
 from sweeps.store import FINISHED, Store
 
+# float32 weights, gradients and two moments; Muon keeps less. Activations come on top.
+BYTES_PER_PARAMETER = 16
+
 
 def as_data(
-    plan: Plan, store: Store, *, cpus: int | None = None, flops_per_s: float | None = None
+    plan: Plan,
+    store: Store,
+    *,
+    cpus: int | None = None,
+    gpus: int = 0,
+    flops_per_s: float | None = None,
+    price_per_gpu_hour: float | None = None,
 ) -> dict[str, Any]:
-    """The plan as plain data: one entry per trial, totals, and what the times rest on."""
+    """The plan as plain data: one entry per trial, totals, and what the times rest on.
+
+    Args:
+        cpus, gpus: of the cluster that the makespan is for.
+        flops_per_s: of one trial, by the exact rule, when the user knows it.
+    """
     started = store.sweep is not None
     rate = rate_of(plan.trials, store if started else None, flops_per_s)
     trials, left = [], []
@@ -35,6 +50,7 @@ def as_data(
                 "batch_tokens": trial.batch_tokens,
                 "seed": trial.seed,
                 "n_params": trial.n_params,
+                "state_bytes": BYTES_PER_PARAMETER * trial.n_params,
                 "train_flops": planned_flops(trial),
                 "muon_lr": trial.optim.muon_lr,
                 "estimated_s": rate.seconds(trial),
@@ -43,9 +59,10 @@ def as_data(
             }
         )
     cpus = cpus or usable_cpus()
-    slots = int(cpus // max(t.resources.cpus for t in plan.trials))
+    slots = _slots(plan.trials, cpus, gpus)
     seconds = [rate.seconds(t) for t in longest_first(left)]
     known = rate.flops_per_s is not None
+    gpu_hours = sum(rate.seconds(t) * t.resources.gpus for t in left) / 3600 if known else None
     first = plan.trials[0].data
     return {
         "name": plan.name,
@@ -64,11 +81,24 @@ def as_data(
             "train_flops_paper": sum(t["train_flops"]["paper"] for t in trials),
             "train_flops_exact": sum(t["train_flops"]["exact"] for t in trials),
             "left_s": sum(seconds) if known else None,
-            "makespan_s": makespan(seconds, slots) if known else None,
+            "makespan_s": makespan(seconds, slots) if known and slots else None,
             "cpus": cpus,
+            "gpus": gpus,
+            "gpu_hours": gpu_hours,
+            "price": None
+            if price_per_gpu_hour is None or gpu_hours is None
+            else price_per_gpu_hour * gpu_hours,
         },
         "rate": {"flops_per_s": rate.flops_per_s, "source": rate.source},
     }
+
+
+def _slots(trials: Sequence[Trial], cpus: int, gpus: int) -> int:
+    """Trials that fit side by side, by the largest request."""
+    most_cpus = max(t.resources.cpus for t in trials)
+    most_gpus = max(t.resources.gpus for t in trials)
+    by_cpu = int(cpus // most_cpus)
+    return min(by_cpu, int(gpus // most_gpus)) if most_gpus else by_cpu
 
 
 def print_table(data: dict[str, Any]) -> None:
@@ -115,11 +145,23 @@ def print_table(data: dict[str, Any]) -> None:
         highlight=False,
     )
     if totals["makespan_s"] is not None:
+        where = f"{totals['cpus']} CPUs" + (f" and {totals['gpus']} GPUs" * bool(totals["gpus"]))
         console.print(
-            f"about {duration(totals['makespan_s'])} on {totals['cpus']} CPUs for what is left "
+            f"about {duration(totals['makespan_s'])} on {where} for what is left "
             f"({duration(totals['left_s'])} of work)",
             highlight=False,
         )
+    elif totals["left_s"] is not None:
+        console.print(f"about {duration(totals['left_s'])} of work is left", highlight=False)
+    if totals["gpu_hours"]:
+        price = "" if totals["price"] is None else f", {totals['price']:,.2f} at the given price"
+        console.print(f"{totals['gpu_hours']:,.1f} GPU-hours{price}", highlight=False)
+    most = max(t["state_bytes"] for t in data["trials"])
+    console.print(
+        f"memory per trial up to {most / 2**30:.2g} GiB for weights, gradients and optimiser; "
+        "activations come on top",
+        highlight=False,
+    )
     console.print(f"time {data['rate']['source']}", highlight=False)
     console.print(
         f"data {source['corpus']} as {source['tokenizer']}, fingerprint {source['fingerprint'][:12]}",

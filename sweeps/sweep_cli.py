@@ -32,10 +32,14 @@ def plan(
     spec: Annotated[Path, _SPEC],
     as_json: Annotated[bool, _JSON] = False,
     out: Annotated[Path, _OUT] = Path("runs"),
-    cpus: Annotated[int | None, typer.Option(min=1, help="Cores to plan the time for.")] = None,
-    flops_per_s: Annotated[
-        float | None, typer.Option(min=1.0, help="Assume this many FLOP/s a trial.")
+    cpus: Annotated[
+        int | None, typer.Option(min=1, help="Of the cluster that the time is for.")
     ] = None,
+    gpus: Annotated[int, typer.Option(min=0, help="Of the cluster that the time is for.")] = 0,
+    flops_per_s: Annotated[
+        float | None, typer.Option(min=1.0, help="What one trial makes, by the exact rule.")
+    ] = None,
+    price: Annotated[float | None, typer.Option(min=0.0, help="Of one GPU-hour.")] = None,
 ) -> None:
     """Every trial of a spec with tokens, steps, FLOPs and estimated time. Touches nothing.
 
@@ -44,13 +48,22 @@ def plan(
         parcae plan sweeps/specs/demo.yaml
 
         parcae plan sweeps/specs/demo.yaml --json | jq '.trials | length'
+
+        parcae plan my.yaml --cpus 64 --gpus 8 --flops-per-s 2e14 --price 2.5
     """
     from sweeps.plan_view import as_data, print_table
     from sweeps.store import Store
 
     planned = load_plan(spec)
     store = Store(out, planned.name)
-    data = as_data(planned, store, cpus=cpus, flops_per_s=flops_per_s)
+    data = as_data(
+        planned,
+        store,
+        cpus=cpus,
+        gpus=gpus,
+        flops_per_s=flops_per_s,
+        price_per_gpu_hour=price,
+    )
     if as_json:
         typer.echo(json.dumps(data, indent=1))
     else:
