@@ -75,8 +75,9 @@ class EvaluationSection(Section):
 
 class ResourcesSection(Section):
     cpus: Positive = Field(1.0, description="CPU cores a trial reserves, above 0")
-    gpus: Annotated[Number, Field(ge=0)] = Field(
-        0.0, description="GPUs a trial reserves: 0, a fraction such as 0.5, or a whole number"
+    # More would be reserved and not used: a trial is one process here
+    gpus: Annotated[Number, Field(ge=0, le=1)] = Field(
+        0.0, description="GPUs a trial reserves: 0, a fraction such as 0.5, or 1"
     )
 
 

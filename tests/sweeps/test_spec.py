@@ -68,6 +68,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_one():
         ),
         ({"depth": {"mean_backprop_depth": "half"}}, "depth.mean_backprop_depth is 'half'"),
         ({"data": None}, "data is missing; give a mapping with corpus and tokenizer"),
+        ({"resources": {"gpus": 2}}, "resources.gpus is 2; it must be GPUs a trial reserves: 0, a"),
         ({"wandb": 3}, "wandb is 3; it must be a mapping"),
         ({"design": "isoflops"}, "design is 'isoflops'; it must be one of isoflop, test_time"),
         ({"design": None}, "design is missing; give one of isoflop"),
