@@ -1,4 +1,4 @@
-"""Many small robust fits at once: L = sum of exp(terms), by damped Newton steps on a batch.
+"""Many small robust fits at once: L = sum of exp(terms), by Newton steps in a trust region, on a batch.
 
 A batch is S parameter vectors theta (S, P), each with its own weights on the n observations: S
 random starts of one data set, or S bootstrap resamples (weights = how often a row was drawn).
@@ -170,7 +170,10 @@ def minimise(
     max_steps: int = 200,
     tolerance: float = 1e-13,
 ) -> Solution:
-    """Newton steps with |eigenvalues| and Levenberg damping, kept in the box, until none gains.
+    """Newton steps with |eigenvalues| in a trust region, kept in the box, until none gains.
+
+    The region is round in theta and not in the Hessian's metric: along the flat, curved valleys
+    of these laws, damping relative to the largest eigenvalue would crawl.
 
     Args:
         theta: starts, (S, P).
@@ -183,7 +186,7 @@ def minimise(
     lower = np.broadcast_to(problem.lower, theta.shape)
     upper = np.broadcast_to(problem.upper, theta.shape)
     best = objective(problem, theta, weights)
-    damping = np.full(n_batch, 1e-3)
+    radius = np.ones(n_batch)  # of the trust region; theta is standardised, so 1 is a large step
     converged = np.zeros(n_batch, dtype=bool)
     active = np.arange(n_batch)
     current = theta[active]
@@ -192,20 +195,22 @@ def minimise(
     while len(active) and step_count < max_steps:
         step_count += 1
         box = lower[active], upper[active]
-        moved, gain, expected = _step(box, current, g, h, damping[active])
+        moved, gain, expected = _step(box, current, g, h, radius[active])
         f_new, g_new, h_new = derivatives(problem, moved, weights[active])
         better = f_new <= f
         small = gain <= tolerance * f + _EXACT
+        length = np.sqrt(((moved - current) ** 2).sum(axis=-1))
         ratio = (f - f_new) / np.maximum(expected, 1e-300)
-        factor = np.where(better & (ratio > 0.75), 0.2, np.where(ratio < 0.25, 5.0, 1.0))
-        damping[active] = np.clip(damping[active] * factor, 1e-12, 1e12)
+        wider = (
+            np.where((ratio > 0.75) & (length > 0.8 * radius[active]), 3.0, 1.0) * radius[active]
+        )
+        radius[active] = np.where(better & (ratio > 0.25), np.minimum(wider, 1e3), 0.3 * length)
         keep = better[:, None]
         current = np.where(keep, moved, current)
         g = np.where(keep, g_new, g)
         h = np.where(keep[..., None], h_new, h)
         f = np.where(better, f_new, f)
-        stuck = damping[active] >= 1e12
-        finished = small | stuck
+        finished = small | (radius[active] < 1e-14)
         theta[active], best[active] = current, f
         converged[active[small]] = True
         go = ~finished
@@ -248,7 +253,7 @@ def _onward(wide: Problem, narrow: Problem, theta: np.ndarray, weights: np.ndarr
     """
     _, g, h = derivatives(wide, theta, weights, tail=narrow.delta)
     box = np.broadcast_to(wide.lower, theta.shape), np.broadcast_to(wide.upper, theta.shape)
-    moved, *_ = _step(box, theta, g, h, np.full(len(theta), 1e-12))
+    moved, *_ = _step(box, theta, g, h, np.full(len(theta), np.inf))
     better = objective(narrow, moved, weights) <= objective(narrow, theta, weights)
     return np.where(better[:, None], moved, theta)
 
@@ -269,8 +274,8 @@ def _log_term(term: Term, theta: np.ndarray):
     return c - k * x, first, second
 
 
-def _step(box, theta, g, h, damping):
-    """The damped step, the gain an undamped one promises, and the gain this one promises."""
+def _step(box, theta, g, h, radius):
+    """The step within the radius, the gain a free one promises, and the gain this one promises."""
     lower, upper = box
     at_low = (theta <= lower) & (g > 0)
     at_high = (theta >= upper) & (g < 0)
@@ -285,12 +290,31 @@ def _step(box, theta, g, h, damping):
     scale = size.max(axis=-1, keepdims=True) + 1e-300
     size = np.maximum(size, 1e-12 * scale)
     along = np.matmul(vectors.transpose(0, 2, 1), g[..., None])[..., 0]
-    damped = size + damping[:, None] * scale
-    step = -np.matmul(vectors, (along / damped)[..., None])[..., 0]
+    shift = _shift(along, size, radius)
+    step = -np.matmul(vectors, (along / (size + shift[:, None]))[..., None])[..., 0]
     moved = np.clip(theta + step, lower, upper)
-    # what an undamped step would gain: a search hemmed in by damping has not converged
+    # what a step of any length would gain: a search hemmed in by its radius has not converged
     gain = 0.5 * (along * along / size).sum(axis=-1)
     step = moved - theta
     curve = np.matmul(h, step[..., None])[..., 0]
     expected = -(g * step).sum(axis=-1) - 0.5 * (step * curve).sum(axis=-1)
     return moved, gain, expected
+
+
+def _shift(along: np.ndarray, size: np.ndarray, radius: np.ndarray) -> np.ndarray:
+    """What to add to the eigenvalues so that the step is no longer than the radius.
+
+    Source: More and Sorensen (1983), SIAM J. Sci. Stat. Comput. 4, 553: Newton on 1/length.
+    """
+    shift = np.zeros(len(along))
+    for _ in range(8):
+        step = along / (size + shift[:, None])
+        length = np.sqrt((step * step).sum(axis=-1))
+        over = length > 1.01 * radius
+        if not over.any():
+            break
+        slope = (step * step / (size + shift[:, None])).sum(axis=-1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            more = length**2 / slope * (length - radius) / radius
+        shift = np.where(over, shift + more, shift)
+    return shift

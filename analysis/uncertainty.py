@@ -89,17 +89,20 @@ def block_counts(table: Table, n_resamples: int, rng: np.random.Generator):
 def bootstrap(scaled, theta, counts, confidence, name) -> Intervals:
     """Refit every resample from the optimum and take percentiles."""
     draws, finished = refits(scaled, theta, counts)
-    values = scaled.values(draws[finished])
+    # a refit that stopped in a flat valley is kept: leaving it out would narrow the interval on
+    # just the side that the data leave open
+    values = scaled.values(draws)
     tail = 50 * (1 - confidence)
     low = {k: float(np.percentile(v, tail)) for k, v in values.items()}
     high = {k: float(np.percentile(v, 100 - tail)) for k, v in values.items()}
-    problems = _open_ends(scaled, draws[finished], tail, low, high)
-    lost = int((~finished).sum())
-    if lost > 0.05 * len(counts):
+    problems = _open_ends(scaled, draws, tail, low, high)
+    stopped = int((~finished).sum())
+    if stopped > 0.05 * len(counts):
         problems.append(
-            f"{lost} of {len(counts)} resamples have no optimum the search can end at; the intervals are too narrow"
+            f"{stopped} of {len(counts)} refits stopped in a flat valley before they reached an "
+            "optimum: the parameters are hardly told apart, and the intervals may be too narrow"
         )
-    return Intervals(name, low, high, draws[finished], problems=tuple(problems))
+    return Intervals(name, low, high, draws, problems=tuple(problems))
 
 
 def _open_ends(scaled, draws, tail, low, high) -> list[str]:

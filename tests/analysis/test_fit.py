@@ -120,6 +120,22 @@ def _width(result, name):
     return (np.inf if high is None else high) - (0 if low is None else low)
 
 
+def test_refits_that_stop_in_a_flat_valley_are_kept_and_said(training_table):
+    """Some resamples of 36 noisy runs have E -> 0; leaving them out would narrow the interval."""
+    from analysis import uncertainty
+
+    law = laws.get("training")
+    columns, y, _ = fit.observations(training_table(noise=8e-3, seed=1), law)
+    scaled = fit.scale(law, columns, y)
+    best = fit.search(scaled, 8, np.random.default_rng(0))
+    counts = uncertainty.case_counts(len(y), 40, np.random.default_rng(0))
+    draws, finished = uncertainty.refits(scaled, best.theta, counts)
+    assert not finished.all()  # else this test shows nothing
+    found = uncertainty.bootstrap(scaled, best.theta, counts, 0.95, "bootstrap")
+    assert len(found.draws) == len(draws) == 40
+    assert any("stopped in a flat valley" in p for p in found.problems)
+
+
 def test_profile_of_a_least_squares_line_is_the_t_interval(tmp_path):
     """A power law without floor is linear in its log: the exact interval is known."""
     rng = np.random.default_rng(0)
