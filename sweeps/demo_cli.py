@@ -49,7 +49,7 @@ def demo(
         store = Store(out, planned.name)
         say(f"2/3  training {len(planned.trials)} tiny models on this machine, into {store.root}")
         outcome = run(planned, store, spec, options=Options(cpus=cpus))
-    if collect(store) is None:
+    if outcome.stopped or collect(store) is None:
         finish(outcome, store, again="parcae demo")  # says why, and exits
     say("3/3  fitting this machine's sweep and writing the report")
     here = load(store.root)

@@ -2,10 +2,12 @@
 
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -37,12 +39,13 @@ def head(tmp_path_factory):
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every port on loopback
     }
     port = free_port()
+    temporary = tempfile.mkdtemp(prefix="pc-", dir="/tmp")  # short: sockets go below it
     ray = Path(sys.executable).with_name("ray")
     command = [
         str(ray), "start", "--block", "--head", "--node-ip-address=127.0.0.1", "--num-cpus=2",
         f"--port={free_port()}", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}",
         f"--dashboard-agent-listen-port={free_port()}",  # or two Rays of one machine collide
-        f"--temp-dir=/tmp/pc-{os.getpid()}", f"--object-store-memory={100 << 20}",
+        f"--temp-dir={temporary}", f"--object-store-memory={100 << 20}",
     ]  # fmt: skip
     log = tmp_path_factory.mktemp("head") / "log"
     with log.open("w") as file:
@@ -53,6 +56,7 @@ def head(tmp_path_factory):
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=60)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def is_open(port: int) -> bool:
