@@ -23,6 +23,8 @@ def diagonal(injection="diagonal", d=32):
     return module
 
 
+@example(a_log=3.4e38, dt_bias=-3.4e38, dtype=torch.bfloat16)
+@example(a_log=-3.4e38, dt_bias=3.4e38, dtype=torch.float32)
 @given(
     a_log=ANY, dt_bias=ANY, dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64])
 )
