@@ -18,6 +18,7 @@ from torch import Tensor
 
 from parcae_core import layers
 from parcae_core.depth import DepthDraw
+from parcae_core.kernels import rms_norm as rms_norm_file
 from parcae_core.kernels.relu_squared import relu_squared_ref
 from parcae_core.model import Parcae
 
@@ -25,12 +26,20 @@ from parcae_core.model import Parcae
 @contextlib.contextmanager
 def plain_operations() -> Iterator[None]:
     """Blocks run the plain definitions of what parcae_core/kernels fuses."""
-    fused = layers.relu_squared
-    layers.relu_squared = relu_squared_ref
+    plain = {(layers, "relu_squared"): relu_squared_ref}
+    plain |= {(m, "rms_norm"): rms_norm_ref_defaults for m in (layers, rms_norm_file)}
+    fused = {place: getattr(*place) for place in plain}
     try:
+        for place, function in plain.items():
+            setattr(*place, function)
         yield
     finally:
-        layers.relu_squared = fused
+        for place, function in fused.items():
+            setattr(*place, function)
+
+
+def rms_norm_ref_defaults(x: Tensor, weight: Tensor | None = None, eps: float | None = None):
+    return rms_norm_file.rms_norm_ref(x, weight, eps)
 
 
 def masked_forward(

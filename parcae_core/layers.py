@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from parcae_core.config import ModelConfig
 from parcae_core.kernels.relu_squared import relu_squared
+from parcae_core.kernels.rms_norm import RMSNorm, rms_norm
 from parcae_core.params import kv_width
 
 
@@ -89,7 +90,7 @@ class Attention(nn.Module):
             v = v + (gate.unsqueeze(-1) * value_embedding.view_as(v)).to(v.dtype)
         q, k = rotary(q), rotary(k)
         if self.qk_norm:
-            q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
+            q, k = rms_norm(q), rms_norm(k)
         y = F.scaled_dot_product_attention(
             q.transpose(1, 2),  # (B, H, T, K)
             k.transpose(1, 2),
@@ -131,13 +132,13 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         width, hidden = config.layer_width(layer), config.layer_ff(layer)
-        self.norm_attn = nn.RMSNorm(width, config.norm_eps)
+        self.norm_attn = RMSNorm(width, config.norm_eps)
         self.attn = Attention(config, layer)
-        self.norm_mlp = nn.RMSNorm(width, config.norm_eps)
+        self.norm_mlp = RMSNorm(width, config.norm_eps)
         self.mlp = (SwiGluMlp if config.mlp == "swiglu" else ReLU2Mlp)(width, hidden)
         after = config.residual_norm
-        self.norm_after_attn = nn.RMSNorm(width, config.norm_eps) if after else nn.Identity()
-        self.norm_after_mlp = nn.RMSNorm(width, config.norm_eps) if after else nn.Identity()
+        self.norm_after_attn = RMSNorm(width, config.norm_eps) if after else nn.Identity()
+        self.norm_after_mlp = RMSNorm(width, config.norm_eps) if after else nn.Identity()
 
     def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""

@@ -23,6 +23,7 @@ from parcae_core.config import ModelConfig
 from parcae_core.cross_entropy import linear_cross_entropy
 from parcae_core.depth import DepthDraw
 from parcae_core.injection import build_injection, identity_or_orthogonal_, orthogonal_
+from parcae_core.kernels.rms_norm import RMSNorm
 from parcae_core.layers import Block, Embedding, Linear, Rotary
 from parcae_core.loop import advance, sort_by_depth
 from parcae_core.params import kv_width
@@ -67,10 +68,8 @@ class Parcae(nn.Module):
                 if c.has_value_embedding(i)
             }
         )
-        self.norm_prelude = (
-            nn.RMSNorm(c.d_model, c.norm_eps) if c.has_prelude_norm else nn.Identity()
-        )
-        self.norm_final = nn.RMSNorm(c.d_model, c.norm_eps)
+        self.norm_prelude = RMSNorm(c.d_model, c.norm_eps) if c.has_prelude_norm else nn.Identity()
+        self.norm_final = RMSNorm(c.d_model, c.norm_eps)
         if not c.is_transformer:
             self.injection = build_injection(c)
         if c.has_readout:

@@ -1,0 +1,72 @@
+"""y = x * (mean(x^2) + eps)^-1/2 * w over the last dimension; accumulated in float32 or better.
+
+x (..., D), w (D,) or None. With r = (mean(x^2) + eps)^-1/2 and g = dy * w:
+    dx = r * (g - x * r^2 * mean(g * x)),   dw = sum over rows of dy * x * r.
+On CUDA torch has a fused kernel. On a CPU it composes the norm from six operations that each
+write a whole tensor and keep three of them; this keeps x and one number per row.
+Source: Zhang & Sennrich (arXiv:1910.07467); eps as in REFERENCE.md, "Forward".
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def rms_norm_ref(x: Tensor, weight: Tensor | None, eps: float | None) -> Tensor:
+    """The definition: torch's own; eps None is the dtype's machine epsilon."""
+    return F.rms_norm(x, x.shape[-1:], weight, eps)
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        r = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # (..., 1)
+        ctx.save_for_backward(x, weight, r)
+        y = x * r
+        return y if weight is None else y.mul_(weight)
+
+    @staticmethod
+    def backward(ctx, dy: Tensor):
+        x, weight, r = ctx.saved_tensors
+        width = x.shape[-1]
+        dw = None
+        if weight is not None:
+            # both sums as matrix-vector products: no further temporary of x's size
+            scaled = (dy * x).view(-1, width)
+            dw = torch.mv(scaled.T, r.view(-1))
+            inner = torch.mv(scaled, weight).view(r.shape)
+            g = dy * weight
+        else:
+            inner = (dy * x).sum(-1, keepdim=True)
+            g = dy
+        shift = inner.mul_(r).mul_(r).div_(-width)
+        return torch.addcmul(g, x, shift).mul_(r), dw, None
+
+
+def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+    """RMS norm over the last dimension, shape and dtype of x.
+
+    Args:
+        weight: (D,), or None for no scale.
+        eps: added to the mean square; None for the dtype's machine epsilon.
+    """
+    wide = x.dtype in (torch.float32, torch.float64)
+    plain = x.device.type != "cpu" or not wide or torch.compiler.is_compiling()
+    if plain or (weight is not None and weight.dtype != x.dtype):
+        return rms_norm_ref(x, weight, eps)
+    return _RmsNorm.apply(x, weight, torch.finfo(x.dtype).eps if eps is None else eps)
+
+
+class RMSNorm(nn.Module):
+    """`rms_norm` with a learned weight, ones at the start."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
