@@ -20,7 +20,11 @@ from parcae_core.trial import Trial
 from parcae_core.workers import Workers
 
 _STATE_STREAM = 0x57A7F  # keeps these draws apart from every other use of the seed
-_ROOT_MEAN_SQUARES = ("state_norm", "residual_norm")  # over sequences; other instruments are not
+_ROOT_MEAN_SQUARES = (
+    "state_norm",
+    "residual_norm",
+    "loop_norm",
+)  # over sequences; other instruments are not
 
 
 @dataclass(slots=True)
@@ -118,12 +122,20 @@ def local_gradient(
         (output.loss * weight).backward()
         local.loss += output.loss.detach().double() * weight
         local.core_sequence_steps += output.core_sequence_steps
-        for name, value in output.instruments.items():
-            if name in _ROOT_MEAN_SQUARES:
+        for name, value in _padded(output.instruments, trial).items():
+            if name.startswith(_ROOT_MEAN_SQUARES):
                 local.mean_squares[name] = local.mean_squares.get(name, 0.0) + weight * value**2
             else:
                 local.radius[name] = value
     return local
+
+
+def _padded(instruments: dict[str, float], trial: Trial) -> dict[str, float]:
+    """A portion of shallow sequences ends early and is held: every portion names every step."""
+    if not instruments:
+        return instruments
+    names = [f"loop_norm_{i:02d}" for i in range(1, trial.mean_backprop_depth + 1)]
+    return dict.fromkeys(names, instruments["state_norm"]) | instruments
 
 
 def gather_gradient(model: Parcae, local: LocalLoss, workers: Workers) -> BatchLoss:

@@ -10,6 +10,7 @@ gradient, is tested in tests/parcae_core/test_loop.py.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -36,8 +37,17 @@ def sort_by_depth(draw: DepthDraw) -> np.ndarray | None:
     return None if np.array_equal(order, np.arange(order.size)) else order
 
 
+@dataclass(slots=True)
+class Trace:
+    """What `advance` can keep for the stability instruments."""
+
+    before: Tensor | None = None  # the states one step before each sequence's last, (B, T, S)
+    # root mean square of all states after each step, finished ones as they were held; scalars
+    norms: list[Tensor] = field(default_factory=list)
+
+
 def advance(
-    step: Step, h: Tensor, counts: np.ndarray, *, before: list[Tensor] | None = None
+    step: Step, h: Tensor, counts: np.ndarray, *, trace: Trace | None = None
 ) -> tuple[Tensor, int]:
     """Apply `step` counts[i] times to sequence i.
 
@@ -45,7 +55,7 @@ def advance(
         step: (h (m, T, S), m) -> h (m, T, S), for the first m sequences.
         h: states, (B, T, S).
         counts: non-increasing numbers of steps, (B,).
-        before: when given, receives the states as they were one step before each one's last.
+        trace: filled when given; costs a pass over the states per step.
 
     Returns:
         The states after the steps, and the steps executed, summed over sequences.
@@ -67,6 +77,13 @@ def advance(
         previous = h
         h = step(h, m)
         executed += m
-    if before is not None:
-        before.append(torch.cat(done_before[::-1]).detach())
+        if trace is not None:
+            trace.norms.append(_root_mean_square([h, *done]))
+    if trace is not None:
+        trace.before = torch.cat(done_before[::-1]).detach()
     return done[0] if len(done) == 1 else torch.cat(done[::-1]), executed
+
+
+def _root_mean_square(parts: list[Tensor]) -> Tensor:
+    squares = torch.stack([p.detach().float().square().sum() for p in parts])
+    return (squares.sum() / sum(p.numel() for p in parts)).sqrt()

@@ -16,6 +16,7 @@ Keys, as W&B shows them (group/name_unit):
     perf/wall_s                 in the training loop, all attempts
     data/epoch                  0-based epoch of the training rows
     stability/spectral_radius  stability/state_norm  stability/residual_norm    (looped models)
+    stability/loop_norm_<i>     state_norm after the i-th loop step that carries gradient, 01, 02, ...
 """
 
 from __future__ import annotations

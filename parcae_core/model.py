@@ -25,7 +25,7 @@ from parcae_core.depth import DepthDraw
 from parcae_core.injection import build_injection, identity_or_orthogonal_, orthogonal_
 from parcae_core.kernels.rms_norm import RMSNorm
 from parcae_core.layers import Block, Embedding, Linear, Rotary
-from parcae_core.loop import advance, sort_by_depth
+from parcae_core.loop import Trace, advance, sort_by_depth
 from parcae_core.params import kv_width
 
 _STATE_STREAM = 0x57A7E  # keeps the draws of initial states apart from other uses of a seed
@@ -178,13 +178,11 @@ class Parcae(nn.Module):
         output = ModelOutput()
         with torch.no_grad():
             h, steps = advance(self._step(prepared), state, draw.no_grad)
-        before: list[Tensor] = []  # the state one step earlier, for the instruments
-        h, grad_steps = advance(
-            self._step(prepared), h, draw.grad, before=before if instruments else None
-        )
+        trace = Trace() if instruments else None
+        h, grad_steps = advance(self._step(prepared), h, draw.grad, trace=trace)
         output.core_sequence_steps = steps + grad_steps
-        if instruments:
-            output.instruments = self._measure(h, before[0])
+        if trace is not None:
+            output.instruments = self._measure(h, trace)
         output = self._finish(output, self.read_out(h, prepared), targets)
         if order is not None and output.logits is not None:
             output.logits = output.logits[torch.from_numpy(np.argsort(order)).to(ids.device)]
@@ -251,14 +249,17 @@ class Parcae(nn.Module):
         return output
 
     @torch.no_grad()
-    def _measure(self, h: Tensor, before: Tensor) -> dict[str, float]:
-        """Root-mean-square entries of the state and of its last change, and the carry's radius."""
-        change = h.detach().float() - before.float()
+    def _measure(self, h: Tensor, trace: Trace) -> dict[str, float]:
+        """Root-mean-square entries of the state and of its last change; the carry's radius.
+
+        loop_norm_01, ... are the states' after each step that carries gradient.
+        """
+        change = h.detach().float() - trace.before.float()
         return {
             "spectral_radius": self.injection.spectral_radius(),
             "state_norm": h.detach().float().square().mean().sqrt().item(),
             "residual_norm": change.square().mean().sqrt().item(),
-        }
+        } | {f"loop_norm_{i:02d}": norm.item() for i, norm in enumerate(trace.norms, 1)}
 
     def _check(self, ids: Tensor, state: Tensor | None) -> None:
         c = self.config

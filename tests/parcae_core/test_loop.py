@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from benchmarks.masked import masked_forward
 from parcae_core.depth import DepthDraw, PoissonDepth
-from parcae_core.loop import advance, sort_by_depth
+from parcae_core.loop import Trace, advance, sort_by_depth
 from parcae_core.model import build_model
 from tests.parcae_core.conftest import randomise
 
@@ -64,11 +64,13 @@ def test_each_sequence_gets_exactly_its_own_steps(counts):
         seen.append(m)
         return h + 1
 
-    before = []
-    h, executed = advance(step, torch.zeros(len(counts), 1, 1), counts, before=before)
+    trace = Trace()
+    h, executed = advance(step, torch.zeros(len(counts), 1, 1), counts, trace=trace)
     assert h.flatten().tolist() == counts.tolist()
     assert executed == counts.sum() == sum(seen)
-    assert before[0].flatten().tolist() == [max(c - 1, 0) for c in counts]
+    assert trace.before.flatten().tolist() == [max(c - 1, 0) for c in counts]
+    held = [np.sqrt(np.mean(np.minimum(counts, t) ** 2)) for t in range(1, counts.max() + 1)]
+    assert [n.item() for n in trace.norms] == pytest.approx(held, rel=1e-6)
 
 
 def test_a_draw_that_no_order_sorts_is_refused():

@@ -118,9 +118,8 @@ def test_a_line_of_metrics_holds_what_the_module_says(data_dir, tmp_path):
     documented = train_module.MetricsLog.__module__
     text = __import__(documented, fromlist=["x"]).__doc__
     for key in lines[-1]:
-        assert key in text or key.split("/")[0] == "flops", (
-            f"{key} is not in the module's docstring"
-        )
+        numbered = key.startswith(("flops/", "stability/loop_norm_"))
+        assert key in text or numbered, f"{key} is not in the module's docstring"
     last = lines[-1]
     assert last["n_tokens"] == trial.n_tokens
     assert {r: last[f"flops/{r}"] for r in ("paper", "code", "exact")} == planned_flops(trial)
@@ -128,6 +127,7 @@ def test_a_line_of_metrics_holds_what_the_module_says(data_dir, tmp_path):
     assert last["depth/executed_over_ideal"] == 1.0
     assert last["perf/mfu"] == pytest.approx(last["perf/flops_per_s"] / 1e12)
     assert 0 < last["stability/spectral_radius"] < 1
+    assert last["stability/loop_norm_01"] > 0
     assert last["optim/muon_lr"] == pytest.approx(8e-3 / 6)
     assert json.loads(json.dumps(last)) == last
 
