@@ -263,7 +263,7 @@ def _power_law(axis, parabolas, used, confidence):
     if len(enclosed) < MIN_BUDGETS:
         missing = [Param(name=n, value=None, ci_low=None, ci_high=None) for n in names]
         fault = too_few(letter, len(enclosed), len(parabolas), MIN_BUDGETS)
-        return missing, None, [], [*words, *open_ended, fault]
+        return missing, None, [], [fault, *words, *open_ended]
     line = _line(kept, confidence)
     params = [*line.params(names, (unit, "1"))]
     if open_ended:

@@ -186,6 +186,9 @@ def minimise(
     lower = np.broadcast_to(problem.lower, theta.shape)
     upper = np.broadcast_to(problem.upper, theta.shape)
     best = objective(problem, theta, weights)
+    # what rounding of y alone can move F by: eps |y| sum |residual|, with the sum at most sqrt(2 n F);
+    # when a law fits to 1e-5 this is more than any share of F
+    rounding = np.finfo(float).eps * np.abs(problem.y).max() * np.sqrt(2 * n_obs)
     radius = np.ones(n_batch)  # of the trust region; theta is standardised, so 1 is a large step
     converged = np.zeros(n_batch, dtype=bool)
     active = np.arange(n_batch)
@@ -198,7 +201,7 @@ def minimise(
         moved, gain, expected = _step(box, current, g, h, radius[active])
         f_new, g_new, h_new = derivatives(problem, moved, weights[active])
         better = f_new <= f
-        small = gain <= tolerance * f + _EXACT
+        small = gain <= tolerance * f + rounding * np.sqrt(f) + _EXACT
         length = np.sqrt(((moved - current) ** 2).sum(axis=-1))
         ratio = (f - f_new) / np.maximum(expected, 1e-300)
         wider = (

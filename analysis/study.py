@@ -32,11 +32,16 @@ class Study:
 
     def summaries(self) -> list[str]:
         """One line per law: exponents with intervals, or why there are none."""
-        lines = [r.summary() for r in self.results]
         return [
-            *lines,
+            *self.headlines(),
+            *(r.summary() for r in self.parametric.values()),
             *(f"{law} [{self.table.source}]: {why}" for law, why in self.refusals.items()),
         ]
+
+    def headlines(self) -> list[str]:
+        """The recurrence law and the test-time curves, a line each, where they could be fitted."""
+        lines = [] if self.recurrence is None else [self.recurrence.result.summary()]
+        return lines if self.test_time is None else [*lines, self.test_time.summary()]
 
     def drawings(self) -> list[Drawing]:
         """The figures that the fits allow."""

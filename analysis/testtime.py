@@ -50,6 +50,22 @@ class TestTime:
     law: Law
     table: Table
 
+    def summary(self) -> str:
+        """One line: how many curves the form fits, and the parameters at the largest budget."""
+        sound = [c for c in self.curves if c.values is not None and not c.problem]
+        text = f"{len(sound)} of {len(self.curves)} curves follow {self.law.formula}"
+        if sound:
+            top = max(c.budget_flops or 0.0 for c in sound)
+            shown = sorted(
+                (c for c in sound if (c.budget_flops or 0.0) == top),
+                key=lambda c: c.mean_recurrence or 0.0,
+            )
+            text += "; " + "; ".join(f"{c.label}: {_values(c)}" for c in shown[:3])
+        left = len(self.curves) - len(sound)
+        return f"{self.law.name} [{self.table.source}]: {text}" + (
+            f"; of {left} the report says why they do not" if left else ""
+        )
+
 
 def fit_test_time(
     table: Table, form: str = "test-time", confidence: float = 0.95, n_starts: int = 8
@@ -177,6 +193,15 @@ def _curve(run, rows, law, confidence, n_starts) -> Curve:
     ]
     intervals = {n: (bounds.low.get(n), bounds.high.get(n)) for n in law.names}
     return Curve(*common, values, intervals, best.objective, "; ".join(faults))
+
+
+def _values(curve: Curve) -> str:
+    parts = []
+    for name, value in curve.values.items():
+        low, high = curve.intervals.get(name, (None, None))
+        bounds = "" if low is None or high is None else f" [{low:.4g}, {high:.4g}]"
+        parts.append(f"{name} {value:.4g}{bounds}")
+    return ", ".join(parts)
 
 
 def _plateau(loops: np.ndarray, values: dict[str, float]) -> list[str]:

@@ -55,10 +55,10 @@ def demo(
     here = load(store.root)
     report = write_report([published, here], store.root / "report.html")
     typer.echo("\nPublished points (paper's figure, 140M parameters):")
-    for line in published.summaries():
+    for line in published.headlines():
         typer.echo(f"  {line}")
     typer.echo(f"\nThis machine's sweep ({store.root}):")
-    for line in here.summaries():
+    for line in here.headlines():
         typer.echo(f"  {line}")
     typer.echo(f"\nReport: {report}")
     if not outcome.complete:

@@ -92,3 +92,17 @@ def test_the_exponential_wins_on_data_drawn_from_it(fit_curves):
     objectives = [fit_curves(curves, form=f).result.objective for f in forms]
     assert objectives == sorted(objectives)
     assert objectives[1] > 10 * objectives[0]
+
+
+def test_a_curve_that_fits_to_the_losses_last_digits_converges(fit_curves):
+    """Misfit of 1e-5, as trained models show: rounding of F is then more than any share of it."""
+    loops, loss = saturating(0.9, 0.4, 1.53)
+    wobble = np.random.default_rng(0).normal(0, 1e-5, len(loops))
+    found = fit_curves({"a": (loops, loss + wobble), "b": saturating(0.7)})
+    assert found.result.problems == ()
+    line = found.summary()
+    assert "2 of 2 curves follow L(T) = L_inf + Z exp(-z T)" in line
+    assert "z 0.9 [" in line
+    flat = fit_curves({"a": saturating(0.7), "flat": (LOOPS, 3 + 0.001 * LOOPS)})
+    assert "1 of 2 curves" in flat.summary()
+    assert flat.summary().endswith("of 1 the report says why they do not")
