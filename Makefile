@@ -11,7 +11,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo       set up, refit the paper's points, run a real sweep, fit and report (about 15 min)"
+	@echo "make demo       set up, refit the paper's points, run a real sweep, fit and report (about 10 min)"
 	@echo "make test       every test that needs no GPU and no network"
 	@echo "make test-slow  the long checks as well"
 	@echo "make lint       ruff check and format check"

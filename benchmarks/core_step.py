@@ -21,6 +21,7 @@ import torch
 
 from benchmarks.common import append_rows, interleaved, provenance, quantiles
 from benchmarks.masked import masked_loss
+from parcae_core.config import ModelConfig
 from parcae_core.cross_entropy import linear_cross_entropy
 from parcae_core.depth import FixedDepth, PoissonDepth
 from parcae_core.model import build_model
@@ -35,6 +36,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--preset", default="small")
+    parser.add_argument("--vocab-size", type=int, help="instead of the preset's")
     parser.add_argument("--batch", type=int, default=16, help="sequences (default 16)")
     parser.add_argument("--seq-len", type=int, default=256, help="tokens each (default 256)")
     parser.add_argument("--steps", type=int, default=12, help="timed steps (default 12)")
@@ -54,8 +56,13 @@ def main() -> None:
         print("rows appended to", append_rows("core_step", rows))
 
 
-def _setup(args):
+def _config(args) -> ModelConfig:
     config = preset(args.preset).replace(context=args.seq_len)
+    return config if args.vocab_size is None else config.replace(vocab_size=args.vocab_size)
+
+
+def _setup(args):
+    config = _config(args)
     model = build_model(config, seed=0)
     ids = torch.randint(
         0, config.vocab_size, (args.batch, args.seq_len), generator=torch.Generator().manual_seed(0)
@@ -99,7 +106,7 @@ def _published(args):
 
     from parcae_core.upstream import upstream_settings
 
-    config = preset(args.preset).replace(context=args.seq_len)
+    config = _config(args)
     settings = upstream_settings(
         config, mean_recurrence=MEAN_RECURRENCE, mean_backprop_depth=MEAN_BACKPROP_DEPTH
     )
@@ -192,7 +199,7 @@ def _row(args, what, variant, tokens, mid, low, high, ratio) -> dict:
     return provenance() | {
         "what": what,
         "variant": variant,
-        "preset": args.preset,
+        "preset": args.preset + (f", vocabulary {args.vocab_size}" if args.vocab_size else ""),
         "batch": args.batch,
         "seq_len": args.seq_len,
         "mean_recurrence": MEAN_RECURRENCE,
