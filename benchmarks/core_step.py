@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--curve-loops", type=int, default=24, help="K of T = 1..K (default 24)")
     parser.add_argument("--upstream", help="folder with the published implementation's packages")
+    parser.add_argument("--only", choices=("step", "curve"), help="one of the two measurements")
     parser.add_argument("--dry", action="store_true", help="print only, append no rows")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -51,7 +52,8 @@ def main() -> None:
         print(_peak_memory(args, args.memory_of))
         return
     _check_equal(args)
-    rows = [*_step_rows(args), *_curve_rows(args)]
+    rows = [] if args.only == "curve" else _step_rows(args)
+    rows += [] if args.only == "step" else _curve_rows(args)
     if not args.dry:
         print("rows appended to", append_rows("core_step", rows))
 
