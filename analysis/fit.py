@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from analysis import solver, sources
+from analysis import newton, solver, sources
 from analysis.errors import InputError
 from analysis.laws import Law, LawTerm
 from analysis.results import FitResult, Param
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Loss = Literal["huber", "log-lsq", "lsq"]
 Interval = Literal["bootstrap", "block", "linear", "profile", "none"]
 _AGREE = 1e-6  # starts whose objectives differ by less than this share found the same optimum
+_WIDE = 1.0  # of Huber's delta: log residuals of a loss never reach it, so all is quadratic
+_SAME_PLACE = 1e-3  # in standardised parameters
 _VANISHED = 1e-8  # a term below this share of the loss at its anchor counts as absent
 
 
@@ -108,7 +110,7 @@ def starts(scaled: Scaled, n: int, rng: np.random.Generator) -> np.ndarray:
     y = np.exp(problem.y) if problem.kind == "log" else problem.y
     # relative residuals L/y - 1 are the log residuals near the solution, and linear
     basis = (
-        np.stack([np.exp(solver._log_term(t, theta)[0]) for t in problem.terms], axis=-1)
+        np.stack([np.exp(solver.log_term(t, theta)[0]) for t in problem.terms], axis=-1)
         / y[:, None]
     )
     gram = np.matmul(basis.transpose(0, 2, 1), basis)
@@ -122,22 +124,60 @@ def starts(scaled: Scaled, n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def search(scaled: Scaled, n_starts: int, rng: np.random.Generator) -> Search:
-    """Minimise from every start; the best, and how many starts found it."""
+    """Minimise from every start; the best, and how many starts found it.
+
+    Every start runs by itself to the optimum of the wide, quadratic objective. Those that meet there
+    would walk the same path to the narrow one, which one of them does for all.
+    """
     begin = starts(scaled, n_starts, rng)
-    size = solver.batch_size(scaled.problem)
-    parts = [
-        solver.continued(scaled.problem, begin[i : i + size]) for i in range(0, n_starts, size)
-    ]
-    objective = np.concatenate([p.objective for p in parts])
-    best = int(np.argmin(objective))
-    limit = objective[best] * (1 + _AGREE) + 1e-15
+    problem = scaled.problem
+    if np.isfinite(problem.delta):
+        wide = _batched(
+            lambda theta: newton.minimise(problem.at(_WIDE), theta, tolerance=1e-8), problem, begin
+        )
+        place = _meeting(wide)
+        chosen, member = np.unique(place, return_inverse=True)
+        found = _batched(lambda t: newton.continued(problem, t), problem, wide.theta[chosen])
+        if not found.converged.all():  # a single path can stall where a neighbour's does not
+            found = _batched(lambda t: newton.continued(problem, t), problem, begin)
+            member = np.arange(n_starts)
+    else:
+        found = _batched(lambda t: newton.minimise(problem, t), problem, begin)
+        member = np.arange(n_starts)
+    objective = found.objective[member]
+    best = int(np.argmin(found.objective))
+    limit = found.objective[best] * (1 + _AGREE) + 1e-15
     return Search(
-        theta=np.concatenate([p.theta for p in parts])[best],
-        objective=float(objective[best]),
-        converged=bool(np.concatenate([p.converged for p in parts])[best]),
+        theta=found.theta[best],
+        objective=float(found.objective[best]),
+        converged=bool(found.converged[best]),
         n_starts=n_starts,
         n_agree=int((objective <= limit).sum()),
     )
+
+
+def _batched(run, problem: solver.Problem, theta: np.ndarray) -> newton.Solution:
+    """A minimiser over batches that fit the cache."""
+    size = solver.batch_size(problem)
+    parts = [run(theta[i : i + size]) for i in range(0, len(theta), size)]
+    return newton.Solution(
+        *(
+            np.concatenate([getattr(p, n) for p in parts])
+            for n in ("theta", "objective", "converged")
+        ),
+        steps=sum(p.steps for p in parts),
+    )
+
+
+def _meeting(found: newton.Solution) -> np.ndarray:
+    """For every member the first one that ended where it did, (S,) int."""
+    f, theta = found.objective, found.theta
+    place = np.full(len(f), -1)
+    for i in np.argsort(f, kind="stable"):
+        if place[i] < 0:
+            near = np.abs(theta - theta[i]).max(axis=1) < _SAME_PLACE
+            place[(place < 0) & near & (f <= f[i] * (1 + _AGREE) + 1e-15)] = i
+    return place
 
 
 def fit_law(

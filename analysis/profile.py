@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis import solver, uncertainty
+from analysis import newton, solver, uncertainty
 from analysis.uncertainty import Intervals
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _side(problem, theta, index, sign, spread, limit, scale, best):
     return xs, ds
 
 
-def _hold(problem, start, index, x) -> solver.Solution:
+def _hold(problem, start, index, x) -> newton.Solution:
     """Minimise with theta[index] held at each of x."""
     begin = start + (x - start[index])[:, None] * _follow(problem, start, index)
     begin[:, index] = x
@@ -105,7 +105,7 @@ def _hold(problem, start, index, x) -> solver.Solution:
     upper = np.broadcast_to(problem.upper, begin.shape).copy()
     lower[:, index] = upper[:, index] = x
     boxed = replace(problem, lower=lower, upper=upper)
-    return solver.continued(boxed, begin, first_delta=max(problem.delta, 1e-2))
+    return newton.continued(boxed, begin, first_delta=max(problem.delta, 1e-2))
 
 
 def _follow(problem, theta, index) -> np.ndarray:

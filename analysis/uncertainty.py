@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis import solver
+from analysis import newton, solver
 from analysis.errors import InputError
 
 if TYPE_CHECKING:
@@ -89,8 +89,8 @@ def block_counts(table: Table, n_resamples: int, rng: np.random.Generator):
 def bootstrap(scaled, theta, counts, confidence, name) -> Intervals:
     """Refit every resample from the optimum and take percentiles."""
     draws, finished = refits(scaled, theta, counts)
-    # a refit that stopped in a flat valley is kept: leaving it out would narrow the interval on
-    # just the side that the data leave open
+    # a refit that stopped short is kept: leaving it out would narrow the interval on just the side
+    # that the data leave open
     values = scaled.values(draws)
     tail = 50 * (1 - confidence)
     low = {k: float(np.percentile(v, tail)) for k, v in values.items()}
@@ -99,8 +99,8 @@ def bootstrap(scaled, theta, counts, confidence, name) -> Intervals:
     stopped = int((~finished).sum())
     if stopped > 0.05 * len(counts):
         problems.append(
-            f"{stopped} of {len(counts)} refits stopped in a flat valley before they reached an "
-            "optimum: the parameters are hardly told apart, and the intervals may be too narrow"
+            f"{stopped} of {len(counts)} refits stopped before they reached an optimum: the "
+            "parameters are hardly told apart, and the intervals may be too narrow"
         )
     return Intervals(name, low, high, draws, problems=tuple(problems))
 
@@ -132,10 +132,10 @@ def refits(scaled: Scaled, theta: np.ndarray, counts: np.ndarray) -> tuple[np.nd
     for at in range(0, len(counts), size):
         weights = counts[at : at + size].astype(float)
         start = np.repeat(theta[None], len(weights), axis=0)
-        found = solver.minimise(scaled.problem, start, weights)
+        found = newton.minimise(scaled.problem, start, weights)
         theta_s, ended = found.theta, found.converged
         if not ended.all():  # a path that stalled starts again from a wide quadratic zone
-            again = solver.continued(scaled.problem, start[~ended], weights[~ended])
+            again = newton.continued(scaled.problem, start[~ended], weights[~ended])
             theta_s[~ended], ended[~ended] = again.theta, again.converged
         draws.append(theta_s)
         finished.append(ended)
@@ -178,7 +178,7 @@ def jacobian(problem: solver.Problem, theta: np.ndarray) -> np.ndarray:
     """dr/dtheta (n, P) by the solver's own analytic pieces, one observation at a time weighted."""
     n = len(problem.y)
     # with residual weights e_i, the gradient of sum w r is row i; r'' does not enter
-    parts = [solver._log_term(t, theta[None]) for t in problem.terms]
+    parts = [solver.log_term(t, theta[None]) for t in problem.terms]
     u = np.stack([np.broadcast_to(p[0], (1, n)) for p in parts])
     top = u.max(axis=0)
     share = np.exp(u - top)
@@ -188,5 +188,5 @@ def jacobian(problem: solver.Problem, theta: np.ndarray) -> np.ndarray:
     out = np.zeros((n, len(theta)))
     for q, (_, first, _) in zip(share, parts, strict=True):
         for a, da in first:
-            out[:, a] += (q * da)[0]
+            out[:, a] += (q if da is None else q * da)[0]
     return out

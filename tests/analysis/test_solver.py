@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from analysis import fit, laws, solver
+from analysis import fit, laws, newton, solver
 
 
 @pytest.fixture
@@ -74,10 +74,10 @@ def test_integer_weights_are_repeated_rows(columns):
     counts = rng.multinomial(40, np.full(40, 1 / 40))
     weighted = fit.scale(law, data, y)
     start = fit.starts(weighted, 4, rng)
-    a = solver.continued(weighted.problem, start, np.tile(counts, (4, 1)).astype(float))
+    a = newton.continued(weighted.problem, start, np.tile(counts, (4, 1)).astype(float))
     index = np.repeat(np.arange(40), counts)
     repeated = fit.scale(law, {k: v[index] for k, v in data.items()}, y[index])
-    b = solver.continued(repeated.problem, fit.starts(repeated, 4, rng))
+    b = newton.continued(repeated.problem, fit.starts(repeated, 4, rng))
     assert a.objective.min() == pytest.approx(b.objective.min(), rel=1e-9)
 
 
