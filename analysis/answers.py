@@ -14,7 +14,7 @@ import numpy as np
 
 from analysis import fit, laws, sources, uncertainty
 from analysis.errors import InputError
-from analysis.results import FitResult, Param
+from analysis.results import FitResult, Param, interval
 
 if TYPE_CHECKING:
     from analysis.sources import Table
@@ -53,7 +53,7 @@ class Answer:
     def report(self) -> str:
         lines = [self.question]
         for v in self.values:
-            ends = "" if v.ci_low is None else f"  [{v.ci_low:.5g}, {v.ci_high:.5g}]"
+            ends = "" if v.ci_low is None and v.ci_high is None else f"  {interval(v)}"
             lines.append(
                 f"  {v.name} = {v.value:.5g}{ends} {v.unit if v.unit != '1' else ''}".rstrip()
             )
@@ -122,20 +122,6 @@ def optimal(table: Table, budget: float, law_name: str = "recurrence", **options
     if law_name == "training":
         return _optimal_by_law(table, budget, options)
     raise InputError(f"--law {law_name!r}: an optimum follows from recurrence or training.")
-
-
-def loops_for(values: dict[str, float], loss: float) -> float:
-    """Loops T at which L_inf + Z exp(-z T) reaches a loss (nats per token).
-
-    Raises:
-        InputError: when the loss lies at or below L_inf, which no number of loops reaches.
-    """
-    gap = loss - values["L_inf"]
-    if gap <= 0:
-        raise InputError(
-            f"loss {loss:.4f}: the curve levels off at L_inf = {values['L_inf']:.4f}; ask for more than that."
-        )
-    return max(1.0, float(np.log(values["Z"] / gap) / values["z"]))
 
 
 def _optimal_by_lines(table: Table, budget: float, confidence: float) -> Answer:
@@ -281,7 +267,9 @@ def _argmin(losses: np.ndarray) -> np.ndarray:
 
 def _percentiles(draws: np.ndarray, confidence: float) -> tuple[float, float]:
     tail = 50 * (1 - confidence)
-    return float(np.percentile(draws, tail)), float(np.percentile(draws, 100 - tail))
+    # of the draws themselves: between a number and infinity nothing can be interpolated
+    low, high = np.percentile(draws, [tail, 100 - tail], method="nearest")
+    return float(low), float(high)
 
 
 def _sizes(table: Table) -> tuple[float, float]:

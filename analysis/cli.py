@@ -28,6 +28,7 @@ def register(app: typer.Typer) -> None:
     app.command("fit", help="Fit one law to a source.")(fit)
     app.command("predict", help="The loss at one setting, with its interval.")(predict)
     app.command("optimal", help="mu* and D* for a budget, with intervals.")(optimal)
+    app.command("loops", help="Loops at test time that reach a loss, with intervals.")(loops)
     app.command("judge", help="Held-out errors, forms compared, single runs' weight.")(judge)
     app.command("plot", help="Draw every figure that a source allows: PNG, PDF, CSV.")(plot)
     app.command("report", help="Write one self-contained HTML page on one or more sources.")(report)
@@ -107,6 +108,25 @@ def optimal(
     from analysis import answers, run
 
     _answer(answers.optimal(run.load(source, columns, tuple(where or ())), budget, law), json)
+
+
+def loops(
+    source: Source,
+    loss: Annotated[float, typer.Option(help="The loss to reach, nats per token.")],
+    at: Annotated[
+        str | None,
+        typer.Option(help="mu=8,D=1e10: by the unified law, instead of each run's own curve."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="The answer as JSON.")] = False,
+    columns: Columns = None,
+    where: Where = None,
+) -> None:
+    """How many loops at test time reach a loss."""
+    from analysis import run
+    from analysis.loops import loops_to_reach
+
+    table = run.load(source, columns, tuple(where or ()))
+    _answer(loops_to_reach(table, loss, None if at is None else run.parse_setting(at)), json)
 
 
 def judge(

@@ -154,10 +154,11 @@ def _line(p: Param, width: int) -> str:
     bound = "  AT BOUND" if p.at_bound else ""
     if p.value is None:
         return f"  {p.name:<{width}}  no estimate"
-    return f"  {p.name:<{width}}  {p.value:>12.5g}  {_interval(p)}{unit}{bound}"
+    return f"  {p.name:<{width}}  {p.value:>12.5g}  {interval(p)}{unit}{bound}"
 
 
-def _interval(p: Param) -> str:
+def interval(p: Param) -> str:
+    """`[low, high]` as people read it; an open side is infinite."""
     if p.ci_low is None and p.ci_high is None:
         return "[no interval]"
     low = "-inf" if p.ci_low is None else f"{p.ci_low:.5g}"
@@ -166,7 +167,7 @@ def _interval(p: Param) -> str:
 
 
 def _number(p: Param) -> str:
-    return "no estimate" if p.value is None else f"{p.value:.3g} {_interval(p)}"
+    return "no estimate" if p.value is None else f"{p.value:.3g} {interval(p)}"
 
 
 def _finite(x: Any) -> Any:

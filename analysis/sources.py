@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis import records
+from analysis import records, units
 from analysis.errors import InputError, nearest
 from analysis.results import Dropped
 
@@ -111,6 +111,8 @@ def load(
 
 def parse_columns(text: str, option: str = "--columns") -> dict[str, str]:
     """`N="Model Size",C="Training FLOP"` as a mapping; the quotes are optional.
+
+    `D=tokens_b*1e9` multiplies a column on its way.
 
     Raises:
         InputError: for a part without "=" or an unknown name.
@@ -228,6 +230,7 @@ def _bundled(name: str) -> Table:
 
 def _from_records(frame: pd.DataFrame, path: Path) -> Table:
     frame = records.validate(frame, where=str(path))
+    units.check_records(frame, where=str(path))
     sweeps = ", ".join(sorted(frame.sweep.unique()))
     table = Table(
         frame=frame,
@@ -261,21 +264,37 @@ def _own_names(frame: pd.DataFrame, path: Path) -> dict[str, str]:
 def _mapped(frame: pd.DataFrame, columns: dict[str, str], path: Path) -> Table:
     import pandas as pd
 
-    picked = {}
+    picked, plain = {}, {}
     for name, column in columns.items():
         name = _canonical(name)
+        column, factor = _factor(column, frame)
         if column not in frame.columns:
             raise InputError(
                 f"{path}: has no column {column!r}{nearest(column, tuple(map(str, frame.columns)))}. "
                 f"It has {', '.join(map(str, frame.columns))}."
             )
-        picked[name] = frame[column].to_numpy()
+        values = frame[column]
+        plain[name] = column
+        picked[name] = (values if factor == 1 else values * factor).to_numpy()
+    mapped = pd.DataFrame(picked)
     return Table(
-        frame=pd.DataFrame(picked),
+        frame=mapped,
         source=str(path),
         kind="points",
         origin=f"rows of {path.name} as given",
+        notes=units.check_mapped(mapped, plain, str(path)),
     )
+
+
+def _factor(column: str, frame: pd.DataFrame) -> tuple[str, float]:
+    """`params_m*1e6` as column and factor; a column of that very name comes first."""
+    name, star, factor = column.rpartition("*")
+    if column in frame.columns or not star:
+        return column, 1.0
+    try:
+        return name.strip().strip("\"'"), float(factor)
+    except ValueError:
+        return column, 1.0
 
 
 def _canonical(name: str, option: str = "--columns") -> str:

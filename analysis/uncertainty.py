@@ -146,23 +146,13 @@ def linear(scaled: Scaled, theta: np.ndarray, confidence: float) -> Intervals:
     """Student t intervals from the linearised law: right where it is nearly linear in theta."""
     from scipy.special import stdtrit
 
-    problem = scaled.problem
-    n_obs, n_params = len(problem.y), len(theta)
-    dof = n_obs - n_params
-    whole = problem.at(np.inf)
-    r = solver.residuals(whole, theta[None])[0]
-    rows = jacobian(whole, theta)
-    bread = rows.T @ rows
-    values, vectors = np.linalg.eigh(bread)
     method = "linearised least squares, Student t"
-    if values[0] <= 1e-14 * values[-1]:
-        weak = scaled.law.params[int(np.abs(vectors[:, 0]).argmax())].name
-        return Intervals(
-            method,
-            problems=(f"the data do not determine {weak}: the objective is flat along it",),
-        )
-    covariance = (vectors / values) @ vectors.T * (r @ r) / dof
-    natural = scaled.to_natural @ covariance @ scaled.to_natural.T
+    try:
+        spread = covariance(scaled, theta)
+    except InputError as error:
+        return Intervals(method, problems=(str(error),))
+    dof = len(scaled.problem.y) - len(theta)
+    natural = scaled.to_natural @ spread @ scaled.to_natural.T
     half = stdtrit(dof, 0.5 + confidence / 2) * np.sqrt(np.diag(natural))
     centre = scaled.to_natural @ theta
     low, high = {}, {}
@@ -172,6 +162,22 @@ def linear(scaled: Scaled, theta: np.ndarray, confidence: float) -> Intervals:
             ends = tuple(np.exp(np.clip(ends, -700, 700)))
         low[p.name], high[p.name] = float(ends[0]), float(ends[1])
     return Intervals(method, low, high)
+
+
+def covariance(scaled: Scaled, theta: np.ndarray) -> np.ndarray:
+    """Of theta (P, P), from the linearised law and the mean squared residual.
+
+    Raises:
+        InputError: when the objective is flat along a parameter.
+    """
+    whole = scaled.problem.at(np.inf)
+    r = solver.residuals(whole, theta[None])[0]
+    rows = jacobian(whole, theta)
+    values, vectors = np.linalg.eigh(rows.T @ rows)
+    if values[0] <= 1e-14 * values[-1]:
+        weak = scaled.law.params[int(np.abs(vectors[:, 0]).argmax())].name
+        raise InputError(f"the data do not determine {weak}: the objective is flat along it")
+    return (vectors / values) @ vectors.T * (r @ r) / (len(r) - len(theta))
 
 
 def jacobian(problem: solver.Problem, theta: np.ndarray) -> np.ndarray:

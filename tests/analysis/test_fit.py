@@ -249,13 +249,6 @@ def test_optimum_by_the_power_laws_and_its_refusal(simulate, table):
         answers.optimal(t, 0)
 
 
-def test_loops_for_a_loss_inverts_the_curve():
-    values = {"L_inf": 2.9, "Z": 0.8, "z": 0.5}
-    assert answers.loops_for(values, 2.9 + 0.8 * np.exp(-0.5 * 7)) == pytest.approx(7.0)
-    with pytest.raises(InputError, match=r"levels off at L_inf = 2\.9000"):
-        answers.loops_for(values, 2.9)
-
-
 def test_held_out_budgets_judge_a_law(training_table):
     rows = judge.held_out_budgets(training_table(), laws.get("training"))
     assert len(rows) == 6

@@ -119,3 +119,42 @@ def test_values_may_be_written_to(tmp_path):
     column = sources.columns_of(sources.load(path), ("n_params",))["n_params"]
     column[0] = 5.0  # pandas 3 hands out read-only views
     assert column[0] == 5.0
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "message"),
+    [
+        ("D,val_bpb", "1e9,1.1", "says it holds bits; the laws take nats per token"),
+        ("D,ppl", "1e9,20", "says it holds a perplexity"),
+        ("D,loss", "1e9,31.5", "the largest loss is 31.5; nats per token never exceed 25"),
+    ],
+)
+def test_a_loss_in_another_unit_is_refused(tmp_path, header, row, message):
+    path = tmp_path / "a.csv"
+    path.write_text(f"{header}\n{row}\n")
+    column = header.partition(",")[2]
+    with pytest.raises(InputError, match=message):
+        sources.load(path, {"D": "D", "loss": column})
+
+
+def test_small_numbers_are_noted_and_a_factor_converts(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("params_m,tokens_b,a*2,loss\n70,1.5,1,3.2\n140,2.5,2,3.0\n")
+    table = sources.load(path, sources.parse_columns("N=params_m,D=tokens_b,loss=loss"))
+    assert [n.partition(":")[0] for n in table.notes] == [
+        "n_tokens is at most 2.5",
+        "n_params is at most 140",
+    ]
+    scaled = sources.load(path, sources.parse_columns("N=params_m*1e6,D=tokens_b*1e9,loss=loss"))
+    assert scaled.notes == ()
+    assert list(scaled.frame.n_params) == [70e6, 140e6]
+    assert list(scaled.frame.n_tokens) == [1.5e9, 2.5e9]
+    # a column that is really called so is not taken apart
+    assert list(sources.load(path, {"x": "a*2"}).frame.x) == [1, 2]
+
+
+def test_nats_and_bits_that_contradict_each_other_are_refused(records_frame, tmp_path):
+    records_frame.loc[0, "val_bpb"] = records_frame.loc[0, "val_bpb"] * 1.1
+    path = records.save(records_frame, tmp_path / "records.csv")
+    with pytest.raises(InputError, match="must hold with one number"):
+        sources.load(path)

@@ -1,0 +1,146 @@
+"""How many loops at test time reach a loss: T such that L(T) equals a target, with its interval.
+
+From each run's own curve, L_inf + Z exp(-z T), or from the unified law at a setting that was not
+run. Near its floor a curve is flat, so a small error of the floor moves T a lot, and a target at the
+floor is never reached: the interval is then open above.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from analysis import answers, fit, laws, testtime, uncertainty
+from analysis.answers import Answer
+from analysis.errors import InputError
+from analysis.results import Param
+
+if TYPE_CHECKING:
+    from analysis.sources import Table
+
+_DRAWS = 4000
+_UNIT = "loops"
+
+
+def loops_to_reach(
+    table: Table, target: float, at: dict[str, float] | None = None, confidence: float = 0.95
+) -> Answer:
+    """Loops T at which the loss falls to `target` (nats per token).
+
+    Args:
+        at: mean_recurrence and n_tokens for the unified law; without them, every run's own curve.
+
+    Raises:
+        InputError: a target that is no loss, or that no number of loops reaches.
+    """
+    if not (target > 0 and np.isfinite(target)):
+        raise InputError(f"--loss is {target}; a loss in nats per token above 0 is needed.")
+    if at is not None:
+        return _by_unified(table, target, at, confidence)
+    return _by_curves(table, target, confidence)
+
+
+def inverted(values: dict[str, np.ndarray], target: float) -> np.ndarray:
+    """T of L_inf + Z exp(-z T) = target, at least 1; inf where the floor is not below the target."""
+    gap = target - values["L_inf"]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        loops = np.log(values["Z"] / gap) / values["z"]
+    return np.where(gap > 0, np.maximum(loops, 1.0), np.inf)
+
+
+def _by_curves(table: Table, target: float, confidence: float) -> Answer:
+    found = testtime.fit_test_time(table, "test-time", confidence)
+    sound = [c for c in found.curves if c.values is not None and not c.problem]
+    if not sound:
+        raise InputError(
+            f"{table.source}: no run has a curve to read loops from: {found.result.problems[0]}"
+        )
+    values, notes = [], []
+    for curve in sound:
+        value, low, high = _one(curve, found.law, target, confidence)
+        if np.isinf(value):
+            notes.append(
+                f"{curve.label}: never reached; its curve levels off at L_inf = "
+                f"{curve.values['L_inf']:.4f}"
+            )
+            continue
+        name = f"T[{curve.label}]" if len(sound) > 1 else "T"
+        values.append(Param(name=name, value=value, ci_low=low, ci_high=high, unit=_UNIT))
+        if value > curve.n_loops.max():
+            notes.append(f"{curve.label}: beyond the {curve.n_loops.max():g} loops measured")
+        elif value == 1.0:
+            notes.append(f"{curve.label}: one loop already reaches it")
+    if not values:
+        lowest = min(sound, key=lambda c: c.values["L_inf"])
+        raise InputError(
+            f"--loss {target:.4f}: no run reaches it with any number of loops; the lowest floor is "
+            f"L_inf = {lowest.values['L_inf']:.4f} ({lowest.label}). Ask for more than that."
+        )
+    notes += [f"left out: {p}" for p in found.result.problems]
+    return Answer(
+        question=f"loops at test time for a loss of {target:.5g} nats per token",
+        values=tuple(values),
+        inside=not any("beyond" in n for n in notes),
+        interval_method="percentiles of T over Student t draws of the linearised curve",
+        fit=found.result,
+        notes=tuple(notes),
+    )
+
+
+def _one(curve, law, target: float, confidence: float) -> tuple[float, float | None, float | None]:
+    value = float(inverted({k: np.array(v) for k, v in curve.values.items()}, target))
+    scaled = fit.scale(law, {"n_loops": curve.n_loops}, curve.val_loss, "log-lsq")
+    theta = fit.search(scaled, 8, np.random.default_rng(0)).theta
+    spread = uncertainty.covariance(scaled, theta)
+    rng, dof = np.random.default_rng(0), len(curve.n_loops) - len(theta)
+    shift = rng.multivariate_normal(np.zeros(len(theta)), spread, _DRAWS)
+    draws = theta + shift * np.sqrt(dof / rng.chisquare(dof, (_DRAWS, 1)))  # Student's
+    low, high = answers._percentiles(inverted(scaled.values(draws), target), confidence)
+    return value, *(None if np.isinf(x) else x for x in (low, high))
+
+
+def _by_unified(table: Table, target: float, at: dict[str, float], confidence: float) -> Answer:
+    law = laws.get("unified")
+    columns, y, table = fit.observations(table, law)
+    point = answers._point(law, at | {"n_loops": 1.0}, table)
+    scaled, result, draws = answers._fitted(table, law, columns, y, 500, {"confidence": confidence})
+    row = {k: np.array([v]) for k, v in point.items()}
+
+    def curve(values: dict[str, float]) -> dict[str, np.ndarray]:
+        floor = law.predict(values | {"Z": 0.0}, row)[0]
+        rate = values["z"] * point["mean_recurrence"] ** -values["gamma"]
+        return {"L_inf": np.array(floor), "Z": np.array(values["Z"]), "z": np.array(rate)}
+
+    value = float(inverted(curve(result.values), target))
+    if np.isinf(value):
+        floor = float(curve(result.values)["L_inf"])
+        raise InputError(
+            f"--loss {target:.4f}: the unified law levels off at {floor:.4f} there; ask for more."
+        )
+    each = scaled.values(draws)
+    spread = np.array(
+        [
+            inverted(curve({k: float(v[i]) for k, v in each.items()}), target)
+            for i in range(len(draws))
+        ]
+    )
+    low, high = (
+        None if np.isinf(x) else x for x in answers._percentiles(spread, result.confidence)
+    )
+    outside = [
+        f"{name} = {point[name]:.4g} lies outside the measured {values.min():.4g} to {values.max():.4g}"
+        for name, values in columns.items()
+        if name != "n_loops" and not values.min() <= point[name] <= values.max()
+    ]
+    if value > columns["n_loops"].max():
+        outside.append(f"beyond the {columns['n_loops'].max():g} loops measured")
+    text = ", ".join(f"{k} = {v:.6g}" for k, v in at.items())
+    return Answer(
+        question=f"loops at test time for a loss of {target:.5g} nats per token at {text}",
+        values=(Param(name="T", value=value, ci_low=low, ci_high=high, unit=_UNIT),),
+        inside=not outside,
+        interval_method=f"{result.interval_method}, propagated",
+        fit=result,
+        notes=tuple(outside),
+    )
