@@ -130,46 +130,6 @@ def influence(table: Table, law: Law) -> list[dict]:
     ]
 
 
-def parabola_bias(values: dict[str, float], table: Table) -> list[dict]:
-    """How far a parabola's vertex lies from the true minimum of a known training law, per budget.
-
-    The loss along a budget is not a parabola in log mu; on a wide or off-centre grid its vertex is
-    off even without noise. Evaluated on the grid that was run.
-    """
-    from analysis.answers import _MU_GRID, _sizes, flops_per_token
-
-    law = laws.get("training")
-    table = sources.at_training_depth(table)
-    table = sources.need(
-        table, ("mean_recurrence", "train_flops", "budget_flops", *law.columns), "training"
-    )
-    total, core = _sizes(table)
-    cost = flops_per_token(table)
-    frame = table.frame.assign(val_loss=law.predict(values, sources.columns_of(table, law.columns)))
-    noiseless = isoflop.fit_parabolas(
-        sources.Table(frame=frame, source="law", kind="points", origin="law")
-    )
-    rows = []
-    for p in noiseless:
-        if p.axis != "mean_recurrence":
-            continue
-        grid = {
-            "n_params_unrolled": total + (_MU_GRID - 1) * core,
-            "n_tokens": p.budget_flops / cost(_MU_GRID),
-        }
-        truth = float(_MU_GRID[law.predict(values, grid).argmin()])
-        rows.append(
-            {
-                "budget_flops": p.budget_flops,
-                "true_optimum": truth,
-                "vertex": p.optimum,
-                "bias": None if p.optimum is None else p.optimum / truth - 1,
-                "status": p.status,
-            }
-        )
-    return rows
-
-
 def _curves(table: Table):
     """(loops, losses, mu) of every run whose loss falls over six or more numbers of loops."""
     frame = table.frame

@@ -82,6 +82,7 @@ def _section(study: Study) -> dict[str, Any]:
         "facts": _facts(study),
         "results": [_result(r) for r in study.results],
         "refusals": study.refusals,
+        "judgements": study.judgements(),
         "figures": [_figure(d) for d in study.drawings()],
     }
 

@@ -54,9 +54,10 @@ def fit_table(table: Table, law: str, fix: dict[str, float] | None = None, **opt
     if fix and law in laws.OTHER_LAWS:
         raise InputError(f"--fix: law {law!r} has no shape parameter to hold.")
     if law == "recurrence":
+        from analysis import grid
         from analysis.isoflop import fit_recurrence
 
-        return fit_recurrence(table, confidence).result
+        return grid.judged(fit_recurrence(table, confidence)).result
     if law == "power":
         from analysis.power import fit_power
 
@@ -114,8 +115,10 @@ def judge_table(table: Table, law: str) -> dict[str, list[dict]]:
     if "budget_flops" in table.frame:
         tables = {"errors on a budget held out": judge.held_out_budgets(table, chosen)} | tables
     if law == "training" and "budget_flops" in table.frame:
+        from analysis.grid import parabola_bias
+
         values = fit_table(table, "training", interval="none").values
-        tables["bias of the parabola on this grid, were the law true"] = judge.parabola_bias(
+        tables["bias of the parabola on this grid, were the law true"] = parabola_bias(
             values, table
         )
     return tables

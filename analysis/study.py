@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis import fit, isoflop, laws, sources, testtime
+from analysis import fit, grid, isoflop, laws, sources, testtime
 from analysis.errors import InputError
 from analysis.results import FitResult
 
@@ -24,6 +24,23 @@ class Study:
     test_time: testtime.TestTime | None
     parametric: dict[str, FitResult]  # training, unified
     refusals: dict[str, str]  # law -> sentence
+
+    def judgements(self) -> dict[str, list[dict]]:
+        """Tables on whether the laws hold where they were not fitted, by title; as `parcae judge`."""
+        from analysis import run
+
+        out = {}
+        for result in self.results:
+            if result.law == "unified":  # a minute of refits: `parcae judge --law unified`
+                continue
+            try:
+                tables = run.judge_table(self.table, result.law)
+            except InputError as error:
+                out[f"{result.law}: {error}"] = []
+                continue
+            # the recurrence law's own tables hold it already
+            out |= {f"{result.law}: {t}": r for t, r in tables.items() if "parabola" not in t}
+        return out
 
     @property
     def results(self) -> tuple[FitResult, ...]:
@@ -75,7 +92,7 @@ def study(table: Table, confidence: float = 0.95) -> Study:
     refusals: dict[str, str] = {}
     found = {}
     for name, fitter in (
-        ("recurrence", isoflop.fit_recurrence),
+        ("recurrence", _recurrence),
         ("test-time", testtime.fit_test_time),
     ):
         try:
@@ -96,6 +113,10 @@ def study(table: Table, confidence: float = 0.95) -> Study:
     if not found and not parametric:
         raise InputError("; ".join(f"{law}: {why}" for law, why in refusals.items()))
     return Study(table, found.get("recurrence"), found.get("test-time"), parametric, refusals)
+
+
+def _recurrence(table: Table, confidence: float) -> isoflop.Recurrence:
+    return grid.judged(isoflop.fit_recurrence(table, confidence))
 
 
 def load(source: str | Path, **options) -> Study:

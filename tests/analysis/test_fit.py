@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import answers, fit, judge, laws, profile, records, run, sources
+from analysis import answers, fit, grid, judge, laws, profile, records, run, sources
 from analysis.errors import InputError
 
 PAPER_140M = {"E": 2.662, "X": 522733.307, "x": 0.771, "Y": 25420.102, "y": 0.525}
@@ -289,7 +289,7 @@ def test_influence_is_the_refit_without_the_row(training_table):
 
 
 def test_parabola_bias_is_what_a_noise_free_fit_shows(training_table):
-    rows = judge.parabola_bias(PAPER_140M, training_table())
+    rows = grid.parabola_bias(PAPER_140M, training_table())
     assert len(rows) == 6
     small = next(r for r in rows if r["budget_flops"] == 4e18)
     assert small["bias"] == pytest.approx(small["vertex"] / small["true_optimum"] - 1)
