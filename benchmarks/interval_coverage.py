@@ -1,16 +1,19 @@
 """How often 95 % intervals hold the truth, on data simulated from known laws.
 
-    python benchmarks/interval_coverage.py --sets 1000 --out benchmarks/interval_coverage.csv
+    python benchmarks/interval_coverage.py --sets 1000 --jobs 2 --out benchmarks/interval_coverage.csv
+    python benchmarks/interval_coverage.py --draw benchmarks/interval_coverage.csv --figures docs/figures
 
-Everything here is simulated: the coefficients are the paper's (arXiv:2604.12946, 140M), the runs its
-36 isoFLOP settings, the noise 0.2 % per run. `tests/analysis/test_coverage.py` reads the CSV, and
-its slow test repeats a part of it.
+Everything here is simulated: the coefficients are the paper's (arXiv:2604.12946, 140M; iso-depth:
+arXiv:2604.21106; Chinchilla: arXiv:2404.10102), the runs its 36 isoFLOP settings, the noise 0.2 %
+per run. `tests/analysis/test_coverage.py` reads the CSV, and its slow test repeats a part of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +24,15 @@ from analysis.power import fit_line
 from analysis.sources import Table
 
 TRUTH = {"E": 2.662, "X": 522733.307, "x": 0.771, "Y": 25420.102, "y": 0.525}
+UNIFIED = TRUTH | {"Z": 1.2, "z": 6.0, "gamma": 1.0}
+CHINCHILLA = {"E": 1.8172, "A": 477.83, "alpha": 0.34731, "B": 2143.4, "beta": 0.36717}
+ISO_DEPTH = {"E": 1.57, "A": 30.0, "alpha": 0.199, "B": 6000.0, "beta": 0.369, "phi": 0.459}
 BUDGETS = np.array([1e18, 2e18, 4e18, 8e18, 16e18, 64e18])
 DEPTHS = np.array([2.0, 4.0, 6.0, 8.0, 10.0, 12.0])
+LOOPS = np.array([1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 16.0, 20.0, 24.0])
 NOISE = 2e-3
 GAMMA = 0.4
+RESAMPLES = 400
 Case = tuple[str, str, str, bool]  # law, interval, parameter, inside
 
 
@@ -38,19 +46,64 @@ def training(
     seed: int, methods=(("log-lsq", "profile"), ("huber", "profile"), ("huber", "bootstrap"))
 ) -> Iterator[Case]:
     """The training law under several losses and interval methods."""
-    law = laws.get("training")
     _, mu, tokens = settings()
     columns = {"n_params_unrolled": 144_323_136 + (mu - 1) * 14_159_040, "n_tokens": tokens}
     rng = np.random.default_rng([seed, 0])
-    y = law.predict(TRUTH, columns) * np.exp(NOISE * rng.standard_normal(len(mu)))
+    y = laws.get("training").predict(TRUTH, columns) * _luck(rng, len(mu))
     for loss, kind in methods:
-        scaled = fit.scale(law, columns, y, loss)
-        best = fit.search(scaled, 4, np.random.default_rng(0))
-        found = uncertainty.intervals(scaled, best, None, kind, 200, 0.95, rng)
-        for name, true in TRUTH.items():
-            low, high = found.low.get(name), found.high.get(name)
-            inside = (low is None or low <= true) and (high is None or true <= high)
-            yield f"training ({loss})", kind, name, inside
+        yield from _parametric("training", TRUTH, columns, y, loss, kind, rng)
+
+
+def chinchilla(seed: int) -> Iterator[Case]:
+    """The Chinchilla law on 60 models and budgets, as small a study as is still published."""
+    rng = np.random.default_rng([seed, 4])
+    columns = {
+        "n_params": 10 ** rng.uniform(7.7, 10.2, 60),
+        "n_tokens": 10 ** rng.uniform(9, 11.5, 60),
+    }
+    y = laws.get("chinchilla").predict(CHINCHILLA, columns) * _luck(rng, 60)
+    yield from _parametric("chinchilla", CHINCHILLA, columns, y, "huber", "bootstrap", rng)
+
+
+def iso_depth(seed: int) -> Iterator[Case]:
+    """r in {1, 2, 4, 8} x six widths x four budgets at equal unrolled depth."""
+    rng = np.random.default_rng([seed, 5])
+    r, width, budget = (
+        g.ravel()
+        for g in np.meshgrid(
+            [1.0, 2.0, 4.0, 8.0],
+            [256.0, 384.0, 512.0, 640.0, 768.0, 1024.0],
+            [1e18, 4e18, 16e18, 64e18],
+            indexing="ij",
+        )
+    )
+    block = 12 * width**2
+    columns = {
+        "n_params_once": 4 * block + 32_768 * width,
+        "n_params_core": 8 / r * block,
+        "mean_recurrence": r,
+        "n_tokens": budget / (6 * (12 * block + 32_768 * width)),
+    }
+    y = laws.get("iso-depth").predict(ISO_DEPTH, columns) * _luck(rng, len(r))
+    yield from _parametric("iso-depth", ISO_DEPTH, columns, y, "huber", "bootstrap", rng)
+
+
+def unified(seed: int) -> Iterator[Case]:
+    """The unified law: 36 runs read out at ten numbers of loops; a run's luck is in all of them."""
+    rng = np.random.default_rng([seed, 6])
+    budget, mu, tokens = (np.repeat(v, len(LOOPS)) for v in settings())
+    columns = {
+        "n_params_unrolled": 144_323_136 + (mu - 1) * 14_159_040,
+        "n_tokens": tokens,
+        "mean_recurrence": mu,
+        "n_loops": np.tile(LOOPS, len(BUDGETS) * len(DEPTHS)),
+    }
+    luck = np.repeat(_luck(rng, len(BUDGETS) * len(DEPTHS)), len(LOOPS))
+    own = np.exp(0.1 * NOISE * rng.standard_normal(len(mu)))
+    y = laws.get("unified").predict(UNIFIED, columns) * luck * own
+    frame = pd.DataFrame({"budget_flops": budget, "mean_recurrence": mu})
+    table = Table(frame=frame, source="-", kind="points", origin="-")
+    yield from _parametric("unified", UNIFIED, columns, y, "huber", "block", rng, table)
 
 
 def recurrence(seed: int) -> Iterator[Case]:
@@ -106,25 +159,129 @@ def power(seed: int) -> Iterator[Case]:
 
 
 test_time.__test__ = False
-CASES: tuple[Callable[[int], Iterator[Case]], ...] = (training, recurrence, test_time, power)
+CASES: dict[str, Callable[[int], Iterator[Case]]] = {
+    f.__name__: f for f in (recurrence, test_time, power, training, chinchilla, iso_depth, unified)
+}
 
 
-def coverage(n_sets: int, cases=CASES) -> pd.DataFrame:
-    """Share of data sets whose interval holds the truth, per law, method and parameter."""
-    rows = [row for seed in range(n_sets) for case in cases for row in case(seed)]
+def _luck(rng: np.random.Generator, n: int) -> np.ndarray:
+    return np.exp(NOISE * rng.standard_normal(n))
+
+
+def _parametric(name, truth, columns, y, loss, kind, rng, table=None) -> Iterator[Case]:
+    scaled = fit.scale(laws.get(name), columns, y, loss)
+    best = fit.search(scaled, 4, np.random.default_rng(0))
+    found = uncertainty.intervals(scaled, best, table, kind, RESAMPLES, 0.95, rng)
+    for p, true in truth.items():
+        low, high = found.low.get(p), found.high.get(p)
+        inside = (low is None or low <= true) and (high is None or true <= high)
+        yield f"{name} ({loss})", kind, p, inside
+
+
+def coverage(n_sets: int, cases=tuple(CASES), jobs: int = 1) -> pd.DataFrame:
+    """Share of data sets whose interval holds the truth, per law, method and parameter.
+
+    Returns:
+        law, interval, parameter, coverage, its Monte Carlo 95 % interval (Wilson), sets.
+    """
+    tasks = [(case, seed) for case in cases for seed in range(n_sets)]
+    rows: list[Case] = []
+    if jobs == 1:
+        done = map(_one_set, tasks)
+        rows = [row for part in _watched(done, len(tasks)) for row in part]
+    else:
+        with ProcessPoolExecutor(jobs) as pool:
+            done = pool.map(_one_set, tasks, chunksize=5)
+            rows = [row for part in _watched(done, len(tasks)) for row in part]
     frame = pd.DataFrame(rows, columns=["law", "interval", "parameter", "inside"])
     keys = ["law", "interval", "parameter"]
-    return frame.groupby(keys, sort=False).inside.agg(coverage="mean", sets="size").reset_index()
+    found = frame.groupby(keys, sort=False).inside.agg(coverage="mean", sets="size").reset_index()
+    low, high = wilson(found.coverage, found.sets)
+    found.insert(4, "low", low.round(4))
+    found.insert(5, "high", high.round(4))
+    return found.round({"coverage": 4})
+
+
+def wilson(share, n):
+    """95 % interval of a binomial share. Source: Wilson (1927), J. Am. Stat. Assoc. 22, 209."""
+    z2 = 1.959964**2
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = np.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    return middle - half, middle + half
+
+
+def _one_set(task: tuple[str, int]) -> list[Case]:
+    case, seed = task
+    return list(CASES[case](seed))
+
+
+def _watched(parts, n: int):
+    for i, part in enumerate(parts, 1):
+        if i % max(1, n // 50) == 0:
+            print(f"{i} of {n} data sets", file=sys.stderr, flush=True)
+        yield part
+
+
+def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
+    """The figure of a coverage table: PNG, PDF, CSV."""
+    from analysis import figures
+
+    drawing = figures.new(
+        "interval_coverage",
+        f"Share of {table.sets.min()} to {table.sets.max()} simulated data sets whose 95 % interval "
+        "holds the true value, by law and method, with its Monte Carlo 95 % interval; shaded: "
+        "93 to 97 %.",
+    )
+    ax = drawing.axes[0]
+    groups = list(table.groupby(["law", "interval"], sort=False))
+    names, at = [], 0
+    for i, ((law, interval), rows) in enumerate(groups):
+        color = figures.CYCLE[i % len(figures.CYCLE)]
+        x = np.arange(at, at + len(rows))
+        style = {"color": color, "marker": figures.MARKERS[i % len(figures.MARKERS)]}
+        drawing.points(
+            ax,
+            "coverage",
+            f"{law}, {interval}",
+            x,
+            rows.coverage,
+            label=f"{law}, {interval}",
+            **style,
+        )
+        drawing.bar(ax, "coverage", f"{law}, {interval}", x, rows.low, rows.high, color=color)
+        names += list(rows.parameter)
+        at += len(rows)
+    ends = np.array([-0.5, at - 0.5])
+    drawing.band(ax, "coverage", "93 to 97 %", ends, [0.93, 0.93], [0.97, 0.97])
+    drawing.line(ax, "coverage", "95 %", ends, [0.95, 0.95], kind="reference")
+    ax.set(xlabel="parameter", ylabel="coverage of 95 % intervals", xlim=ends)
+    ax.set_xticks(range(at), names, fontsize=6, rotation=60)
+    ax.grid(axis="x", visible=False)
+    drawing.legend(ax)
+    drawing.figure.set_size_inches(8.0, 4.2)
+    return drawing.save(folder)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sets", type=int, default=1000)
-    parser.add_argument("--out", type=Path, default=None)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sets", type=int, default=1000, help="simulated data sets per law")
+    parser.add_argument("--laws", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--out", type=Path, help="CSV; rows of laws not run now are kept")
+    parser.add_argument("--draw", type=Path, help="draw this table instead of simulating")
+    parser.add_argument("--figures", type=Path, default=Path("docs/figures"))
     arguments = parser.parse_args()
-    table = coverage(arguments.sets)
+    if arguments.draw is not None:
+        print(*draw(pd.read_csv(arguments.draw), arguments.figures), sep="\n")
+        return
+    table = coverage(arguments.sets, tuple(arguments.laws), arguments.jobs)
     print(table.to_string(index=False))
     if arguments.out is not None:
+        if arguments.out.exists():
+            before = pd.read_csv(arguments.out)
+            table = pd.concat([before[~before.law.isin(table.law)], table])
         table.to_csv(arguments.out, index=False, lineterminator="\n")
 
 
