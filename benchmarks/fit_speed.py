@@ -25,6 +25,7 @@ from scipy.optimize import minimize
 from analysis import fit, laws, profile, run, solver, sources, uncertainty
 
 RESULTS = Path(__file__).parent / "results" / "fit_speed.csv"
+CHINCHILLA_COLUMNS = {"n_params": "Model Size", "train_flops": "Training FLOP", "val_loss": "loss"}
 CHINCHILLA = {"E": 1.8, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37}
 UNIFIED = {
     "E": 2.66,
@@ -42,8 +43,7 @@ def chinchilla(path: Path | None):
     """(columns, losses, label)."""
     law = laws.get("chinchilla")
     if path is not None:
-        names = {"n_params": "Model Size", "train_flops": "Training FLOP", "val_loss": "loss"}
-        table = run._without_highest(sources.load(path, names), 5)
+        table = run._without_highest(sources.load(path, CHINCHILLA_COLUMNS), 5)
         columns, y, _ = fit.observations(table, law)
         return columns, y, path.name
     rng = np.random.default_rng(0)
