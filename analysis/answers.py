@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis import fit, laws, sources, uncertainty
+from analysis import fit, laws, sources
 from analysis.errors import InputError
 from analysis.results import FitResult, Param, interval
 
 if TYPE_CHECKING:
     from analysis.sources import Table
 
-_MU_GRID = np.geomspace(1.0, 128.0, 1200)
+MU_GRID = np.geomspace(1.0, 128.0, 1200)
 _LOSS = "nats per token"
 
 
@@ -83,12 +83,13 @@ def predict(
         raise InputError(
             f"law {law_name!r} is fitted to each run; use `unified` to predict at other settings."
         )
-    columns, y, table = fit.observations(table, law)
-    point = _point(law, at, table)
-    scaled, result, draws = _fitted(table, law, columns, y, n_resamples, options)
+    columns, _, table = fit.observations(table, law)
+    point = point_of(law, at, table)
+    found = resampled(table, law, n_resamples, **options)
+    scaled, result, draws = found.scaled, found.result, found.intervals.draws
     row = {k: np.array([v]) for k, v in point.items()}
     value = float(law.predict(result.values, row)[0])
-    low, high = _percentiles(_over_draws(scaled, draws, row)[:, 0], result.confidence)
+    low, high = percentiles(_over_draws(scaled, draws, row)[:, 0], result.confidence)
     outside = [
         f"{name} = {v:.4g} lies outside the measured {columns[name].min():.4g} to {columns[name].max():.4g}"
         for name, v in point.items()
@@ -157,19 +158,21 @@ def _optimal_by_law(table: Table, budget: float, options: dict) -> Answer:
     # train_flops is asked for first, so that FLOPs per token can be read from the same rows
     table = sources.need(table, ("mean_recurrence", "train_flops", *law.columns), "training")
     cost = flops_per_token(table)
-    total, core = _sizes(table)
-    columns, y, table = fit.observations(table, law)
-    n_resamples = options.pop("n_resamples", 500)
-    scaled, result, draws = _fitted(table, law, columns, y, n_resamples, options)
+    total, core = sizes(table)
+    *_, table = fit.observations(table, law)
+    found = resampled(table, law, **({"n_resamples": 500} | options))
+    scaled, result, draws = found.scaled, found.result, found.intervals.draws
     grid = {
-        "n_params_unrolled": total + (_MU_GRID - 1) * core,
-        "n_tokens": budget / cost(_MU_GRID),
+        "n_params_unrolled": total + (MU_GRID - 1) * core,
+        "n_tokens": budget / cost(MU_GRID),
     }
     best = _argmin(np.atleast_2d(law.predict(result.values, grid)))[0]
-    spread = _argmin(_over_draws(scaled, draws, grid))
+    losses = _over_draws(scaled, draws, grid)
+    spread = _argmin(losses)
+    loss_low, loss_high = percentiles(losses.min(axis=1), result.confidence)
     tokens = budget / cost(spread)
-    mu_low, mu_high = _percentiles(spread, result.confidence)
-    d_low, d_high = _percentiles(tokens, result.confidence)
+    mu_low, mu_high = percentiles(spread, result.confidence)
+    d_low, d_high = percentiles(tokens, result.confidence)
     at = {
         "n_params_unrolled": np.array([total + (best - 1) * core]),
         "n_tokens": np.array([budget / cost(best)]),
@@ -179,8 +182,8 @@ def _optimal_by_law(table: Table, budget: float, options: dict) -> Answer:
     notes = []
     if not mus.min() <= best <= mus.max():
         notes.append(f"mu* lies outside the measured {mus.min():g} to {mus.max():g} loops")
-    if best >= _MU_GRID[-2]:
-        notes.append(f"the law still falls at mu = {_MU_GRID[-1]:g}: no optimum below it")
+    if best >= MU_GRID[-2]:
+        notes.append(f"the law still falls at mu = {MU_GRID[-1]:g}: no optimum below it")
     spent = table.frame.train_flops
     if not spent.min() * 0.99 <= budget <= spent.max() * 1.01:
         notes.append(
@@ -197,7 +200,7 @@ def _optimal_by_law(table: Table, budget: float, options: dict) -> Answer:
                 ci_high=d_high,
                 unit="tokens",
             ),
-            Param(name="loss", value=loss, ci_low=None, ci_high=None, unit=_LOSS),
+            Param(name="loss", value=loss, ci_low=loss_low, ci_high=loss_high, unit=_LOSS),
         ),
         inside=not notes,
         interval_method=f"{result.interval_method}, propagated through the minimum",
@@ -227,27 +230,10 @@ def flops_per_token(table: Table):
     return lambda m: base + slope * np.asarray(m)
 
 
-def _fitted(table, law, columns, y, n_resamples, options):
-    """The fit with bootstrap intervals, and its draws for propagation."""
-    seed, confidence = options.get("seed", 0), options.get("confidence", 0.95)
-    loss, delta = options.get("loss", "huber"), options.get("delta", 1e-3)
+def resampled(table: Table, law: laws.Law, n_resamples: int, **options) -> fit.Fitted:
+    """A fit with the resamples that its answers are propagated through."""
     kind = "block" if "n_loops" in law.columns else "bootstrap"
-    result = fit.fit_law(
-        table,
-        law,
-        loss=loss,
-        delta=delta,
-        interval=kind,
-        n_resamples=n_resamples,
-        confidence=confidence,
-        seed=seed,
-    )
-    scaled = fit.scale(law, columns, y, loss, delta)
-    best = fit.search(scaled, 16, np.random.default_rng(seed))
-    again = uncertainty.intervals(
-        scaled, best, table, kind, n_resamples, confidence, np.random.default_rng([seed, 1])
-    )
-    return scaled, result, again.draws
+    return fit.fitted(table, law, interval=kind, n_resamples=n_resamples, **options)
 
 
 def _over_draws(scaled, draws, columns) -> np.ndarray:
@@ -262,17 +248,18 @@ def _over_draws(scaled, draws, columns) -> np.ndarray:
 
 
 def _argmin(losses: np.ndarray) -> np.ndarray:
-    return _MU_GRID[losses.argmin(axis=1)]
+    return MU_GRID[losses.argmin(axis=1)]
 
 
-def _percentiles(draws: np.ndarray, confidence: float) -> tuple[float, float]:
+def percentiles(draws: np.ndarray, confidence: float) -> tuple[float, float]:
     tail = 50 * (1 - confidence)
-    # of the draws themselves: between a number and infinity nothing can be interpolated
-    low, high = np.percentile(draws, [tail, 100 - tail], method="nearest")
+    # between a number and infinity nothing can be interpolated
+    method = "linear" if np.isfinite(draws).all() else "nearest"
+    low, high = np.percentile(draws, [tail, 100 - tail], method=method)
     return float(low), float(high)
 
 
-def _sizes(table: Table) -> tuple[float, float]:
+def sizes(table: Table) -> tuple[float, float]:
     """Total and core parameters of the one size in the table."""
     frame = table.frame
     for name in ("n_params", "n_params_core"):
@@ -284,7 +271,7 @@ def _sizes(table: Table) -> tuple[float, float]:
     return float(frame.n_params.iloc[0]), float(frame.n_params_core.iloc[0])
 
 
-def _point(law, at: dict[str, float], table: Table) -> dict[str, float]:
+def point_of(law, at: dict[str, float], table: Table) -> dict[str, float]:
     """The law's columns at a setting, derived where a definition gives them."""
     point = dict(at)
     if (
@@ -292,7 +279,7 @@ def _point(law, at: dict[str, float], table: Table) -> dict[str, float]:
         and "n_params_unrolled" not in point
         and "mean_recurrence" in point
     ):
-        total, core = _sizes(table)
+        total, core = sizes(table)
         point["n_params_unrolled"] = total + (point["mean_recurrence"] - 1) * core
     missing = [c for c in law.columns if c not in point]
     if missing:

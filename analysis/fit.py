@@ -19,6 +19,7 @@ from analysis.results import FitResult, Param
 
 if TYPE_CHECKING:
     from analysis.sources import Table
+    from analysis.uncertainty import Intervals
 
 Loss = Literal["huber", "log-lsq", "lsq"]
 Interval = Literal["bootstrap", "block", "linear", "profile", "none"]
@@ -60,6 +61,16 @@ class Search:
     converged: bool
     n_starts: int
     n_agree: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A result and what it was made from, for questions that go on from there."""
+
+    result: FitResult
+    scaled: Scaled
+    search: Search
+    intervals: Intervals
 
 
 def scale(law: Law, columns, y: np.ndarray, loss: Loss = "huber", delta: float = 1e-3) -> Scaled:
@@ -180,7 +191,12 @@ def _meeting(found: newton.Solution) -> np.ndarray:
     return place
 
 
-def fit_law(
+def fit_law(table: Table, law: Law, **options) -> FitResult:
+    """`fitted`, for who needs the result alone; the same options."""
+    return fitted(table, law, **options).result
+
+
+def fitted(
     table: Table,
     law: Law,
     *,
@@ -191,7 +207,7 @@ def fit_law(
     n_resamples: int = 500,
     confidence: float = 0.95,
     seed: int = 0,
-) -> FitResult:
+) -> Fitted:
     """Fit a law to all rows of a table.
 
     Args:
@@ -213,7 +229,7 @@ def fit_law(
     )
     values = {k: float(v[0]) for k, v in scaled.values(best.theta[None]).items()}
     bound = at_bounds(scaled, best.theta)
-    return FitResult(
+    result = FitResult(
         law=law.name,
         formula=law.formula,
         source=table.source,
@@ -241,6 +257,7 @@ def fit_law(
         notes=(*table.notes, *intervals.notes),
         problems=(*search_problems(best), *bound.values(), *intervals.problems),
     )
+    return Fitted(result, scaled, best, intervals)
 
 
 def observations(table: Table, law: Law):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis import isoflop, laws, sources
-from analysis.answers import _MU_GRID, _sizes, flops_per_token
+from analysis.answers import MU_GRID, flops_per_token, sizes
 from analysis.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _biases(rows: list[dict], exponent: float) -> list[str]:
     for row in rows:
         if row["bias"] is None or row["status"] == "outside" or abs(row["bias"]) <= BIASED:
             continue
-        if row["true_optimum"] <= _MU_GRID[0]:
+        if row["true_optimum"] <= MU_GRID[0]:
             where = f"at {row['vertex']:.3g} loops where the optimum is one loop"
         else:
             side = "above" if row["bias"] > 0 else "below"
@@ -95,7 +95,7 @@ def parabola_bias(values: dict[str, float], table: Table) -> list[dict]:
     table = sources.need(
         table, ("mean_recurrence", "train_flops", "budget_flops", *law.columns), "training"
     )
-    total, core = _sizes(table)
+    total, core = sizes(table)
     cost = flops_per_token(table)
     frame = table.frame.assign(val_loss=law.predict(values, sources.columns_of(table, law.columns)))
     noiseless = isoflop.fit_parabolas(
@@ -106,10 +106,10 @@ def parabola_bias(values: dict[str, float], table: Table) -> list[dict]:
         if p.axis != "mean_recurrence":
             continue
         grid = {
-            "n_params_unrolled": total + (_MU_GRID - 1) * core,
-            "n_tokens": p.budget_flops / cost(_MU_GRID),
+            "n_params_unrolled": total + (MU_GRID - 1) * core,
+            "n_tokens": p.budget_flops / cost(MU_GRID),
         }
-        truth = float(_MU_GRID[law.predict(values, grid).argmin()])
+        truth = float(MU_GRID[law.predict(values, grid).argmin()])
         rows.append(
             {
                 "budget_flops": p.budget_flops,

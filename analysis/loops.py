@@ -96,15 +96,16 @@ def _one(curve, law, target: float, confidence: float) -> tuple[float, float | N
     rng, dof = np.random.default_rng(0), len(curve.n_loops) - len(theta)
     shift = rng.multivariate_normal(np.zeros(len(theta)), spread, _DRAWS)
     draws = theta + shift * np.sqrt(dof / rng.chisquare(dof, (_DRAWS, 1)))  # Student's
-    low, high = answers._percentiles(inverted(scaled.values(draws), target), confidence)
+    low, high = answers.percentiles(inverted(scaled.values(draws), target), confidence)
     return value, *(None if np.isinf(x) else x for x in (low, high))
 
 
 def _by_unified(table: Table, target: float, at: dict[str, float], confidence: float) -> Answer:
     law = laws.get("unified")
-    columns, y, table = fit.observations(table, law)
-    point = answers._point(law, at | {"n_loops": 1.0}, table)
-    scaled, result, draws = answers._fitted(table, law, columns, y, 500, {"confidence": confidence})
+    columns, _, table = fit.observations(table, law)
+    point = answers.point_of(law, at | {"n_loops": 1.0}, table)
+    found = answers.resampled(table, law, n_resamples=500, confidence=confidence)
+    result, draws = found.result, found.intervals.draws
     row = {k: np.array([v]) for k, v in point.items()}
 
     def curve(values: dict[str, float]) -> dict[str, np.ndarray]:
@@ -118,16 +119,14 @@ def _by_unified(table: Table, target: float, at: dict[str, float], confidence: f
         raise InputError(
             f"--loss {target:.4f}: the unified law levels off at {floor:.4f} there; ask for more."
         )
-    each = scaled.values(draws)
+    each = found.scaled.values(draws)
     spread = np.array(
         [
             inverted(curve({k: float(v[i]) for k, v in each.items()}), target)
             for i in range(len(draws))
         ]
     )
-    low, high = (
-        None if np.isinf(x) else x for x in answers._percentiles(spread, result.confidence)
-    )
+    low, high = (None if np.isinf(x) else x for x in answers.percentiles(spread, result.confidence))
     outside = [
         f"{name} = {point[name]:.4g} lies outside the measured {values.min():.4g} to {values.max():.4g}"
         for name, values in columns.items()

@@ -84,7 +84,7 @@ def contours(table: Table, result: FitResult) -> Drawing:
     law = laws.get("training")
     table = sources.at_training_depth(table)
     table = sources.need(table, ("mean_recurrence", "train_flops", *law.columns), "training")
-    total, core = answers._sizes(table)
+    total, core = answers.sizes(table)
     cost = answers.flops_per_token(table)
     frame = table.frame
     flops = np.geomspace(frame.train_flops.min(), frame.train_flops.max(), 80)
