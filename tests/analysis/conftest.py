@@ -35,7 +35,7 @@ def simulate_records(
                 value = float(loss(mu, tokens, n_loops, unrolled)) * shift
                 rows.append(
                     {
-                        "trial_id": f"{budget:.2e}-{mu}",
+                        "trial_id": f"{budget:.0e}-{mu}",
                         "sweep": sweep,
                         "status": "done",
                         "status_reason": None,

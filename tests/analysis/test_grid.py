@@ -27,7 +27,7 @@ def test_a_grid_around_the_minimum_is_not_called_off_centre_and_a_shifted_one_is
     optimum = true[0]["true_optimum"]
     around = tuple(round(optimum * f) for f in (0.4, 0.6, 1.0, 1.6, 2.5))
     above = tuple(round(optimum * f) for f in (0.9, 1.5, 2.2, 3.2))
-    budgets = (14e18, 16e18, 18e18)
+    budgets = (9e18, 16e18, 28e18)
     assert not any("off-centre" in n for n in notes(load(budgets=budgets, recurrences=around)))
     found = [n for n in notes(load(budgets=budgets, recurrences=above)) if "off-centre" in n]
     assert found

@@ -23,9 +23,9 @@ def test_a_saved_table_loads_as_it_was(records_table, tmp_path, suffix):
 def records_table(simulate, paper_loss):
     """Two runs at two loops each, and a diverged one."""
     table = simulate(paper_loss, budgets=(1e18,), recurrences=(2, 4, 6), loops=(1, 2))
-    lost = table.trial_id == "1.00e+18-6"
+    lost = table.trial_id == "1e+18-6"
     table = table[~lost | (table.n_loops == 2)].reset_index(drop=True)
-    lost = table.trial_id == "1.00e+18-6"
+    lost = table.trial_id == "1e+18-6"
     table.loc[lost, ["val_loss", "val_bpb"]] = np.nan
     table.loc[lost, "status"] = "diverged"
     table.loc[lost, "status_reason"] = "loss not finite at step 40"
