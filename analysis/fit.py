@@ -255,7 +255,13 @@ def fitted(
         data_sha256=table.sha256,
         flops_rule=table.flops_rule,
         notes=(*table.notes, *intervals.notes),
-        problems=(*search_problems(best), *bound.values(), *intervals.problems),
+        problems=(
+            *search_problems(best),
+            *bound.values(),
+            *intervals.problems,
+            # without a seed two rows of one setting may be replicas
+            *(sources.disagreements(table) if "seed" in table.frame else ()),
+        ),
     )
     return Fitted(result, scaled, best, intervals)
 

@@ -92,7 +92,7 @@ def fit_recurrence(table: Table, confidence: float = 0.95) -> Recurrence:
     table = sources.need(table, needed, "recurrence")
     _refuse_mixed_sizes(table)
     parabolas = fit_parabolas(table, confidence)
-    params, lines, notes, problems = [], {}, [*table.notes], _disagreements(table)
+    params, lines, notes, problems = [], {}, [*table.notes], sources.disagreements(table)
     used = {p.budget_flops for p in parabolas if p.axis == "mean_recurrence" and p.interpolated}
     for axis in _AXES:
         own = [p for p in parabolas if p.axis == axis]
@@ -293,21 +293,3 @@ def _refuse_mixed_sizes(table: Table) -> None:
                 "recurrence law is per size. Keep one with --where preset="
                 f"{mixed.index[0]}."
             )
-
-
-def _disagreements(table: Table) -> list[str]:
-    """Runs of the same setting, seeds included, whose losses differ."""
-    same = [
-        c
-        for c in ("budget_flops", "mean_recurrence", "n_tokens", "injection", "seed", "data_seed")
-        if c in table.frame
-    ]
-    if "muon_lr" in table.frame:
-        same += ["muon_lr", "adamw_lr"]
-    spread = table.frame.groupby(same, dropna=False).val_loss.agg(["min", "max", "size"])
-    bad = spread[(spread["size"] > 1) & (spread["max"] > spread["min"] * 1.001)]
-    return [
-        f"{int(row['size'])} runs of the same setting ({budget[0]:.3g} FLOPs, mean_recurrence "
-        f"{budget[1]:g}) have losses {row['min']:.4f} to {row['max']:.4f}: keep one, or say what differs"
-        for budget, row in bad.iterrows()
-    ]

@@ -199,6 +199,34 @@ def need(table: Table, names: tuple[str, ...], law: str) -> Table:
     return table
 
 
+def disagreements(table: Table) -> list[str]:
+    """Runs of the same setting, seeds included, whose losses differ: a sentence for each setting."""
+    known = (
+        "budget_flops",
+        "mean_recurrence",
+        "n_tokens",
+        "n_params",
+        "n_loops",
+        "injection",
+        "muon_lr",
+        "adamw_lr",
+        "seed",
+        "data_seed",
+    )
+    same = [c for c in known if c in table.frame]
+    spread = table.frame.groupby(same, dropna=False).val_loss.agg(["min", "max", "size"])
+    bad = spread[(spread["size"] > 1) & (spread["max"] > spread["min"] * 1.001)]
+    sentences = []
+    for setting, row in bad.iterrows():
+        named = dict(zip(same, setting if isinstance(setting, tuple) else (setting,), strict=True))
+        text = ", ".join(f"{k} {v:.4g}" for k, v in named.items() if k in known[:5] and v == v)
+        sentences.append(
+            f"{int(row['size'])} runs of the same setting ({text}) have losses {row['min']:.4f} to "
+            f"{row['max']:.4f}: keep one, or say what differs"
+        )
+    return sentences
+
+
 def columns_of(table: Table, names: tuple[str, ...]):
     """The named columns as float arrays that may be written to (pandas 3 hands out read-only ones)."""
     import numpy as np

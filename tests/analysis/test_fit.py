@@ -294,3 +294,15 @@ def test_parabola_bias_is_what_a_noise_free_fit_shows(training_table):
     small = next(r for r in rows if r["budget_flops"] == 4e18)
     assert small["bias"] == pytest.approx(small["vertex"] / small["true_optimum"] - 1)
     assert abs(small["bias"]) > 0.02  # the parabola is not the law, even without noise
+
+
+def test_runs_of_one_setting_and_seed_that_disagree_are_a_problem(records, table):
+    again = records.iloc[[0]].assign(trial_id="again", val_loss=records.val_loss.iloc[0] * 1.02)
+    again["val_bpb"] = again.val_loss / np.log(2) / 4
+    both = table(pd.concat([records, again], ignore_index=True))
+    problems = fit.fit_law(both, laws.get("training"), interval="none").problems
+    assert any("2 runs of the same setting (budget_flops 1e+18" in p for p in problems)
+    replica = again.assign(seed=1)
+    both = table(pd.concat([records, replica], ignore_index=True))
+    problems = fit.fit_law(both, laws.get("training"), interval="none").problems
+    assert not any("same setting" in p for p in problems)

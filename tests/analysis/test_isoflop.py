@@ -131,7 +131,8 @@ def test_runs_of_one_setting_that_disagree_are_a_problem(fit_points):
     frame = pd.concat([points(), points().iloc[[3]].assign(val_loss=3.5)])
     result = fit_points(frame).result
     assert any(
-        "2 runs of the same setting (2e+18 FLOPs, mean_recurrence 6)" in p for p in result.problems
+        "2 runs of the same setting (budget_flops 2e+18, mean_recurrence 6," in p
+        for p in result.problems
     )
 
 
