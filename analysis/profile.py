@@ -22,6 +22,8 @@ _POINTS = 25  # per side and sweep
 _REACH = 4.0  # first sweep, in standard errors
 _WIDEN = 6.0  # each further sweep reaches this much farther
 _SWEEPS = 3
+_ROUNDS = 4  # of closing in on the crossing
+_FINE = 0.05  # of the limit's root: a bracket this narrow is interpolated
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +82,40 @@ def profile(scaled: Scaled, theta: np.ndarray, name: str, confidence: float = 0.
 
 
 def _side(problem, theta, index, sign, spread, limit, scale, best):
-    """Held values outward from the optimum and their deviances, until the limit is passed."""
-    xs, ds = np.empty(0), np.empty(0)
-    start, reach, begin = theta, _REACH, 0.0
+    """Held values outward from the optimum and their deviances, dense where they pass the limit."""
+    xs, ds, thetas = np.array([theta[index]]), np.zeros(1), theta[None]
+
+    def hold(x, start):
+        nonlocal xs, ds, thetas
+        found = _hold(problem, start, index, x)
+        order = np.argsort(sign * np.concatenate([xs, x]), kind="stable")
+        xs = np.concatenate([xs, x])[order]
+        rise = 2 * scale * np.maximum(found.objective - best, 0)
+        ds = np.concatenate([ds, rise])[order]
+        thetas = np.concatenate([thetas, found.theta])[order]
+
+    begin, reach = 0.0, _REACH
     for _ in range(_SWEEPS):
         x = theta[index] + sign * spread * np.linspace(begin, reach, _POINTS + 1)[1:]
         x = x[(x >= problem.lower[index]) & (x <= problem.upper[index])]
         if not len(x):
             break
-        found = _hold(problem, start, index, x)
-        xs = np.concatenate([xs, x])
-        ds = np.concatenate([ds, 2 * scale * np.maximum(found.objective - best, 0)])
+        hold(x, thetas[-1])
         if ds[-1] > limit:
             break
-        start, begin, reach = found.theta[-1], reach, reach * _WIDEN
-    return xs, ds
+        begin, reach = reach, reach * _WIDEN
+    # a curvature says little of a curve that is flat and then steep: close in on the crossing
+    for _ in range(_ROUNDS):
+        i = _first_beyond(ds, limit)
+        if i is None or np.sqrt(ds[i]) - np.sqrt(ds[i - 1]) < _FINE * np.sqrt(limit):
+            break
+        hold(np.linspace(xs[i - 1], xs[i], _POINTS // 2 + 2)[1:-1], thetas[i - 1])
+    return xs[1:], ds[1:]
+
+
+def _first_beyond(ds, limit) -> int | None:
+    beyond = np.flatnonzero(ds > limit)
+    return int(beyond[0]) if len(beyond) else None
 
 
 def _hold(problem, start, index, x) -> newton.Solution:
@@ -119,12 +140,11 @@ def _follow(problem, theta, index) -> np.ndarray:
 
 def _crossing(at: float, xs: np.ndarray, ds: np.ndarray, limit: float) -> float | None:
     """Where the deviance first passes the limit, by linear interpolation of its root."""
-    root = np.sqrt(np.concatenate([[0.0], ds]))  # nearly linear in the parameter
-    xs = np.concatenate([[at], xs])
-    beyond = np.flatnonzero(root > np.sqrt(limit))
-    if not len(beyond):
+    ds, xs = np.concatenate([[0.0], ds]), np.concatenate([[at], xs])
+    i = _first_beyond(ds, limit)
+    if i is None:
         return None
-    i = beyond[0]
+    root = np.sqrt(ds)  # nearly linear in the parameter
     share = (np.sqrt(limit) - root[i - 1]) / (root[i] - root[i - 1])
     return float(xs[i - 1] + share * (xs[i] - xs[i - 1]))
 

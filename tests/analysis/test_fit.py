@@ -306,3 +306,29 @@ def test_runs_of_one_setting_and_seed_that_disagree_are_a_problem(records, table
     both = table(pd.concat([records, replica], ignore_index=True))
     problems = fit.fit_law(both, laws.get("training"), interval="none").problems
     assert not any("same setting" in p for p in problems)
+
+
+def test_a_profile_ends_where_its_deviance_is_the_limit():
+    """Where E may vanish the profile is flat over decades and then steep; a grid steps over the end."""
+    law = laws.get("training")
+    budget, mu = (
+        np.repeat([1e18, 2e18, 4e18, 8e18, 16e18, 64e18], 6),
+        np.tile(np.arange(2.0, 13, 2), 6),
+    )
+    columns = {
+        "n_params_unrolled": 144_323_136 + (mu - 1) * 14_159_040,
+        "n_tokens": budget / (3.963e8 + 8.179e7 * mu),
+    }
+    truth = {"E": 2.662, "X": 522733.307, "x": 0.771, "Y": 25420.102, "y": 0.525}
+    rng = np.random.default_rng([105, 0])  # of a thousand seeds, one whose best E is 0.85
+    y = law.predict(truth, columns) * np.exp(2e-3 * rng.standard_normal(36))
+    scaled = fit.scale(law, columns, y, "log-lsq")
+    best = fit.search(scaled, 4, np.random.default_rng(0))
+    assert scaled.values(best.theta[None])["E"][0] < 1.0
+    found = profile.profile(scaled, best.theta, "E")
+    assert found.low is None
+    assert 2.5 < found.high < 2.7
+    held, theta = profile._pinned(scaled, best.theta, 0)
+    at_end = profile._hold(held, theta, 0, np.log([found.high])).objective[0] - best.objective
+    deviance = 2 * profile._deviance_scale(held, theta) * at_end
+    assert deviance == pytest.approx(found.limit, rel=0.02)
