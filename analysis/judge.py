@@ -102,6 +102,33 @@ def compare_forms(table: Table) -> list[dict]:
     return sorted(rows, key=lambda r: r["mean_huber"])
 
 
+def compare_laws(table: Table, names: tuple[str, ...] = ("training", "iso-depth")) -> list[dict]:
+    """Laws of the same rows against each other: AICc, and errors on budgets held out.
+
+    AICc is of least squares on log loss; a lower one by 10 leaves the other law hardly any support
+    (Burnham & Anderson 2002, section 2.6). A law that the rows cannot bear is listed with the reason.
+    """
+    rows = []
+    for name in names:
+        law = laws.get(name)
+        row = {"law": name, "n_params": len(law.params)}
+        try:
+            columns, y, _ = fit.observations(table, law)
+            scaled = fit.scale(law, columns, y, "log-lsq")
+            best = fit.search(scaled, 16, np.random.default_rng(0))
+            row["aicc"] = _aicc(2 * best.objective, len(y), len(law.params))
+            held = held_out_budgets(table, law)
+            row["mean_abs_error"] = float(np.mean([h["mean_abs_error"] for h in held]))
+            ahead = [h["mean_abs_error"] for h in held if h["extrapolates"]]
+            row["largest_budget_error"] = ahead[0] if ahead else None
+            row["reason"] = ""
+        except InputError as error:
+            row |= {"aicc": None, "mean_abs_error": None, "largest_budget_error": None}
+            row["reason"] = str(error)
+        rows.append(row)
+    return rows
+
+
 def influence(table: Table, law: Law) -> list[dict]:
     """What leaving out each row does to each parameter, in units of its spread over all of these.
 
@@ -155,15 +182,20 @@ def _score(law: Law, loops, losses, mu) -> dict:
 
     everything = np.ones(len(loops), dtype=bool)
     r = fitted(everything)
-    n, k = len(r), len(law.params) + 1  # and the variance
-    correction = 2 * k * (k + 1) / (n - k - 1) if n > k + 1 else np.inf
-    aicc = n * np.log(max(float(r @ r) / n, 1e-300)) + 2 * k + correction
+    aicc = _aicc(float(r @ r), len(r), len(law.params))
     ahead = None
     if mu is not None:
         seen = loops <= mu
         if seen.sum() > len(law.params) and (~seen).sum() >= 1:
             ahead = float(huber(fitted(seen)[~seen], DELTA).mean())
-    return {"all": float(huber(r, DELTA).mean()), "ahead": ahead, "aicc": float(aicc)}
+    return {"all": float(huber(r, DELTA).mean()), "ahead": ahead, "aicc": aicc}
+
+
+def _aicc(squares: float, n: int, n_params: int) -> float:
+    """From a sum of squared residuals; the variance counts as a parameter too."""
+    k = n_params + 1
+    correction = 2 * k * (k + 1) / (n - k - 1) if n > k + 1 else np.inf
+    return float(n * np.log(max(squares / n, 1e-300)) + 2 * k + correction)
 
 
 def _plain(value):

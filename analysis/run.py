@@ -114,6 +114,8 @@ def judge_table(table: Table, law: str) -> dict[str, list[dict]]:
     }
     if "budget_flops" in table.frame:
         tables = {"errors on a budget held out": judge.held_out_budgets(table, chosen)} | tables
+    if law in ("training", "iso-depth") and "budget_flops" in table.frame:
+        tables["laws of the same rows compared"] = judge.compare_laws(table)
     if law == "training" and "budget_flops" in table.frame:
         from analysis.grid import parabola_bias
 

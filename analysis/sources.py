@@ -41,7 +41,10 @@ _UNMIXABLE = {
     "vocab_size": "losses per token of different vocabularies are different quantities",
     "data_fingerprint": "losses on different texts are different quantities",
 }
-BUNDLED = {"parcae-140m": "parcae_140m_isoflop.csv"}
+BUNDLED = {
+    "parcae-140m": "parcae_140m_isoflop.csv",  # points of the paper's figure
+    "nano-isoflop": "nano_isoflop.parquet",  # records of sweeps/specs/nano-isoflop.yaml
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -242,7 +245,14 @@ def _bundled(name: str) -> Table:
             f"bundled:{name}: no such data{nearest(name, tuple(BUNDLED))}. "
             f"Bundled with the project: {', '.join(BUNDLED)}."
         )
-    frame = pd.read_csv(Path(__file__).parent / "bundled" / BUNDLED[name])
+    path = Path(__file__).parent / "bundled" / BUNDLED[name]
+    if path.suffix == ".parquet":
+        return replace(
+            _from_records(records.read_any(path), path),
+            source=f"bundled:{name}",
+            origin=f"measured by this project: its sweep sweeps/specs/{name}.yaml",
+        )
+    frame = pd.read_csv(path)
     return Table(
         frame=frame.drop(columns="reading"),
         source=f"bundled:{name}",

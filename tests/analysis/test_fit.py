@@ -332,3 +332,22 @@ def test_a_profile_ends_where_its_deviance_is_the_limit():
     at_end = profile._hold(held, theta, 0, np.log([found.high])).objective[0] - best.objective
     deviance = 2 * profile._deviance_scale(held, theta) * at_end
     assert deviance == pytest.approx(found.limit, rel=0.02)
+
+
+def test_the_law_that_made_the_data_wins_by_aicc_and_on_budgets_held_out(simulate, table):
+    """Data from iso-depth's law with phi far from what N(mu) means: loops worth little."""
+
+    def worth_little(mu, n_tokens, _loops, _unrolled):
+        once = 144_323_136 - 14_159_040
+        return 1.5 + 60.0 * (once + mu**-1.0 * 14_159_040) ** -0.2 + 25420.102 * n_tokens**-0.525
+
+    rows = judge.compare_laws(table(simulate(worth_little, noise=1e-4)))
+    made, other = (next(r for r in rows if r["law"] == n) for n in ("iso-depth", "training"))
+    assert made["aicc"] < other["aicc"] - 10
+    assert made["mean_abs_error"] < other["mean_abs_error"]
+    bare = sources.load("bundled:parcae-140m")
+    bare = sources.Table(
+        frame=bare.frame.drop(columns="n_params_core"), source="-", kind="points", origin="-"
+    )
+    rows = judge.compare_laws(bare)
+    assert all("needs n_params" in r["reason"] and r["aicc"] is None for r in rows)

@@ -7,6 +7,12 @@ from pathlib import Path
 
 import pytest
 
+# what a reader must find in the output
+SHOWS = {
+    "recurrence_law": ("gamma_mu", "0.39"),
+    "test_time_law": ("curves follow L(T) = L_inf + Z exp(-z T)", "T = "),
+    "unified_law": ("gamma = 1", "val_loss = "),
+}
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
 
 
@@ -16,8 +22,8 @@ def cells(path, kind):
     ]
 
 
-def test_there_are_notebooks_and_not_too_many():
-    assert 1 <= len(NOTEBOOKS) <= 3
+def test_there_are_the_three_notebooks():
+    assert [p.stem for p in NOTEBOOKS] == sorted(SHOWS)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -30,4 +36,4 @@ def test_a_notebook_runs_and_is_stored_without_outputs(path, tmp_path):
     command = [sys.executable, "-W", "error", "-c", script]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "gamma_mu" in done.stdout
+    assert all(text in done.stdout for text in SHOWS[path.stem]), done.stdout
