@@ -8,6 +8,8 @@ import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 COMMITTED = BENCHMARKS / "interval_coverage.csv"
+# law, method and parameter outside 93 to 97 %; docs/laws.md says why
+KNOWN_MISSES: set[tuple[str, str, str]] = set()
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +22,21 @@ def study():
     return module
 
 
+def test_committed_intervals_hold_the_truth_as_often_as_they_say():
+    """93 to 97 % of 1,000 simulated sets for every default method; what misses that is named."""
+    table = pd.read_csv(COMMITTED)
+    assert {"recurrence", "test-time", "power"} <= set(table.law)
+    outside = table[(table.coverage < 0.93) | (table.coverage > 0.97)]
+    found = {(r.law, r.interval, r.parameter) for r in outside.itertuples()}
+    assert found == KNOWN_MISSES
+    # even those are conservative or within what 1,000 sets can tell apart
+    assert (outside.high >= 0.93).all()
+
+
 @pytest.mark.slow
 def test_a_part_of_the_study_repeats_what_is_committed(study):
-    cases = (study.recurrence, study.test_time, study.power)
-    again = study.coverage(200, cases).set_index(["law", "interval", "parameter"])
+    again = study.coverage(200, ("recurrence", "test_time", "power"))
+    again = again.set_index(["law", "interval", "parameter"])
     committed = pd.read_csv(COMMITTED).set_index(["law", "interval", "parameter"])
     for key, row in again.iterrows():
         # the 200 sets are the first of the committed ones: only chance separates them, and three

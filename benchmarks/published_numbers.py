@@ -1,6 +1,6 @@
 """Published numbers beside ours, refitted: the table of docs/published.md.
 
-    python -m benchmarks.published ../shared/data --out docs/published.md
+    python -m benchmarks.published_numbers ../shared/data --out docs/published.md
 
 The folder holds other people's data (shared/data/README.md says whose), which are not part of this
 project. `tests/analysis/test_certified.py` asserts the same numbers to their last digits.
@@ -22,7 +22,7 @@ from benchmarks.fit_speed import CHINCHILLA_COLUMNS
 Row = tuple[str, str, str, float]  # what, quantity, published, ours
 HEADER = """# Published numbers, refitted
 
-Written by `python -m benchmarks.published ../shared/data --out docs/published.md`. "Certified" numbers
+Written by `python -m benchmarks.published_numbers ../shared/data --out docs/published.md`. "Certified" numbers
 were computed independently at full precision; the others are printed in the papers named.
 
 | data and fit | quantity | published or certified | ours |
