@@ -2,8 +2,10 @@
 
 x (..., D), w (D,) or None. With r = (mean(x^2) + eps)^-1/2 and g = dy * w:
     dx = r * (g - x * r^2 * mean(g * x)),   dw = sum over rows of dy * x * r.
-On CUDA torch has a fused kernel. On a CPU it composes the norm from six operations that each
-write a whole tensor and keep three of them; this keeps x and one number per row.
+On CUDA torch has a fused kernel, and a block's norms are fused with what comes before them
+(residual_norm.py, loop_boundary.py share `norm_gradient`), so there is no kernel of its own here.
+On a CPU torch composes the norm from six operations that each write a whole tensor and keep three
+of them; this keeps x and one number per row.
 Source: Zhang & Sennrich (arXiv:1910.07467); eps as in REFERENCE.md, "Forward".
 """
 
@@ -13,10 +15,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from parcae_core.kernels.dispatch import tl, triton
+
 
 def rms_norm_ref(x: Tensor, weight: Tensor | None, eps: float | None) -> Tensor:
     """The definition: torch's own; eps None is the dtype's machine epsilon."""
     return F.rms_norm(x, x.shape[-1:], weight, eps)
+
+
+if triton is not None:
+
+    @triton.jit
+    def norm_gradient(b_s, b_r, b_w, b_du, D):
+        """Gradient to s of u = s * r * w, all in float32; b_w (1, BD), b_r (BM, 1)."""
+        b_g = b_du * b_w
+        mean = tl.sum(b_g * b_s, axis=1)[:, None] / D
+        return b_r * (b_g - b_s * b_r * b_r * mean)
 
 
 class _RmsNorm(torch.autograd.Function):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from parcae_core.kernels.relu_squared import relu_squared, relu_squared_ref
+from tests.parcae_core.kernels.accuracy import DTYPES, SHAPES, check, normal, run
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -31,3 +32,30 @@ def test_keeps_one_tensor_for_the_backward():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         relu_squared(x)
     assert len(kept) == 1
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_kernels_output_and_gradient(shape, dtype, device, poison_empty):
+    check(
+        lambda x: relu_squared(x, impl="triton"),
+        relu_squared_ref,
+        [normal(*shape, seed=2)],
+        "y dx",
+        dtype,
+        device,
+    )
+
+
+def test_the_kernel_keeps_nothing_but_its_output(device):
+    kept = []
+    x = torch.randn(5, device=device, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = relu_squared(x, impl="triton")
+    assert [t.data_ptr() for t in kept] == [y.data_ptr()]
+
+
+def test_the_kernel_passes_a_nan_on(device):
+    x = torch.tensor([1.0, float("nan"), -1.0], device=device)
+    y, dx = run(lambda t: relu_squared(t, impl="triton"), [x])
+    assert torch.isnan(y).tolist() == torch.isnan(dx).tolist() == [False, True, False]

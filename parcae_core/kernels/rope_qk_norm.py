@@ -1,0 +1,188 @@
+"""Rotary positions, then an RMS norm without weights, on queries and keys.
+
+    n = R_t x,   y = n * r,   r = (mean(x^2) + eps)^-1/2   (a rotation changes no length)
+    dn = r * (dy - y * mean(dy * y)),   dx = R_t^T dn
+
+q (B, T, H, K), k (B, T, G, K); R_t turns the interleaved pairs (x_2i, x_2i+1) by the angle
+t * base^(-2i/K), t from 0, given as a table of complex numbers (context, K/2). Without the norm r
+is 1. Computed in float32, in one pass over q and k each way; the backward needs y, which attention
+keeps as well, and one number a row. In dn most of dy can cancel when heads are narrow, and the
+rounding of y would show: below a width of 64 x is kept instead.
+Source: Su et al. (arXiv:2104.09864); order, pairs and eps as in REFERENCE.md, "Forward".
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from parcae_core.kernels.dispatch import Impl, row_blocks, tl, triton, use_triton
+from parcae_core.kernels.rms_norm import rms_norm, rms_norm_ref
+
+_KEEP_Y_FROM = 64  # head width
+
+
+def rotate(x: Tensor, turn: Tensor) -> Tensor:
+    """Turn the pairs of x, (B, T, H, K), by the first T rows of `turn`, in float32 or better."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
+    turned = pairs * turn[: x.shape[1], None, :]  # (B, T, H, K/2) * (T, 1, K/2)
+    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+
+
+def rope_qk_norm_ref(
+    q: Tensor, k: Tensor, turn: Tensor, norm: bool, eps: float | None
+) -> tuple[Tensor, Tensor]:
+    """The definition."""
+    q, k = rotate(q, turn), rotate(k, turn)
+    return (rms_norm_ref(q, None, eps), rms_norm_ref(k, None, eps)) if norm else (q, k)
+
+
+if triton is not None:
+
+    @triton.jit
+    def _turn_rows(
+        x, y, r, turn, T, HEADS, M, K, eps,
+        NORM: tl.constexpr, BM: tl.constexpr, BP: tl.constexpr,
+    ):  # fmt: skip
+        rows = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64)  # (b, t, head)
+        pairs = tl.arange(0, BP)
+        half = tl.arange(0, 2)
+        inside = (rows < M)[:, None] & (pairs < K // 2)[None, :]
+        cols = (2 * pairs)[:, None] + half[None, :]
+        offs = rows[:, None, None] * K + cols[None, :, :]  # both halves of a pair side by side
+        mask = inside[:, :, None] & (half < 2)[None, None, :]
+        place = (rows // HEADS % T)[:, None, None] * K + cols[None, :, :]
+        b_a, b_b = tl.split(tl.load(x + offs, mask=mask, other=0.0).to(tl.float32))
+        b_cos, b_sin = tl.split(tl.load(turn + place, mask=mask, other=0.0))
+        b_r = 1.0
+        if NORM:
+            b_r = 1 / tl.sqrt(tl.sum(b_a * b_a + b_b * b_b, axis=1) / K + eps)
+            tl.store(r + rows, b_r, mask=rows < M)
+            b_r = b_r[:, None]
+        b_y = tl.join((b_a * b_cos - b_b * b_sin) * b_r, (b_a * b_sin + b_b * b_cos) * b_r)
+        tl.store(y + offs, b_y.to(y.dtype.element_ty), mask=mask)
+
+    @triton.jit
+    def _turn_rows_back(
+        dy, kept, r, turn, dx, T, HEADS, M, K,
+        NORM: tl.constexpr, KEPT_Y: tl.constexpr, BM: tl.constexpr, BP: tl.constexpr,
+    ):  # fmt: skip
+        rows = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64)
+        pairs = tl.arange(0, BP)
+        half = tl.arange(0, 2)
+        inside = (rows < M)[:, None] & (pairs < K // 2)[None, :]
+        cols = (2 * pairs)[:, None] + half[None, :]
+        offs = rows[:, None, None] * K + cols[None, :, :]
+        mask = inside[:, :, None] & (half < 2)[None, None, :]
+        place = (rows // HEADS % T)[:, None, None] * K + cols[None, :, :]
+        b_a, b_b = tl.split(tl.load(dy + offs, mask=mask, other=0.0).to(tl.float32))
+        b_cos, b_sin = tl.split(tl.load(turn + place, mask=mask, other=0.0))
+        if NORM:
+            b_ya, b_yb = tl.split(tl.load(kept + offs, mask=mask, other=0.0).to(tl.float32))
+            b_r = tl.load(r + rows, mask=rows < M, other=0.0)[:, None]
+            if not KEPT_Y:
+                b_xa = b_ya * b_r
+                b_xb = b_yb * b_r
+                b_ya = b_xa * b_cos - b_xb * b_sin
+                b_yb = b_xa * b_sin + b_xb * b_cos
+            b_mean = (tl.sum(b_a * b_ya + b_b * b_yb, axis=1) / K)[:, None]
+            b_a = b_r * (b_a - b_ya * b_mean)
+            b_b = b_r * (b_b - b_yb * b_mean)
+        b_dx = tl.join(b_a * b_cos + b_b * b_sin, b_b * b_cos - b_a * b_sin)
+        tl.store(dx + offs, b_dx.to(dx.dtype.element_ty), mask=mask)
+
+    @triton.jit
+    def _rope_qk_norm_fwd_kernel(
+        q, k, yq, yk, rq, rk, turn, T, H, G, MQ, MK, K, eps,
+        NORM: tl.constexpr, BM: tl.constexpr, BP: tl.constexpr,
+    ):  # fmt: skip
+        if tl.program_id(1) == 0:
+            _turn_rows(q, yq, rq, turn, T, H, MQ, K, eps, NORM, BM, BP)
+        else:
+            _turn_rows(k, yk, rk, turn, T, G, MK, K, eps, NORM, BM, BP)
+
+    @triton.jit
+    def _rope_qk_norm_bwd_kernel(
+        dyq, dyk, kept_q, kept_k, rq, rk, turn, dq, dk, T, H, G, MQ, MK, K,
+        NORM: tl.constexpr, KEPT_Y: tl.constexpr, BM: tl.constexpr, BP: tl.constexpr,
+    ):  # fmt: skip
+        if tl.program_id(1) == 0:
+            _turn_rows_back(dyq, kept_q, rq, turn, dq, T, H, MQ, K, NORM, KEPT_Y, BM, BP)
+        else:
+            _turn_rows_back(dyk, kept_k, rk, turn, dk, T, G, MK, K, NORM, KEPT_Y, BM, BP)
+
+
+class _RopeQkNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, turn: Tensor, norm: bool, eps: float):
+        q, k = q.contiguous(), k.contiguous()
+        _, T, H, K = q.shape
+        yq, yk = torch.empty_like(q), torch.empty_like(k)
+        ctx.sizes = (T, H, k.shape[2], q.numel() // K, k.numel() // K, K)
+        rq, rk = (torch.empty(m, device=q.device, dtype=torch.float32) for m in ctx.sizes[3:5])
+        bm, bk, n_blocks = row_blocks(ctx.sizes[3], K, tensors=2)
+        _rope_qk_norm_fwd_kernel[(n_blocks, 2)](
+            q, k, yq, yk, rq, rk, turn, *ctx.sizes, eps, NORM=norm, BM=bm, BP=bk // 2
+        )
+        ctx.norm, ctx.kept_y = norm, K >= _KEEP_Y_FROM
+        kept = () if not norm else (yq, yk) if ctx.kept_y else (q, k)
+        ctx.save_for_backward(rq, rk, turn, *kept)
+        return yq, yk
+
+    @staticmethod
+    def backward(ctx, dyq: Tensor, dyk: Tensor):
+        rq, rk, turn, *kept = ctx.saved_tensors
+        dyq, dyk = dyq.contiguous(), dyk.contiguous()
+        kept_q, kept_k = kept or (dyq, dyk)  # not read without the norm
+        dq, dk = torch.empty_like(dyq), torch.empty_like(dyk)
+        bm, bk, n_blocks = row_blocks(ctx.sizes[3], ctx.sizes[-1], tensors=2)
+        _rope_qk_norm_bwd_kernel[(n_blocks, 2)](
+            dyq, dyk, kept_q, kept_k, rq, rk, turn, dq, dk, *ctx.sizes,
+            NORM=ctx.norm, KEPT_Y=ctx.kept_y, BM=bm, BP=bk // 2,
+        )  # fmt: skip
+        return dq, dk, None, None, None
+
+
+def rope_qk_norm(
+    q: Tensor,
+    k: Tensor,
+    turn: Tensor,
+    *,
+    norm: bool = True,
+    eps: float | None = None,
+    impl: Impl = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Give queries and keys their positions and unit root mean square.
+
+    Args:
+        q: queries, (B, T, H, K), K even.
+        k: keys, (B, T, G, K), G <= H.
+        turn: unit complex numbers, complex64 (context, K/2), context >= T; gets no gradient.
+        norm: False only turns.
+        eps: added to the mean square; None: the epsilon of the precision computed in.
+
+    Returns:
+        (q, k), shapes and dtypes as given.
+
+    Raises:
+        ValueError: if shapes disagree, or the kernel was asked for and cannot run.
+    """
+    fits = (
+        q.ndim == k.ndim == 4
+        and q.shape[:2] == k.shape[:2]
+        and k.shape[2] <= q.shape[2]
+        and q.shape[-1] == k.shape[-1] == 2 * turn.shape[-1]
+        and q.shape[1] <= turn.shape[0]
+    )
+    if not fits:
+        raise ValueError(
+            f"rope_qk_norm: q {tuple(q.shape)} must be (B, T, H, K), k {tuple(k.shape)} "
+            f"(B, T, G, K) with G <= H, and turn {tuple(turn.shape)} (>= T, K/2)"
+        )
+    table = torch.view_as_real(turn)
+    if use_triton("rope_qk_norm", impl, q, k, table, width=q.shape[-1]):
+        eps = torch.finfo(torch.float32).eps if eps is None else eps
+        return _RopeQkNorm.apply(q, k, table.contiguous(), norm, eps)
+    q, k = rotate(q, turn), rotate(k, turn)
+    return (rms_norm(q, None, eps), rms_norm(k, None, eps)) if norm else (q, k)

@@ -1,0 +1,86 @@
+"""What cannot run says why and which `impl` to use; only "auto" falls back."""
+
+import pytest
+import torch
+
+from parcae_core.kernels import dispatch
+from parcae_core.kernels.loop_boundary import loop_boundary
+from parcae_core.kernels.relu_squared import relu_squared
+from parcae_core.kernels.residual_norm import residual_norm
+from parcae_core.kernels.rope_qk_norm import rope_qk_norm
+from parcae_core.kernels.value_gate import value_gate
+
+TURN = torch.polar(torch.ones(2, 2), torch.zeros(2, 2))
+# each op, on zeros of one dtype
+OPS = {
+    "relu_squared": lambda z, impl: relu_squared(z(2, 3), impl=impl),
+    "residual_norm": lambda z, impl: residual_norm(z(2, 3), z(2, 3), z(3), 1e-5, impl=impl),
+    "loop_boundary": lambda z, impl: loop_boundary(
+        z(1, 2, 3), z(3), z(1, 2, 3), z(3), 1e-5, impl=impl
+    ),
+    "value_gate": lambda z, impl: value_gate(z(1, 2, 1, 4), z(1, 2, 1), z(1, 2, 4), impl=impl),
+    "rope_qk_norm": lambda z, impl: rope_qk_norm(z(1, 2, 1, 4), z(1, 2, 1, 4), TURN, impl=impl),
+}
+
+
+def zeros(dtype):
+    return lambda *shape: torch.zeros(shape, dtype=dtype)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_cpu_without_the_interpreter(op, monkeypatch):
+    monkeypatch.setattr(dispatch, "INTERPRETED", False)
+    with pytest.raises(ValueError, match=rf"^{op}: .* CUDA device .* on cpu; use impl='torch'"):
+        OPS[op](zeros(torch.float32), "triton")
+    OPS[op](zeros(torch.float32), "auto")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_dtype_without_a_kernel(op, device):
+    with pytest.raises(ValueError, match=rf"^{op}: .* a tensor is float64; use impl='torch'"):
+        OPS[op](zeros(torch.float64), "triton")
+    OPS[op](zeros(torch.float64), "auto")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_an_unknown_impl(op):
+    with pytest.raises(ValueError, match=rf"^{op}: impl is 'cuda'; it must be one of 'auto', "):
+        OPS[op](zeros(torch.float32), "cuda")
+
+
+def test_a_missing_package(monkeypatch):
+    monkeypatch.setattr(dispatch, "INTERPRETED", True)
+    monkeypatch.setattr(dispatch, "triton", None)
+    with pytest.raises(ValueError, match="package triton .* use impl='torch'"):
+        relu_squared(torch.zeros(2), impl="triton")
+
+
+def test_rows_too_wide_for_a_program(device):
+    x = torch.zeros(1, 8193)
+    with pytest.raises(ValueError, match="at most 8192 channels and these have 8193; use"):
+        residual_norm(x, x, x[0], 1e-5, impl="triton")
+    residual_norm(x, x, x[0], 1e-5)
+
+
+def test_nothing_to_do(device):
+    with pytest.raises(ValueError, match=r"shape \(0, 3\); use impl='torch'"):
+        relu_squared(torch.zeros(0, 3), impl="triton")
+    assert relu_squared(torch.zeros(0, 3)).shape == (0, 3)
+
+
+def test_tensors_on_two_devices(device):
+    x = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match="one device and they are on cpu and meta; use"):
+        residual_norm(x, x.to("meta"), x[0], 1e-5, impl="triton")
+
+
+def test_a_product_reads_what_autocast_says():
+    x = torch.zeros(2)
+    assert dispatch.product_dtype(x) == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert dispatch.product_dtype(x) == torch.bfloat16
+
+
+def test_partial_sums_follow_from_the_size_alone():
+    assert dispatch.n_programs(torch.device("cpu"), 2) == 2
+    assert dispatch.n_programs(torch.device("cpu"), 100) == 3

@@ -1,0 +1,50 @@
+"""Rotary positions and QK-norm in one pass against the definition, and against cos and sin."""
+
+import pytest
+import torch
+
+from parcae_core.kernels.rope_qk_norm import rope_qk_norm, rope_qk_norm_ref, rotate
+from parcae_core.layers import Rotary
+from tests.parcae_core.kernels.accuracy import DTYPES, check, normal
+from tests.parcae_core.plain_forward import rotate as rotate_by_angles
+
+
+# batch, time, query heads, key heads, head width
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 1, 2), (2, 63, 3, 1, 50), (3, 32, 4, 2, 64), (1, 5, 2, 2, 96)], ids=str
+)
+@pytest.mark.parametrize("norm", [True, False], ids=["norm", "turn-only"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_outputs_and_gradients(shape, norm, dtype, device, poison_empty):
+    b, t, heads, kv_heads, k = shape
+    turn = Rotary(k, t + 3, 50_000.0).turn.to(device)
+    check(
+        lambda *a: rope_qk_norm(*a, turn, norm=norm, eps=1e-6, impl="triton"),
+        lambda *a: rope_qk_norm_ref(*a, turn, norm, 1e-6),
+        [normal(b, t, heads, k, seed=0), normal(b, t, kv_heads, k, seed=1)],
+        "q k dq dk",
+        dtype,
+        device,
+    )
+
+
+def test_the_definition_is_the_rotation_by_cos_and_sin():
+    x = normal(1, 7, 2, 6, seed=0)
+    turn = Rotary(6, 7, 50_000.0).turn
+    assert torch.allclose(rotate(x, turn)[0], rotate_by_angles(x[0], 50_000.0), atol=1e-12)
+
+
+def test_the_default_epsilon_is_float32s(device):
+    """Half-precision rows of 1e-4: a half's own epsilon, 1e-3, would leave nothing of them."""
+    q = torch.full((1, 1, 1, 4), 1e-4, device=device, dtype=torch.float16)
+    turn = Rotary(4, 1, 50_000.0).turn.to(device)
+    for impl in ("torch", "triton"):
+        y, _ = rope_qk_norm(q, q, turn, impl=impl)
+        assert y[0, 0, 0, 0].item() == pytest.approx(1e-4 / (1e-8 + 1.2e-7) ** 0.5, rel=0.01)
+
+
+def test_shapes_that_disagree_are_named():
+    turn = Rotary(4, 2, 50_000.0).turn
+    q = torch.zeros(1, 3, 2, 4)
+    with pytest.raises(ValueError, match=r"turn \(2, 2\) \(>= T, K/2\)"):
+        rope_qk_norm(q, q, turn)
