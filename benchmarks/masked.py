@@ -20,14 +20,22 @@ from parcae_core import layers
 from parcae_core.depth import DepthDraw
 from parcae_core.kernels import rms_norm as rms_norm_file
 from parcae_core.kernels.relu_squared import relu_squared_ref
+from parcae_core.kernels.rope_qk_norm import rope_qk_norm_ref
+from parcae_core.kernels.value_gate import value_gate_ref
 from parcae_core.model import Parcae
 
 
 @contextlib.contextmanager
 def plain_operations() -> Iterator[None]:
     """Blocks run the plain definitions of what parcae_core/kernels fuses."""
-    plain = {(layers, "relu_squared"): relu_squared_ref}
-    plain |= {(m, "rms_norm"): rms_norm_ref_defaults for m in (layers, rms_norm_file)}
+    plain = {
+        (layers, "relu_squared"): lambda x, **_: relu_squared_ref(x),
+        (layers, "rope_qk_norm"): lambda q, k, turn, *, norm, **_: rope_qk_norm_ref(
+            q, k, turn, norm, None
+        ),
+        (layers, "value_gate"): lambda v, gate, e, **_: value_gate_ref(v, gate, e),
+        (rms_norm_file, "rms_norm"): rms_norm_ref_defaults,
+    }
     fused = {place: getattr(*place) for place in plain}
     try:
         for place, function in plain.items():

@@ -4,13 +4,21 @@ loss = mean over tokens of logsumexp(x W^T) - (x W^T)[target], natural log.
 The head's products dominate memory (tokens x vocabulary, float32): they are made in chunks of
 tokens, and the gradients are formed in the same pass, so that nothing is recomputed.
 `linear_cross_entropy_ref` is the definition; tests compare losses and gradients.
+On CUDA liger-kernel's does the same with the softmax and its gradient in one kernel.
 """
 
 from __future__ import annotations
 
+import importlib.util
+from typing import Literal, get_args
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from parcae_core.kernels.dispatch import DTYPES, unavailable
+
+CrossEntropy = Literal["torch", "liger"]
 
 # float32 logits alive at a time: 64 MiB fill a GPU; a CPU's products want about 16 MiB
 _CHUNK_LOGITS = {"cuda": 1 << 24, "cpu": 1 << 22}
@@ -21,17 +29,57 @@ def linear_cross_entropy_ref(x: Tensor, weight: Tensor, targets: Tensor) -> Tens
     return F.cross_entropy((x @ weight.T).float(), targets)
 
 
-def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def linear_cross_entropy(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    impl: Literal["auto"] | CrossEntropy = "auto",
+) -> Tensor:
     """Mean nats per token, float32 scalar (float64 for float64 input), with gradients.
 
     Args:
         x: final states, (..., D).
         weight: head, (V, D).
-        targets: token ids, (...), int64.
+        targets: token ids, (...), int64, none negative.
+        impl: "torch" in chunks, "liger" by the package liger-kernel, or "auto": liger on CUDA where
+            it is installed, else torch.
+
+    Raises:
+        ValueError: for an unknown `impl`, or impl="liger" where it cannot run.
     """
     if not torch.is_grad_enabled():  # forming gradients would triple the work
         x, weight = x.detach(), weight.detach()
-    return _LinearCrossEntropy.apply(x.flatten(0, -2), weight, targets.flatten())
+    flat, ids = x.flatten(0, -2), targets.flatten()
+    if _use_liger(flat, weight, impl):
+        # imported here: it brings torch's compiler along, which takes seconds
+        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+        return liger_fused_linear_cross_entropy(flat, weight, ids)
+    return _LinearCrossEntropy.apply(flat, weight, ids)
+
+
+def has_liger() -> bool:
+    """Whether the package liger-kernel is installed."""
+    return importlib.util.find_spec("liger_kernel") is not None
+
+
+def _use_liger(x: Tensor, weight: Tensor, impl: str) -> bool:
+    if impl not in ("auto", *get_args(CrossEntropy)):
+        raise ValueError(
+            f"linear_cross_entropy: impl is {impl!r}; it must be one of 'auto', 'torch', 'liger'"
+        )
+    if impl == "torch" or (impl == "auto" and x.device.type != "cuda"):
+        return False
+    problem = unavailable(x.device)
+    if problem is None and not has_liger():
+        problem = "needs the package liger-kernel (pip install 'parcae-scaling[kernels]')"
+    wrong = [t.dtype for t in (x, weight) if t.dtype not in DTYPES]
+    if problem is None and wrong:
+        problem = f"takes float32, float16 and bfloat16, and a tensor is {str(wrong[0])[6:]}"
+    if impl == "liger" and problem is not None:
+        raise ValueError(f"linear_cross_entropy: impl='liger' {problem}; use impl='torch'")
+    return problem is None
 
 
 @torch.no_grad()

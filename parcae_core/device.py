@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from parcae_core.errors import UserError
@@ -39,7 +41,9 @@ def compile_blocks(model: Parcae) -> None:
     """torch.compile every block in place; names and weights stay.
 
     Block by block, because the loop around them runs another number of times for every batch.
+    The compiler fuses the plain operations itself, so that the model's own kernels give way.
     """
+    model.use(replace(model.kernels, ops="torch"))
     import torch._dynamo.config as settings  # costs a second, which only those who ask should pay
 
     # All blocks share one forward, and each kind of block, with and without gradient, on one and

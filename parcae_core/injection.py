@@ -1,7 +1,8 @@
 """How the looped state h meets the prelude's output e at the start of each loop step.
 
 Every injection splits into `drive(e)`, which does not change over the loop and is computed once
-per forward, and `carry(h, drive)`, the only part that runs in every step.
+per forward, and `carry(h, drive)`, the only part that runs in every step. `carry_normed` is the
+carry and, in the same pass, the norm that the core's first block begins with.
 S state width, D model width. Source: Parcae (arXiv:2604.12946), "Architecture".
 """
 
@@ -14,6 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parcae_core.config import ModelConfig
+from parcae_core.kernels.dispatch import Impl, product_dtype
+from parcae_core.kernels.loop_boundary import loop_boundary
+from parcae_core.kernels.residual_norm import residual_norm
+from parcae_core.kernels.rms_norm import RMSNorm
 
 INITIAL_DECAY = math.sqrt(1 / 5)
 # Beyond these the parameters saturate: A_bar = exp(-rate) stays strictly inside (0, 1) in float32
@@ -65,6 +70,13 @@ class DiagonalInjection(nn.Module):
         a_bar, injected = drive
         return torch.addcmul(injected, a_bar.to(injected.dtype), h.to(injected.dtype))
 
+    def carry_normed(
+        self, h: Tensor, drive: tuple[Tensor, Tensor], norm: RMSNorm, impl: Impl
+    ) -> tuple[Tensor, Tensor]:
+        a_bar, injected = drive
+        x, dtype = h.to(injected.dtype), product_dtype(injected)
+        return loop_boundary(x, a_bar, injected, norm.weight, norm.eps, dtype=dtype, impl=impl)
+
     def spectral_radius(self) -> float:
         """Largest |eigenvalue| of the carry; exact, the carry being diagonal."""
         return self.a_bar().max().item()
@@ -87,6 +99,12 @@ class ConcatInjection(nn.Module):
     def carry(self, h: Tensor, drive: Tensor) -> Tensor:
         return F.linear(h, self.weight[:, : self.state_width]) + drive
 
+    def carry_normed(
+        self, h: Tensor, drive: Tensor, norm: RMSNorm, impl: Impl
+    ) -> tuple[Tensor, Tensor]:
+        x, dtype = F.linear(h, self.weight[:, : self.state_width]), product_dtype(h)
+        return residual_norm(x, drive, norm.weight, norm.eps, dtype=dtype, impl=impl)
+
     def spectral_radius(self) -> float:
         """Largest singular value of the carry, an upper bound on its spectral radius."""
         return torch.linalg.matrix_norm(self.weight[:, : self.state_width].float(), ord=2).item()
@@ -103,6 +121,12 @@ class AddInjection(nn.Module):
 
     def carry(self, h: Tensor, drive: Tensor) -> Tensor:
         return h + drive
+
+    def carry_normed(
+        self, h: Tensor, drive: Tensor, norm: RMSNorm, impl: Impl
+    ) -> tuple[Tensor, Tensor]:
+        dtype = product_dtype(h)
+        return residual_norm(h, drive, norm.weight, norm.eps, dtype=dtype, impl=impl)
 
     def spectral_radius(self) -> float:
         return 1.0

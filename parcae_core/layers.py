@@ -11,8 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parcae_core.config import ModelConfig
+from parcae_core.kernels.dispatch import product_dtype
 from parcae_core.kernels.relu_squared import relu_squared
-from parcae_core.kernels.rms_norm import RMSNorm, rms_norm
+from parcae_core.kernels.residual_norm import residual_norm
+from parcae_core.kernels.rms_norm import RMSNorm
+from parcae_core.kernels.rope_qk_norm import rope_qk_norm
+from parcae_core.kernels.value_gate import value_gate
 from parcae_core.params import kv_width
 
 
@@ -31,7 +35,7 @@ class Embedding(nn.Embedding):
 
 
 class Rotary(nn.Module):
-    """Rotation of interleaved channel pairs by position * base^(-2i/K)."""
+    """Table of the rotations of interleaved channel pairs by position * base^(-2i/K)."""
 
     def __init__(self, d_head: int, context: int, base: float) -> None:
         super().__init__()
@@ -48,19 +52,13 @@ class Rotary(nn.Module):
         angle = torch.outer(position, self.base**exponent)
         self.turn = torch.polar(torch.ones_like(angle), angle)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Turn x, (B, T, H, K), positions from 0."""
-        turn = self.turn[: x.shape[1], None, :]  # (T, 1, K/2)
-        wide = x if x.dtype == torch.float64 else x.float()
-        turned = torch.view_as_complex(wide.unflatten(-1, (-1, 2))) * turn
-        return torch.view_as_real(turned).flatten(-2).to(x.dtype)
-
 
 class Attention(nn.Module):
     """Causal attention with rotary positions, QK-norm and, on some layers, gated value embeddings."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        self.impl = "torch"  # of the ops; see Parcae.use
         width, kv = config.layer_width(layer), kv_width(config, layer)
         self.n_head, self.n_kv_head = config.layer_heads(layer), config.layer_kv_heads(layer)
         self.qk_norm = config.qk_norm
@@ -86,11 +84,9 @@ class Attention(nn.Module):
         k = self.k(u).unflatten(-1, (self.n_kv_head, -1))  # (B, T, G, K)
         v = self.v(u).unflatten(-1, (self.n_kv_head, -1))
         if self.value_gate is not None:
-            gate = 2 * torch.sigmoid(self.value_gate(u[..., : self.gate_width]))  # (B, T, G)
-            v = v + (gate.unsqueeze(-1) * value_embedding.view_as(v)).to(v.dtype)
-        q, k = rotary(q), rotary(k)
-        if self.qk_norm:
-            q, k = rms_norm(q), rms_norm(k)
+            gate = self.value_gate(u[..., : self.gate_width])  # (B, T, G)
+            v = value_gate(v, gate, value_embedding, impl=self.impl)
+        q, k = rope_qk_norm(q, k, rotary.turn, norm=self.qk_norm, impl=self.impl)
         y = F.scaled_dot_product_attention(
             q.transpose(1, 2),  # (B, H, T, K)
             k.transpose(1, 2),
@@ -106,11 +102,12 @@ class ReLU2Mlp(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
+        self.impl = "torch"
         self.up = Linear(width, hidden, bias=False)
         self.down = Linear(hidden, width, bias=False)
 
     def forward(self, u: Tensor) -> Tensor:
-        return self.down(relu_squared(self.up(u)))
+        return self.down(relu_squared(self.up(u), impl=self.impl))
 
 
 class SwiGluMlp(nn.Module):
@@ -144,3 +141,37 @@ class Block(nn.Module):
         """x (B, T, D) -> (B, T, D)."""
         x = self.norm_after_attn(x + self.attn(self.norm_attn(x), rotary, value_embedding))
         return self.norm_after_mlp(x + self.mlp(self.norm_mlp(x)))
+
+    def fused(
+        self,
+        x: Tensor,
+        u: Tensor,
+        rotary: Rotary,
+        value_embedding: Tensor | None,
+        then: RMSNorm | None,
+    ) -> tuple[Tensor, Tensor]:
+        """`forward` with every norm joined to the sum before it.
+
+        Args:
+            u: `norm_attn` of x, (B, T, D).
+            then: the norm that reads the output next.
+
+        Returns:
+            The output and `then` of it (itself for None), both (B, T, D).
+        """
+        x, u = self._add(
+            x, self.attn(u, rotary, value_embedding), self.norm_after_attn, self.norm_mlp
+        )
+        return self._add(x, self.mlp(u), self.norm_after_mlp, then)
+
+    def _add(
+        self, x: Tensor, delta: Tensor, after: nn.Module, then: RMSNorm | None
+    ) -> tuple[Tensor, Tensor]:
+        impl = self.attn.impl
+        if isinstance(after, RMSNorm):
+            _, x = residual_norm(x, delta, after.weight, after.eps, impl=impl)
+            return x, x if then is None else then(x)
+        if then is None:
+            x = x + delta
+            return x, x
+        return residual_norm(x, delta, then.weight, then.eps, dtype=product_dtype(x), impl=impl)

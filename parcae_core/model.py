@@ -11,7 +11,7 @@ Source: Parcae (arXiv:2604.12946), "Architecture"; REFERENCE.md, "Forward, exact
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +23,8 @@ from parcae_core.config import ModelConfig
 from parcae_core.cross_entropy import linear_cross_entropy
 from parcae_core.depth import DepthDraw
 from parcae_core.injection import build_injection, identity_or_orthogonal_, orthogonal_
+from parcae_core.kernels.choice import TORCH, Kernels, choose
+from parcae_core.kernels.dispatch import Impl
 from parcae_core.kernels.rms_norm import RMSNorm
 from parcae_core.layers import Block, Embedding, Linear, Rotary
 from parcae_core.loop import Trace, advance, sort_by_depth
@@ -82,6 +84,13 @@ class Parcae(nn.Module):
             if core_d_head == c.d_model // c.n_head
             else Rotary(core_d_head, c.context, c.rope_base)
         )
+        self.use(TORCH)
+
+    def use(self, kernels: Kernels) -> None:
+        """Run these implementations from now on; the weights stay."""
+        self.kernels = kernels
+        for block in (*self.prelude, *self.core, *self.coda):
+            block.attn.impl = block.mlp.impl = kernels.ops
 
     # ---- weights -------------------------------------------------------------------------------
 
@@ -200,10 +209,8 @@ class Parcae(nn.Module):
     def transformer_states(self, ids: Tensor) -> Tensor:
         """Final normed states of the fixed-depth Transformer, (B, T, D)."""
         x, values = self._run_prelude(ids)
-        later = (*self.core, *self.coda)
-        for block, value in zip(later, values[self.config.n_prelude :], strict=True):
-            x = block(x, self.rotary, value)
-        return self.norm_final(x)
+        later, values = (*self.core, *self.coda), values[self.config.n_prelude :]
+        return self._through(later, self.rotary, values, x, then=self.norm_final)[1]
 
     def prepare(self, ids: Tensor) -> Prepared:
         """Prelude and everything else that does not depend on the loop step."""
@@ -216,36 +223,65 @@ class Parcae(nn.Module):
         """Final normed states of the coda, (B, T, D), from loop states h (B, T, S)."""
         # under autocast the readout is low precision; the residual stream stays in the weights'
         x = self.readout(h).to(h.dtype) if self.config.has_readout else h
-        for block, value in zip(self.coda, prepared.coda_values, strict=True):
-            x = block(x, self.rotary, value)
-        return self.norm_final(x)
+        values = prepared.coda_values
+        return self._through(self.coda, self.rotary, values, x, then=self.norm_final)[1]
 
     def _run_prelude(self, ids: Tensor) -> tuple[Tensor, list[Tensor | None]]:
         tables = self.value_embeddings
         values = [
             tables[str(i)](ids) if str(i) in tables else None for i in range(self.config.n_layers)
         ]
-        x = self.embedding(ids)
-        for block, value in zip(self.prelude, values, strict=False):
-            x = block(x, self.rotary, value)
-        return x, values
+        first = values[: self.config.n_prelude]
+        return self._through(self.prelude, self.rotary, first, self.embedding(ids))[0], values
+
+    def _through(
+        self,
+        blocks: Iterable[Block],
+        rotary: Rotary,
+        values: list[Tensor | None],
+        x: Tensor,
+        *,
+        u: Tensor | None = None,
+        then: RMSNorm | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """x after the blocks, and `then` of it (itself for None), both (B, T, D).
+
+        u is x normed for the first block, where it is known already.
+        """
+        blocks = tuple(blocks)
+        if self.kernels.ops == "torch":  # each block norms its own input: what a compiler can fuse
+            for block, value in zip(blocks, values, strict=True):
+                x = block(x, rotary, value)
+            return x, x if then is None else then(x)
+        u = blocks[0].norm_attn(x) if u is None else u
+        norms = (*(block.norm_attn for block in blocks[1:]), then)
+        for block, value, norm in zip(blocks, values, norms, strict=True):
+            x, u = block.fused(x, u, rotary, value, norm)
+        return x, u
 
     def _step(self, prepared: Prepared):
         """One loop step over the first m sequences, as a function (h (m, T, S), m) -> h."""
 
         def step(h: Tensor, m: int) -> Tensor:
-            x = self.injection.carry(h, _first(prepared.drive, m))
-            for block, value in zip(self.core, prepared.core_values, strict=True):
-                x = block(x, self.core_rotary, None if value is None else _first(value, m))
-            return x
+            x, u = self._enter(h, _first(prepared.drive, m))
+            values = [None if value is None else _first(value, m) for value in prepared.core_values]
+            return self._through(self.core, self.core_rotary, values, x, u=u)[0]
 
         return step
+
+    def _enter(self, h: Tensor, drive: object) -> tuple[Tensor, Tensor | None]:
+        """The core's input in a loop step and, where one pass gives both, its norm."""
+        ops = self.kernels.ops
+        if ops == "torch":
+            return self.injection.carry(h, drive), None
+        return self.injection.carry_normed(h, drive, self.core[0].norm_attn, ops)
 
     def _finish(self, output: ModelOutput, x: Tensor, targets: Tensor | None) -> ModelOutput:
         if targets is None:
             output.logits = F.linear(x, self.head_weight)
         else:
-            output.loss = linear_cross_entropy(x, self.head_weight, targets)
+            impl = self.kernels.cross_entropy
+            output.loss = linear_cross_entropy(x, self.head_weight, targets, impl=impl)
         return output
 
     @torch.no_grad()
@@ -279,10 +315,17 @@ class Parcae(nn.Module):
             raise ValueError(f"state {tuple(state.shape)} must be (batch, time, state) {wanted}")
 
 
-def build_model(config: ModelConfig, *, seed: int, device: str = "cpu") -> Parcae:
+def build_model(
+    config: ModelConfig, *, seed: int, device: str = "cpu", impl: Impl = "auto"
+) -> Parcae:
     """A model with initialised weights, the same on every device for a seed.
 
-    device="meta" gives shapes without memory or values.
+    Args:
+        device: "meta" gives shapes without memory or values.
+        impl: of the ops; see parcae_core.kernels.choice.
+
+    Raises:
+        UserError: if `impl` cannot run on `device`.
     """
     if device == "meta":
         with torch.device("meta"):
@@ -290,6 +333,7 @@ def build_model(config: ModelConfig, *, seed: int, device: str = "cpu") -> Parca
     # built on the CPU directly: the detour through meta tensors imports torch's compiler, 1 s and
     # 140 MB in every worker
     model = Parcae(config)
+    model.use(choose(torch.device(device), impl))
     model.reset_parameters(torch.Generator().manual_seed(seed))
     return model.to(device)
 

@@ -21,7 +21,8 @@ class Execution:
     device: str = "auto"  # "auto": cuda when there is one, else cpu; what ran is in the result
     micro_batch_sequences: int | Literal["auto"] | None = None  # per process; None: whole share
     threads: int | None = None  # of torch's own pool; None: leave it as it is
-    compile: bool = False  # torch.compile, block by block
+    impl: Literal["auto", "torch", "triton"] = "auto"  # of the ops; "auto": triton on a GPU
+    compile: bool = False  # torch.compile, block by block, of torch's ops
     log_every_steps: int | None = None  # None: about 200 lines over the run
     checkpoint_every_s: float | None = 300.0  # None: not by time
     checkpoint_every_steps: int | None = None
@@ -34,6 +35,13 @@ class Execution:
         if not (micro is None or micro == "auto" or (isinstance(micro, int) and micro >= 1)):
             raise ValueError(
                 f"micro_batch_sequences is {micro!r}; give a number >= 1, auto or none"
+            )
+        if self.impl not in ("auto", "torch", "triton"):
+            raise ValueError(f"impl is {self.impl!r}; it must be auto, torch or triton")
+        if self.compile and self.impl == "triton":
+            raise ValueError(
+                "impl='triton' and compile exclude each other: the compiler cannot see into the "
+                "kernels and fuses torch's operations itself; use impl='torch' or leave compile out"
             )
         for name in ("threads", "log_every_steps", "checkpoint_every_steps"):
             value = getattr(self, name)
@@ -89,6 +97,11 @@ class TrainResult:
     torch_version: str
     precision: str
     peak_gpu_bytes: int | None = None  # of this attempt on the first process; None on a CPU
+    # what ran, of this attempt; None in results written before this was recorded
+    compiled: bool | None = None
+    kernels: str | None = None  # of the layers' ops: torch or triton
+    cross_entropy: str | None = None  # torch or liger
+    attention: str | None = None  # torch's backend: flash, cudnn, efficient, math
 
     def __post_init__(self) -> None:
         if (self.status == "diverged") != (self.reason is not None):

@@ -36,6 +36,8 @@ from parcae_core.gradient import (
     is_out_of_memory,
     local_gradient,
 )
+from parcae_core.kernels.attention import backend_order, backends_taken
+from parcae_core.kernels.dispatch import product_dtype
 from parcae_core.metrics import Meter, MetricsLog, ProgressBar
 from parcae_core.model import build_model
 from parcae_core.optim import Optimizer
@@ -129,7 +131,10 @@ class _Run:
                 f"evaluation.n_sequences is {trial.evaluation.n_sequences}; lower it or use a "
                 "larger corpus"
             )
-        self.model = build_model(trial.model, seed=trial.seed, device=str(self.device))
+        self.model = build_model(
+            trial.model, seed=trial.seed, device=str(self.device), impl=execution.impl
+        )
+        stack.enter_context(backend_order(self.device))
         self.optimizer = Optimizer(self.model, trial.optim, n_steps=trial.n_steps)
         self.step_flops, self.planned_flops = StepFlops(trial), planned_flops(trial)
         self.progress = self._restore_or_begin()
@@ -386,7 +391,15 @@ class _Run:
             torch_version=torch.__version__,
             precision=trial.precision,
             peak_gpu_bytes=self._peak_gpu_bytes(),
+            compiled=self.execution.compile,
+            kernels=self.model.kernels.ops,
+            cross_entropy=self.model.kernels.cross_entropy,
+            attention=backends_taken(trial.model, self.device, self._product_dtype()),
         )
+
+    def _product_dtype(self) -> torch.dtype:
+        with autocast(self.device, self.trial.precision):
+            return product_dtype(self.model.embedding.weight)
 
     def _peak_gpu_bytes(self) -> int | None:
         on_gpu = self.device.type == "cuda"

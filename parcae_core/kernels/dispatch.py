@@ -60,10 +60,12 @@ def use_triton(op: str, impl: Impl, *tensors: Tensor, width: int = 1) -> bool:
         ValueError: for an unknown `impl`, or impl="triton" where the kernel cannot run; the message
             has the reason and the `impl` to use.
     """
+    if impl == "torch":
+        return False
     check_impl(op, impl)
     first = tensors[0]
     # the interpreter is for who asks: it is a thousand times slower than torch
-    if impl == "torch" or (impl == "auto" and first.device.type != "cuda"):
+    if impl == "auto" and first.device.type != "cuda":
         return False
     problem = unavailable(first.device) or _misfit(tensors, width)
     if problem is None:

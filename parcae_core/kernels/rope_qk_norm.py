@@ -180,9 +180,8 @@ def rope_qk_norm(
             f"rope_qk_norm: q {tuple(q.shape)} must be (B, T, H, K), k {tuple(k.shape)} "
             f"(B, T, G, K) with G <= H, and turn {tuple(turn.shape)} (>= T, K/2)"
         )
-    table = torch.view_as_real(turn)
-    if use_triton("rope_qk_norm", impl, q, k, table, width=q.shape[-1]):
+    if use_triton("rope_qk_norm", impl, q, k, width=q.shape[-1]):
         eps = torch.finfo(torch.float32).eps if eps is None else eps
-        return _RopeQkNorm.apply(q, k, table.contiguous(), norm, eps)
+        return _RopeQkNorm.apply(q, k, torch.view_as_real(turn).contiguous(), norm, eps)
     q, k = rotate(q, turn), rotate(k, turn)
     return (rms_norm(q, None, eps), rms_norm(k, None, eps)) if norm else (q, k)

@@ -22,6 +22,7 @@ from parcae_core.evaluate import evaluate
 from parcae_core.feed import Feed
 from parcae_core.gradient import drawn_on, local_gradient
 from parcae_core.interrupt import StopFlag, stop_on_signal
+from parcae_core.kernels import dispatch
 from parcae_core.model import build_model
 from parcae_core.result import Execution, Interrupted, TrainResult
 from parcae_core.train import train
@@ -130,6 +131,29 @@ def test_a_line_of_metrics_holds_what_the_module_says(data_dir, tmp_path):
     assert last["stability/loop_norm_01"] > 0
     assert last["optim/muon_lr"] == pytest.approx(8e-3 / 6)
     assert json.loads(json.dumps(last)) == last
+
+
+def test_the_result_says_what_ran(data_dir, tmp_path):
+    result = run(tiny_trial(n_steps=1), data_dir, tmp_path)
+    assert (result.kernels, result.cross_entropy, result.attention) == ("torch", "torch", "flash")
+    assert result.compiled is False
+
+
+def test_kernels_that_cannot_run_are_refused(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(dispatch, "INTERPRETED", False)
+    with pytest.raises(UserError, match=r"impl='triton' .* on cpu; use impl='torch'"):
+        run(tiny_trial(), data_dir, tmp_path, impl="triton")
+
+
+def test_a_run_with_kernels_trains_the_same_model_to_rounding(data_dir, tmp_path, monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    trial = tiny_trial(n_steps=2, batch_sequences=4)
+    plain, fused = (run(trial, data_dir, tmp_path / i, impl=i) for i in ("torch", "triton"))
+    assert fused.kernels == "triton"
+    assert fused.trial_id == plain.trial_id
+    losses = [[row.val_loss for row in r.evaluation] for r in (plain, fused)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)  # float32, 2 updates
 
 
 def test_the_result_survives_json(data_dir, tmp_path):
@@ -559,3 +583,10 @@ def test_each_process_of_a_machine_takes_its_own_gpu(monkeypatch):
 def test_an_execution_refuses_zero(field):
     with pytest.raises(ValueError, match=f"{field} is 0"):
         Execution(**{field: 0})
+
+
+def test_an_execution_refuses_kernels_it_cannot_have():
+    with pytest.raises(ValueError, match="impl is 'cuda'; it must be auto, torch or triton"):
+        Execution(impl="cuda")
+    with pytest.raises(ValueError, match=r"exclude each other.* use impl='torch' or leave"):
+        Execution(impl="triton", compile=True)

@@ -1,0 +1,66 @@
+"""What a model runs: chosen once, recorded, and refused with a reason where it cannot run."""
+
+import pytest
+import torch
+
+from parcae_core.device import compile_blocks
+from parcae_core.errors import UserError
+from parcae_core.kernels import choice, dispatch
+from parcae_core.kernels.attention import backend_order, backends_taken
+from parcae_core.kernels.choice import TORCH, Kernels, choose
+from parcae_core.model import build_model
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def test_a_cpu_runs_torch_unless_told(tiny, device):
+    assert choose(CPU) == choose(CPU, "torch") == TORCH
+    assert build_model(tiny(), seed=0).kernels == TORCH
+    if dispatch.INTERPRETED:
+        assert choose(CPU, "triton") == Kernels(ops="triton", cross_entropy="torch")
+
+
+@pytest.mark.parametrize(
+    ("triton", "liger", "wanted"),
+    [
+        (object(), True, Kernels(ops="triton", cross_entropy="liger")),
+        (object(), False, Kernels(ops="triton", cross_entropy="torch")),
+        (None, False, TORCH),
+    ],
+)
+def test_a_gpu_runs_what_is_installed(monkeypatch, triton, liger, wanted):
+    monkeypatch.setattr(dispatch, "triton", triton)
+    monkeypatch.setattr(choice, "has_liger", lambda: liger)
+    assert choose(GPU) == wanted
+    assert choose(GPU, "torch") == TORCH
+
+
+def test_what_cannot_run_is_refused(monkeypatch, tiny):
+    monkeypatch.setattr(dispatch, "INTERPRETED", False)
+    with pytest.raises(UserError, match=r"CUDA device .* on cpu; use impl='torch'"):
+        build_model(tiny(), seed=0, impl="triton")
+    with pytest.raises(UserError, match="impl is 'fast'; it must be one of 'auto', 'torch'"):
+        choose(CPU, "fast")
+
+
+def test_compiled_blocks_are_torchs(tiny, monkeypatch):
+    model = build_model(tiny(), seed=0)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *a, **k: None)
+    model.use(Kernels(ops="triton", cross_entropy="liger"))
+    compile_blocks(model)
+    assert model.kernels == Kernels(ops="torch", cross_entropy="liger")
+    assert {block.attn.impl for block in model.core} == {"torch"}
+
+
+def test_the_attention_of_every_width_is_named(tiny):
+    with backend_order(CPU):
+        assert backends_taken(tiny(), CPU, torch.float32) == "flash"
+        # torch has no fused attention for such numbers
+        assert backends_taken(tiny(), CPU, torch.complex64) == "math"
+
+
+@pytest.mark.gpu
+def test_a_gpu_takes_the_first_backend_of_the_order(tiny):
+    with backend_order(GPU):
+        assert backends_taken(tiny(d_model=128), GPU, torch.bfloat16) == "flash"
+        assert backends_taken(tiny(d_model=128), GPU, torch.float32) == "efficient"
