@@ -28,6 +28,8 @@ if INTERPRETED or torch.version.cuda or torch.version.hip:
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_WIDTH = 8192  # a row of a norm has to fit the registers of one program
+# products and sums become one rounding; stated, because Triton 3.10 drops it as its default
+LAUNCH = {"enable_fp_fusion": True}
 _TILE = 4096  # elements of one tensor in a program: 32 a thread at four warps
 _PROGRAMS_PER_PROCESSOR = 4
 _PROGRAMS_INTERPRETED = 3  # few, so that each meets several blocks, as on a GPU

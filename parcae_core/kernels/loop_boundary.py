@@ -15,7 +15,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from parcae_core.kernels.dispatch import Impl, n_programs, row_blocks, tl, triton, use_triton
+from parcae_core.kernels.dispatch import (
+    LAUNCH,
+    Impl,
+    n_programs,
+    row_blocks,
+    tl,
+    triton,
+    use_triton,
+)
 from parcae_core.kernels.rms_norm import rms_norm, rms_norm_ref
 
 
@@ -94,7 +102,7 @@ class _LoopBoundary(torch.autograd.Function):
         ctx.rows_active = n_active * h.shape[1]
         bm, bs, n_blocks = row_blocks(M, S, tensors=2)
         _loop_boundary_fwd_kernel[(n_blocks,)](
-            h, a_bar, injected, weight, x, u, r, M, ctx.rows_active, S, eps, BM=bm, BS=bs
+            h, a_bar, injected, weight, x, u, r, M, ctx.rows_active, S, eps, BM=bm, BS=bs, **LAUNCH
         )
         ctx.save_for_backward(h, a_bar, injected, weight, r)
         return x, u
@@ -109,7 +117,7 @@ class _LoopBoundary(torch.autograd.Function):
         da_part, dw_part = torch.empty(2, n, S, device=h.device, dtype=torch.float32)
         _loop_boundary_bwd_kernel[(n,)](
             dx.contiguous(), du.contiguous(), h, a_bar, injected, weight, r,
-            dh, dinjected, da_part, dw_part, M, ctx.rows_active, S, BM=bm, BS=bs,
+            dh, dinjected, da_part, dw_part, M, ctx.rows_active, S, BM=bm, BS=bs, **LAUNCH,
         )  # fmt: skip
         da, dw = da_part.sum(0).to(a_bar.dtype), dw_part.sum(0).to(weight.dtype)
         return dh, da, dinjected, dw, None, None, None

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parcae_core.kernels.dispatch import Impl, row_blocks, tl, triton, use_triton
+from parcae_core.kernels.dispatch import LAUNCH, Impl, row_blocks, tl, triton, use_triton
 
 
 def relu_squared_ref(x: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class _ReluSquaredTriton(torch.autograd.Function):
         x = x.contiguous()
         y = torch.empty_like(x)
         block, n_blocks = _blocks(x.numel())
-        _relu_squared_fwd_kernel[(n_blocks,)](x, y, x.numel(), BN=block)
+        _relu_squared_fwd_kernel[(n_blocks,)](x, y, x.numel(), BN=block, **LAUNCH)
         # in float16 the square of what is below 2e-4 is lost, and with it the gradient
         ctx.kept_y = x.dtype != torch.float16
         ctx.save_for_backward(y if ctx.kept_y else x)
@@ -58,7 +58,7 @@ class _ReluSquaredTriton(torch.autograd.Function):
         dx = torch.empty_like(kept)
         block, n_blocks = _blocks(kept.numel())
         _relu_squared_bwd_kernel[(n_blocks,)](
-            dy.contiguous(), kept, dx, kept.numel(), BN=block, KEPT_Y=ctx.kept_y
+            dy.contiguous(), kept, dx, kept.numel(), BN=block, KEPT_Y=ctx.kept_y, **LAUNCH
         )
         return dx
 

@@ -13,7 +13,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from parcae_core.kernels.dispatch import Impl, n_programs, row_blocks, tl, triton, use_triton
+from parcae_core.kernels.dispatch import (
+    LAUNCH,
+    Impl,
+    n_programs,
+    row_blocks,
+    tl,
+    triton,
+    use_triton,
+)
 from parcae_core.kernels.rms_norm import rms_norm, rms_norm_ref
 
 
@@ -82,7 +90,7 @@ class _ResidualNorm(torch.autograd.Function):
         r = torch.empty(M, device=x.device, dtype=torch.float32)
         bm, bd, n_blocks = row_blocks(M, D, tensors=2)
         _residual_norm_fwd_kernel[(n_blocks,)](
-            x, delta, weight, s, u, r, M, D, eps, BM=bm, BD=bd
+            x, delta, weight, s, u, r, M, D, eps, BM=bm, BD=bd, **LAUNCH
         )  # fmt: skip
         ctx.save_for_backward(s, r, weight)
         ctx.delta_dtype = delta.dtype
@@ -100,7 +108,7 @@ class _ResidualNorm(torch.autograd.Function):
         dw_part = torch.empty(n, D, device=s.device, dtype=torch.float32)
         _residual_norm_bwd_kernel[(n,)](
             ds.contiguous(), du.contiguous(), s, r, weight, dx, ddelta, dw_part,
-            M, D, BM=bm, BD=bd, SPLIT=split,
+            M, D, BM=bm, BD=bd, SPLIT=split, **LAUNCH,
         )  # fmt: skip
         return dx, ddelta, dw_part.sum(0).to(weight.dtype), None, None
 

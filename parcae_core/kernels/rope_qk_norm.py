@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from parcae_core.kernels.dispatch import Impl, row_blocks, tl, triton, use_triton
+from parcae_core.kernels.dispatch import LAUNCH, Impl, row_blocks, tl, triton, use_triton
 from parcae_core.kernels.rms_norm import rms_norm, rms_norm_ref
 
 _KEEP_Y_FROM = 64  # head width
@@ -45,12 +45,14 @@ if triton is not None:
         x, y, r, turn, T, HEADS, M, K, eps,
         NORM: tl.constexpr, BM: tl.constexpr, BP: tl.constexpr,
     ):  # fmt: skip
-        rows = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64)  # (b, t, head)
+        rows = tl.program_id(0) * BM + tl.arange(0, BM)  # (b, t, head)
         pairs = tl.arange(0, BP)
         half = tl.arange(0, 2)
         inside = (rows < M)[:, None] & (pairs < K // 2)[None, :]
         cols = (2 * pairs)[:, None] + half[None, :]
-        offs = rows[:, None, None] * K + cols[None, :, :]  # both halves of a pair side by side
+        offs = (
+            rows.to(tl.int64)[:, None, None] * K + cols[None, :, :]
+        )  # both halves of a pair side by side
         mask = inside[:, :, None] & (half < 2)[None, None, :]
         place = (rows // HEADS % T)[:, None, None] * K + cols[None, :, :]
         b_a, b_b = tl.split(tl.load(x + offs, mask=mask, other=0.0).to(tl.float32))
@@ -68,12 +70,12 @@ if triton is not None:
         dy, kept, r, turn, dx, T, HEADS, M, K,
         NORM: tl.constexpr, KEPT_Y: tl.constexpr, BM: tl.constexpr, BP: tl.constexpr,
     ):  # fmt: skip
-        rows = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64)
+        rows = tl.program_id(0) * BM + tl.arange(0, BM)
         pairs = tl.arange(0, BP)
         half = tl.arange(0, 2)
         inside = (rows < M)[:, None] & (pairs < K // 2)[None, :]
         cols = (2 * pairs)[:, None] + half[None, :]
-        offs = rows[:, None, None] * K + cols[None, :, :]
+        offs = rows.to(tl.int64)[:, None, None] * K + cols[None, :, :]
         mask = inside[:, :, None] & (half < 2)[None, None, :]
         place = (rows // HEADS % T)[:, None, None] * K + cols[None, :, :]
         b_a, b_b = tl.split(tl.load(dy + offs, mask=mask, other=0.0).to(tl.float32))
@@ -123,7 +125,7 @@ class _RopeQkNorm(torch.autograd.Function):
         rq, rk = (torch.empty(m, device=q.device, dtype=torch.float32) for m in ctx.sizes[3:5])
         bm, bk, n_blocks = row_blocks(ctx.sizes[3], K, tensors=2)
         _rope_qk_norm_fwd_kernel[(n_blocks, 2)](
-            q, k, yq, yk, rq, rk, turn, *ctx.sizes, eps, NORM=norm, BM=bm, BP=bk // 2
+            q, k, yq, yk, rq, rk, turn, *ctx.sizes, eps, NORM=norm, BM=bm, BP=bk // 2, **LAUNCH
         )
         ctx.norm, ctx.kept_y = norm, K >= _KEEP_Y_FROM
         kept = () if not norm else (yq, yk) if ctx.kept_y else (q, k)
@@ -139,7 +141,7 @@ class _RopeQkNorm(torch.autograd.Function):
         bm, bk, n_blocks = row_blocks(ctx.sizes[3], ctx.sizes[-1], tensors=2)
         _rope_qk_norm_bwd_kernel[(n_blocks, 2)](
             dyq, dyk, kept_q, kept_k, rq, rk, turn, dq, dk, *ctx.sizes,
-            NORM=ctx.norm, KEPT_Y=ctx.kept_y, BM=bm, BP=bk // 2,
+            NORM=ctx.norm, KEPT_Y=ctx.kept_y, BM=bm, BP=bk // 2, **LAUNCH,
         )  # fmt: skip
         return dq, dk, None, None, None
 

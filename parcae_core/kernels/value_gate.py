@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from parcae_core.kernels.dispatch import Impl, row_blocks, tl, triton, use_triton
+from parcae_core.kernels.dispatch import LAUNCH, Impl, row_blocks, tl, triton, use_triton
 
 
 def value_gate_ref(v: Tensor, gate: Tensor, embedding: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class _ValueGate(torch.autograd.Function):
         K, M = v.shape[-1], gate.numel()
         y = torch.empty_like(v)
         bm, bk, n_blocks = row_blocks(M, K, tensors=2)
-        _value_gate_fwd_kernel[(n_blocks,)](v, gate, embedding, y, M, K, BM=bm, BK=bk)
+        _value_gate_fwd_kernel[(n_blocks,)](v, gate, embedding, y, M, K, BM=bm, BK=bk, **LAUNCH)
         ctx.save_for_backward(gate, embedding)
         return y
 
@@ -77,7 +77,9 @@ class _ValueGate(torch.autograd.Function):
         K, M = dy.shape[-1], gate.numel()
         dgate, de = torch.empty_like(gate), torch.empty_like(embedding)
         bm, bk, n_blocks = row_blocks(M, K, tensors=2)
-        _value_gate_bwd_kernel[(n_blocks,)](dy, gate, embedding, dgate, de, M, K, BM=bm, BK=bk)
+        _value_gate_bwd_kernel[(n_blocks,)](
+            dy, gate, embedding, dgate, de, M, K, BM=bm, BK=bk, **LAUNCH
+        )
         return dy, dgate, de
 
 
