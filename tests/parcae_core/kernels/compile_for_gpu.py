@@ -23,52 +23,14 @@ from parcae_core.kernels.dispatch import LAUNCH  # noqa: E402
 
 TARGET = GPUTarget("cuda", 90, 32)
 # tensors as under bfloat16 autocast; every other argument is an integer, but for eps
-NARROW = set(
-    [
-        "delta",
-        "u",
-        "du",
-        "ddelta",
-        "v",
-        "gate",
-        "y",
-        "dy",
-        "dgate",
-        "kept",
-        "q",
-        "k",
-        "yq",
-        "yk",
-        "dyq",
-        "dyk",
-        "kept_q",
-        "kept_k",
-        "dq",
-        "dk",
-    ]
-)
-WIDE = set(
-    [
-        "x",
-        "s",
-        "r",
-        "w",
-        "ds",
-        "dx",
-        "h",
-        "a_bar",
-        "injected",
-        "dh",
-        "dinjected",
-        "da_part",
-        "dw_part",
-        "e",
-        "de",
-        "rq",
-        "rk",
-        "turn",
-    ]
-)
+NARROW = {
+    "delta", "u", "du", "ddelta", "v", "gate", "y", "dy", "dgate", "kept", "q", "k", "yq", "yk",
+    "dyq", "dyk", "kept_q", "kept_k", "dq", "dk",
+}  # fmt: skip
+WIDE = {
+    "x", "s", "r", "w", "ds", "dx", "h", "a_bar", "injected", "dh", "dinjected", "da_part",
+    "dw_part", "e", "de", "rq", "rk", "turn",
+}  # fmt: skip
 ROWS = {"BM": 2, "BD": 1024}  # d_model 768
 CASES = [
     (residual_norm._residual_norm_fwd_kernel, ROWS),
