@@ -146,7 +146,8 @@ def test_kernels_that_cannot_run_are_refused(data_dir, tmp_path, monkeypatch):
 
 
 def test_a_run_with_kernels_trains_the_same_model_to_rounding(data_dir, tmp_path, monkeypatch):
-    pytest.importorskip("triton")
+    if dispatch.triton is None or not dispatch.INTERPRETED:
+        pytest.skip("kernels do not run on this machine's CPU")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     trial = tiny_trial(n_steps=2, batch_sequences=4)
     plain, fused = (run(trial, data_dir, tmp_path / i, impl=i) for i in ("torch", "triton"))
