@@ -41,47 +41,45 @@ def rope_qk_norm_ref(
 if triton is not None:
 
     @triton.jit
+    def _pairs(start, offs, mask, BM: tl.constexpr, BK: tl.constexpr):
+        """The two halves of every pair in a tile of (BM, BK), each (BM, BK/2) in float32."""
+        b_x = tl.load(start + offs, mask=mask, other=0.0).to(tl.float32)
+        return tl.split(tl.reshape(b_x, [BM, BK // 2, 2]))
+
+    @triton.jit
     def _turn_rows(
         x, y, r, turn, T, HEADS, M, K, eps,
-        NORM: tl.constexpr, BM: tl.constexpr, BP: tl.constexpr,
+        NORM: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
     ):  # fmt: skip
         rows = tl.program_id(0) * BM + tl.arange(0, BM)  # (b, t, head)
-        pairs = tl.arange(0, BP)
-        half = tl.arange(0, 2)
-        inside = (rows < M)[:, None] & (pairs < K // 2)[None, :]
-        cols = (2 * pairs)[:, None] + half[None, :]
-        offs = (
-            rows.to(tl.int64)[:, None, None] * K + cols[None, :, :]
-        )  # both halves of a pair side by side
-        mask = inside[:, :, None] & (half < 2)[None, None, :]
-        place = (rows // HEADS % T)[:, None, None] * K + cols[None, :, :]
-        b_a, b_b = tl.split(tl.load(x + offs, mask=mask, other=0.0).to(tl.float32))
-        b_cos, b_sin = tl.split(tl.load(turn + place, mask=mask, other=0.0))
+        cols = tl.arange(0, BK)
+        mask = (rows < M)[:, None] & (cols < K)[None, :]
+        offs = rows.to(tl.int64)[:, None] * K + cols[None, :]
+        place = (rows // HEADS % T)[:, None] * K + cols[None, :]
+        b_a, b_b = _pairs(x, offs, mask, BM, BK)
+        b_cos, b_sin = _pairs(turn, place, mask, BM, BK)
         b_r = 1.0
         if NORM:
             b_r = 1 / tl.sqrt(tl.sum(b_a * b_a + b_b * b_b, axis=1) / K + eps)
             tl.store(r + rows, b_r, mask=rows < M)
             b_r = b_r[:, None]
         b_y = tl.join((b_a * b_cos - b_b * b_sin) * b_r, (b_a * b_sin + b_b * b_cos) * b_r)
-        tl.store(y + offs, b_y.to(y.dtype.element_ty), mask=mask)
+        tl.store(y + offs, tl.reshape(b_y, [BM, BK]).to(y.dtype.element_ty), mask=mask)
 
     @triton.jit
     def _turn_rows_back(
         dy, kept, r, turn, dx, T, HEADS, M, K,
-        NORM: tl.constexpr, KEPT_Y: tl.constexpr, BM: tl.constexpr, BP: tl.constexpr,
+        NORM: tl.constexpr, KEPT_Y: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
     ):  # fmt: skip
         rows = tl.program_id(0) * BM + tl.arange(0, BM)
-        pairs = tl.arange(0, BP)
-        half = tl.arange(0, 2)
-        inside = (rows < M)[:, None] & (pairs < K // 2)[None, :]
-        cols = (2 * pairs)[:, None] + half[None, :]
-        offs = rows.to(tl.int64)[:, None, None] * K + cols[None, :, :]
-        mask = inside[:, :, None] & (half < 2)[None, None, :]
-        place = (rows // HEADS % T)[:, None, None] * K + cols[None, :, :]
-        b_a, b_b = tl.split(tl.load(dy + offs, mask=mask, other=0.0).to(tl.float32))
-        b_cos, b_sin = tl.split(tl.load(turn + place, mask=mask, other=0.0))
+        cols = tl.arange(0, BK)
+        mask = (rows < M)[:, None] & (cols < K)[None, :]
+        offs = rows.to(tl.int64)[:, None] * K + cols[None, :]
+        place = (rows // HEADS % T)[:, None] * K + cols[None, :]
+        b_a, b_b = _pairs(dy, offs, mask, BM, BK)
+        b_cos, b_sin = _pairs(turn, place, mask, BM, BK)
         if NORM:
-            b_ya, b_yb = tl.split(tl.load(kept + offs, mask=mask, other=0.0).to(tl.float32))
+            b_ya, b_yb = _pairs(kept, offs, mask, BM, BK)
             b_r = tl.load(r + rows, mask=rows < M, other=0.0)[:, None]
             if not KEPT_Y:
                 b_xa = b_ya * b_r
@@ -92,27 +90,27 @@ if triton is not None:
             b_a = b_r * (b_a - b_ya * b_mean)
             b_b = b_r * (b_b - b_yb * b_mean)
         b_dx = tl.join(b_a * b_cos + b_b * b_sin, b_b * b_cos - b_a * b_sin)
-        tl.store(dx + offs, b_dx.to(dx.dtype.element_ty), mask=mask)
+        tl.store(dx + offs, tl.reshape(b_dx, [BM, BK]).to(dx.dtype.element_ty), mask=mask)
 
     @triton.jit
     def _rope_qk_norm_fwd_kernel(
         q, k, yq, yk, rq, rk, turn, T, H, G, MQ, MK, K, eps,
-        NORM: tl.constexpr, BM: tl.constexpr, BP: tl.constexpr,
+        NORM: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
     ):  # fmt: skip
         if tl.program_id(1) == 0:
-            _turn_rows(q, yq, rq, turn, T, H, MQ, K, eps, NORM, BM, BP)
+            _turn_rows(q, yq, rq, turn, T, H, MQ, K, eps, NORM, BM, BK)
         else:
-            _turn_rows(k, yk, rk, turn, T, G, MK, K, eps, NORM, BM, BP)
+            _turn_rows(k, yk, rk, turn, T, G, MK, K, eps, NORM, BM, BK)
 
     @triton.jit
     def _rope_qk_norm_bwd_kernel(
         dyq, dyk, kept_q, kept_k, rq, rk, turn, dq, dk, T, H, G, MQ, MK, K,
-        NORM: tl.constexpr, KEPT_Y: tl.constexpr, BM: tl.constexpr, BP: tl.constexpr,
+        NORM: tl.constexpr, KEPT_Y: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
     ):  # fmt: skip
         if tl.program_id(1) == 0:
-            _turn_rows_back(dyq, kept_q, rq, turn, dq, T, H, MQ, K, NORM, KEPT_Y, BM, BP)
+            _turn_rows_back(dyq, kept_q, rq, turn, dq, T, H, MQ, K, NORM, KEPT_Y, BM, BK)
         else:
-            _turn_rows_back(dyk, kept_k, rk, turn, dk, T, G, MK, K, NORM, KEPT_Y, BM, BP)
+            _turn_rows_back(dyk, kept_k, rk, turn, dk, T, G, MK, K, NORM, KEPT_Y, BM, BK)
 
 
 class _RopeQkNorm(torch.autograd.Function):
@@ -125,7 +123,7 @@ class _RopeQkNorm(torch.autograd.Function):
         rq, rk = (torch.empty(m, device=q.device, dtype=torch.float32) for m in ctx.sizes[3:5])
         bm, bk, n_blocks = row_blocks(ctx.sizes[3], K, tensors=2)
         _rope_qk_norm_fwd_kernel[(n_blocks, 2)](
-            q, k, yq, yk, rq, rk, turn, *ctx.sizes, eps, NORM=norm, BM=bm, BP=bk // 2, **LAUNCH
+            q, k, yq, yk, rq, rk, turn, *ctx.sizes, eps, NORM=norm, BM=bm, BK=bk, **LAUNCH
         )
         ctx.norm, ctx.kept_y = norm, K >= _KEEP_Y_FROM
         kept = () if not norm else (yq, yk) if ctx.kept_y else (q, k)
@@ -141,7 +139,7 @@ class _RopeQkNorm(torch.autograd.Function):
         bm, bk, n_blocks = row_blocks(ctx.sizes[3], ctx.sizes[-1], tensors=2)
         _rope_qk_norm_bwd_kernel[(n_blocks, 2)](
             dyq, dyk, kept_q, kept_k, rq, rk, turn, dq, dk, *ctx.sizes,
-            NORM=ctx.norm, KEPT_Y=ctx.kept_y, BM=bm, BP=bk // 2, **LAUNCH,
+            NORM=ctx.norm, KEPT_Y=ctx.kept_y, BM=bm, BK=bk, **LAUNCH,
         )  # fmt: skip
         return dq, dk, None, None, None
 

@@ -43,11 +43,11 @@ CASES = [
     (relu_squared._relu_squared_fwd_kernel, {"BN": 2048}),
     (relu_squared._relu_squared_bwd_kernel, {"BN": 2048, "KEPT_Y": True}),
     (relu_squared._relu_squared_bwd_kernel, {"BN": 2048, "KEPT_Y": False}),
-    (rope_qk_norm._rope_qk_norm_fwd_kernel, {"NORM": True, "BM": 32, "BP": 32}),
-    (rope_qk_norm._rope_qk_norm_fwd_kernel, {"NORM": False, "BM": 32, "BP": 32}),
-    (rope_qk_norm._rope_qk_norm_bwd_kernel, {"NORM": True, "KEPT_Y": True, "BM": 32, "BP": 32}),
-    (rope_qk_norm._rope_qk_norm_bwd_kernel, {"NORM": True, "KEPT_Y": False, "BM": 8, "BP": 1}),
-    (rope_qk_norm._rope_qk_norm_bwd_kernel, {"NORM": False, "KEPT_Y": True, "BM": 32, "BP": 32}),
+    (rope_qk_norm._rope_qk_norm_fwd_kernel, {"NORM": True, "BM": 32, "BK": 64}),
+    (rope_qk_norm._rope_qk_norm_fwd_kernel, {"NORM": False, "BM": 32, "BK": 64}),
+    (rope_qk_norm._rope_qk_norm_bwd_kernel, {"NORM": True, "KEPT_Y": True, "BM": 32, "BK": 64}),
+    (rope_qk_norm._rope_qk_norm_bwd_kernel, {"NORM": True, "KEPT_Y": False, "BM": 8, "BK": 2}),
+    (rope_qk_norm._rope_qk_norm_bwd_kernel, {"NORM": False, "KEPT_Y": True, "BM": 32, "BK": 64}),
 ]
 
 
