@@ -333,7 +333,8 @@ def build_model(
     # built on the CPU directly: the detour through meta tensors imports torch's compiler, 1 s and
     # 140 MB in every worker
     model = Parcae(config)
-    model.use(choose(torch.device(device), impl))
+    width = max(config.d_model, config.state_width)
+    model.use(choose(torch.device(device), impl, width=width))
     model.reset_parameters(torch.Generator().manual_seed(seed))
     return model.to(device)
 

@@ -27,8 +27,11 @@ class Kernels:
 TORCH = Kernels()
 
 
-def choose(device: torch.device, impl: Impl = "auto") -> Kernels:
+def choose(device: torch.device, impl: Impl = "auto", *, width: int = 1) -> Kernels:
     """What a model on `device` runs.
+
+    Args:
+        width: of its widest layer, in channels.
 
     Raises:
         UserError: if "triton" is asked for and cannot run there, or `impl` is unknown.
@@ -40,7 +43,7 @@ def choose(device: torch.device, impl: Impl = "auto") -> Kernels:
     on_gpu = device.type == "cuda"
     if impl == "torch" or (impl == "auto" and not on_gpu):
         return TORCH
-    problem = unavailable(device)
+    problem = unavailable(device, width)
     if problem is not None and impl == "triton":
         raise UserError(f"kernels: impl='triton' {problem}; use impl='torch'")
     return Kernels(

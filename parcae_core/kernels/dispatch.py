@@ -27,7 +27,7 @@ if INTERPRETED or torch.version.cuda or torch.version.hip:
         tl = importlib.import_module("triton.language")
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-MAX_WIDTH = 8192  # a row of a norm has to fit the registers of one program
+MAX_WIDTH = 2048  # of a row that one program holds; beyond it the loop boundary's backward spills
 # products and sums become one rounding; stated, because Triton 3.10 drops it as its default
 LAUNCH = {"enable_fp_fusion": True}
 _TILE = 4096  # elements of one tensor in a program: 32 a thread at four warps
@@ -42,12 +42,14 @@ def check_impl(op: str, impl: str) -> None:
         raise ValueError(f"{op}: impl is {impl!r}; it must be one of {known}")
 
 
-def unavailable(device: torch.device) -> str | None:
-    """Why no kernel runs on a device, as the end of a sentence, or None."""
+def unavailable(device: torch.device, width: int = 1) -> str | None:
+    """Why no kernel runs on a device for rows of a width, as the end of a sentence, or None."""
     if device.type != "cuda" and not INTERPRETED:
         return f"needs a CUDA device and the tensors are on {device.type}"
     if triton is None:
         return "needs the package triton (pip install 'parcae-scaling[kernels]')"
+    if width > MAX_WIDTH:
+        return f"takes rows of at most {MAX_WIDTH} channels and these have {width}"
     return None
 
 
@@ -69,7 +71,7 @@ def use_triton(op: str, impl: Impl, *tensors: Tensor, width: int = 1) -> bool:
     # the interpreter is for who asks: it is a thousand times slower than torch
     if impl == "auto" and first.device.type != "cuda":
         return False
-    problem = unavailable(first.device) or _misfit(tensors, width)
+    problem = unavailable(first.device, width) or _misfit(tensors)
     if problem is None:
         return True
     if impl == "triton":
@@ -77,7 +79,7 @@ def use_triton(op: str, impl: Impl, *tensors: Tensor, width: int = 1) -> bool:
     return False
 
 
-def _misfit(tensors: tuple[Tensor, ...], width: int) -> str | None:
+def _misfit(tensors: tuple[Tensor, ...]) -> str | None:
     devices = sorted({str(t.device) for t in tensors})
     if len(devices) > 1:
         return f"needs all tensors on one device and they are on {' and '.join(devices)}"
@@ -86,8 +88,6 @@ def _misfit(tensors: tuple[Tensor, ...], width: int) -> str | None:
             return f"takes float32, float16 and bfloat16, and a tensor is {str(t.dtype)[6:]}"
         if t.numel() == 0:
             return f"needs at least one element and a tensor has shape {tuple(t.shape)}"
-    if width > MAX_WIDTH:
-        return f"takes rows of at most {MAX_WIDTH} channels and these have {width}"
     return None
 
 

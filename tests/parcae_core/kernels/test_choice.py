@@ -1,5 +1,9 @@
 """What a model runs: chosen once, recorded, and refused with a reason where it cannot run."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -32,7 +36,7 @@ def test_a_gpu_runs_what_is_installed(monkeypatch, triton, liger, wanted):
     monkeypatch.setattr(dispatch, "triton", triton)
     monkeypatch.setattr(choice, "has_liger", lambda: liger)
     assert choose(GPU) == wanted
-    assert choose(GPU, "torch") == TORCH
+    assert choose(GPU, width=4096).ops == choose(GPU, "torch").ops == "torch"
 
 
 def test_what_cannot_run_is_refused(monkeypatch, tiny):
@@ -41,6 +45,13 @@ def test_what_cannot_run_is_refused(monkeypatch, tiny):
         build_model(tiny(), seed=0, impl="triton")
     with pytest.raises(UserError, match="impl is 'fast'; it must be one of 'auto', 'torch'"):
         choose(CPU, "fast")
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="a build that can use the kernels")
+def test_a_build_for_cpus_is_spared_the_import():
+    code = "import sys, parcae_core.train; sys.exit('triton' in sys.modules)"
+    clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    assert subprocess.run([sys.executable, "-c", code], env=clean).returncode == 0
 
 
 def test_compiled_blocks_are_torchs(tiny, monkeypatch):
