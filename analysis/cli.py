@@ -12,7 +12,11 @@ from typing import Annotated
 import typer
 
 Source = Annotated[
-    str, typer.Argument(help="bundled:parcae-140m, a sweep folder, or a .parquet or .csv file.")
+    str,
+    typer.Argument(
+        help="bundled:parcae-140m, a sweep folder, a .parquet or .csv file, wandb:ENTITY/PROJECT[/GROUP], "
+        "or a folder of W&B runs."
+    ),
 ]
 Columns = Annotated[
     str | None,

@@ -1,4 +1,5 @@
-"""Where rows come from: a sweep folder, a records file, any CSV with a column map, the bundled points.
+"""Where rows come from: a sweep folder, a records file, any CSV with a column map, the bundled points,
+and whatever else a reader is registered for (W&B, by sweeps.wandb_source).
 
 Whatever the source, a law sees one table with the names of `LAW_COLUMNS`; rows left out are listed
 with reasons, and units, counting rules and tokenizers may not be mixed.
@@ -6,6 +7,7 @@ with reasons, and units, counting rules and tokenizers may not be mixed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,6 +81,32 @@ class Table:
         return replace(self, notes=tuple(dict.fromkeys((*self.notes, *notes))))
 
 
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Found:
+    """What a registered reader hands over: rows of a records table, and what it had to leave out."""
+
+    frame: pd.DataFrame  # with the columns of analysis.records; checked here
+    where: str  # the source as messages name it
+    dropped: tuple[Dropped, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reader:
+    """A kind of source read by another room, so that this one need not import its library."""
+
+    claims: Callable[[str], bool]  # cheap: asked about every source
+    read: Callable[[str], Found]
+
+
+_READERS: dict[str, Reader] = {}  # by the scheme that names the kind
+
+
+def register(scheme: str, reader: Reader) -> None:
+    """Let `load` read a further kind of source; registering a scheme again replaces its reader."""
+    _READERS[scheme] = reader
+
+
 def load(
     source: str | Path,
     columns: dict[str, str] | None = None,
@@ -87,7 +115,8 @@ def load(
     """The table of a source.
 
     Args:
-        source: `bundled:NAME`, a sweep folder, or a .parquet or .csv file.
+        source: `bundled:NAME`, a sweep folder, a .parquet or .csv file, or what a registered
+            reader claims.
         columns: our name or letter -> the file's column, for a file that is not a records table.
         where: conditions that rows must meet, like "mean_recurrence>1" or "preset=140m".
 
@@ -97,13 +126,21 @@ def load(
     text = str(source)
     if text.startswith("bundled:"):
         table = _bundled(text.removeprefix("bundled:"))
+    elif (reader := _reader_of(text)) is not None:
+        if columns:
+            raise InputError(
+                f"--columns: {text} holds records with names of their own; leave it out."
+            )
+        found = reader.read(text)
+        table = _from_records(found.frame, found.where)
+        table = replace(table, dropped=(*found.dropped, *table.dropped)).noting(*found.notes)
     else:
         path = records.find(source)
         frame = records.read_any(path)
         if columns:
             table = _mapped(frame, columns, path)
         elif set(records.NAMES) <= set(frame.columns):
-            table = _from_records(frame, path)
+            table = _from_records(frame, str(path))
         else:
             table = _mapped(frame, _own_names(frame, path), path)
     for condition in where:
@@ -237,6 +274,20 @@ def columns_of(table: Table, names: tuple[str, ...]):
     return {n: np.array(table.frame[n], dtype=float) for n in names}
 
 
+def _reader_of(text: str) -> Reader | None:
+    for reader in _READERS.values():
+        if reader.claims(text):
+            return reader
+    scheme, colon, rest = text.partition(":")
+    is_scheme = bool(colon) and scheme.replace("-", "").isalpha() and not rest.startswith("//")
+    if is_scheme and not Path(text).exists():
+        raise InputError(
+            f"{text}: nothing here reads {scheme!r} sources{nearest(scheme, ('bundled', *_READERS))}. "
+            f"Known: {', '.join(('bundled', *_READERS))}, folders and files."
+        )
+    return None
+
+
 def _bundled(name: str) -> Table:
     import pandas as pd
 
@@ -248,7 +299,7 @@ def _bundled(name: str) -> Table:
     path = Path(__file__).parent / "bundled" / BUNDLED[name]
     if path.suffix == ".parquet":
         return replace(
-            _from_records(records.read_any(path), path),
+            _from_records(records.read_any(path), str(path)),
             source=f"bundled:{name}",
             origin=f"measured by this project: its sweep sweeps/specs/{name}.yaml",
         )
@@ -266,20 +317,20 @@ def _bundled(name: str) -> Table:
     )
 
 
-def _from_records(frame: pd.DataFrame, path: Path) -> Table:
-    frame = records.validate(frame, where=str(path))
-    units.check_records(frame, where=str(path))
+def _from_records(frame: pd.DataFrame, where: str) -> Table:
+    frame = records.validate(frame, where=where)
+    units.check_records(frame, where=where)
     sweeps = ", ".join(sorted(frame.sweep.unique()))
     table = Table(
         frame=frame,
-        source=f"sweep {sweeps} ({path})",
+        source=f"sweep {sweeps} ({where})",
         kind="sweep",
         origin="measured by the runs of this sweep",
     )
     for status in ("diverged", "failed"):
         table = table.keep(table.frame.status != status, f"the run {status}")
     if not len(table.frame):
-        raise InputError(f"{path}: none of the {len(frame)} rows is of a finished run; run more.")
+        raise InputError(f"{where}: none of the {len(frame)} rows is of a finished run; run more.")
     rules = table.frame.flops_rule.unique()
     if len(rules) == 1:
         spent = table.frame[f"train_flops_{rules[0]}"]

@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FORBIDDEN = {
     "parcae_core": {"ray", "wandb", "pandas", "matplotlib", "sweeps", "analysis"},
-    "analysis": {"torch", "triton", "ray", "parcae_core", "sweeps"},
+    "analysis": {"torch", "triton", "ray", "wandb", "parcae_core", "sweeps"},
 }
 
 

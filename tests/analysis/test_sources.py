@@ -4,6 +4,7 @@ import pytest
 
 from analysis import records, sources
 from analysis.errors import InputError
+from analysis.results import Dropped
 
 
 def test_columns_are_mapped_by_letter_and_quotes_are_optional():
@@ -158,3 +159,22 @@ def test_nats_and_bits_that_contradict_each_other_are_refused(records_frame, tmp
     path = records.save(records_frame, tmp_path / "records.csv")
     with pytest.raises(InputError, match="must hold with one number"):
         sources.load(path)
+
+
+def test_another_room_registers_a_reader_for_a_kind_of_source(records, monkeypatch):
+    monkeypatch.setattr(sources, "_READERS", {})
+    lost = Dropped(reason="the run has no result yet", n_rows=1)
+    reader = sources.Reader(
+        claims=lambda text: text.startswith("far:"),
+        read=lambda text: sources.Found(frame=records, where=text, dropped=(lost,), notes=("n",)),
+    )
+    sources.register("far", reader)
+    table = sources.load("far:away", where=("mean_recurrence>2",))
+    assert table.source == "sweep simulated (far:away)"
+    assert [d.n_rows for d in table.dropped] == [1, 4]
+    assert table.notes == ("n",)
+    assert table.flops_rule == "paper"
+    with pytest.raises(InputError, match="--columns: far:away holds records"):
+        sources.load("far:away", {"N": "x"})
+    with pytest.raises(InputError, match=r"reads 'fa' sources; did you mean 'far'.*bundled, far"):
+        sources.load("fa:away")
