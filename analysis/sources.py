@@ -132,7 +132,7 @@ def load(
                 f"--columns: {text} holds records with names of their own; leave it out."
             )
         found = reader.read(text)
-        table = _from_records(found.frame, found.where)
+        table = from_records(found.frame, found.where)
         table = replace(table, dropped=(*found.dropped, *table.dropped)).noting(*found.notes)
     else:
         path = records.find(source)
@@ -140,12 +140,34 @@ def load(
         if columns:
             table = _mapped(frame, columns, path)
         elif set(records.NAMES) <= set(frame.columns):
-            table = _from_records(frame, str(path))
+            table = from_records(frame, str(path))
         else:
             table = _mapped(frame, _own_names(frame, path), path)
     for condition in where:
         table = _filtered(table, condition)
     _refuse_mixtures(table)
+    return table
+
+
+def from_records(frame: pd.DataFrame, where: str) -> Table:
+    """The finished runs of a records table; `where` names it in messages."""
+    frame = records.validate(frame, where=where)
+    units.check_records(frame, where=where)
+    sweeps = ", ".join(sorted(frame.sweep.unique()))
+    table = Table(
+        frame=frame,
+        source=f"sweep {sweeps} ({where})",
+        kind="sweep",
+        origin="measured by the runs of this sweep",
+    )
+    for status in ("diverged", "failed"):
+        table = table.keep(table.frame.status != status, f"the run {status}")
+    if not len(table.frame):
+        raise InputError(f"{where}: none of the {len(frame)} rows is of a finished run; run more.")
+    rules = table.frame.flops_rule.unique()
+    if len(rules) == 1:
+        spent = table.frame[f"train_flops_{rules[0]}"]
+        table = replace(table, frame=table.frame.assign(train_flops=spent), flops_rule=rules[0])
     return table
 
 
@@ -299,7 +321,7 @@ def _bundled(name: str) -> Table:
     path = Path(__file__).parent / "bundled" / BUNDLED[name]
     if path.suffix == ".parquet":
         return replace(
-            _from_records(records.read_any(path), str(path)),
+            from_records(records.read_any(path), str(path)),
             source=f"bundled:{name}",
             origin=f"measured by this project: its sweep sweeps/specs/{name}.yaml",
         )
@@ -315,27 +337,6 @@ def _bundled(name: str) -> Table:
             "the figure they were read from",
         ),
     )
-
-
-def _from_records(frame: pd.DataFrame, where: str) -> Table:
-    frame = records.validate(frame, where=where)
-    units.check_records(frame, where=where)
-    sweeps = ", ".join(sorted(frame.sweep.unique()))
-    table = Table(
-        frame=frame,
-        source=f"sweep {sweeps} ({where})",
-        kind="sweep",
-        origin="measured by the runs of this sweep",
-    )
-    for status in ("diverged", "failed"):
-        table = table.keep(table.frame.status != status, f"the run {status}")
-    if not len(table.frame):
-        raise InputError(f"{where}: none of the {len(frame)} rows is of a finished run; run more.")
-    rules = table.frame.flops_rule.unique()
-    if len(rules) == 1:
-        spent = table.frame[f"train_flops_{rules[0]}"]
-        table = replace(table, frame=table.frame.assign(train_flops=spent), flops_rule=rules[0])
-    return table
 
 
 def _own_names(frame: pd.DataFrame, path: Path) -> dict[str, str]:

@@ -10,6 +10,7 @@ import typer
 
 from analysis.errors import InputError
 from parcae_core.errors import UserError
+from sweeps import wandb_source
 
 # What each extra brings; a missing one is named with the way to get it
 _EXTRAS = {
@@ -51,6 +52,7 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_options)
+    wandb_source.register()  # analysis does not know this room
     for name in _ROOMS:
         importlib.import_module(name).register(app)
     return app

@@ -30,33 +30,29 @@ def records_of(store: Store) -> pd.DataFrame | None:
     """The table of every trial in the folder that is done, diverged or failed; None if none is."""
     import pandas as pd
 
-    sweep = store.sweep or {}
-    rows: list[dict[str, Any]] = []
-    for trial in store.stored_trials():
-        state = store.state(trial)
-        if state.state in records.STATUSES:
-            common = _common(store, sweep, trial) | {
-                "status": state.state,
-                "status_reason": None if state.state == "done" else state.reason,
-            }
-            rows += [common | row for row in _evaluated(store, trial)]
+    rows = [row for trial in store.stored_trials() for row in rows_of(store, trial)]
     if not rows:
         return None
     return records.validate(pd.DataFrame(rows), where=str(store.root))
 
 
-def _common(store: Store, sweep: dict[str, Any], trial: Trial) -> dict[str, Any]:
-    """What all rows of a trial share; FLOPs, steps and tokens are those of the planned training."""
+def rows_of(store: Store, trial: Trial) -> list[dict[str, Any]]:
+    """A trial's rows of the table: one per evaluation; empty while it has not ended."""
+    outcome = outcome_columns(store, trial)
+    if outcome is None:
+        return []
+    common = planned_columns(trial) | {"sweep": store.name} | outcome
+    return [common | row for row in evaluated(store, trial)]
+
+
+def planned_columns(trial: Trial) -> dict[str, Any]:
+    """What is known before a trial starts; FLOPs, steps and tokens are of the planned training."""
     model, counts = trial.model, count_params(trial.model)
     looped = trial.depth is not None
     core = counts.core if looped else 0
     flops = planned_flops(trial)
-    said = read_json(store.folder(trial.trial_id) / "state.json") or {}
-    result = store.result(trial) or {}
-    diverged = result.get("status") == "diverged"
     return {
         "trial_id": trial.trial_id,
-        "sweep": store.name,
         "preset": trial.preset,
         "architecture": "parcae" if looped else "transformer",
         "injection": model.injection if looped else None,
@@ -83,10 +79,24 @@ def _common(store: Store, sweep: dict[str, Any], trial: Trial) -> dict[str, Any]
         "data_fingerprint": trial.data.fingerprint,
         "tokenizer": trial.data.tokenizer,
         "vocab_size": trial.data.vocab_size,
-        "data_epochs": result.get("data_epochs", 0.0),
         "muon_lr": trial.optim.muon_lr,
         "adamw_lr": trial.optim.adamw_lr,
-        "diverged_step": result.get("step") if diverged else None,
+    }
+
+
+def outcome_columns(store: Store, trial: Trial) -> dict[str, Any] | None:
+    """What is known once a trial is done, diverged or failed; None before."""
+    state = store.state(trial)
+    if state.state not in records.STATUSES:
+        return None
+    sweep = store.sweep or {}
+    said = read_json(store.folder(trial.trial_id) / "state.json") or {}
+    result = store.result(trial) or {}
+    return {
+        "status": state.state,
+        "status_reason": None if state.state == "done" else state.reason,
+        "diverged_step": result.get("step") if state.state == "diverged" else None,
+        "data_epochs": result.get("data_epochs", 0.0),
         "wall_s": result.get("train_s"),
         "tokens_per_s": result.get("tokens_per_s"),
         "device": result.get("device", "unknown"),
@@ -102,7 +112,7 @@ def _depth_scheme(depth: DepthScheme | None) -> str | None:
     return None if depth is None else depth.kind
 
 
-def _evaluated(store: Store, trial: Trial) -> list[dict[str, Any]]:
+def evaluated(store: Store, trial: Trial) -> list[dict[str, Any]]:
     """One row per evaluation; a single empty one, at mean_recurrence, when there is none."""
     result = store.result(trial) or {}
     rows = result.get("evaluation") or []

@@ -24,6 +24,7 @@ from sweeps.estimate import longest_first
 from sweeps.plan import Plan
 from sweeps.store import FINISHED, State, Store, git_commit
 from sweeps.trainable import Job, Train, run_trial
+from sweeps.wandb_sweep import mirror_sweep
 
 LOST_WORKERS_ALLOWED = 3  # per trial; node loss and pre-emption count, our own exceptions do not
 
@@ -84,6 +85,13 @@ def run(
             job = make_job(plan, store, data_dirs, options)
             stopped = schedule(job, longest_first(left), options)
         states = {t.trial_id: store.state(t).state for t in plan.trials}
+        if not stopped:  # who stops a sweep does not wait for its figures
+            for problem in mirror_sweep(
+                store,
+                project=plan.spec.wandb.project,
+                mode=options.wandb_mode or plan.spec.wandb.mode,
+            ):
+                say(problem)
     # "running" can only be the word of a worker that is gone
     states = {i: "planned" if s == "running" else s for i, s in states.items()}
     return Outcome(states=states, reused=reused, stopped=stopped)

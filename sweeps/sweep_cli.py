@@ -226,25 +226,38 @@ def sync(
     sweep: Annotated[str, _SWEEP],
     out: Annotated[Path, _OUT] = Path("runs"),
 ) -> None:
-    """Send a sweep's offline W&B runs to the server; what was sent is not sent again.
+    """Send a sweep's offline W&B runs, and its own with figures and laws, to the server.
+
+    What was sent is not sent again; a run that no worker lived to write is written first.
 
     Examples:
 
         parcae sync demo
+
+        WANDB_BASE_URL=https://wandb.example.org parcae sync runs/demo
     """
+    from sweeps.spec import load_spec
     from sweeps.store import open_sweep
-    from sweeps.wandb_log import sync as send
-    from sweeps.wandb_log import unsynced
+    from sweeps.wandb_sweep import write_missing
+    from sweeps.wandb_sync import key_problem, unsynced
+    from sweeps.wandb_sync import sync as send
 
     store = open_sweep(sweep, out)
+    if (problem := key_problem()) is not None:
+        raise UserError(f"{store.root}: {problem}.")
+    for problem in write_missing(store, project=load_spec(store.root / "spec.yaml").wandb.project):
+        say(problem)
     waiting = unsynced(store.root)
     for i, folder in enumerate(waiting):
         problem = send(folder)
         if problem is not None:
             say(f"{folder}: {problem}")
-            say(f"{i} of {len(waiting)} runs sent; the rest wait for another `parcae sync`")
+            say(
+                f"{i} of {len(waiting)} runs sent; the rest wait for another "
+                f"`parcae sync {store.root}`"
+            )
             raise typer.Exit(1)
-        typer.echo(folder.parents[1].name)
+        typer.echo(folder.name.split("-", 3)[-1])
     say(f"{len(waiting)} runs sent")
 
 

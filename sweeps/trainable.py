@@ -18,16 +18,20 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parcae_core.result import Execution, Interrupted, TrainResult
 from parcae_core.trial import Trial
 from sweeps.files import read_json, write_atomic, write_json
 from sweeps.lease import Lease, LeaseLost, lease
 from sweeps.store import HEARTBEAT_S, Store
+
+if TYPE_CHECKING:
+    from sweeps.wandb_live import Live
 
 Train = Callable[..., TrainResult]
 ASK_EVERY_S = 1.0  # how often the stop file and the lease are looked at
@@ -49,12 +53,6 @@ class Job:
     checkpoint_every_s: float = 120.0
     lease_wait_s: float = 60.0
     train: Train | None = None  # None: parcae_core.train.train
-
-    @property
-    def tags(self) -> tuple[str, ...]:
-        """For W&B."""
-        commit = (self.git_commit or "none")[:12]
-        return (self.design, f"spec-{self.spec_sha256[:12]}", f"commit-{commit}")
 
     @property
     def store(self) -> Store:
@@ -93,13 +91,13 @@ def attempt(job: Job, trial_id: str, report: Callable[[dict[str, Any]], None]) -
         return report({"state": "finished"})
     if job.stop_file.exists():
         return report({"state": "planned"})
-    with lease(store.folder(trial_id), wait_s=job.lease_wait_s) as held:
+    with lease(store.folder(trial_id), wait_s=job.lease_wait_s) as held, _shown(job, trial) as live:
         pulse = _Pulse(store, trial, held)
         with pulse:
             outcome = _train(job, trial, held, pulse)
         pulse.end(outcome)
         if outcome["state"] in ("done", "diverged", "failed"):
-            _mirror(job, trial, outcome)
+            _mirror(job, trial, outcome, live)
     report({"state": outcome["state"], "step": outcome["step"]})
     if outcome["state"] == "failed" and trial.resources.gpus and not outcome.get("retired"):
         # A CUDA error can outlive its trial; ending the process is what clears it
@@ -247,19 +245,34 @@ def _finite(said: dict[str, Any]) -> dict[str, Any]:
     return {k: v if not isinstance(v, float) or abs(v) < 1e300 else str(v) for k, v in said.items()}
 
 
-def _mirror(job: Job, trial: Trial, outcome: dict[str, Any]) -> None:
+def _mirror(job: Job, trial: Trial, outcome: dict[str, Any], live: Live | None) -> None:
     if job.wandb_mode == "disabled":
         return
-    from sweeps.wandb_log import mirror
+    problem = None if live is None else live.end()
+    if live is None or problem is not None:
+        from sweeps.wandb_log import mirror
 
-    folder = job.store.folder(trial.trial_id)
-    problem = mirror(
-        folder,
-        trial,
-        sweep=job.sweep,
-        mode=job.wandb_mode,
-        project=job.wandb_project,
-        tags=job.tags,
-    )
+        offline = mirror(job.store, trial, project=job.wandb_project)
+        problem = offline or problem
     if problem is not None:
         job.store.write_state(trial.trial_id, **_finite(outcome), wandb_problem=problem)
+
+
+@contextmanager
+def _shown(job: Job, trial: Trial) -> Iterator[Live | None]:
+    """With W&B online, the trial's curves on the server while it trains; never an exception."""
+    if job.wandb_mode != "online":
+        yield None
+        return
+    from sweeps.wandb_live import Live
+
+    try:
+        live = Live(job.store, trial.trial_id, job.wandb_project)
+    except OSError as error:  # no memory for a process: the run is written offline at the end
+        print(f"{trial.trial_id}: W&B will not be live ({error})", flush=True)
+        yield None
+        return
+    try:
+        yield live
+    finally:
+        live.close()

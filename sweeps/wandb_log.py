@@ -1,28 +1,126 @@
-"""Weights & Biases as a mirror of a trial's folder; the only importer of wandb.
+"""A trial's folder as one W&B run, id = trial_id.
 
-metrics.jsonl and result.json are the truth. The mirror is written from them in one go when a trial
-ends, so that a run that was killed and resumed is one W&B run, complete, with id = trial_id; a
-W&B that cannot be reached costs nothing during training and never fails a trial.
+metrics.jsonl and result.json are the truth and W&B is their mirror. Offline, the run is written from
+them in one go when the trial has ended: W&B cannot go on with an offline run, so one written while
+training would end up in as many pieces as the trial had attempts. Online, `sweeps.wandb_live` shows
+the trial while it trains, and this module writes what it could not send.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from parcae_core.params import count_params
-from parcae_core.trial import Trial, planned_flops, trial_to_dict
+from parcae_core.trial import Trial, trial_to_dict
+from sweeps.collect import evaluated, outcome_columns, planned_columns
 from sweeps.files import read_json
+from sweeps.store import Store
+from sweeps.wandb_run import digest, drop_unsent, forget_runs, mark, open_run, written
 
-ONLINE_TIMEOUT_S = 5.0  # a plain online init blocks for 100 s when the server does not answer
-FINISH_TIMEOUT_S = 30.0
-SYNC_TIMEOUT_S = 120.0  # of one run; `wandb sync` alone would try for ever
+if TYPE_CHECKING:
+    import wandb
 
-_server_problem: str | None = None  # why this process gave up on the server
+
+def mirror(store: Store, trial: Trial, *, project: str) -> str | None:
+    """Write an ended trial's run offline, for `parcae sync`; what went wrong, or None.
+
+    Repeating it writes nothing. Nothing is raised: the mirror is not the result.
+    """
+    folder = store.folder(trial.trial_id)
+    try:
+        if is_mirrored(store, trial):
+            return None
+        drop_unsent(folder, run_id(store, trial))
+        run = begin(store, trial, project=project, mode="offline")
+        log_rows(run, read_metrics(folder / "metrics.jsonl"))
+        end(run, store, trial, mode="offline")
+        return None
+    except Exception as error:  # noqa: BLE001 - whatever W&B does, the trial's result stands
+        forget_runs()
+        return f"W&B offline: {type(error).__name__}: {error}"
+
+
+def is_mirrored(store: Store, trial: Trial) -> bool:
+    """Whether the run that belongs to this outcome has been written completely."""
+    return written(store.folder(trial.trial_id)).get("of") == _outcome_digest(store, trial)
+
+
+def run_id(store: Store, trial: Trial) -> str:
+    """trial_id; a result taken over from another sweep is not that sweep's run, and says so."""
+    said = read_json(store.folder(trial.trial_id) / "state.json") or {}
+    return f"{trial.trial_id}-{store.name}" if "reused_from" in said else trial.trial_id
+
+
+def begin(store: Store, trial: Trial, *, project: str, mode: str, **timeouts: float) -> wandb.Run:
+    """Open a trial's run. Raises what W&B raises."""
+    sweep = store.sweep or {}
+    commit = (sweep.get("git_commit") or "none")[:12]
+    return open_run(
+        store.folder(trial.trial_id),
+        run_id=run_id(store, trial),
+        project=project,
+        group=store.name,
+        job_type="trial",
+        mode=mode,
+        tags=(
+            sweep.get("design", "unknown"),
+            f"spec-{sweep.get('spec_sha256', 'none')[:12]}",
+            f"commit-{commit}",
+        ),
+        config=config_of(store, trial),
+        **timeouts,
+    )
+
+
+def log_rows(run: wandb.Run, rows: list[dict[str, Any]]) -> None:
+    """Lines of metrics.jsonl under their own steps."""
+    for row in rows:
+        run.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
+
+
+def end(run: wandb.Run, store: Store, trial: Trial, *, mode: str) -> None:
+    """Add the outcome of a trial that has ended, finish its run, and mark it as written.
+
+    Raises:
+        Exception: whatever W&B raises; TimeoutError if the data could not be sent in time.
+    """
+    import wandb
+
+    rows = store.result(trial) and evaluated(store, trial)
+    if rows:
+        columns = list(rows[0])
+        table = wandb.Table(columns=columns, data=[[r[c] for c in columns] for r in rows])
+        run.log({"val/loops": table})
+    run.summary.update(summary_of(store, trial))
+    run.finish(exit_code=0 if store.result(trial) else 1)
+    outcome = _outcome_digest(store, trial)
+    mark(store.folder(trial.trial_id), of=outcome, mode=mode, id=run_id(store, trial))
+
+
+def config_of(store: Store, trial: Trial) -> dict[str, Any]:
+    """What a run's config holds: the trial, and under "record" what the records table has of it."""
+    record = planned_columns(trial) | {"sweep": store.name}
+    shown = ("trial_id", "mean_recurrence", "mean_backprop_depth", "n_tokens", "n_params")
+    flops = {rule: record[f"train_flops_{rule}"] for rule in ("paper", "code", "exact")}
+    return (
+        trial_to_dict(trial)
+        | {name: record[name] for name in (*shown, "n_params_unrolled")}
+        | {"train_flops": flops, "record": record}
+    )
+
+
+def summary_of(store: Store, trial: Trial) -> dict[str, Any]:
+    """What a run's summary gets at the end: the result, and the rest of the records table."""
+    result = store.result(trial) or {}
+    left_out = ("evaluation", "train_flops", "trial_id")
+    plain = {k: v for k, v in result.items() if k not in left_out and v is not None}
+    outcome, rows = outcome_columns(store, trial), evaluated(store, trial)
+    if result:
+        for row in rows:
+            plain[f"val/loss_at_{row['n_loops']}_loops"] = row["val_loss"]
+    record = None if outcome is None else outcome | {"evaluation": rows}
+    return plain | {"record": record}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -42,118 +140,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [rows[step] for step in sorted(rows)]
 
 
-def mirror(
-    folder: Path, trial: Trial, *, sweep: str, mode: str, project: str, tags: tuple[str, ...] = ()
-) -> str | None:
-    """Write one W&B run from a trial's folder.
-
-    Args:
-        mode: offline, or online; when the server does not answer in time, the run is written
-            offline for `parcae sync`.
-
-    Returns:
-        What went wrong, or None. Nothing is raised: the mirror is not the result.
-    """
-    global _server_problem
-    problem = _server_problem if mode == "online" else None
-    # Once is enough: a server that did not answer is not waited for again by this process
-    modes = ("offline",) if problem else dict.fromkeys((mode, "offline"))
-    for attempt_mode in modes:
-        try:
-            _write(folder, trial, sweep=sweep, mode=attempt_mode, project=project, tags=tags)
-            return problem
-        except Exception as error:  # noqa: BLE001 - whatever W&B does, the trial's result stands
-            problem = f"W&B {attempt_mode}: {type(error).__name__}: {error}"
-            if attempt_mode == "online":
-                _server_problem = problem
-            _forget_runs()
-    return problem
-
-
-def unsynced(root: Path) -> list[Path]:
-    """Offline run folders of a sweep that no `sync` has sent yet, oldest first."""
-    found = [p for p in root.glob("*/wandb/offline-run-*") if p.is_dir()]
-    return sorted(p for p in found if not list(p.glob("*.wandb.synced")))
-
-
-def sync(folder: Path) -> str | None:
-    """Send one offline run to the server that W&B is set up for; what went wrong, or None."""
-    command = [sys.executable, "-m", "wandb", "sync", "--yes", str(folder)]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=SYNC_TIMEOUT_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return f"no answer within {SYNC_TIMEOUT_S:.0f} s"
-    if done.returncode:
-        return ((done.stderr or done.stdout).strip().splitlines() or ["no reason given"])[-1]
-    return None if list(folder.glob("*.wandb.synced")) else "the server did not take it"
-
-
-def _write(
-    folder: Path, trial: Trial, *, sweep: str, mode: str, project: str, tags: tuple[str, ...]
-) -> None:
-    # Its own files (settings, keys) stay where the user has them; these are the run's
-    os.environ.setdefault("WANDB_SILENT", "true")
-    import wandb
-
-    settings = wandb.Settings(
-        init_timeout=ONLINE_TIMEOUT_S,
-        finish_timeout=FINISH_TIMEOUT_S,
-        console="off",
-        disable_git=True,
-        disable_code=True,
-        x_disable_stats=True,
-        silent=True,
-    )
-    run = wandb.init(
-        project=project,
-        group=sweep,
-        id=trial.trial_id,
-        name=trial.trial_id,
-        tags=[t[:64] for t in tags],
-        config=config_of(trial),
-        dir=str(folder),
-        mode=mode,
-        resume="allow" if mode == "online" else None,
-        reinit="finish_previous",
-        settings=settings,
-    )
-    for row in read_metrics(folder / "metrics.jsonl"):
-        run.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
-    result = read_json(folder / "result.json") or {}
-    rows = result.get("evaluation") or []
-    if rows:
-        columns = ["n_loops", "val_loss", "val_bpb", "n_tokens"]
-        table = wandb.Table(columns=columns, data=[[r[c] for c in columns] for r in rows])
-        run.log({"val/loops": table})
-    run.summary.update(_summary(result))
-    run.finish(exit_code=0 if result else 1)
-
-
-def config_of(trial: Trial) -> dict[str, Any]:
-    """What a W&B run's config holds: the trial, its counts and its FLOPs by every rule."""
-    counts = count_params(trial.model)
-    return trial_to_dict(trial) | {
-        "trial_id": trial.trial_id,
-        "mean_recurrence": trial.mean_recurrence,
-        "mean_backprop_depth": trial.mean_backprop_depth,
-        "n_tokens": trial.n_tokens,
-        "n_params": counts.total,
-        "n_params_unrolled": counts.unrolled(trial.mean_recurrence),
-        "train_flops": planned_flops(trial),
-    }
-
-
-def _summary(result: dict[str, Any]) -> dict[str, Any]:
-    plain = {k: v for k, v in result.items() if k not in ("evaluation", "train_flops", "trial_id")}
-    for row in result.get("evaluation") or []:
-        plain[f"val/loss_at_{row['n_loops']}_loops"] = row["val_loss"]
-    return plain
-
-
-def _forget_runs() -> None:
-    """Without this a second init with the same id says that the run is in use."""
-    import wandb
-
-    wandb.teardown()
+def _outcome_digest(store: Store, trial: Trial) -> str:
+    said = read_json(store.folder(trial.trial_id) / "state.json") or {}
+    outcome = {"attempts": said.get("attempts"), "columns": outcome_columns(store, trial)}
+    return digest(outcome | {"evaluation": evaluated(store, trial)})

@@ -33,6 +33,17 @@ def test_rooms_import_in_one_direction():
     assert violations(ROOT) == []
 
 
+def test_only_the_modules_named_for_it_import_wandb():
+    # so that a W&B that is absent, slow or changed concerns these files alone
+    importers = {
+        path.name
+        for path in sorted((ROOT / "sweeps").rglob("*.py"))
+        if "wandb" in imported(ast.parse(path.read_text()))
+    }
+    assert importers
+    assert all(name.startswith("wandb_") for name in importers), importers
+
+
 def test_the_check_sees_imports_inside_functions(tmp_path):
     (tmp_path / "analysis").mkdir()
     (tmp_path / "analysis" / "fit.py").write_text("def f():\n    import torch\n")

@@ -1,0 +1,202 @@
+"""A trial shown on the W&B server while it trains, by a process of its own.
+
+The worker starts the process and forgets it until the trial ends. The process tails metrics.jsonl:
+the file is the queue between the two, so nothing waits for the server and nothing is lost by it.
+When the trial has ended the worker says so and grants a few seconds; what has not been sent by then
+is written offline by the worker, complete, for `parcae sync`.
+
+    worker -> process (stdin)     "end": the trial's outcome is on the disk. End of file: it died.
+    process -> worker (stdout)    connected | failed REASON | complete
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sweeps.store import Store
+
+if TYPE_CHECKING:
+    import wandb
+
+    from parcae_core.trial import Trial
+
+POLL_S = 1.0  # how often the process looks for new lines
+INIT_TIMEOUT_S = 20.0  # nobody waits for it; W&B's own default is 90 s
+RETRY_EVERY_S = 30.0  # a server that comes back during a trial is found
+FINISH_TIMEOUT_S = 30.0
+# What one worker may wait in vain for W&B, over all its trials; a wait that was worth it is not
+# counted. With the start of the process and its end it stays below 5 s.
+PATIENCE_S = 3.0
+
+_patience_s = PATIENCE_S
+
+
+class Live:
+    """The worker's end of it."""
+
+    def __init__(self, store: Store, trial_id: str, project: str) -> None:
+        self._connected, self._over = threading.Event(), threading.Event()
+        self._problem: str | None = None
+        self._complete = False
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "sweeps.wandb_live", str(store.root), trial_id, project],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            cwd=Path(__file__).parents[1],  # the worker may have the project in its path only
+            start_new_session=True,  # Ctrl-C is for the driver, which lets trials end first
+        )
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def end(self) -> str | None:
+        """The trial's outcome is on the disk: have it sent; why it was not, or None.
+
+        Waits only while there is hope, and in vain for at most `PATIENCE_S` in this process.
+        """
+        global _patience_s
+        began = time.monotonic()
+        with contextlib.suppress(OSError):
+            self._process.stdin.write("end\n")
+            self._process.stdin.flush()
+        self._over.wait(max(_patience_s, 0.0))
+        self.close()
+        if self._complete:
+            _patience_s = PATIENCE_S
+            return None
+        _patience_s -= time.monotonic() - began
+        said = "was reached but not done" if self._connected.is_set() else "did not answer"
+        return self._problem or f"the server {said} when the trial ended"
+
+    def close(self) -> None:
+        """End the process at once; also right when the trial goes on elsewhere."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+    def _listen(self) -> None:
+        with contextlib.suppress(ValueError):  # closed while reading
+            for line in self._process.stdout:
+                word, _, rest = line.strip().partition(" ")
+                if word == "connected":
+                    self._problem = None
+                    self._connected.set()
+                    self._over.clear()  # a failure before is mended
+                elif word == "failed":
+                    self._problem = rest
+                    self._over.set()
+                elif word == "complete":
+                    self._complete = True
+        self._over.set()
+
+
+class Tail:
+    """New whole lines of a metrics.jsonl; a file that was rewritten is read from its start."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._at, self._inode = path, 0, None
+
+    def read(self) -> list[dict[str, Any]]:
+        try:
+            with self.path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                if status.st_ino != self._inode or status.st_size < self._at:
+                    self._at, self._inode = 0, status.st_ino
+                file.seek(self._at)
+                data = file.read()
+        except OSError:
+            return []  # not there yet, or the file system's trouble is the trainer's to report
+        whole = data.rfind(b"\n") + 1
+        self._at += whole
+        rows = []
+        for line in data[:whole].splitlines():
+            with contextlib.suppress(ValueError):
+                rows.append(json.loads(line))
+        return rows
+
+
+def show(store: Store, trial: Trial, project: str, ended: threading.Event) -> None:
+    """Mirror a trial until it has ended. Raises what W&B raises."""
+    from sweeps.wandb_log import end, log_rows
+
+    run = _connect(store, trial, project, ended)
+    if run is None:
+        return
+    say("connected")
+    tail = Tail(store.folder(trial.trial_id) / "metrics.jsonl")
+    # An earlier attempt may have sent steps that this one, from an older checkpoint, makes again
+    reached = run.starting_step - 1
+    over = False
+    while not over:
+        over = ended.wait(POLL_S)
+        rows = [r for r in tail.read() if r["step"] > reached]
+        log_rows(run, rows)
+        reached = max([reached, *(r["step"] for r in rows)])
+    end(run, store, trial, mode="online")
+    say("complete")
+
+
+def _connect(store: Store, trial: Trial, project: str, ended: threading.Event) -> wandb.Run | None:
+    """The run, as soon as the server gives it; None if the trial ends before."""
+    import wandb
+
+    from sweeps.wandb_log import begin
+    from sweeps.wandb_run import forget_runs
+
+    while not ended.is_set():
+        try:
+            return begin(
+                store,
+                trial,
+                project=project,
+                mode="online",
+                init_timeout_s=INIT_TIMEOUT_S,
+                finish_timeout_s=FINISH_TIMEOUT_S,
+            )
+        except wandb.errors.UsageError:  # no key, or a wrong one: time does not cure it
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is tried again
+            say(f"failed {type(error).__name__}: {error}")
+            forget_runs()
+            ended.wait(RETRY_EVERY_S)
+    return None
+
+
+def say(text: str) -> None:
+    """A line for the worker."""
+    print(" ".join(text.split()), flush=True)
+
+
+def main(root: str, trial_id: str, project: str) -> None:
+    """The process."""
+    store = Store(Path(root).parent, Path(root).name)
+    ended = threading.Event()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            if line.strip() == "end":
+                ended.set()
+        os._exit(1)  # the worker is gone; the attempt that replaces it goes on with the run
+
+    threading.Thread(target=listen, daemon=True).start()
+    try:
+        show(store, store.trial(trial_id), project, ended)
+    except Exception as error:  # noqa: BLE001 - the worker writes the run offline instead
+        say(f"failed {type(error).__name__}: {error}")
+    os._exit(0)  # W&B's own clean-up at exit may wait for the server again
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
