@@ -14,14 +14,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
+from sweeps import wandb_process
 from sweeps.store import Store
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ FINISH_TIMEOUT_S = 30.0
 PATIENCE_S = 3.0
 
 _patience_s = PATIENCE_S
+_worker: IO[str] = sys.stdout  # of the process: where the worker listens
 
 
 class Live:
@@ -47,14 +48,10 @@ class Live:
         self._connected, self._over = threading.Event(), threading.Event()
         self._problem: str | None = None
         self._complete = False
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "sweeps.wandb_live", str(store.root), trial_id, project],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            cwd=Path(__file__).parents[1],  # the worker may have the project in its path only
-            start_new_session=True,  # Ctrl-C is for the driver, which lets trials end first
+        command = ("-m", "sweeps.wandb_live", str(store.root), trial_id, project)
+        pipe = subprocess.PIPE
+        self._process = wandb_process.start(
+            *command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL
         )
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -79,16 +76,13 @@ class Live:
 
     def close(self) -> None:
         """End the process at once; also right when the trial goes on elsewhere."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            with contextlib.suppress(OSError):
-                pipe.close()
+        wandb_process.end(self._process)
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
 
     def _listen(self) -> None:
-        with contextlib.suppress(ValueError):  # closed while reading
-            for line in self._process.stdout:
+        with self._process.stdout as lines:
+            for line in lines:
                 word, _, rest = line.strip().partition(" ")
                 if word == "connected":
                     self._problem = None
@@ -176,11 +170,13 @@ def _connect(store: Store, trial: Trial, project: str, ended: threading.Event) -
 
 def say(text: str) -> None:
     """A line for the worker."""
-    print(" ".join(text.split()), flush=True)
+    print(" ".join(text.split()), file=_worker, flush=True)
 
 
 def main(root: str, trial_id: str, project: str) -> None:
     """The process."""
+    global _worker
+    _worker = wandb_process.private_stdout()
     store = Store(Path(root).parent, Path(root).name)
     ended = threading.Event()
 

@@ -7,7 +7,6 @@ out, and writing the same content again is skipped.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -20,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sweeps import wandb_process
 from sweeps.store import FINISHED, Store
 
 if TYPE_CHECKING:
@@ -45,28 +45,19 @@ def mirror_sweep(
     """
     if mode == "disabled":
         return []
-    command = [sys.executable, "-m", "sweeps.wandb_sweep", str(store.root), project, mode]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[1],
-        start_new_session=True,  # so that it can be ended with all it started
-    )
+    command = ("-m", "sweeps.wandb_sweep", str(store.root), project, mode)
+    process = wandb_process.start(*command, stdout=subprocess.PIPE)
     try:
-        out, err = process.communicate(timeout=deadline_s)
+        out, _ = process.communicate(timeout=deadline_s)
     except subprocess.TimeoutExpired:
-        return [f"W&B: the sweep's run was not written within {deadline_s:.0f} s"]
+        return [f"W&B: the sweep's run was not written within {deadline_s:g} s"]
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        wandb_process.end(process)
+        process.stdout.close()
     try:
-        return list(json.loads(out.splitlines()[-1]))
-    except (IndexError, ValueError):
-        last = (err.strip().splitlines() or ["no reason given"])[-1]
-        return [f"W&B: the sweep's run was not written ({last})"]
+        return list(json.loads(out))
+    except ValueError:
+        return ["W&B: the sweep's run was not written: its process died"]
 
 
 def sweep_run_id(store: Store) -> str:
@@ -266,8 +257,12 @@ def _deadline(seconds: int) -> Iterator[None]:
 
 def main(root: str, project: str, mode: str) -> None:
     """The process: prints its problems as one line of JSON."""
-    problems = write(Store(Path(root).parent, Path(root).name), project=project, mode=mode)
-    print(json.dumps(problems), flush=True)
+    driver = wandb_process.private_stdout()
+    try:
+        problems = write(Store(Path(root).parent, Path(root).name), project=project, mode=mode)
+    except Exception as error:  # noqa: BLE001 - said in a line; the sweep's result stands
+        problems = [f"W&B: the sweep's run was not written: {type(error).__name__}: {error}"]
+    print(json.dumps(problems), file=driver, flush=True)
     os._exit(0)  # W&B's own clean-up at exit may wait for the server again
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
-import sys
 from pathlib import Path
+
+from sweeps import wandb_process
 
 SYNC_TIMEOUT_S = 120.0  # of one run; `wandb sync` alone would try for ever
 
@@ -34,23 +34,19 @@ def key_problem() -> str | None:
 
 def sync(folder: Path) -> str | None:
     """Send one offline run; what went wrong, or None."""
-    command = [sys.executable, "-m", "wandb", "sync", "--yes", str(folder)]
-    process = subprocess.Popen(
-        command,
+    process = wandb_process.start(
+        *("-m", "wandb", "sync", "--yes", str(folder.absolute())),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
     )
     try:
         said, _ = process.communicate(timeout=SYNC_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         return f"the server did not take it within {SYNC_TIMEOUT_S:.0f} s"
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+        wandb_process.end(process)
+        process.stdout.close()
     if process.returncode == 0 and list(folder.glob("*.wandb.synced")):
         return None
     lines = [line.removeprefix("wandb: ") for line in said.strip().splitlines()]

@@ -186,7 +186,7 @@ def test_a_sweeps_run_that_cannot_be_written_is_a_sentence(ended, tmp_path):
     assert said.startswith("W&B")
     assert read_json(store.root / "sweep.json")  # untouched
     [said] = mirror_sweep(store, project="p", mode="offline", deadline_s=0.01)
-    assert said == "W&B: the sweep's run was not written within 0 s"
+    assert said == "W&B: the sweep's run was not written within 0.01 s"
 
 
 def test_a_source_of_run_folders_is_recognised_and_refused_in_words(ended, tmp_path, monkeypatch):
