@@ -7,7 +7,8 @@
                              result.json      written once, atomically, at the end (sweeps)
                              error.txt        traceback of a failure (sweeps)
                              metrics.jsonl, checkpoints/     (parcae_core.train)
-                             wandb/           mirror (sweeps.wandb_log)
+                             wandb/           mirror (sweeps.wandb_log, wandb_live)
+                  wandb/          the sweep's own run (sweeps.wandb_sweep)
 
 A state is derived, never believed: "done" and "diverged" mean that result.json fits trial.json.
 """

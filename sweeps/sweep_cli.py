@@ -245,8 +245,13 @@ def sync(
     store = open_sweep(sweep, out)
     if (problem := key_problem()) is not None:
         raise UserError(f"{store.root}: {problem}.")
-    for problem in write_missing(store, project=load_spec(store.root / "spec.yaml").wandb.project):
-        say(problem)
+    project = load_spec(store.root / "spec.yaml").wandb.project
+    try:
+        with store.driver_lock():  # else workers may be writing the same runs
+            for problem in write_missing(store, project=project):
+                say(problem)
+    except UserError:
+        say(f"{store.root}: a `parcae run` is at work here; what it has not written yet waits")
     waiting = unsynced(store.root)
     for i, folder in enumerate(waiting):
         problem = send(folder)

@@ -26,16 +26,19 @@ from sweeps.store import Store
 
 if TYPE_CHECKING:
     import wandb
-
     from parcae_core.trial import Trial
 
 POLL_S = 1.0  # how often the process looks for new lines
 INIT_TIMEOUT_S = 20.0  # nobody waits for it; W&B's own default is 90 s
 RETRY_EVERY_S = 30.0  # a server that comes back during a trial is found
 FINISH_TIMEOUT_S = 30.0
-# What one worker may wait in vain for W&B, over all its trials; a wait that was worth it is not
-# counted. With the start of the process and its end it stays below 5 s.
-PATIENCE_S = 3.0
+# The end of a trial waits for the server as long as this, if it has answered before
+SEND_S = 4.0
+# and for an answer, while the process is young enough to be still asking, as long as this: over all
+# trials of a worker, until an answer comes. So a server that cannot be reached costs a worker this
+# much and the writing of the offline runs.
+PATIENCE_S = 2.0
+ASKING_S = 10.0
 
 _patience_s = PATIENCE_S
 _worker: IO[str] = sys.stdout  # of the process: where the worker listens
@@ -45,9 +48,10 @@ class Live:
     """The worker's end of it."""
 
     def __init__(self, store: Store, trial_id: str, project: str) -> None:
-        self._connected, self._over = threading.Event(), threading.Event()
+        self._started = time.monotonic()
+        self._answered, self._over = threading.Event(), threading.Event()
         self._problem: str | None = None
-        self._complete = False
+        self._connected = self._complete = False
         command = ("-m", "sweeps.wandb_live", str(store.root), trial_id, project)
         pipe = subprocess.PIPE
         self._process = wandb_process.start(
@@ -58,21 +62,25 @@ class Live:
     def end(self) -> str | None:
         """The trial's outcome is on the disk: have it sent; why it was not, or None.
 
-        Waits only while there is hope, and in vain for at most `PATIENCE_S` in this process.
+        Waits only while there is hope; see SEND_S and PATIENCE_S.
         """
         global _patience_s
-        began = time.monotonic()
         with contextlib.suppress(OSError):
             self._process.stdin.write("end\n")
             self._process.stdin.flush()
-        self._over.wait(max(_patience_s, 0.0))
+        began = time.monotonic()
+        if began - self._started < ASKING_S:
+            self._answered.wait(max(_patience_s, 0.0))
+        if self._connected:
+            _patience_s = PATIENCE_S
+            self._over.wait(SEND_S)
+        else:
+            _patience_s -= time.monotonic() - began
         self.close()
         if self._complete:
-            _patience_s = PATIENCE_S
             return None
-        _patience_s -= time.monotonic() - began
-        said = "was reached but not done" if self._connected.is_set() else "did not answer"
-        return self._problem or f"the server {said} when the trial ended"
+        said = "did not take the run in time" if self._connected else "did not answer"
+        return self._problem or f"W&B online: the server {said}"
 
     def close(self) -> None:
         """End the process at once; also right when the trial goes on elsewhere."""
@@ -85,15 +93,16 @@ class Live:
             for line in lines:
                 word, _, rest = line.strip().partition(" ")
                 if word == "connected":
-                    self._problem = None
-                    self._connected.set()
-                    self._over.clear()  # a failure before is mended
+                    self._problem, self._connected = None, True
+                    self._answered.set()
                 elif word == "failed":
-                    self._problem = rest
-                    self._over.set()
+                    self._problem = f"W&B online: {rest}"
+                    self._answered.set()
                 elif word == "complete":
                     self._complete = True
-        self._over.set()
+                    self._over.set()
+        for waited_for in (self._answered, self._over):
+            waited_for.set()
 
 
 class Tail:
@@ -145,7 +154,6 @@ def show(store: Store, trial: Trial, project: str, ended: threading.Event) -> No
 def _connect(store: Store, trial: Trial, project: str, ended: threading.Event) -> wandb.Run | None:
     """The run, as soon as the server gives it; None if the trial ends before."""
     import wandb
-
     from sweeps.wandb_log import begin
     from sweeps.wandb_run import forget_runs
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     pass
 
 SERVER, FILES = "wandb", "wandb-files"
-TIMEOUT_S = 20  # of one request, W&B's own repeats included
 _FORM = "wandb:ENTITY/PROJECT or wandb:ENTITY/PROJECT/GROUP"
 
 
@@ -90,7 +89,7 @@ def read_server(text: str) -> sources.Found:
     import wandb
 
     try:
-        api = wandb.Api(timeout=TIMEOUT_S)
+        api = wandb.Api()  # a request may take WANDB_HTTP_TIMEOUT seconds
         runs = api.runs(
             "/".join(parts[:2]),
             filters={"group": parts[2]} if len(parts) == 3 else None,
@@ -193,7 +192,7 @@ def _holds_run_folders(text: str) -> bool:
     folder = Path(text)
     if not folder.is_dir() or (folder / "sweep.json").exists():
         return False  # a sweep's own records are the truth; wandb-files: asks for the mirror
-    if (folder / "records.parquet").exists():
+    if (folder / "records.parquet").exists() or any(folder.glob("*/sweep.json")):
         return False
     patterns = ("*.wandb", "*run-*/*.wandb", "wandb/*run-*/*.wandb", "*/wandb/*run-*/*.wandb")
     return any(next(folder.glob(p), None) is not None for p in patterns)

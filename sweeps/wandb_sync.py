@@ -7,15 +7,22 @@ import subprocess
 from pathlib import Path
 
 from sweeps import wandb_process
+from sweeps.wandb_run import written
 
 SYNC_TIMEOUT_S = 120.0  # of one run; `wandb sync` alone would try for ever
 
 
 def unsynced(root: Path) -> list[Path]:
-    """Offline run folders of a sweep and its trials that no `sync` has sent yet, oldest first."""
+    """Offline run folders of a sweep and its trials that no `sync` has sent yet, oldest first.
+
+    Only complete ones: a worker may be writing its own at this moment.
+    """
     found = [p for where in ("*/wandb", "wandb") for p in root.glob(f"{where}/offline-run-*")]
-    waiting = [p for p in found if p.is_dir() and not list(p.glob("*.wandb.synced"))]
-    return sorted(waiting, key=lambda p: p.name)  # the name starts with the time
+    whole = [p for p in found if p.is_dir() and written(p.parents[1])]
+    return sorted(
+        (p for p in whole if not list(p.glob("*.wandb.synced"))),
+        key=lambda p: p.name,  # starts with the time
+    )
 
 
 def key_problem() -> str | None:

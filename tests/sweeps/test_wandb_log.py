@@ -11,7 +11,7 @@ import pytest
 
 from analysis import sources
 from analysis.errors import InputError
-from sweeps import wandb_files, wandb_source
+from sweeps import cli, wandb_files, wandb_source
 from sweeps.collect import records_of
 from sweeps.files import read_json, write_json
 from sweeps.store import Store
@@ -229,3 +229,20 @@ def test_runs_that_hold_no_records_are_counted_with_their_reasons(ended):
     assert found.notes == ("1 trials that the sweep planned are not among the runs",)
     with pytest.raises(InputError, match=r"no run there holds records .1 runs: a W&B run that"):
         wandb_source.found([foreign], "wandb:e/p")
+
+
+@pytest.mark.parametrize("source", ["wandb:e/p", "wandb-files:{root}"])
+def test_without_the_extra_a_source_names_it(source, ended, monkeypatch, capsys):
+    store, _ = ended
+    monkeypatch.setattr(sources, "_READERS", {})
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as in the base install
+    monkeypatch.setattr(
+        sys, "argv", ["parcae", "fit", source.format(root=store.root), "--law", "training"]
+    )
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said == (
+        "parcae: this needs wandb, which is not installed: pip install 'parcae-scaling[sweep]'\n"
+    )

@@ -40,6 +40,7 @@ class Server:
         self.operations.append(name)
         known = {
             "Viewer": self._viewer,
+            "GetDefaultEntity": self._viewer,
             "RunResumeStatus": self._resume,
             "UpsertBucket": self._upsert,
             "Runs": self._runs,
