@@ -19,6 +19,7 @@ from sweeps.collect import records_of
 from sweeps.files import read_json
 from sweeps.store import Store
 from sweeps.wandb_live import Tail
+from sweeps.wandb_sweep import DEADLINE_S
 from sweeps.wandb_sync import unsynced
 from tests.sweeps.test_wandb_log import end_trial
 from tests.sweeps.tiny import tiny_plan, write_spec
@@ -28,7 +29,7 @@ from tests.sweeps.wandb_server import KEY, answering, refusing, silent
 ATTEMPT = """
 import json, sys, time
 from pathlib import Path
-from parcae_core.result import TrainResult
+from sweeps import wandb_live
 from sweeps.store import Store
 from sweeps.trainable import Job, attempt
 from tests.sweeps.test_store import good_result
@@ -62,11 +63,25 @@ class Result:
 
 job = Job(out=out, sweep="tiny", session="s", data_dirs={17: "-"}, spec_sha256="a" * 64,
           git_commit=None, design="isoflop", wandb_mode=mode, wandb_project="p", train=train)
+waited = 0.0
+
+def timed(method):
+    def call(self, *args):
+        global waited
+        began = time.monotonic()
+        try:
+            return method(self, *args)
+        finally:
+            waited += time.monotonic() - began
+    return call
+
+for name in ("__init__", "end"):
+    setattr(wandb_live.Live, name, timed(getattr(wandb_live.Live, name)))
 began = time.monotonic()
 for i in trial_id.split(","):
     attempt(job, i, lambda _: None)
 total = time.monotonic() - began
-print(json.dumps({"total": total, "trained": trained, "slowest": slowest}))
+print(json.dumps({"total": total, "waited": waited, "trained": trained, "slowest": slowest}))
 """
 SWEEP = """
 import json, sys, time
@@ -104,7 +119,7 @@ def finished(process: subprocess.Popen, timeout_s: float = 120):
 def parcae(*args: object, env: dict[str, str], cwd: Path) -> tuple[int, str, str]:
     done = subprocess.run(
         [sys.executable, "-m", "sweeps.cli", *map(str, args)],
-        env=env, cwd=cwd, capture_output=True, text=True, check=False, timeout=120,
+        env=env, cwd=cwd, capture_output=True, text=True, check=False, timeout=400,
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
 
@@ -135,18 +150,15 @@ def test_a_server_that_cannot_be_reached_delays_training_by_less_than_five_secon
         env = environment(url, tmp_path)
         offline = finished(start(ATTEMPT, store.out, ",".join(ids[:2]), "offline", 20, 0, env=env))
         said = finished(start(ATTEMPT, store.out, ",".join(ids[2:]), "online", 20, 0, env=env))
-        delay = said["total"] - offline["total"]
-        writing = offline["total"] - 2 * offline["trained"]
-        print(
-            f"{server.__name__}: two trials delayed by {delay:.2f} s more than the {writing:.2f} s"
-        )
-        print(f"of writing them offline; {said}")
-        assert delay < 5.0
+        print(f"{server.__name__}: offline {offline}, online {said}")
+        assert offline["waited"] == 0
+        # In all, over both trials; what else differs is this machine's load while runs are written
+        assert said["waited"] < 5.0
         # A step sleeps 0.05 s; what is above is this machine's other work, not a wait for W&B
         assert said["slowest"] < 1.0
         problems, seconds = finished(start(SWEEP, store.out, env=env))
         print(f"{server.__name__}: the sweep's run took {seconds:.2f} s: {problems}")
-    assert seconds < 30
+    assert seconds < DEADLINE_S + 5
     assert any(p.startswith("W&B online: ") for p in problems)
     for trial in trials[2:]:
         said = read_json(store.folder(trial.trial_id) / "state.json")
@@ -175,7 +187,7 @@ def test_a_sweep_ends_although_the_server_never_answers(tmp_path):
             took[mode] = time.monotonic() - began
             assert code == 0, err
     print(f"the whole sweep: {took}; {err.splitlines()[-2:]}")
-    assert took["online"] - took["offline"] < 30
+    assert took["online"] - took["offline"] < DEADLINE_S
     assert len(unsynced(tmp_path / "online" / "tiny")) == 3  # two trials and the sweep
     require_no_key(tmp_path)
 
