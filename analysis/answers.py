@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis import fit, laws, sources
+from analysis.columns import LAW_COLUMNS
 from analysis.errors import InputError
 from analysis.results import FitResult, Param, interval
 
@@ -283,9 +284,9 @@ def point_of(law, at: dict[str, float], table: Table) -> dict[str, float]:
         point["n_params_unrolled"] = total + (point["mean_recurrence"] - 1) * core
     missing = [c for c in law.columns if c not in point]
     if missing:
-        letter = sources.LAW_COLUMNS[missing[0]][0]
+        letter = LAW_COLUMNS[missing[0]][0]
         raise InputError(
             f"--at: law {law.name!r} needs {missing[0]}; add {letter}=VALUE (it takes "
-            f"{', '.join(sources.LAW_COLUMNS[c][0] for c in law.columns)})."
+            f"{', '.join(LAW_COLUMNS[c][0] for c in law.columns)})."
         )
     return {c: float(point[c]) for c in law.columns}

@@ -16,7 +16,7 @@ import numpy as np
 
 from analysis.errors import InputError, nearest
 
-Columns = Mapping[str, np.ndarray]  # by the names of `analysis.sources.LAW_COLUMNS`
+Columns = Mapping[str, np.ndarray]  # by the names of `analysis.columns.LAW_COLUMNS`
 Variable = Callable[[Columns], np.ndarray]
 # value, first and second derivative by the shape parameter s; each (S, n) for s (S, 1)
 Shaped = Callable[[Columns, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]

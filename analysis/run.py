@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from analysis import laws, sources
+from analysis.columns import parse_columns
 from analysis.errors import InputError, nearest
 from analysis.results import FitResult
 
@@ -92,7 +93,7 @@ def parse_setting(text: str) -> dict[str, float]:
         InputError: an unknown quantity or a value that is not a number.
     """
     out = {}
-    for name, value in sources.parse_columns(text, option="--at").items():
+    for name, value in parse_columns(text, option="--at").items():
         try:
             out[name] = float(value)
         except ValueError as error:
@@ -136,7 +137,7 @@ def as_text(rows: list[dict]) -> str:
 def load(source, columns=None, where=()) -> Table:
     """`analysis.sources.load`, with columns as text too."""
     if isinstance(columns, str):
-        columns = sources.parse_columns(columns)
+        columns = parse_columns(columns)
     return sources.load(source, columns, where)
 
 

@@ -13,30 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis import records, units
+from analysis.columns import LAW_COLUMNS, mapped, own_names
 from analysis.errors import InputError, nearest
 from analysis.results import Dropped
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# name in our tables: (letter of the papers, unit, smallest allowed value)
-LAW_COLUMNS: dict[str, tuple[str, str, float]] = {
-    "val_loss": ("loss", "nats per token", 0.0),
-    "n_tokens": ("D", "tokens", 0.0),
-    "n_params": ("N", "parameters", 0.0),
-    "n_params_unrolled": ("N_mu", "parameters", 0.0),
-    "n_params_core": ("N_rec", "parameters", -1.0),
-    "n_params_once": ("N_once", "parameters", 0.0),
-    "train_flops": ("C", "FLOPs", 0.0),
-    "budget_flops": ("budget", "FLOPs", 0.0),
-    "mean_recurrence": ("mu", "loops", 0.0),
-    "n_loops": ("T", "loops", 0.0),
-    "trial_id": ("run", "-", 0.0),
-    "x": ("x", "-", 0.0),
-    "y": ("y", "-", 0.0),
-    "weight": ("weight", "-", 0.0),
-}
-_LETTERS = {letter: name for name, (letter, _, _) in LAW_COLUMNS.items()}
 _UNMIXABLE = {
     "flops_rule": "budgets counted by different rules are different budgets",
     "tokenizer": "losses per token of different tokenizers are different quantities",
@@ -138,11 +121,11 @@ def load(
         path = records.find(source)
         frame = records.read_any(path)
         if columns:
-            table = _mapped(frame, columns, path)
+            table = _points(frame, columns, path)
         elif set(records.NAMES) <= set(frame.columns):
             table = from_records(frame, str(path))
         else:
-            table = _mapped(frame, _own_names(frame, path), path)
+            table = _points(frame, own_names(frame, str(path)), path)
     for condition in where:
         table = _filtered(table, condition)
     _refuse_mixtures(table)
@@ -169,26 +152,6 @@ def from_records(frame: pd.DataFrame, where: str) -> Table:
         spent = table.frame[f"train_flops_{rules[0]}"]
         table = replace(table, frame=table.frame.assign(train_flops=spent), flops_rule=rules[0])
     return table
-
-
-def parse_columns(text: str, option: str = "--columns") -> dict[str, str]:
-    """`N="Model Size",C="Training FLOP"` as a mapping; the quotes are optional.
-
-    `D=tokens_b*1e9` multiplies a column on its way.
-
-    Raises:
-        InputError: for a part without "=" or an unknown name.
-    """
-    out = {}
-    for part in text.split(","):
-        name, sign, column = part.partition("=")
-        name, column = name.strip(), column.strip().strip("\"'")
-        if not sign or not name or not column:
-            raise InputError(
-                f'{option}: {part.strip()!r} is not NAME=COLUMN; write it like N="Model Size",loss=loss.'
-            )
-        out[_canonical(name, option)] = column
-    return out
 
 
 def at_training_depth(table: Table) -> Table:
@@ -339,64 +302,15 @@ def _bundled(name: str) -> Table:
     )
 
 
-def _own_names(frame: pd.DataFrame, path: Path) -> dict[str, str]:
-    """Columns that already carry our names, or the papers' letters."""
-    found = {n: n for n in LAW_COLUMNS if n in frame.columns}
-    found |= {n: s for s, n in _LETTERS.items() if s in frame.columns and n not in found}
-    if not found:
-        raise InputError(
-            f"{path}: has columns {', '.join(map(str, frame.columns))}; none is a name of ours. "
-            'Say which is which with --columns, like N="Model Size",C="Training FLOP",loss=loss.'
-        )
-    return found
-
-
-def _mapped(frame: pd.DataFrame, columns: dict[str, str], path: Path) -> Table:
-    import pandas as pd
-
-    picked, plain = {}, {}
-    for name, column in columns.items():
-        name = _canonical(name)
-        column, factor = _factor(column, frame)
-        if column not in frame.columns:
-            raise InputError(
-                f"{path}: has no column {column!r}{nearest(column, tuple(map(str, frame.columns)))}. "
-                f"It has {', '.join(map(str, frame.columns))}."
-            )
-        values = frame[column]
-        plain[name] = column
-        picked[name] = (values if factor == 1 else values * factor).to_numpy()
-    mapped = pd.DataFrame(picked)
+def _points(frame: pd.DataFrame, columns: dict[str, str], path: Path) -> Table:
+    picked, notes = mapped(frame, columns, str(path))
     return Table(
-        frame=mapped,
+        frame=picked,
         source=str(path),
         kind="points",
         origin=f"rows of {path.name} as given",
-        notes=units.check_mapped(mapped, plain, str(path)),
+        notes=notes,
     )
-
-
-def _factor(column: str, frame: pd.DataFrame) -> tuple[str, float]:
-    """`params_m*1e6` as column and factor; a column of that very name comes first."""
-    name, star, factor = column.rpartition("*")
-    if column in frame.columns or not star:
-        return column, 1.0
-    try:
-        return name.strip().strip("\"'"), float(factor)
-    except ValueError:
-        return column, 1.0
-
-
-def _canonical(name: str, option: str = "--columns") -> str:
-    name = _LETTERS.get(name, name)
-    if name not in LAW_COLUMNS:
-        known = tuple(LAW_COLUMNS) + tuple(_LETTERS)
-        raise InputError(
-            f"{option}: {name!r} is not a quantity a law knows{nearest(name, known)}. Known: "
-            + ", ".join(f"{letter} ({name})" for name, (letter, _, _) in LAW_COLUMNS.items())
-            + "."
-        )
-    return name
 
 
 def _derived(table: Table, names: tuple[str, ...]) -> Table:

@@ -26,6 +26,7 @@ from sweeps.store import Store
 
 if TYPE_CHECKING:
     import wandb
+
     from parcae_core.trial import Trial
 
 POLL_S = 1.0  # how often the process looks for new lines
@@ -154,6 +155,7 @@ def show(store: Store, trial: Trial, project: str, ended: threading.Event) -> No
 def _connect(store: Store, trial: Trial, project: str, ended: threading.Event) -> wandb.Run | None:
     """The run, as soon as the server gives it; None if the trial ends before."""
     import wandb
+
     from sweeps.wandb_log import begin
     from sweeps.wandb_run import forget_runs
 

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from analysis import fit, laws, run, sources, uncertainty
+from analysis.columns import parse_columns
 from analysis.power import fit_line
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -27,7 +28,7 @@ def need(name: str) -> Path:
 @pytest.fixture(scope="module")
 def chinchilla():
     """(columns, losses) of the 240 rows with loss below the 5th highest."""
-    table = sources.load(need("chinchilla_245.csv"), sources.parse_columns(COLUMNS))
+    table = sources.load(need("chinchilla_245.csv"), parse_columns(COLUMNS))
     table = run._without_highest(table, 5)
     columns, losses, _ = fit.observations(table, laws.get("chinchilla"))
     assert len(losses) == 240
@@ -65,7 +66,7 @@ def test_chinchilla_optimum_from_every_start(chinchilla):
 
 
 def test_all_245_rows():
-    table = sources.load(need("chinchilla_245.csv"), sources.parse_columns(COLUMNS))
+    table = sources.load(need("chinchilla_245.csv"), parse_columns(COLUMNS))
     columns, losses, _ = fit.observations(table, laws.get("chinchilla"))
     _, best, values = search(columns, losses, n_starts=20)
     assert best.objective == pytest.approx(0.00182601052307, abs=1e-13)

@@ -3,19 +3,20 @@ import pandas as pd
 import pytest
 
 from analysis import records, sources
+from analysis.columns import parse_columns
 from analysis.errors import InputError
 from analysis.results import Dropped
 
 
 def test_columns_are_mapped_by_letter_and_quotes_are_optional():
-    parsed = sources.parse_columns('N="Model Size",C=Training FLOP,loss=loss')
+    parsed = parse_columns('N="Model Size",C=Training FLOP,loss=loss')
     assert parsed == {"n_params": "Model Size", "train_flops": "Training FLOP", "val_loss": "loss"}
     with pytest.raises(InputError, match="'N' is not NAME=COLUMN"):
-        sources.parse_columns("N")
+        parse_columns("N")
     with pytest.raises(
         InputError, match="'los' is not a quantity a law knows; did you mean 'loss'"
     ):
-        sources.parse_columns("los=loss")
+        parse_columns("los=loss")
 
 
 def test_a_mapped_column_that_is_absent_is_named(tmp_path):
@@ -141,12 +142,12 @@ def test_a_loss_in_another_unit_is_refused(tmp_path, header, row, message):
 def test_small_numbers_are_noted_and_a_factor_converts(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("params_m,tokens_b,a*2,loss\n70,1.5,1,3.2\n140,2.5,2,3.0\n")
-    table = sources.load(path, sources.parse_columns("N=params_m,D=tokens_b,loss=loss"))
+    table = sources.load(path, parse_columns("N=params_m,D=tokens_b,loss=loss"))
     assert [n.partition(":")[0] for n in table.notes] == [
         "n_tokens is at most 2.5",
         "n_params is at most 140",
     ]
-    scaled = sources.load(path, sources.parse_columns("N=params_m*1e6,D=tokens_b*1e9,loss=loss"))
+    scaled = sources.load(path, parse_columns("N=params_m*1e6,D=tokens_b*1e9,loss=loss"))
     assert scaled.notes == ()
     assert list(scaled.frame.n_params) == [70e6, 140e6]
     assert list(scaled.frame.n_tokens) == [1.5e9, 2.5e9]
