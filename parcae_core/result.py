@@ -22,6 +22,7 @@ class Execution:
     micro_batch_sequences: int | Literal["auto"] | None = None  # per process; None: whole share
     threads: int | None = None  # of torch's own pool; None: leave it as it is
     compile: bool = False  # torch.compile, block by block
+    cuda_graphs: bool = False  # with compile on CUDA: replay what needs no gradient; unmeasured
     log_every_steps: int | None = None  # None: about 200 lines over the run
     checkpoint_every_s: float | None = 300.0  # None: not by time
     checkpoint_every_steps: int | None = None
@@ -35,6 +36,8 @@ class Execution:
             raise ValueError(
                 f"micro_batch_sequences is {micro!r}; give a number >= 1, auto or none"
             )
+        if self.cuda_graphs and not self.compile:
+            raise ValueError("cuda_graphs is true and compile false; graphs are of compiled blocks")
         for name in ("threads", "log_every_steps", "checkpoint_every_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
