@@ -2,16 +2,16 @@
 
 A *kind* of block is what decides its code: the widths and heads of the layer, its MLP and norms,
 and whether it has a gated value embedding. The presets have two kinds, with and without the gate.
-One *graph* is one compilation of a kind: one with gradient, one without, whatever the number of
-sequences, 1 included. At most `GRAPHS_PER_KIND` for one sequence length, dtype and device; a test
-counts them. The four kinds of a model whose core has another width still fit torch's own limit of
-8, past which it would run eagerly without a word; here it raises instead.
+One *graph* is one compilation of a kind, and a kind has at most three, for one sequence length and
+dtype: with gradient on several sequences, with gradient on one, and without gradient on several. A
+test counts them. One sequence without gradient runs as it is written: compiling it would make a
+fourth graph for the shortest steps there are.
 
-Three things keep the count there, each of which alone multiplies it:
+Two things keep the count there, each of which alone multiplies it:
 - blocks, not the model: the loop around them runs another number of times for every batch;
 - only the batch dimension is dynamic, and marked as such before the first call. `dynamic=True`
-  makes every size a symbol and takes sizes that happen to be equal (batch 16, width 16) for one;
-- no special case for one sequence, which is what the last steps of nearly every batch run on.
+  makes every size a symbol and takes sizes that happen to be equal (batch 16, width 16) for one.
+Past its limit torch runs a block eagerly without a word; here it raises.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 from parcae_core.errors import UserError
 from parcae_core.model import Parcae
 
-GRAPHS_PER_KIND = 2
+GRAPHS_PER_KIND = 3
 
 BlockCall = Callable[..., Tensor]
 
@@ -50,9 +50,9 @@ def compile_blocks(
             "leave cuda_graphs off: compile=True alone works on every device."
         )
     import torch._dynamo.config as dynamo  # costs a second, which only those who ask should pay
-    import torch.fx.experimental._config as symbols
 
-    symbols.backed_size_oblivious = True  # one graph for 1 sequence and for many
+    # torch counts the graphs of all blocks of a process together, since they share one forward
+    dynamo.recompile_limit += GRAPHS_PER_KIND * n_kinds(model)
     dynamo.fail_on_recompile_limit_hit = True  # an eager block is not what was asked for
     for block in (*model.prelude, *model.core, *model.coda):
         block.forward = _any_batch(block.forward, backend, cuda_graphs)
@@ -61,28 +61,32 @@ def compile_blocks(
 def _any_batch(plain: BlockCall, backend: str | Callable, cuda_graphs: bool) -> BlockCall:
     compiled = torch.compile(plain, backend=backend)
     replayed = torch.compile(plain, mode="reduce-overhead") if cuda_graphs else None
-    traced: set[bool] = set()  # with gradient, without
 
-    def call(x: Tensor, rotary, value_embedding: Tensor | None) -> Tensor:
-        with_grad = torch.is_grad_enabled()
-        if with_grad not in traced:
-            traced.add(with_grad)
-            if x.shape[0] == 1:  # a graph traced on one sequence would hold for one alone
-                call(_twice(x), rotary, _twice(value_embedding))
-        torch._dynamo.mark_dynamic(x, 0)
-        if value_embedding is not None:
-            torch._dynamo.mark_dynamic(value_embedding, 0)
+    def call(*inputs: object) -> Tensor:
+        batched = [x for x in inputs if isinstance(x, Tensor) and x.ndim >= 3]  # (B, T, ...)
+        single, with_grad = batched[0].shape[0] == 1, torch.is_grad_enabled()
+        if single and not with_grad:
+            return plain(*inputs)
+        for x in batched if not single else ():
+            torch._dynamo.mark_dynamic(x, 0)
         if replayed is None or with_grad:
             # Replaying what is kept for a backward pass would need memory, and a recording, of
             # its own for every loop step of every sequence of batch sizes that depths can draw
-            return compiled(x, rotary, value_embedding)
+            return compiled(*inputs)
         # A step of its own, so that recordings are one per batch size and not one per sequence of
         # batch sizes; the next replay overwrites the output, hence the copy
         torch.compiler.cudagraph_mark_step_begin()
-        return replayed(x, rotary, value_embedding).clone()
+        return replayed(*inputs).clone()
 
     return call
 
 
-def _twice(x: Tensor | None) -> Tensor | None:
-    return None if x is None else torch.cat([x, x])
+def n_kinds(model: Parcae) -> int:
+    """Kinds of block in a model, as this module counts them."""
+    c = model.config
+    return len(
+        {
+            (c.layer_width(i), c.layer_heads(i), c.layer_ff(i), c.has_value_embedding(i))
+            for i in range(c.n_layers)
+        }
+    )

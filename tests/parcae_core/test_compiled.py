@@ -1,4 +1,4 @@
-"""Compiled blocks meet every batch size that depths draw with two graphs per kind of block."""
+"""Compiled blocks meet every batch size that depths draw with three graphs per kind of block."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._dynamo.backends.common import aot_autograd
 
-from parcae_core.compiled import GRAPHS_PER_KIND, compile_blocks
+from parcae_core.compiled import GRAPHS_PER_KIND, compile_blocks, n_kinds
 from parcae_core.depth import PoissonDepth
 from parcae_core.errors import UserError
 from parcae_core.model import build_model
@@ -23,9 +23,11 @@ DEPTH = PoissonDepth(mean_recurrence=4, mean_backprop_depth=2)
 
 @pytest.fixture(autouse=True)
 def _fresh_compiler():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+    """Each test starts without graphs, and with torch's own limits at its end."""
+    with torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=False):
+        torch._dynamo.reset()
+        yield
+        torch._dynamo.reset()
 
 
 class Counter:
@@ -62,11 +64,6 @@ def pair(config, counter):
     return models
 
 
-def kinds(model) -> int:
-    blocks = (*model.prelude, *model.core, *model.coda)
-    return len({(b.attn.q.in_features, b.attn.value_gate is None) for b in blocks})
-
-
 def assert_equal_steps(models, batches) -> None:
     """Losses and every gradient of the two models, and the curve without gradient."""
     vocab = models[0].config.vocab_size
@@ -89,22 +86,22 @@ def assert_equal_steps(models, batches) -> None:
 
 
 @pytest.mark.parametrize("first", [16, 1])
-def test_every_batch_size_and_depth_runs_on_two_graphs_per_kind(tiny, first):
+def test_every_batch_size_and_depth_runs_on_three_graphs_per_kind(tiny, first):
     """The batch equals the width, the length and the heads in turn: no two sizes may be tied."""
     counter = Counter()
     models = pair(tiny(context=SEQ_LEN, n_prelude=2, n_coda=2), counter)
-    assert kinds(models[0]) == 2
-    assert_equal_steps(models, [first, 5])
+    assert n_kinds(models[0]) == 2
+    assert_equal_steps(models, [first, 5, 1])
     warm = counter.n_graphs
     assert_equal_steps(models, [1, 2, 16, 3, 8, 4, 1, 7])
-    assert counter.n_graphs == warm == GRAPHS_PER_KIND * kinds(models[0])
+    assert counter.n_graphs == warm <= GRAPHS_PER_KIND * n_kinds(models[0])
 
 
 @pytest.mark.slow  # four kinds to compile
 def test_a_core_of_another_width_adds_kinds_and_not_graphs_per_kind(tiny):
     counter = Counter()
     models = pair(tiny(context=SEQ_LEN, d_state=32, n_core=2, n_prelude=2), counter)
-    assert kinds(models[0]) == 4
+    assert n_kinds(models[0]) == 4
     assert_equal_steps(models, [4, 1, 3])
     assert counter.n_graphs <= GRAPHS_PER_KIND * 4
 
@@ -115,7 +112,7 @@ def test_inductor_asks_for_no_further_graph(tiny, first):
     counter = InductorCounter()
     models = pair(tiny(context=SEQ_LEN), counter)
     assert_equal_steps(models, [first, 5, 1, 2, 3, 16, 1])
-    assert counter.n_graphs <= GRAPHS_PER_KIND * kinds(models[0])
+    assert counter.n_graphs <= GRAPHS_PER_KIND * n_kinds(models[0])
 
 
 def test_cuda_graphs_are_refused_where_there_is_no_cuda(tiny, tmp_path):
