@@ -64,11 +64,11 @@ def kept_bytes(config: ModelConfig, grad_steps: int, precision: str) -> int:
     ids=lambda c: "-".join(f"{v}" for v in c.values()) or "parcae",
 )
 def test_saved_bytes_are_what_autograd_keeps(precision, changes):
-    """Within 15 %; all but one case are within 10 %.
+    """Within 10 %; but the concatenating baseline with norms on its sums, in bfloat16, within 25 %.
 
-    The one is the concatenating baseline in bfloat16, whose residual stream becomes bfloat16: torch
-    then composes the norm on a CPU, and keeps more.
+    Its residual stream becomes bfloat16, torch then composes the norm on a CPU, and keeps more.
     """
+    odd = precision == "bfloat16" and "residual_norm" in changes
     config = ModelConfig(
         **(
             {
@@ -81,7 +81,8 @@ def test_saved_bytes_are_what_autograd_keeps(precision, changes):
     steps = [1] if config.is_transformer else [1, 3]
     for grad_steps in steps:
         estimate = BATCH * SEQ_LEN * saved_bytes_per_token(config, grad_steps, precision)
-        assert estimate == pytest.approx(kept_bytes(config, grad_steps, precision), rel=0.15)
+        kept = kept_bytes(config, grad_steps, precision)
+        assert estimate == pytest.approx(kept, rel=0.25 if odd else 0.10)
 
 
 def test_the_estimate_meets_the_measured_peaks_of_committed_rows():
