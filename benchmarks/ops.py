@@ -185,12 +185,12 @@ def implementations(
     """The ways to compute an op here, each a function of the tensors alone."""
     by_impl = "impl" in inspect.signature(op).parameters
     plain = example.options | ({"impl": "torch"} if by_impl else {})
-    compiled = torch.compile(reference)
     calls = {
         "reference": lambda *args: reference(*args, *example.ref_more),
         "torch": lambda *args: op(*args, **plain),
     }
     if device.type == "cuda":  # the compiler needs a minute an op on a CPU, and nobody runs that
+        compiled = torch.compile(reference)
         calls["compile"] = lambda *args: compiled(*args, *example.ref_more)
         if by_impl:
             calls["triton"] = lambda *args: op(*args, **example.options, impl="triton")
