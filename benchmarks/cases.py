@@ -73,9 +73,14 @@ class Case:
         return model.to(self.device)
 
     @cached_property
+    def plain(self) -> Parcae:
+        """The same weights, for variants that do not take the kernels' dispatch."""
+        return copy.deepcopy(self.model)
+
+    @cached_property
     def compiled(self) -> Parcae:
         """The same weights with compiled blocks."""
-        model = copy.deepcopy(self.model)
+        model = copy.deepcopy(self.plain)
         compile_blocks(model)
         return model
 
@@ -106,7 +111,9 @@ class Case:
         return DEPTH.sample(self.batch, seed=0, step=step)
 
     def model_of(self, variant: str) -> Parcae:
-        return self.compiled if variant in COMPILED else self.model
+        if variant in COMPILED:
+            return self.compiled
+        return self.model if variant == "ours" else self.plain
 
 
 def ops_of(variant: str) -> contextlib.AbstractContextManager:

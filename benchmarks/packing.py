@@ -1,13 +1,14 @@
 """Many small trials on one device: what 1, 2, 4, 8 of them train together, through Ray.
 
     python -m benchmarks.packing --preset small                      one GPU, shares 1, 1/2, 1/4, 1/8
-    python -m benchmarks.packing --preset nano --steps 40            a CPU core in place of the GPU
+    python -m benchmarks.packing --preset nano --steps 300           a dry run on a CPU
     ... --record                                                     appended to results/packing.csv
 
 Each trial goes through everything `parcae run` does, with the fraction of the device reserved. Tokens
 are counted only while all of them train: from the moment the last has made a few steps to the moment
 the first is done, so that starting processes and evaluating do not count. `parcae plan` and `parcae
-run` read the best fraction of a preset and device from the recorded rows.
+run` read the best fraction of a preset and device from the recorded rows. A share of a CPU keeps no
+trial from using a whole core, so a dry run there shows that this works and its rows are not kept.
 """
 
 from __future__ import annotations
@@ -125,6 +126,10 @@ def together(times: list[list[tuple[float, int]]], batch_tokens: int) -> tuple[f
 def main() -> None:
     args = _arguments()
     on_gpu = torch.cuda.is_available()
+    if args.record and not on_gpu:
+        raise SystemExit(
+            "--record: torch sees no GPU here, and shares of a CPU bind nobody; leave --record out"
+        )
     rows: list[dict] = []
     for n in args.concurrent:
         planned = make_plan(args, n, on_gpu=on_gpu)
