@@ -85,7 +85,7 @@ def assert_equal_steps(models, batches) -> None:
             assert (a.grad - b.grad).abs().max() <= 1e-3 * b.grad.abs().max() + 1e-6, name
 
 
-@pytest.mark.parametrize("first", [16, 1])
+@pytest.mark.parametrize("first", [16, pytest.param(1, marks=pytest.mark.slow)])
 def test_every_batch_size_and_depth_runs_on_three_graphs_per_kind(tiny, first):
     """The batch equals the width, the length and the heads in turn: no two sizes may be tied."""
     counter = Counter()
@@ -113,6 +113,15 @@ def test_inductor_asks_for_no_further_graph(tiny, first):
     models = pair(tiny(context=SEQ_LEN), counter)
     assert_equal_steps(models, [first, 5, 1, 2, 3, 16, 1])
     assert counter.n_graphs <= GRAPHS_PER_KIND * n_kinds(models[0])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_on_a_gpu_compiled_blocks_train_and_evaluate_as_plain_ones(tiny, cuda_graphs):
+    models = [build_model(tiny(context=SEQ_LEN), seed=0, device="cuda") for _ in range(2)]
+    compile_blocks(models[0], cuda_graphs=cuda_graphs)
+    assert_equal_steps(models, [4, 1, 3, 4, 2])
 
 
 def test_cuda_graphs_are_refused_where_there_is_no_cuda(tiny, tmp_path):
