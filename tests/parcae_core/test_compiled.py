@@ -55,12 +55,13 @@ class InductorCounter:
         return compile_fx(graph, inputs)
 
 
-def pair(config, counter):
+def pair(config, device="cpu", **compilation):
     """The same weights twice, compiled and plain."""
-    models = [build_model(config, seed=0), build_model(config, seed=0)]
+    models = [build_model(config, seed=0) for _ in range(2)]
     for model in models:
         randomise(model)
-    compile_blocks(models[0], backend=counter.backend)
+        model.to(device)
+    compile_blocks(models[0], **compilation)
     return models
 
 
@@ -68,9 +69,9 @@ def assert_equal_steps(models, batches) -> None:
     """Losses and every gradient of the two models, and the curve without gradient."""
     vocab = models[0].config.vocab_size
     for step, batch in enumerate(batches):
-        ids = torch.randint(
-            0, vocab, (batch, SEQ_LEN), generator=torch.Generator().manual_seed(step)
-        )
+        numbers = torch.Generator().manual_seed(step)
+        ids = torch.randint(0, vocab, (batch, SEQ_LEN), generator=numbers)
+        ids = ids.to(models[0].embedding.weight.device)
         draw = DEPTH.sample(batch, seed=0, step=step)
         losses = []
         for model in models:
@@ -89,7 +90,7 @@ def assert_equal_steps(models, batches) -> None:
 def test_every_batch_size_and_depth_runs_on_three_graphs_per_kind(tiny, first):
     """The batch equals the width, the length and the heads in turn: no two sizes may be tied."""
     counter = Counter()
-    models = pair(tiny(context=SEQ_LEN, n_prelude=2, n_coda=2), counter)
+    models = pair(tiny(context=SEQ_LEN, n_prelude=2, n_coda=2), backend=counter.backend)
     assert n_kinds(models[0]) == 2
     assert_equal_steps(models, [first, 5, 1])
     warm = counter.n_graphs
@@ -100,7 +101,7 @@ def test_every_batch_size_and_depth_runs_on_three_graphs_per_kind(tiny, first):
 @pytest.mark.slow  # four kinds to compile
 def test_a_core_of_another_width_adds_kinds_and_not_graphs_per_kind(tiny):
     counter = Counter()
-    models = pair(tiny(context=SEQ_LEN, d_state=32, n_core=2, n_prelude=2), counter)
+    models = pair(tiny(context=SEQ_LEN, d_state=32, n_core=2, n_prelude=2), backend=counter.backend)
     assert n_kinds(models[0]) == 4
     assert_equal_steps(models, [4, 1, 3])
     assert counter.n_graphs <= GRAPHS_PER_KIND * 4
@@ -110,7 +111,7 @@ def test_a_core_of_another_width_adds_kinds_and_not_graphs_per_kind(tiny):
 @pytest.mark.parametrize("first", [6, 1])
 def test_inductor_asks_for_no_further_graph(tiny, first):
     counter = InductorCounter()
-    models = pair(tiny(context=SEQ_LEN), counter)
+    models = pair(tiny(context=SEQ_LEN), backend=counter.backend)
     assert_equal_steps(models, [first, 5, 1, 2, 3, 16, 1])
     assert counter.n_graphs <= GRAPHS_PER_KIND * n_kinds(models[0])
 
@@ -119,8 +120,7 @@ def test_inductor_asks_for_no_further_graph(tiny, first):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("cuda_graphs", [False, True])
 def test_on_a_gpu_compiled_blocks_train_and_evaluate_as_plain_ones(tiny, cuda_graphs):
-    models = [build_model(tiny(context=SEQ_LEN), seed=0, device="cuda") for _ in range(2)]
-    compile_blocks(models[0], cuda_graphs=cuda_graphs)
+    models = pair(tiny(context=SEQ_LEN), device="cuda", cuda_graphs=cuda_graphs)
     assert_equal_steps(models, [4, 1, 3, 4, 2])
 
 
