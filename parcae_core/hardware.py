@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 
 # name as torch reports it begins with or holds the key; first match wins
@@ -27,6 +28,7 @@ def peak_flops_per_s(device: str, precision: str = "bfloat16") -> float | None:
     return next((peak for name, peak in _BFLOAT16.items() if name in device), None)
 
 
+@cache
 def cpu_device(threads: int) -> str:
     """A CPU as benchmark rows name it: rates of one model say nothing of another."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
@@ -36,6 +38,7 @@ def cpu_device(threads: int) -> str:
     return f"cpu{f' ({model})' if model else ''}, {threads} threads"
 
 
+@cache  # a plan asks for every trial
 def local_gpu() -> str | None:
     """Name of the first NVIDIA GPU here, without importing torch; None where there is none."""
     if shutil.which("nvidia-smi") is None:
