@@ -106,7 +106,7 @@ def _assumed(trials: Sequence[Trial], named: str | None, mfu: float | None) -> R
                 f"--mfu {mfu:g}: no published peak is known for {device} in {trials[0].precision}; "
                 "name a known one, such as --device 'NVIDIA H100', or give --flops-per-s."
             )
-        shares = {t.trial_id: min(t.resources.gpus or 1.0, 1.0) for t in trials}
+        shares = {t.trial_id: t.resources.gpus or 1.0 for t in trials}
         return Rate(
             flops_per_s=mfu * peak * median(shares.values()),
             source=f"assumed: {mfu:.0%} of the published peak of {device}, {peak:.4g} FLOP/s",

@@ -53,15 +53,18 @@ def device_of(trial: Trial, named: str | None) -> str | None:
 
 def measured_rate(trial: Trial, device: str) -> tuple[float, str] | None:
     """FLOP/s of one trial on its share of the device, by the exact rule, and where that is from."""
-    share = trial.resources.gpus if 0 < trial.resources.gpus < 1 else 1.0
-    side_by_side = round(1 / share)
+    share = trial.resources.gpus or 1.0
     if share < 1:
+        side_by_side = round(1 / share)
         packed = [r for r in _packing_rows(RESULTS) if r.concurrent == side_by_side]
         if row := _last(packed, trial, device):
             return row.flops_per_s / side_by_side, row.source
     row = _last(_speed_rows(RESULTS), trial, device)
-    # a share of the device is taken to do that share of the work
-    return None if row is None else (row.flops_per_s * share, row.source)
+    if row is None:
+        return None
+    # until it is measured, a part of the device is taken to do that part of its work
+    scaled = "" if share == 1 else f", taken {share:g} times"
+    return row.flops_per_s * share, row.source + scaled
 
 
 def best_share(trial: Trial, device: str) -> tuple[float, str] | None:
