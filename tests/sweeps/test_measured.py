@@ -49,7 +49,7 @@ def test_rows_of_the_named_device_and_preset_give_the_rate_and_the_last_one_hold
     assert rate.source == "from benchmark rows for nvidia h100: speed.csv, commit abc"
     assert rate.seconds(trials[0]) == exact_flops(trials[0]) / 2e9
     assert rate_of(trials, None, 7e9, device="NVIDIA H100").flops_per_s == 7e9  # a given rate wins
-    for gpus in (0.5, 2):
+    for gpus in (0.25, 0.5):
         trial = replace(trials[0], resources=Resources(cpus=1, gpus=gpus))
         source = f"speed.csv, commit abc, taken {gpus:g} times"
         assert measured_rate(trial, "H100") == (gpus * 2e9, source)
