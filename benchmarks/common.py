@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from parcae_core.hardware import cpu_device
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -54,7 +56,7 @@ def provenance() -> dict[str, str]:
     git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=9", "--exclude=*"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     cuda = torch.cuda.is_available()
-    device = torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads"
+    device = torch.cuda.get_device_name() if cuda else cpu_device(torch.get_num_threads())
     return {
         "date": date.today().isoformat(),
         "commit": commit or "unknown",

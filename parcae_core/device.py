@@ -1,13 +1,10 @@
-"""Where a model runs, and whether it is compiled there."""
+"""Where a model runs."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import torch
 
 from parcae_core.errors import UserError
-from parcae_core.model import Parcae
 
 
 def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
@@ -35,22 +32,6 @@ def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
             "fewer processes, or a torch build for this machine's GPU"
         )
     return torch.device("cuda", index)
-
-
-def compile_blocks(model: Parcae) -> None:
-    """torch.compile every block in place; names and weights stay.
-
-    Block by block, because the loop around them runs another number of times for every batch.
-    The compiler fuses the plain operations itself, so that the model's own kernels give way.
-    """
-    model.use(replace(model.kernels, ops="torch"))
-    import torch._dynamo.config as settings  # costs a second, which only those who ask should pay
-
-    # All blocks share one forward, and each kind of block, with and without gradient, on one and
-    # on several sequences, is a graph of its own. Past the limit torch would run eagerly instead.
-    settings.recompile_limit = max(settings.recompile_limit, 64)
-    for block in (*model.prelude, *model.core, *model.coda):
-        block.compile(dynamic=True)
 
 
 def device_name(device: torch.device) -> str:

@@ -23,6 +23,7 @@ class Execution:
     threads: int | None = None  # of torch's own pool; None: leave it as it is
     impl: Literal["auto", "torch", "triton"] = "auto"  # of the ops; "auto": triton on a GPU
     compile: bool = False  # torch.compile, block by block, of torch's ops
+    cuda_graphs: bool = False  # with compile on CUDA: replay what needs no gradient; unmeasured
     log_every_steps: int | None = None  # None: about 200 lines over the run
     checkpoint_every_s: float | None = 300.0  # None: not by time
     checkpoint_every_steps: int | None = None
@@ -43,6 +44,8 @@ class Execution:
                 "impl='triton' and compile exclude each other: the compiler cannot see into the "
                 "kernels and fuses torch's operations itself; use impl='torch' or leave compile out"
             )
+        if self.cuda_graphs and not self.compile:
+            raise ValueError("cuda_graphs is true and compile false; graphs are of compiled blocks")
         for name in ("threads", "log_every_steps", "checkpoint_every_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -23,9 +23,10 @@ import torch
 
 from parcae_core.batching import StepFlops, depths_of_step, share_out
 from parcae_core.checkpoint import newest_checkpoint, only_writer, save_checkpoint
+from parcae_core.compiled import compile_blocks
 from parcae_core.data.reader import RowReader
 from parcae_core.depth import DepthDraw
-from parcae_core.device import compile_blocks, device_name, resolve_device
+from parcae_core.device import device_name, resolve_device
 from parcae_core.errors import UserError
 from parcae_core.evaluate import evaluate
 from parcae_core.feed import Feed
@@ -139,7 +140,7 @@ class _Run:
         self.step_flops, self.planned_flops = StepFlops(trial), planned_flops(trial)
         self.progress = self._restore_or_begin()
         if execution.compile:
-            compile_blocks(self.model)
+            compile_blocks(self.model, cuda_graphs=execution.cuda_graphs)
         self.feed = Feed(
             self.rows,
             trial.batch_sequences,

@@ -1,14 +1,18 @@
-"""How long trials will take: from what this sweep has measured, else from a stated assumption."""
+"""How long trials will take. In this order: a rate that was given, what this sweep has finished,
+committed benchmark rows for the device and preset, a stated assumption; otherwise it is unknown."""
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from statistics import median
 
+from parcae_core.errors import UserError
+from parcae_core.hardware import peak_flops_per_s
 from parcae_core.trial import Trial
+from sweeps.measured import device_of, measured_rate
 from sweeps.store import Store
 
 # Exact-rule FLOP/s of one CPU core training `nano` in float32; see docs/cluster.md for other devices
@@ -19,12 +23,16 @@ ASSUMED_FLOPS_PER_CPU = 2.5e10
 class Rate:
     """Exact-rule FLOP/s of one trial, and where the number comes from."""
 
-    flops_per_s: float | None  # None: nothing is known of the device
+    flops_per_s: (
+        float | None
+    )  # None: nothing is known of the device; the median where trials differ
     source: str
+    by_trial: dict[str, float] = field(default_factory=dict)  # where presets differ, by trial_id
 
     def seconds(self, trial: Trial) -> float | None:
         """Estimated training time of a trial."""
-        return None if self.flops_per_s is None else exact_flops(trial) / self.flops_per_s
+        rate = self.by_trial.get(trial.trial_id, self.flops_per_s)
+        return None if rate is None else exact_flops(trial) / rate
 
 
 @cache
@@ -34,9 +42,23 @@ def exact_flops(trial: Trial) -> float:
 
 
 def rate_of(
-    trials: Sequence[Trial], store: Store | None, assumed_flops_per_s: float | None = None
+    trials: Sequence[Trial],
+    store: Store | None,
+    assumed_flops_per_s: float | None = None,
+    *,
+    device: str | None = None,
+    mfu: float | None = None,
 ) -> Rate:
-    """The rate to plan with: a given one, the median of what this sweep finished, or an assumption."""
+    """The rate to plan with, from the best source there is; see the module's docstring.
+
+    Args:
+        assumed_flops_per_s: of one trial, as the user knows it.
+        device: whose benchmark rows and peak count; None: this machine's.
+        mfu: share of the device's published peak to assume where nothing was measured.
+
+    Raises:
+        UserError: for an `mfu` of a device whose peak is not known here.
+    """
     if assumed_flops_per_s is not None:
         return Rate(
             flops_per_s=assumed_flops_per_s,
@@ -52,8 +74,49 @@ def rate_of(
             flops_per_s=median(measured),
             source=f"measured: median of {len(measured)} finished trials of this sweep",
         )
+    return _from_rows(trials, device) or _assumed(trials, device, mfu)
+
+
+def _from_rows(trials: Sequence[Trial], named: str | None) -> Rate | None:
+    """The rate that benchmark rows give, if they cover every trial."""
+    by_trial, sources, devices = {}, [], []
+    for trial in trials:
+        device = device_of(trial, named)
+        found = None if device is None else measured_rate(trial, device)
+        if found is None:
+            return None
+        by_trial[trial.trial_id] = found[0]
+        sources.append(found[1])
+        devices.append(device)
+    return Rate(
+        flops_per_s=median(by_trial.values()),
+        source=f"from benchmark rows for {devices[0]}: {'; '.join(dict.fromkeys(sources))}",
+        by_trial=by_trial,
+    )
+
+
+def _assumed(trials: Sequence[Trial], named: str | None, mfu: float | None) -> Rate:
+    if mfu is not None:
+        device = (
+            device_of(max(trials, key=lambda t: t.resources.gpus), named) or "an unnamed device"
+        )
+        peak = peak_flops_per_s(device, trials[0].precision)
+        if peak is None:
+            raise UserError(
+                f"--mfu {mfu:g}: no published peak is known for {device} in {trials[0].precision}; "
+                "name a known one, such as --device 'NVIDIA H100', or give --flops-per-s."
+            )
+        shares = {t.trial_id: t.resources.gpus or 1.0 for t in trials}
+        return Rate(
+            flops_per_s=mfu * peak * median(shares.values()),
+            source=f"assumed: {mfu:.0%} of the published peak of {device}, {peak:.4g} FLOP/s",
+            by_trial={i: mfu * peak * share for i, share in shares.items()},
+        )
     if any(t.resources.gpus for t in trials):
-        return Rate(flops_per_s=None, source="unknown for this GPU; give --flops-per-s")
+        return Rate(
+            flops_per_s=None,
+            source="unknown for this GPU and preset; give --flops-per-s, or --device and --mfu",
+        )
     cpus = max(t.resources.cpus for t in trials)
     return Rate(
         flops_per_s=ASSUMED_FLOPS_PER_CPU * cpus,

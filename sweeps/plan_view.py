@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from parcae_core.memory import training_memory
 from parcae_core.trial import Trial, planned_flops
 from sweeps.cluster import usable_cpus
 from sweeps.estimate import duration, longest_first, makespan, rate_of
 from sweeps.plan import Plan, short
 from sweeps.store import FINISHED, Store
-
-# float32 weights, gradients and two moments; Muon keeps less. Activations come on top.
-BYTES_PER_PARAMETER = 16
 
 
 def as_data(
@@ -23,20 +21,26 @@ def as_data(
     gpus: int = 0,
     flops_per_s: float | None = None,
     price_per_gpu_hour: float | None = None,
+    device: str | None = None,
+    mfu: float | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The plan as plain data: one entry per trial, totals, and what the times rest on.
 
     Args:
         cpus, gpus: of the cluster that the makespan is for.
         flops_per_s: of one trial, by the exact rule, when the user knows it.
+        device, mfu: see `sweeps.estimate.rate_of`.
+        notes: lines on how the plan came to its resources.
     """
     started = store.sweep is not None
-    rate = rate_of(plan.trials, store if started else None, flops_per_s)
+    rate = rate_of(plan.trials, store if started else None, flops_per_s, device=device, mfu=mfu)
     trials, left = [], []
     for trial in plan.trials:
         state = store.state(trial).state if started else "planned"
         if state not in FINISHED:
             left.append(trial)
+        memory = training_memory(trial)
         trials.append(
             {
                 "trial_id": trial.trial_id,
@@ -50,7 +54,10 @@ def as_data(
                 "batch_tokens": trial.batch_tokens,
                 "seed": trial.seed,
                 "n_params": trial.n_params,
-                "state_bytes": BYTES_PER_PARAMETER * trial.n_params,
+                "state_bytes": memory.state,
+                "activation_bytes_per_sequence": memory.per_sequence,
+                "peak_bytes": memory.peak(trial.batch_sequences),  # whole batch at a time
+                "peak_bytes_one_sequence": memory.peak(1),
                 "train_flops": planned_flops(trial),
                 "muon_lr": trial.optim.muon_lr,
                 "estimated_s": rate.seconds(trial),
@@ -90,6 +97,7 @@ def as_data(
             else price_per_gpu_hour * gpu_hours,
         },
         "rate": {"flops_per_s": rate.flops_per_s, "source": rate.source},
+        "notes": list(notes),
     }
 
 
@@ -156,14 +164,22 @@ def print_table(data: dict[str, Any]) -> None:
     if totals["gpu_hours"]:
         price = "" if totals["price"] is None else f", {totals['price']:,.2f} at the given price"
         console.print(f"{totals['gpu_hours']:,.1f} GPU-hours{price}", highlight=False)
-    most = max(t["state_bytes"] for t in data["trials"])
-    console.print(
-        f"memory per trial up to {most / 2**30:.2g} GiB for weights, gradients and optimiser; "
-        "activations come on top",
-        highlight=False,
-    )
+    console.print(_memory_line(data["trials"]), highlight=False)
+    for note in data["notes"]:
+        console.print(note, highlight=False)
     console.print(f"time {data['rate']['source']}", highlight=False)
     console.print(
         f"data {source['corpus']} as {source['tokenizer']}, fingerprint {source['fingerprint'][:12]}",
         highlight=False,
+    )
+
+
+def _memory_line(trials: list[dict[str, Any]]) -> str:
+    most = max(trials, key=lambda t: t["peak_bytes"])
+    gib, mib = 2**30, 2**20
+    return (
+        f"memory per trial about {most['peak_bytes'] / gib:.2g} GiB at most with the whole batch at a "
+        f"time, {most['peak_bytes_one_sequence'] / gib:.2g} GiB with one sequence: "
+        f"{most['state_bytes'] / gib:.2g} GiB for weights, gradients and optimiser, "
+        f"{most['activation_bytes_per_sequence'] / mib:.0f} MiB a sequence"
     )

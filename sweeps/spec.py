@@ -79,6 +79,11 @@ class ResourcesSection(Section):
     gpus: Annotated[Number, Field(ge=0, le=1)] = Field(
         0.0, description="GPUs a trial reserves: 0, a fraction such as 0.5, or 1"
     )
+    share: Literal["measured", "given"] = Field(
+        "measured",
+        description="measured (the part of a GPU that benchmarks found best for the preset and "
+        "device, where they did; else gpus) or given (always gpus)",
+    )
 
 
 class WandbSection(Section):

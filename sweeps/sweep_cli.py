@@ -40,8 +40,19 @@ def plan(
         float | None, typer.Option(min=1.0, help="What one trial makes, by the exact rule.")
     ] = None,
     price: Annotated[float | None, typer.Option(min=0.0, help="Of one GPU-hour.")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Whose benchmark rows count, such as 'NVIDIA H100'; default: this one."),
+    ] = None,
+    mfu: Annotated[
+        float | None,
+        typer.Option(min=0.001, max=1.0, help="Of the device's peak, where nothing is measured."),
+    ] = None,
 ) -> None:
-    """Every trial of a spec with tokens, steps, FLOPs and estimated time. Touches nothing.
+    """Every trial of a spec with tokens, steps, FLOPs, memory and estimated time. Touches nothing.
+
+    The time rests on --flops-per-s, else on trials of this sweep that are done, else on benchmark
+    rows for the device and preset, else on --mfu; it says on which. Without any it is unknown.
 
     Examples:
 
@@ -50,11 +61,14 @@ def plan(
         parcae plan sweeps/specs/demo.yaml --json | jq '.trials | length'
 
         parcae plan my.yaml --cpus 64 --gpus 8 --flops-per-s 2e14 --price 2.5
+
+        parcae plan my.yaml --gpus 8 --device "NVIDIA H100" --mfu 0.4
     """
+    from sweeps.measured import with_measured_shares
     from sweeps.plan_view import as_data, print_table
     from sweeps.store import Store
 
-    planned = load_plan(spec)
+    planned, notes = with_measured_shares(load_plan(spec), device)
     store = Store(out, planned.name)
     data = as_data(
         planned,
@@ -63,6 +77,9 @@ def plan(
         gpus=gpus,
         flops_per_s=flops_per_s,
         price_per_gpu_hour=price,
+        device=device,
+        mfu=mfu,
+        notes=notes,
     )
     if as_json:
         typer.echo(json.dumps(data, indent=1))
@@ -105,6 +122,7 @@ def run(
 
         parcae run sweeps/specs/demo.yaml --smoke --out /tmp/smoke
     """
+    from sweeps.measured import with_measured_shares
     from sweeps.remote import is_url
     from sweeps.run import Options
     from sweeps.run import run as run_plan
@@ -119,6 +137,10 @@ def run(
         raise UserError(f"--wandb is {wandb!r}; it must be offline, online or disabled.")
     can_add = None if node_cpus is None else {"CPU": node_cpus, "GPU": node_gpus}
     planned = load_plan(spec, smoke=smoke)
+    if address is None:  # nobody here knows the GPUs of a cluster elsewhere: the spec's shares hold
+        planned, notes = with_measured_shares(planned)
+        for note in notes:
+            say(note)
     store = Store(out, planned.name)
     outcome = run_plan(
         planned,

@@ -1,5 +1,6 @@
 """The shipped specs mean exactly what their comments say."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,24 @@ def test_the_demo_is_four_budgets_by_five_depths_with_one_among_them():
     assert len({t.budget_flops for t in planned}) >= 4
     assert {1} < {t.mean_recurrence for t in planned}
     assert len({t.mean_recurrence for t in planned}) == 5
+
+
+def test_the_law_for_one_gpu_fits_its_sitting_and_reads_out_every_depth():
+    planned = trials("gpu-law")
+    budgets = sorted({t.budget_flops for t in planned})
+    assert len(budgets) == 5
+    assert all(2 <= b / a <= 3 for a, b in itertools.pairwise(budgets))
+    assert {t.mean_recurrence for t in planned} == {1, 2, 3, 4, 6, 8, 12}
+    assert 2.5e17 < sum(t.train_flops("exact") for t in planned) < 3e17
+    looped = [t for t in planned if t.depth is not None]
+    assert {t.evaluation.loops for t in looped} == {tuple(range(1, 25))}
+    [first] = trials("gpu-law-first")
+    assert (first.budget_flops, first.mean_recurrence) == (budgets[-1], 4)
+    assert first.trial_id in {t.trial_id for t in planned}  # its result is taken over
+
+
+def test_the_stability_spec_for_one_gpu_crosses_rates_and_injections():
+    planned = trials("gpu-stability")
+    assert {t.model.injection for t in planned} == {"diagonal", "concat", "add"}
+    assert len(planned) == 3 * len({t.optim.muon_lr for t in planned}) == 18
+    assert sum(t.train_flops("exact") for t in planned) < 3e16

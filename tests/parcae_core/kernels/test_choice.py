@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from parcae_core.device import compile_blocks
+from parcae_core.compiled import compile_blocks
 from parcae_core.errors import UserError
 from parcae_core.kernels import choice, dispatch
 from parcae_core.kernels.attention import backend_order, backends_taken
@@ -54,11 +54,10 @@ def test_a_build_for_cpus_is_spared_the_import():
     assert subprocess.run([sys.executable, "-c", code], env=clean).returncode == 0
 
 
-def test_compiled_blocks_are_torchs(tiny, monkeypatch):
+def test_compiled_blocks_are_torchs(tiny):
     model = build_model(tiny(), seed=0)
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda *a, **k: None)
     model.use(Kernels(ops="triton", cross_entropy="liger"))
-    compile_blocks(model)
+    compile_blocks(model, backend="eager")
     assert model.kernels == Kernels(ops="torch", cross_entropy="liger")
     assert {block.attn.impl for block in model.core} == {"torch"}
 

@@ -1,0 +1,233 @@
+"""Every op of parcae_core/kernels: reference, torch and, on a GPU, Triton and the compiled reference.
+
+An op is a file there with `<op>_ref` and `<op>`; what it is called with stands in `EXAMPLES`, and an
+op without an example is named, not skipped in silence. The floor is the least traffic: every input
+and output once, forward; with the backward pass also every gradient once, over the rate of a copy.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from benchmarks.common import interleaved, provenance, quantiles
+from benchmarks.rates import Rates
+from parcae_core import kernels
+from parcae_core.config import ModelConfig
+
+EPS = 1e-5
+REPEATS = 9
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """Of the inputs: a preset's, one whole batch."""
+
+    batch: int
+    seq_len: int
+    d_model: int
+    n_head: int
+    d_ff: int
+    dtype: torch.dtype  # of activations; weights and the residual stream stay float32
+    device: torch.device
+
+    def wide(self, *size: int) -> Tensor:
+        return torch.randn(*size, device=self.device)
+
+    def low(self, *size: int) -> Tensor:
+        return self.wide(*size).to(self.dtype)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """Inputs of an op; tensors among `args` that are floating and real get gradients."""
+
+    args: tuple  # of the op and, with `ref_more`, of its reference
+    options: dict  # keyword arguments of the op
+    ref_more: tuple = ()  # what the reference takes after `args`
+
+
+def _stream(s: Shape) -> tuple[int, int, int]:
+    return s.batch, s.seq_len, s.d_model
+
+
+def _heads(s: Shape) -> tuple[int, int, int, int]:
+    return s.batch, s.seq_len, s.n_head, s.d_model // s.n_head
+
+
+def _rms_norm(s: Shape) -> Example:
+    return Example(args=(s.wide(*_stream(s)), s.wide(s.d_model), EPS), options={})
+
+
+def _relu_squared(s: Shape) -> Example:
+    return Example(args=(s.low(s.batch, s.seq_len, s.d_ff),), options={})
+
+
+def _residual_norm(s: Shape) -> Example:
+    args = (s.wide(*_stream(s)), s.low(*_stream(s)), s.wide(s.d_model), EPS)
+    return Example(args=args, options={})
+
+
+def _loop_boundary(s: Shape) -> Example:
+    decay = torch.full((s.d_model,), 0.45, device=s.device)
+    args = (s.wide(*_stream(s)), decay, s.wide(*_stream(s)), s.wide(s.d_model), EPS)
+    return Example(args=args, options={"n_active": s.batch}, ref_more=(s.batch,))
+
+
+def _rope_qk_norm(s: Shape) -> Example:
+    d_head = s.d_model // s.n_head
+    angle = torch.rand(s.seq_len, d_head // 2, device=s.device)
+    turn = torch.polar(torch.ones_like(angle), angle)
+    args = (s.low(*_heads(s)), s.low(*_heads(s)), turn)
+    return Example(args=args, options={"norm": True, "eps": None}, ref_more=(True, None))
+
+
+def _value_gate(s: Shape) -> Example:
+    batch, seq_len, n_head, _ = _heads(s)
+    return Example(
+        args=(s.low(*_heads(s)), s.low(batch, seq_len, n_head), s.wide(*_stream(s))), options={}
+    )
+
+
+EXAMPLES: dict[str, Callable[[Shape], Example]] = {
+    "rms_norm": _rms_norm,
+    "relu_squared": _relu_squared,
+    "residual_norm": _residual_norm,
+    "loop_boundary": _loop_boundary,
+    "rope_qk_norm": _rope_qk_norm,
+    "value_gate": _value_gate,
+}
+
+
+def find_ops() -> dict[str, tuple[Callable, Callable]]:
+    """name -> (reference, op), for every file of parcae_core/kernels that has both."""
+    found = {}
+    for info in pkgutil.iter_modules(kernels.__path__):
+        module = importlib.import_module(f"{kernels.__name__}.{info.name}")
+        reference, op = (getattr(module, n, None) for n in (f"{info.name}_ref", info.name))
+        if reference is not None and op is not None:
+            found[info.name] = (reference, op)
+    return found
+
+
+def op_rows(
+    config: ModelConfig,
+    batch: int,
+    seq_len: int,
+    device: torch.device,
+    precision: str,
+    rates: Rates,
+) -> list[dict]:
+    """Time every op at a preset's shapes, print and return the rows."""
+    low = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    shape = Shape(
+        batch=batch, seq_len=seq_len, d_model=config.d_model, n_head=config.n_head,
+        d_ff=config.d_ff, dtype=low, device=device,
+    )  # fmt: skip
+    rows = []
+    for name, (reference, op) in find_ops().items():
+        if name not in EXAMPLES:
+            print(f"op {name}: no example in benchmarks/ops.py, so it is not timed; add one")
+            continue
+        example = EXAMPLES[name](shape)
+        for gradient in (False, True):
+            rows += _rows_of(name, reference, op, example, gradient, shape, rates)
+    return rows
+
+
+def _rows_of(
+    name: str, reference: Callable, op: Callable, example: Example, gradient: bool, shape: Shape,
+    rates: Rates,
+) -> list[dict]:  # fmt: skip
+    calls = implementations(reference, op, example, shape.device)
+    timed = {impl: _timed(call, example.args, gradient) for impl, call in calls.items()}
+    seconds = interleaved(timed, steps=REPEATS)
+    n_bytes = least_bytes(calls["reference"], example.args, gradient)
+    floor = n_bytes / rates.copy_bytes_per_s
+    rows = []
+    for impl in calls:
+        mid, low, high = quantiles(seconds[impl])
+        over = median(a / b for a, b in zip(seconds["reference"], seconds[impl], strict=True))
+        row = provenance() | {
+            "op": name,
+            "impl": impl,
+            "passes": "forward + backward" if gradient else "forward",
+            "shape": f"{shape.batch}x{shape.seq_len}x{shape.d_model}",
+            "dtype": str(shape.dtype)[6:],
+            "seconds_median": f"{mid:.4g}",
+            "seconds_q20": f"{low:.4g}",
+            "seconds_q80": f"{high:.4g}",
+            "floor_bytes_s": f"{floor:.4g}",
+            "copy_bytes_per_s": f"{rates.copy_bytes_per_s:.4g}",
+            "speedup_over_reference": round(over, 3),
+            "load_1min": round(os.getloadavg()[0], 1),
+        }
+        rows.append(row)
+        print(
+            f"op {name:14s} {row['passes']:18s} {impl:10s} {1e3 * mid:9.3f} ms  "
+            f"floor {1e3 * floor:.3f}  {over:.2f}x the reference",
+            flush=True,
+        )
+    return rows
+
+
+def implementations(
+    reference: Callable, op: Callable, example: Example, device: torch.device
+) -> dict[str, Callable]:
+    """The ways to compute an op here, each a function of the tensors alone."""
+    by_impl = "impl" in inspect.signature(op).parameters
+    plain = example.options | ({"impl": "torch"} if by_impl else {})
+    calls = {
+        "reference": lambda *args: reference(*args, *example.ref_more),
+        "torch": lambda *args: op(*args, **plain),
+    }
+    if device.type == "cuda":  # the compiler needs a minute an op on a CPU, and nobody runs that
+        compiled = torch.compile(reference)
+        calls["compile"] = lambda *args: compiled(*args, *example.ref_more)
+        if by_impl:
+            calls["triton"] = lambda *args: op(*args, **example.options, impl="triton")
+    return calls
+
+
+def _timed(call: Callable, args: tuple, gradient: bool) -> Callable[[int], None]:
+    leaves = tuple(_leaf(a) if gradient else a for a in args)
+
+    @torch.set_grad_enabled(gradient)
+    def run(_: int) -> None:
+        outputs = _tensors(call(*leaves))
+        if gradient:
+            wanted = [a for a in leaves if isinstance(a, Tensor) and a.requires_grad]
+            torch.autograd.grad(outputs, wanted, [torch.ones_like(o) for o in outputs])
+
+    return run
+
+
+def least_bytes(call: Callable, args: tuple, gradient: bool) -> int:
+    """Inputs and outputs once; with gradient, gradients of both once more."""
+    with torch.no_grad():
+        outputs = _tensors(call(*args))
+    forward = sum(t.nbytes for t in (*(a for a in args if isinstance(a, Tensor)), *outputs))
+    if not gradient:
+        return forward
+    # the backward pass reads the inputs again, reads the outputs' gradients, writes the inputs'
+    kept = sum(a.nbytes for a in args if isinstance(a, Tensor))
+    moved = sum(a.nbytes for a in args if isinstance(a, Tensor) and a.is_floating_point())
+    return forward + kept + moved + sum(o.nbytes for o in outputs)
+
+
+def _leaf(value):
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.detach().clone().requires_grad_()
+    return value
+
+
+def _tensors(outputs) -> tuple[Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)

@@ -1,0 +1,116 @@
+"""The benchmarks' own arithmetic, and that they refuse to report what is not right."""
+
+import subprocess
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import cases, speed
+from benchmarks.cases import VARIANTS, Case, check, executed_over_ideal, gradient
+from benchmarks.ops import EXAMPLES, Shape, find_ops, implementations, least_bytes
+from benchmarks.packing import make_plan, together
+from benchmarks.rates import Rates
+
+CPU = torch.device("cpu")
+EAGER = tuple(v for v in VARIANTS if "compile" not in v)
+RATES = Rates(matmul_flops_per_s=1e12, copy_bytes_per_s=1e9)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+def tiny_case(**changes) -> Case:
+    base = {"preset": "nano", "batch": 4, "seq_len": 16, "device": CPU, "precision": "float32"}
+    return Case(**(base | changes))
+
+
+# torch says on a CPU that it does not fuse a norm of mixed dtypes
+@pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_variants_compute_the_same_and_small_portions_do_too(precision):
+    case = tiny_case(precision=precision)
+    assert set(check(case, EAGER)) == set(EAGER)
+    whole = gradient(case, "ours", case.draw(0), micro_batch=4)
+    in_parts = gradient(case, "ours", case.draw(0), micro_batch=3)
+    assert whole == pytest.approx(in_parts, abs=1e-5 if precision == "float32" else 1e-2)
+
+
+def test_a_wrong_variant_is_not_timed(monkeypatch):
+    right = cases.gradient
+
+    def wrong(case, variant, *rest):
+        return right(case, variant, *rest) + 0.01 * (variant == "ours")
+
+    monkeypatch.setattr(cases, "gradient", wrong)
+    with pytest.raises(SystemExit, match="not equal to the masked definition"):
+        check(tiny_case(), ("ours",))
+
+
+def test_failing_tests_end_the_benchmark_before_anything_is_timed(monkeypatch):
+    def fails(command, **_):
+        return subprocess.CompletedProcess(command, 1, stdout="1 failed", stderr="")
+
+    monkeypatch.setattr(speed.subprocess, "run", fails)
+    monkeypatch.setattr(speed, "measure_rates", lambda *_: pytest.fail("measured all the same"))
+    with pytest.raises(SystemExit, match="tests fail, so no speed is reported"):
+        speed.main([])
+
+
+def test_masking_executes_more_than_the_depths_ask_for():
+    case = tiny_case(batch=16)
+    draws = [case.draw(s) for s in range(8)]
+    assert executed_over_ideal(case, "ours", draws) == 1
+    assert 1.4 < executed_over_ideal(case, "masked", draws) < 2
+
+
+def test_floors_are_flops_and_bytes_over_measured_rates():
+    assert RATES.floors(flops=2e12, n_bytes=3e9) == (2.0, 3.0)
+    case = tiny_case()
+    more = tiny_case(seq_len=32)
+    assert 1 < speed.step_bytes(more, case.draw(0)) / speed.step_bytes(case, case.draw(0)) < 2
+
+
+def test_every_op_has_an_example_that_its_implementations_agree_on():
+    shape = Shape(
+        batch=2, seq_len=8, d_model=32, n_head=2, d_ff=64, dtype=torch.float32, device=CPU
+    )
+    ops = find_ops()
+    assert {"rms_norm", "relu_squared"} <= set(ops) <= set(EXAMPLES)
+    for name, (reference, op) in ops.items():
+        example = EXAMPLES[name](shape)
+        calls = implementations(reference, op, example, CPU)
+        torch.testing.assert_close(calls["torch"](*example.args), calls["reference"](*example.args))
+        alone, both = (least_bytes(calls["reference"], example.args, g) for g in (False, True))
+        assert 2 < both / alone < 3
+
+
+def test_relu_squared_moves_what_its_formula_says():
+    x = torch.zeros(10)
+    assert least_bytes(torch.relu, (x,), False) == 80  # x and y
+    assert least_bytes(torch.relu, (x,), True) == 80 + 120  # and x, dy, dx
+
+
+def test_tokens_count_only_while_all_trials_train():
+    slow = [(10.0 + t, t) for t in range(1, 21)]  # a step a second, from 11 to 30
+    fast = [(8.0 + 0.5 * t, t) for t in range(1, 41)]  # two steps a second, from 8.5 to 28
+    per_s, seconds = together([slow, fast], batch_tokens=100)
+    assert per_s == pytest.approx(300)
+    assert seconds == pytest.approx(28.0 - 15.0)
+    late = [(50.0 + t, t) for t in range(1, 21)]
+    with pytest.raises(SystemExit, match="never at work together"):
+        together([slow, late], batch_tokens=100)
+
+
+def test_packed_trials_differ_in_their_seed_and_share_the_device():
+    args = Namespace(
+        preset="nano", steps=10, batch=2, context=16, mean_recurrence=2, corpus="python-stdlib",
+        tokenizer="bytes", cpus=1,
+    )  # fmt: skip
+    trials = make_plan(args, 4, on_gpu=True).trials
+    assert len({t.trial_id for t in trials}) == 4
+    assert {(t.resources.cpus, t.resources.gpus, t.n_steps) for t in trials} == {(0.25, 0.25, 10)}
+    assert np.isclose(sum(t.resources.gpus for t in trials), 1)
