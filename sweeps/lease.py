@@ -33,6 +33,7 @@ class Lease:
     def __init__(self, folder: Path, owner: str, generation: int) -> None:
         self.folder, self.owner, self.generation = folder, owner, generation
         self._asked_at, self._held = 0.0, True
+        self.lock: int | None = None  # descriptor; whoever inherits it holds the folder as well
 
     def held(self, *, max_age_s: float = 0.0) -> bool:
         """Whether no later attempt exists, as of at most `max_age_s` ago."""
@@ -72,4 +73,5 @@ def lease(folder: Path, *, wait_s: float) -> Iterator[Lease]:
                         f"{folder}: its former worker still runs after {wait_s:.0f} s"
                     ) from None
                 time.sleep(0.2)
+        mine.lock = file.fileno()
         yield mine

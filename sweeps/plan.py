@@ -11,7 +11,7 @@ from parcae_core.depth import DepthScheme, FixedDepth, PoissonDepth
 from parcae_core.errors import UserError
 from parcae_core.flops import train_flops_per_token
 from parcae_core.presets import preset
-from parcae_core.trial import DataConfig, EvalConfig, OptimConfig, Resources, Trial
+from parcae_core.trial import DataConfig, EvalConfig, OptimConfig, Trial
 from sweeps.border import given
 from sweeps.designs import Cell, cells
 from sweeps.spec import SweepSpec
@@ -122,7 +122,7 @@ def _trial(spec: SweepSpec, cell: Cell, seed: int, data: DataConfig) -> Trial:
         precision=spec.precision,
         budget_flops=cell.budget_flops,
         budget_rule=spec.budget_rule,
-        resources=Resources(cpus=spec.resources.cpus, gpus=spec.resources.gpus),
+        resources=spec.resources.resolve(),
     )
 
 

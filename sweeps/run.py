@@ -141,14 +141,20 @@ def schedule(job: Job, trials: list[Trial], options: Options) -> bool:
 
         from sweeps.progress import Progress
 
-        require_placeable(trials, options.can_add)
+        bundles = require_placeable(trials, options.can_add)
         by_id = {t.trial_id: t for t in trials}
         progress = Progress(job.store, trials)
         # Tune wants a place for its own bookkeeping, which nobody reads again
         scratch = tempfile.mkdtemp(prefix="parcae-tune-")
         try:
             tuner = tune.Tuner(
-                tune.with_resources(run_trial, lambda c: _bundle(by_id[c["trial_id"]])),
+                tune.with_resources(
+                    run_trial,
+                    # PACK: as few nodes as possible, and each bundle whole
+                    lambda c: tune.PlacementGroupFactory(
+                        bundles[by_id[c["trial_id"]].resources], strategy="PACK"
+                    ),
+                ),
                 param_space={
                     "job": job,
                     "trial_id": tune.grid_search([t.trial_id for t in trials]),
@@ -178,15 +184,6 @@ def schedule(job: Job, trials: list[Trial], options: Options) -> bool:
 
 def _trial_id(trial) -> str:
     return trial.config["trial_id"]
-
-
-def _bundle(trial: Trial):
-    from ray.tune import PlacementGroupFactory
-
-    wanted = {"CPU": trial.resources.cpus}
-    if trial.resources.gpus:
-        wanted["GPU"] = trial.resources.gpus
-    return PlacementGroupFactory([wanted])
 
 
 @contextmanager

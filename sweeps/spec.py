@@ -19,7 +19,7 @@ from parcae_core.depth import default_backprop_depth
 from parcae_core.errors import UserError
 from parcae_core.flops import FlopsRule
 from parcae_core.presets import PRESETS
-from parcae_core.trial import OptimConfig
+from parcae_core.trial import OptimConfig, Resources
 from sweeps.border import Number, Section, Whole, overrides_of, read_mapping, sentences
 
 Positive = Annotated[Number, Field(gt=0)]
@@ -75,10 +75,23 @@ class EvaluationSection(Section):
 
 class ResourcesSection(Section):
     cpus: Positive = Field(1.0, description="CPU cores a trial reserves, above 0")
-    # More would be reserved and not used: a trial is one process here
-    gpus: Annotated[Number, Field(ge=0, le=1)] = Field(
-        0.0, description="GPUs a trial reserves: 0, a fraction such as 0.5, or 1"
+    gpus: Annotated[Number, Field(ge=0)] = Field(
+        0.0, description="GPUs a trial reserves: 0, a fraction such as 0.5, or a whole number"
     )
+    processes: Count | None = Field(
+        None,
+        description="a number of processes >= 1 that train a trial together (default: one per GPU)",
+    )
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> ResourcesSection:
+        self.resolve()
+        return self
+
+    def resolve(self) -> Resources:
+        """What every trial reserves."""
+        processes = self.processes or max(1, int(self.gpus))
+        return Resources(cpus=self.cpus, gpus=self.gpus, processes=processes)
 
 
 class WandbSection(Section):
@@ -134,7 +147,9 @@ class _Common(Section):
     )
     budget_rule: FlopsRule = Field("paper", description="paper, code or exact")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="float32 or bfloat16")
-    resources: ResourcesSection = Field(ResourcesSection(), description="a mapping: cpus, gpus")
+    resources: ResourcesSection = Field(
+        ResourcesSection(), description="a mapping: cpus, gpus, ..."
+    )
     wandb: WandbSection = Field(WandbSection(), description="a mapping: mode, project")
 
     @property

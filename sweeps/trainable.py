@@ -7,8 +7,8 @@ driver, and a worker whose driver or raylet is gone would wait in it for ever, h
 How an attempt ends:
     done, diverged      result.json; never run again
     our own exception   state "failed" with the reason; not retried, since it would fail again
-    a full disk, a dead worker or node, a lost lease     raised, or simply gone: Tune retries, and
-                        the next attempt goes on from the newest good checkpoint
+    a full disk, a dead process, worker or node, a lost lease     raised, or simply gone: Tune
+                        retries, and the next attempt goes on from the newest good checkpoint
     asked to stop       a checkpoint; the trial stays planned
 """
 
@@ -20,11 +20,13 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from parcae_core.result import Execution, Interrupted, TrainResult
 from parcae_core.trial import Trial
+from sweeps.failures import environment, reason_of
 from sweeps.files import read_json, write_atomic, write_json
 from sweeps.lease import Lease, LeaseLost, lease
 from sweeps.store import HEARTBEAT_S, Store
@@ -131,23 +133,20 @@ def _train(job: Job, trial: Trial, held: Lease, pulse: _Pulse) -> dict[str, Any]
         raise
     except Exception as error:
         held.require()
-        if (cause := _environment(error)) is not None:
+        if (cause := environment(error)) is not None:
             store.write_state(
                 trial.trial_id, **(pulse.said | {"state": "planned", "reason": str(cause)})
             )
             raise
         write_atomic(folder / "error.txt", traceback.format_exc())
-        return pulse.said | {"state": "failed", "reason": f"{type(error).__name__}: {error}"}
+        return pulse.said | {"state": "failed", "reason": reason_of(error)}
     held.require()
     write_json(folder / "result.json", result.to_dict())
     return pulse.said | {"state": result.status, "step": result.step, "reason": result.reason}
 
 
 def _call_train(job: Job, trial: Trial, held: Lease, pulse: _Pulse) -> TrainResult:
-    train = job.train
-    if train is None:
-        from parcae_core.train import train
-    gpus = trial.resources.gpus
+    train, gpus = _trainer(job, trial, held), trial.resources.gpus
     if 0 < gpus < 1:
         import torch
 
@@ -155,7 +154,7 @@ def _call_train(job: Job, trial: Trial, held: Lease, pulse: _Pulse) -> TrainResu
         torch.cuda.set_per_process_memory_fraction(gpus)
     execution = Execution(
         device="cuda" if gpus else "cpu",
-        threads=max(1, int(trial.resources.cpus)),
+        threads=trial.resources.threads,
         micro_batch_sequences="auto" if gpus else None,
         checkpoint_every_s=job.checkpoint_every_s,
         stop_requested=_StopRequested(job, held),
@@ -169,14 +168,19 @@ def _call_train(job: Job, trial: Trial, held: Lease, pulse: _Pulse) -> TrainResu
     )
 
 
-def _environment(error: BaseException) -> OSError | MemoryError | None:
-    """The system's failure behind an exception (disk full, no memory), if that is what it is."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, (OSError, MemoryError)):
-            return seen
-        seen = seen.__cause__
-    return None
+def _trainer(job: Job, trial: Trial, held: Lease) -> Train:
+    if job.train is not None:
+        return job.train
+    if trial.resources.processes == 1:
+        from parcae_core.train import train
+
+        return train
+    from sweeps.crew import train_together
+    from sweeps.crew_ray import members_over_nodes
+
+    keep_open = () if held.lock is None else (held.lock,)
+    members = members_over_nodes(trial.resources.processes, keep_open, dict)
+    return partial(train_together, keep_open=keep_open, members=members)
 
 
 class _StopRequested:

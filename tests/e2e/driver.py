@@ -3,6 +3,7 @@
 python driver.py SPEC OUT           a private cluster
 python driver.py SPEC OUT node      two worker nodes; the first trial's node is lost
 python driver.py SPEC OUT raylet    the same, but only its raylet dies and the worker lives on
+python driver.py SPEC OUT nothing   two worker nodes of one core each; nothing is lost
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def on_a_cluster(plan, store: Store, spec: Path, lose: str, options: dict) -> Ou
     for _ in range(2):
         cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
-    threading.Thread(target=lose_a_node, args=(store, lose), daemon=True).start()
+    if lose != "nothing":
+        threading.Thread(target=lose_a_node, args=(store, lose), daemon=True).start()
     try:
         return run(plan, store, spec, options=Options(address=cluster.address, **options))
     finally:

@@ -57,6 +57,19 @@ def test_seeds_repeat_trials_and_labels_do_not_change_them():
     assert other.trial_ids == tiny_plan().trial_ids
 
 
+def test_processes_follow_from_gpus_and_have_to_share_the_batch():
+    several = tiny_plan(resources={"gpus": 4})
+    assert {t.resources.processes for t in several.trials} == {4}
+    assert several.trial_ids == tiny_plan().trial_ids
+    half = tiny_plan(resources={"gpus": 0.5}).trials[0].resources
+    assert (half.processes, half.threads) == (1, 1)
+    [message] = problems(resources={"gpus": 3})
+    assert message == (
+        "tiny.yaml: batch_sequences=4 does not divide among 3 processes; make it a multiple of that, "
+        "or change resources.processes"
+    )
+
+
 def test_gradient_through_more_loops_than_run_is_refused():
     assert problems(mean_recurrence=[2, 8], depth={"mean_backprop_depth": 4}) == [
         "tiny.yaml: depth.mean_backprop_depth is 4 at mean_recurrence=2; gradient flows through at "

@@ -68,7 +68,23 @@ def test_an_unknown_key_is_refused_with_the_nearest_one():
         ),
         ({"depth": {"mean_backprop_depth": "half"}}, "depth.mean_backprop_depth is 'half'"),
         ({"data": None}, "data is missing; give a mapping with corpus and tokenizer"),
-        ({"resources": {"gpus": 2}}, "resources.gpus is 2; it must be GPUs a trial reserves: 0, a"),
+        (
+            {"resources": {"gpus": -1}},
+            "resources.gpus is -1; it must be GPUs a trial reserves: 0, a",
+        ),
+        (
+            {"resources": {"gpus": 1.5}},
+            "resources: gpus=1.5: above 1 only whole GPUs can be placed",
+        ),
+        (
+            {"resources": {"gpus": 2, "processes": 3}},
+            "resources: processes=3 with gpus=2: each proc",
+        ),
+        ({"resources": {"processes": 2}}, "resources: cpus=1 are too few for processes=2; reserve"),
+        (
+            {"resources": {"processes": 0}},
+            "resources.processes is 0; it must be a number of process",
+        ),
         ({"wandb": 3}, "wandb is 3; it must be a mapping"),
         ({"design": "isoflops"}, "design is 'isoflops'; it must be one of isoflop, test_time"),
         ({"design": None}, "design is missing; give one of isoflop"),
