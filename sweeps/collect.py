@@ -20,10 +20,14 @@ def collect(store: Store) -> Path | None:
     """Write records.parquet of every trial that ended; may be repeated, also while others run.
 
     Returns:
-        The file, or None when no trial has ended yet.
+        The file here, or None when no trial has ended yet.
     """
     table = records_of(store)
-    return None if table is None else records.save(table, store.root / records.FILE_NAME)
+    if table is None:
+        return None
+    path = records.save(table, store.root / records.FILE_NAME)
+    store.backing.publish(path)
+    return path
 
 
 def records_of(store: Store) -> pd.DataFrame | None:

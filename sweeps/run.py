@@ -12,9 +12,10 @@ import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from parcae_core.errors import UserError
@@ -82,7 +83,8 @@ def run(
         if left:
             data_dirs = prepare_data(plan, store, left)
             job = make_job(plan, store, data_dirs, options)
-            stopped = schedule(job, longest_first(left), options)
+            stopped = schedule(job, longest_first(left), options, store)
+            store.refresh()
         states = {t.trial_id: store.state(t).state for t in plan.trials}
     # "running" can only be the word of a worker that is gone
     states = {i: "planned" if s == "running" else s for i, s in states.items()}
@@ -93,7 +95,7 @@ def prepare_data(plan: Plan, store: Store, trials: Sequence[Trial]) -> dict[int,
     """Tokenise the corpus once for every length of row; finished folders are reused.
 
     Returns:
-        tokens per row -> folder.
+        tokens per row -> how a worker's store asks for the folder.
     """
     from parcae_core.data.prepare import prepare
     from parcae_core.data.sources import resolve
@@ -110,16 +112,16 @@ def prepare_data(plan: Plan, store: Store, trials: Sequence[Trial]) -> dict[int,
             source,
             tokenizer=plan.spec.data.tokenizer,
             row_tokens=row_tokens,
-            root=store.out / "_data",
+            root=store.backing.data_root,
         )
-        folders[row_tokens] = str(path)
+        folders[row_tokens] = store.backing.share_data(path)
     return folders
 
 
 def make_job(plan: Plan, store: Store, data_dirs: dict[int, str], options: Options) -> Job:
     """What the workers of one `run` need to know."""
     return Job(
-        out=str(store.out),
+        out=store.backing.place,
         sweep=store.name,
         session=uuid.uuid4().hex[:12],
         data_dirs=data_dirs,
@@ -134,8 +136,9 @@ def make_job(plan: Plan, store: Store, data_dirs: dict[int, str], options: Optio
     )
 
 
-def schedule(job: Job, trials: list[Trial], options: Options) -> bool:
+def schedule(job: Job, trials: list[Trial], options: Options, store: Store | None = None) -> bool:
     """Run the trials in the given order on a cluster; True if a signal ended it."""
+    store = store or job.store
     with ray_cluster(options.address, options.cpus):
         from ray import tune
 
@@ -143,7 +146,7 @@ def schedule(job: Job, trials: list[Trial], options: Options) -> bool:
 
         bundles = require_placeable(trials, options.can_add)
         by_id = {t.trial_id: t for t in trials}
-        progress = Progress(job.store, trials)
+        progress = Progress(store, trials)
         # Tune wants a place for its own bookkeeping, which nobody reads again
         scratch = tempfile.mkdtemp(prefix="parcae-tune-")
         try:
@@ -174,10 +177,11 @@ def schedule(job: Job, trials: list[Trial], options: Options) -> bool:
                     callbacks=[progress],
                 ),
             )
-            with progress, stop_on_signals(job.stop_file) as stopped:
+            with progress, stop_on_signals(partial(store.request_stop, job.session)) as stopped:
                 tuner.fit()
         finally:
-            job.stop_file.unlink(missing_ok=True)
+            if store.stop_file(job.session).exists():
+                store.backing.withdraw(store.stop_file(job.session))
             shutil.rmtree(scratch, ignore_errors=True)
     return bool(stopped)
 
@@ -187,7 +191,7 @@ def _trial_id(trial) -> str:
 
 
 @contextmanager
-def stop_on_signals(stop_file: Path) -> Iterator[list[int]]:
+def stop_on_signals(request_stop: Callable[[], None]) -> Iterator[list[int]]:
     """First SIGINT or SIGTERM: trials write a checkpoint and end. Second: end at once.
 
     Yields:
@@ -199,7 +203,7 @@ def stop_on_signals(stop_file: Path) -> Iterator[list[int]]:
         received.append(number)
         if len(received) == 1:
             say("stopping: running trials write a checkpoint first; once more to stop at once")
-            stop_file.touch()
+            request_stop()
         else:
             os.kill(os.getpid(), signal.SIGUSR1)  # Tune's own way to end without the trials
 

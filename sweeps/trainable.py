@@ -60,12 +60,17 @@ class Job:
 
     @property
     def store(self) -> Store:
-        return Store(self.out, self.sweep)
+        """As a worker sees it."""
+        return Store(self.out, self.sweep, working=True)
+
+    def data_dir(self, trial: Trial) -> Path:
+        """The prepared rows of a trial, on this node."""
+        return self.store.backing.data_dir(self.data_dirs[trial.context + 1])
 
     @property
     def stop_file(self) -> Path:
         """Exists once this `run` has been asked to stop."""
-        return self.store.root / f".stop-{self.session}"
+        return self.store.stop_file(self.session)
 
 
 def run_trial(config: dict[str, Any]) -> None:
@@ -88,14 +93,20 @@ def attempt(job: Job, trial_id: str, report: Callable[[dict[str, Any]], None]) -
         Exception: only what another attempt may cure.
     """
     store = job.store
+    backing = store.backing
+    backing.arrive(trial_id, job.stop_file.name)
     trial = store.trial(trial_id)
     if trial is None:
         raise RuntimeError(f"{store.folder(trial_id)}: trial.json is missing or damaged")
     if store.result(trial) is not None:  # a retry after the result was written
+        backing.publish(store.folder(trial_id) / "result.json")
         return report({"state": "finished"})
     if job.stop_file.exists():
         return report({"state": "planned"})
-    with lease(store.folder(trial_id), wait_s=job.lease_wait_s) as held:
+    with (
+        lease(store.folder(trial_id), wait_s=job.lease_wait_s, backing=backing) as held,
+        backing.at_work(trial, held, follow=(job.stop_file,)),
+    ):
         pulse = _Pulse(store, trial, held)
         with pulse:
             outcome = _train(job, trial, held, pulse)
@@ -161,7 +172,7 @@ def _call_train(job: Job, trial: Trial, held: Lease, pulse: _Pulse) -> TrainResu
     )
     return train(
         trial,
-        data_dir=Path(job.data_dirs[trial.context + 1]),
+        data_dir=job.data_dir(trial),
         run_dir=job.store.folder(trial.trial_id),
         on_report=pulse.on_report,
         execution=execution,
@@ -179,8 +190,20 @@ def _trainer(job: Job, trial: Trial, held: Lease) -> Train:
     from sweeps.crew_ray import members_over_nodes
 
     keep_open = () if held.lock is None else (held.lock,)
-    members = members_over_nodes(trial.resources.processes, keep_open, dict)
+    checkpoints = sorted((job.store.folder(trial.trial_id) / "checkpoints").glob("step-*"))
+    arrive = partial(_arrive, job, trial, checkpoints[-1].name if checkpoints else None)
+    members = members_over_nodes(trial.resources.processes, keep_open, arrive)
     return partial(train_together, keep_open=keep_open, members=members)
+
+
+def _arrive(job: Job, trial: Trial, checkpoint: str | None) -> dict[str, Any]:
+    """On another node of a trial: where its data and its folder are there."""
+    store = job.store
+    store.backing.join(trial, checkpoint)
+    return {
+        "data_dir": str(job.data_dir(trial)),
+        "run_dir": str(store.folder(trial.trial_id)),
+    }
 
 
 class _StopRequested:

@@ -1,6 +1,6 @@
 """A driver process for the kill tests: `run` with short intervals, on its own or on a cluster.
 
-python driver.py SPEC OUT           a private cluster
+python driver.py SPEC OUT           a private cluster; OUT may be a URL
 python driver.py SPEC OUT node      two worker nodes; the first trial's node is lost
 python driver.py SPEC OUT raylet    the same, but only its raylet dies and the worker lives on
 python driver.py SPEC OUT nothing   two worker nodes of one core each; nothing is lost
@@ -24,7 +24,7 @@ from sweeps.sweep_cli import load_plan
 CHECKPOINT_EVERY_S = 0.5
 
 
-def main(spec: Path, out: Path, lose: str | None) -> int:
+def main(spec: Path, out: str, lose: str | None) -> int:
     plan = load_plan(spec)
     store = Store(out, plan.name)
     options = {"checkpoint_every_s": CHECKPOINT_EVERY_S, "lease_wait_s": 30.0}
@@ -79,4 +79,4 @@ def children_of(pid: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), (sys.argv[3:] or [None])[0]))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], (sys.argv[3:] or [None])[0]))

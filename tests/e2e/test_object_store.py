@@ -1,0 +1,108 @@
+"""A sweep through Ray into a real S3 server that fails every fifth request, its worker killed."""
+
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from sweeps.collect import records_of
+from sweeps.store import open_sweep
+from sweeps.uploads import checkpoints_in
+from tests.e2e.test_kills import COMPARED, finish, start
+from tests.e2e.test_kills import undisturbed as undisturbed
+from tests.sweeps.s3_server import serving
+
+pytestmark = pytest.mark.slow
+OUT = "s3://sweeps/runs"
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    import fsspec
+
+    with serving("sweeps") as (client, server, environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        yield client, server
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+def sweep_with_checkpoints(process, n: int = 2):
+    """The sweep, once `n` of its trials have a checkpoint in the store."""
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.3)
+        try:
+            store = open_sweep("tiny", OUT)
+        except ValueError:
+            continue
+        trials = store.stored_trials()
+        ready = [t for t in trials if checkpoints_in(store.backing.objects, t.trial_id)]
+        if len(ready) >= n:
+            return store, ready
+    raise AssertionError("no checkpoints in the store in time")
+
+
+def require_same(store, undisturbed) -> None:
+    store.refresh()
+    assert records_of(store)[COMPARED].equals(undisturbed[1])
+    assert any(store.result(t)["n_resumed"] > 0 for t in store.stored_trials())
+
+
+@pytest.mark.parametrize("nodes", [(), ("node",)], ids=["worker", "node"])
+def test_what_is_killed_goes_on_from_the_store(s3, undisturbed, nodes, tmp_path, monkeypatch):
+    _, server = s3
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    server.refuse_every = 5
+    process = start(undisturbed[0], OUT, *nodes)
+    store, ready = sweep_with_checkpoints(process, n=1 if nodes else 2)
+    if not nodes:
+        store.refresh()
+        worker = pid_of(process.pid, ready[0].trial_id, store)
+        os.kill(worker, signal.SIGKILL)
+    err = finish(process)
+    assert ("killing raylet" if nodes else "worker lost") in err
+    assert server.refused > 20
+    server.refuse_every = None
+    require_same(store, undisturbed)
+
+
+def pid_of(driver: int, trial_id: str, store) -> int:
+    import json
+
+    said = json.loads((store.folder(trial_id) / "state.json").read_text())
+    listed = subprocess.run(
+        ["ps", "-o", "args=", "-p", str(said["pid"])], capture_output=True, text=True, check=False
+    )
+    assert "ray::" in listed.stdout
+    return said["pid"]
+
+
+def test_a_killed_driver_is_started_again(s3, undisturbed):
+    _, server = s3
+    server.refuse_every = 5
+    process = start(undisturbed[0], OUT)
+    store, _ = sweep_with_checkpoints(process)
+    process.kill()
+    process.communicate()
+    finish(start(undisturbed[0], OUT))
+    server.refuse_every = None
+    require_same(store, undisturbed)
+
+
+def test_a_request_to_stop_leaves_every_trial_planned_with_a_checkpoint_in_the_store(
+    s3, undisturbed
+):
+    process = start(undisturbed[0], OUT)
+    store, _ = sweep_with_checkpoints(process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1, err
+    assert "Traceback" not in err
+    store.refresh()
+    assert {store.state(t).reason for t in store.stored_trials()} == {"stopped on request"}
+    finish(start(undisturbed[0], OUT))
+    require_same(store, undisturbed)
