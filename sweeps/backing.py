@@ -25,7 +25,6 @@ import tempfile
 import threading
 import time
 import uuid
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +33,7 @@ from typing import TYPE_CHECKING, Protocol
 from parcae_core.errors import UserError
 from sweeps.files import require_writable, write_atomic
 from sweeps.objects import Objects, Unreachable, is_url
+from sweeps.scratch import OwnedFolder
 
 if TYPE_CHECKING:
     from parcae_core.trial import Trial
@@ -187,8 +187,8 @@ class Bucket:
         self.data_root = self.work / "_data"
         self.local = self.work
         if not working:
-            self.local = Path(tempfile.mkdtemp(prefix="parcae-view-"))
-            weakref.finalize(self, shutil.rmtree, self.local, ignore_errors=True)
+            self._view = OwnedFolder("parcae-view-")
+            self.local = self._view.path
         self.root = self.local / sweep
         self._seen: dict[str, str] = {}
         self._glanced_at = 0.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any
 
 from parcae_core.errors import UserError
 from parcae_core.trial import Resources, Trial
+from sweeps.scratch import OwnedFolder
 
 # Ray puts sockets under its folder, and a socket's path may have 107 bytes; Ray's own part of it
 # is about 70
@@ -59,16 +59,16 @@ def ray_cluster(address: str | None = None, cpus: int | None = None) -> Iterator
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `progress` says it in one line
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    temporary: Path | None = None
+    temporary: OwnedFolder | None = None
     try:
         if local:
-            temporary = _short_folder()
+            temporary = OwnedFolder("pc-", _short_base())
             ray.init(
                 address="local",
                 num_cpus=cpus or usable_cpus(),
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=str(temporary),
+                _temp_dir=str(temporary.path),
                 **common,
             )
         else:
@@ -83,7 +83,7 @@ def ray_cluster(address: str | None = None, cpus: int | None = None) -> Iterator
     finally:
         ray.shutdown()
         if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.close()
         for name, value in (before | {"RAY_ADDRESS": address_before}).items():
             if value is not None:
                 os.environ[name] = value
@@ -194,10 +194,10 @@ def _addable(launcher_file: Path) -> list[dict[str, float]]:
     ]
 
 
-def _short_folder() -> Path:
+def _short_base() -> str:
     for base in (tempfile.gettempdir(), "/tmp"):
         if len(base) <= MAX_TEMP_PATH - len("/pc-12345678"):
-            return Path(tempfile.mkdtemp(prefix="pc-", dir=base))
+            return base
     raise UserError(
         f"the folder for temporary files ({tempfile.gettempdir()}) has too long a path for Ray's "
         "sockets; set TMPDIR to a shorter one."

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis import records
-from parcae_core.depth import DepthScheme, PoissonDepth
+from parcae_core.depth import CurriculumDepth, DepthScheme, PoissonDepth
 from parcae_core.params import count_params
 from parcae_core.trial import Trial, planned_flops
 from sweeps.files import read_json
@@ -103,6 +103,8 @@ def _common(store: Store, sweep: dict[str, Any], trial: Trial) -> dict[str, Any]
 def _depth_scheme(depth: DepthScheme | None) -> str | None:
     if isinstance(depth, PoissonDepth):
         return f"poisson per {depth.per}, {depth.split}"
+    if isinstance(depth, CurriculumDepth):
+        return f"curriculum, {depth.shape} over {depth.ramp_steps / depth.n_steps:.3g} of the steps"
     return None if depth is None else depth.kind
 
 

@@ -18,7 +18,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,6 +28,7 @@ from typing import Any, Protocol
 from parcae_core.result import Execution, Interrupted, TrainResult
 from parcae_core.trial import Trial, trial_to_dict
 from sweeps.failures import ProcessFailed, ProcessLost
+from sweeps.scratch import OwnedFolder
 
 ASK_S = 0.2
 # After the first failure, how long the others may take to say theirs: one process that dies makes
@@ -222,7 +222,7 @@ def meeting_place(members: Sequence[Member]) -> Iterator[dict[str, Any]]:
     """Where the processes find each other: a file on one machine, else a port of the first."""
     addresses = {m.address for m in members}
     if addresses == {None}:
-        with tempfile.TemporaryDirectory(prefix="parcae-crew-") as folder:
+        with OwnedFolder("parcae-crew-") as folder:
             yield {"meeting": f"file://{folder}/meeting", "one_machine": True}
         return
     import ray

@@ -7,10 +7,8 @@ left, so a killed driver, a new spec and a second start are all the same case.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +21,7 @@ from parcae_core.trial import Trial
 from sweeps.cluster import ray_cluster, require_local, require_placeable
 from sweeps.estimate import longest_first
 from sweeps.plan import Plan
+from sweeps.scratch import OwnedFolder
 from sweeps.store import FINISHED, State, Store, git_commit
 from sweeps.trainable import Job, Train, run_trial
 
@@ -71,6 +70,9 @@ def run(
     store.check(plan, spec_path, extend=extend)
     if options.address is None:
         require_local(plan.trials, options.cpus)
+    elif left := _left(plan, store):
+        with ray_cluster(options.address):  # before anything is written
+            require_placeable(left, options.can_add)
     with store.driver_lock():
         store.write_plan(plan, spec_path)
         reused = store.reuse_siblings(
@@ -78,7 +80,7 @@ def run(
         )
         for trial_id, sibling in reused.items():
             say(f"{trial_id}: the same trial is finished in {sibling}; its result is reused")
-        left = [t for t in plan.trials if store.state(t).state not in (*FINISHED, "failed")]
+        left = _left(plan, store)
         stopped = False
         if left:
             data_dirs = prepare_data(plan, store, left)
@@ -89,6 +91,10 @@ def run(
     # "running" can only be the word of a worker that is gone
     states = {i: "planned" if s == "running" else s for i, s in states.items()}
     return Outcome(states=states, reused=reused, stopped=stopped)
+
+
+def _left(plan: Plan, store: Store) -> list[Trial]:
+    return [t for t in plan.trials if store.state(t).state not in (*FINISHED, "failed")]
 
 
 def prepare_data(plan: Plan, store: Store, trials: Sequence[Trial]) -> dict[int, str]:
@@ -148,7 +154,7 @@ def schedule(job: Job, trials: list[Trial], options: Options, store: Store | Non
         by_id = {t.trial_id: t for t in trials}
         progress = Progress(store, trials)
         # Tune wants a place for its own bookkeeping, which nobody reads again
-        scratch = tempfile.mkdtemp(prefix="parcae-tune-")
+        scratch = OwnedFolder("parcae-tune-")
         try:
             tuner = tune.Tuner(
                 tune.with_resources(
@@ -171,7 +177,7 @@ def schedule(job: Job, trials: list[Trial], options: Options, store: Store | Non
                 ),
                 run_config=tune.RunConfig(
                     name=job.session,
-                    storage_path=scratch,
+                    storage_path=str(scratch.path),
                     verbose=0,
                     failure_config=tune.FailureConfig(max_failures=LOST_WORKERS_ALLOWED),
                     callbacks=[progress],
@@ -182,7 +188,7 @@ def schedule(job: Job, trials: list[Trial], options: Options, store: Store | Non
         finally:
             if store.stop_file(job.session).exists():
                 store.backing.withdraw(store.stop_file(job.session))
-            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.close()
     return bool(stopped)
 
 

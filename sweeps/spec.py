@@ -49,13 +49,43 @@ class DataSection(Section):
 class DepthSection(Section):
     """How loops are drawn in training; see parcae_core.depth."""
 
-    kind: Literal["poisson", "fixed"] = Field("poisson", description="poisson or fixed")
+    kind: Literal["poisson", "fixed", "curriculum"] = Field(
+        "poisson", description="poisson, fixed or curriculum"
+    )
     per: Literal["sequence", "batch"] = Field("sequence", description="sequence or batch")
     split: Literal["truncate", "additive"] = Field("truncate", description="truncate or additive")
     mean_backprop_depth: Literal["ceil(mu/2)", "mu"] | Count = Field(
         "ceil(mu/2)",
         description="'ceil(mu/2)' (the paper's), 'mu' (no truncation) or a number >= 1",
     )
+    # Of a curriculum: how long the steps without gradient take to grow from none
+    ramp_steps: Count | None = Field(None, description="a number of optimiser steps >= 1")
+    ramp_share: Annotated[Number, Field(gt=0, le=1)] | None = Field(
+        None, description="a share of the optimiser steps above 0, at most 1"
+    )
+    ramp_shape: Literal["linear", "1-sqrt"] = Field("linear", description="linear or 1-sqrt")
+
+    @model_validator(mode="after")
+    def _one_scheme(self) -> DepthSection:
+        ramps = [n for n in ("ramp_steps", "ramp_share") if getattr(self, n) is not None]
+        if self.kind != "curriculum":
+            if ramps or self.ramp_shape != "linear":
+                name = (ramps or ["ramp_shape"])[0]
+                raise ValueError(f"{name} belongs to kind: curriculum, and kind is {self.kind}.")
+            return self
+        if len(ramps) != 1:
+            raise ValueError(
+                f"a curriculum needs one of ramp_steps and ramp_share; {len(ramps)} are given."
+            )
+        if (self.per, self.split) != ("sequence", "truncate"):
+            raise ValueError(
+                "a curriculum draws per: sequence with split: truncate; leave both out."
+            )
+        return self
+
+    def ramp(self, n_steps: int) -> int:
+        """Steps of a curriculum's ramp in a training of `n_steps`."""
+        return self.ramp_steps or max(1, round(self.ramp_share * n_steps))
 
     def backprop_depth(self, mean_recurrence: int) -> int:
         """mu_bwd, the loop steps with gradient, for a declared mu_rec."""

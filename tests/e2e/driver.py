@@ -17,9 +17,11 @@ import time
 from pathlib import Path
 
 from sweeps.files import read_json
+from sweeps.objects import is_url
 from sweeps.run import Options, Outcome, run
 from sweeps.store import Store
 from sweeps.sweep_cli import load_plan
+from sweeps.uploads import checkpoints_in
 
 CHECKPOINT_EVERY_S = 0.5
 
@@ -57,14 +59,27 @@ def on_a_cluster(plan, store: Store, spec: Path, lose: str, options: dict) -> Ou
 
 def lose_a_node(store: Store, what: str) -> None:
     """Kill the raylet above the first trial that has a checkpoint; with "node", all below it."""
-    while not (ready := list(store.root.glob("*/checkpoints/step-*"))):
+    while (worker := first_with_a_checkpoint(Store(store.backing.place, store.name))) is None:
         time.sleep(0.1)
-    worker = read_json(ready[0].parents[1] / "state.json")["pid"]
     raylet = parent_of(worker)
     below = children_of(raylet) if what == "node" else []
     print(f"killing raylet {raylet} and {len(below)} below it", file=sys.stderr, flush=True)
     for pid in (raylet, *below):
         os.kill(pid, signal.SIGKILL)
+
+
+def first_with_a_checkpoint(store: Store) -> int | None:
+    """The worker of a trial that has one which the other nodes see."""
+    store.backing.glance(now=True)
+    for trial in store.stored_trials():
+        folder = store.folder(trial.trial_id)
+        if is_url(store.backing.place):
+            found = checkpoints_in(store.backing.objects, trial.trial_id)
+        else:
+            found = list(folder.glob("checkpoints/step-*"))
+        if found and (said := read_json(folder / "state.json")) is not None:
+            return said["pid"]
+    return None
 
 
 def parent_of(pid: int) -> int:

@@ -2,20 +2,25 @@
 
 import os
 import signal
-import subprocess
 import time
 
 import pytest
 
 from sweeps.collect import records_of
-from sweeps.store import open_sweep
+from sweeps.store import Store, open_sweep
 from sweeps.uploads import checkpoints_in
-from tests.e2e.test_kills import COMPARED, finish, start
-from tests.e2e.test_kills import undisturbed as undisturbed
+from tests.e2e.driver import first_with_a_checkpoint
+from tests.e2e.test_kills import COMPARED, finish, run_alone, start
 from tests.sweeps.s3_server import serving
 
 pytestmark = pytest.mark.slow
 OUT = "s3://sweeps/runs"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """(spec, records) of the trials run one after the other in this process, on its disk."""
+    return run_alone(tmp_path_factory.mktemp("undisturbed"), n_tokens=64 * 1500)
 
 
 @pytest.fixture
@@ -53,32 +58,20 @@ def require_same(store, undisturbed) -> None:
 
 
 @pytest.mark.parametrize("nodes", [(), ("node",)], ids=["worker", "node"])
-def test_what_is_killed_goes_on_from_the_store(s3, undisturbed, nodes, tmp_path, monkeypatch):
+def test_what_is_killed_goes_on_from_the_store(s3, undisturbed, nodes):
     _, server = s3
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
     server.refuse_every = 5
     process = start(undisturbed[0], OUT, *nodes)
-    store, ready = sweep_with_checkpoints(process, n=1 if nodes else 2)
     if not nodes:
-        store.refresh()
-        worker = pid_of(process.pid, ready[0].trial_id, store)
+        sweep_with_checkpoints(process)
+        while (worker := first_with_a_checkpoint(Store(OUT, "tiny"))) is None:
+            time.sleep(0.2)
         os.kill(worker, signal.SIGKILL)
     err = finish(process)
     assert ("killing raylet" if nodes else "worker lost") in err
     assert server.refused > 20
     server.refuse_every = None
-    require_same(store, undisturbed)
-
-
-def pid_of(driver: int, trial_id: str, store) -> int:
-    import json
-
-    said = json.loads((store.folder(trial_id) / "state.json").read_text())
-    listed = subprocess.run(
-        ["ps", "-o", "args=", "-p", str(said["pid"])], capture_output=True, text=True, check=False
-    )
-    assert "ray::" in listed.stdout
-    return said["pid"]
+    require_same(open_sweep("tiny", OUT), undisturbed)
 
 
 def test_a_killed_driver_is_started_again(s3, undisturbed):

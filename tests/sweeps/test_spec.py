@@ -67,6 +67,18 @@ def test_an_unknown_key_is_refused_with_the_nearest_one():
             "model.injection is 'concatt'; it must be one of diag",
         ),
         ({"depth": {"mean_backprop_depth": "half"}}, "depth.mean_backprop_depth is 'half'"),
+        ({"depth": {"kind": "curriculum"}}, "depth: a curriculum needs one of ramp_steps and ramp"),
+        (
+            {"depth": {"kind": "curriculum", "ramp_steps": 3, "ramp_share": 0.5}},
+            "depth: a curriculum needs one of ramp_steps and ramp_share; 2 are given",
+        ),
+        (
+            {"depth": {"kind": "curriculum", "ramp_steps": 3, "per": "batch"}},
+            "depth: a curriculum draws per: sequence with split: truncate; leave both out",
+        ),
+        ({"depth": {"ramp_steps": 3}}, "depth: ramp_steps belongs to kind: curriculum, and kind"),
+        ({"depth": {"ramp_shape": "1-sqrt"}}, "depth: ramp_shape belongs to kind: curriculum"),
+        ({"depth": {"kind": "curriculum", "ramp_share": 2}}, "depth.ramp_share is 2; it must be a"),
         ({"data": None}, "data is missing; give a mapping with corpus and tokenizer"),
         (
             {"resources": {"gpus": -1}},
