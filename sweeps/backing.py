@@ -94,6 +94,9 @@ class Backing(Protocol):
         """Make this node's folder of a trial ready for a process that trains with others from
         `checkpoint`."""
 
+    def worked_on_here(self) -> list[Path]:
+        """Folders of the sweep in which this node's workers look, beside the store's own."""
+
     def share_data(self, folder: Path) -> str:
         """Let all nodes have a prepared folder; how they ask for it with `data_dir`."""
 
@@ -168,6 +171,9 @@ class Disk:
 
     def join(self, trial: Trial, checkpoint: str | None) -> None:
         pass
+
+    def worked_on_here(self) -> list[Path]:
+        return []
 
     def share_data(self, folder: Path) -> str:
         return str(folder)
@@ -334,6 +340,10 @@ class Bucket:
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         else:
             pull_checkpoint(self.objects, folder, trial, wanted=checkpoint)
+
+    def worked_on_here(self) -> list[Path]:
+        folder = self.work / self.sweep
+        return [folder] if folder.is_dir() else []
 
     # ---- data ----------------------------------------------------------------------------------
 

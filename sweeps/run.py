@@ -186,8 +186,7 @@ def schedule(job: Job, trials: list[Trial], options: Options, store: Store | Non
             with progress, stop_on_signals(partial(store.request_stop, job.session)) as stopped:
                 tuner.fit()
         finally:
-            if store.stop_file(job.session).exists():
-                store.backing.withdraw(store.stop_file(job.session))
+            store.forget_stop(job.session)
             scratch.close()
     return bool(stopped)
 

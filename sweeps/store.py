@@ -21,7 +21,7 @@ import shutil
 import subprocess
 import threading
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -264,8 +264,18 @@ class Store:
     def request_stop(self, session: str) -> None:
         """Ask the workers of a `run` to end. Called by a signal's handler, so it waits for nothing."""
         path = self.stop_file(session)
-        path.touch()
+        for folder in (self.root, *self.backing.worked_on_here()):  # even if the store is away
+            (folder / path.name).touch()
         threading.Thread(target=self.backing.publish, args=(path,), daemon=True).start()
+
+    def forget_stop(self, session: str) -> None:
+        """Take a request back once nobody is left to hear it."""
+        path = self.stop_file(session)
+        for folder in self.backing.worked_on_here():
+            (folder / path.name).unlink(missing_ok=True)
+        if path.exists():
+            with suppress(OSError):  # of a session that is over, it stops nobody
+                self.backing.withdraw(path)
 
     def stop_file(self, session: str) -> Path:
         """Exists once a `run` has been asked to stop."""

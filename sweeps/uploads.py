@@ -26,8 +26,9 @@ LOOK_EVERY_S = 0.2  # for a new checkpoint
 KEEP = 2  # checkpoints in the store, as in the folder
 # Of a request during training: what fails is tried again with the next turn, or overtaken by it
 PATIENCE_S = 30.0
-# At the end, when nothing is left to be done but to hand over what was trained
-FINAL_PATIENCE_S = 900.0
+# At the end, when nothing is left to be done but to hand over what was trained; a checkpoint alone
+# has to be there within the grace of a stop (sweeps.submit_cli)
+FINAL_PATIENCE_S, STOP_PATIENCE_S = 900.0, 100.0
 # A worker on a lost node looks at the lease every second and stops; until then it may still write
 ORPHAN_S = 3.0
 INDEX = "checkpoint.json"
@@ -80,7 +81,8 @@ class Uploads:
                 raise LeaseLost(f"{self.folder.name}: a later attempt has taken over")
             return
         if error is None:
-            self._hand_over(FINAL_PATIENCE_S)
+            ended = (self.folder / "result.json").exists()
+            self._hand_over(FINAL_PATIENCE_S if ended else STOP_PATIENCE_S)
             return
         with contextlib.suppress(OSError):  # the first failure is the one to hear about
             self._hand_over(PATIENCE_S)
