@@ -37,13 +37,14 @@ def is_url(text: str | Path) -> bool:
     return bool(colon) and head.isalnum() and len(head) > 1 and bool(rest)
 
 
-def insist(call: Callable[[], T], where: str, patience_s: float = PATIENCE_S) -> T:
+def insist(call: Callable[[], T], where: str, patience_s: float | None = None) -> T:
     """Call until it succeeds.
 
     Raises:
-        Unreachable: if it still fails after `patience_s`.
+        Unreachable: if it still fails after `patience_s` (PATIENCE_S if None).
         FileNotFoundError, PermissionError: at once.
     """
+    patience_s = PATIENCE_S if patience_s is None else patience_s
     deadline, pause = time.monotonic() + patience_s, FIRST_PAUSE_S
     while True:
         try:
@@ -102,7 +103,7 @@ class Objects:
             return []
         return sorted(f["name"].rpartition("/")[2] for f in found if f["type"] == "directory")
 
-    def read(self, name: str, patience_s: float = PATIENCE_S) -> bytes | None:
+    def read(self, name: str, patience_s: float | None = None) -> bytes | None:
         """An object's content; None if there is none."""
         files, where = self._opened[0], f"{self.url}/{name}"
         try:
@@ -122,19 +123,19 @@ class Objects:
         files, where = self._opened[0], f"{self.url}/{name}"
         insist(lambda: files.get_file(self._at(name), str(path)), where)
 
-    def write(self, name: str, data: bytes, patience_s: float = PATIENCE_S) -> None:
+    def write(self, name: str, data: bytes, patience_s: float | None = None) -> None:
         """Replace an object."""
         files, where = self._opened[0], f"{self.url}/{name}"
         insist(lambda: files.pipe_file(self._at(name), data), where, patience_s)
 
-    def upload(self, path: Path, name: str, patience_s: float = PATIENCE_S) -> None:
+    def upload(self, path: Path, name: str, patience_s: float | None = None) -> None:
         """Replace an object by a file's content."""
         if path.stat().st_size <= SMALL_BYTES:
             return self.write(name, path.read_bytes(), patience_s)
         files, where = self._opened[0], f"{self.url}/{name}"
         insist(lambda: files.put_file(str(path), self._at(name)), where, patience_s)
 
-    def remove(self, names: Iterable[str], patience_s: float = PATIENCE_S) -> None:
+    def remove(self, names: Iterable[str], patience_s: float | None = None) -> None:
         """Remove objects, one after the other; absent ones are fine."""
         files = self._opened[0]
         for name in names:

@@ -196,7 +196,7 @@ def _trial_id(trial) -> str:
 
 
 @contextmanager
-def stop_on_signals(request_stop: Callable[[], None]) -> Iterator[list[int]]:
+def stop_on_signals(request_stop: Callable[[], object]) -> Iterator[list[int]]:
     """First SIGINT or SIGTERM: trials write a checkpoint and end. Second: end at once.
 
     Yields:

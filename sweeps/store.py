@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from contextlib import AbstractContextManager, suppress
@@ -261,12 +262,24 @@ class Store:
         """Hold the sweep for this process; UserError if another `parcae run` has it."""
         return self.backing.driver_lock()
 
-    def request_stop(self, session: str) -> None:
-        """Ask the workers of a `run` to end. Called by a signal's handler, so it waits for nothing."""
+    def request_stop(self, session: str) -> threading.Thread:
+        """Ask the workers of a `run` to end. Called by a signal's handler, so it waits for nothing.
+
+        Returns:
+            The thread that tells the other nodes.
+        """
         path = self.stop_file(session)
         for folder in (self.root, *self.backing.worked_on_here()):  # even if the store is away
             (folder / path.name).touch()
-        threading.Thread(target=self.backing.publish, args=(path,), daemon=True).start()
+        thread = threading.Thread(target=self._tell_others, args=(path,), daemon=True)
+        thread.start()
+        return thread
+
+    def _tell_others(self, path: Path) -> None:
+        try:
+            self.backing.publish(path)
+        except OSError as error:
+            print(f"{self.where}: workers elsewhere were not reached ({error})", file=sys.stderr)
 
     def forget_stop(self, session: str) -> None:
         """Take a request back once nobody is left to hear it."""

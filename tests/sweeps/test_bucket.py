@@ -14,16 +14,17 @@ from pathlib import Path
 import pytest
 
 from analysis import records
+from parcae_core.checkpoint import newest_checkpoint
 from parcae_core.errors import UserError
 from parcae_core.train import train
-from sweeps import backing, uploads
+from sweeps import backing, objects, uploads
 from sweeps.collect import collect, records_of
 from sweeps.lease import LeaseLost
 from sweeps.objects import Objects, Unreachable, is_url
 from sweeps.run import Options, make_job, prepare_data
 from sweeps.store import Store, open_sweep
 from sweeps.sweep_cli import load_plan
-from sweeps.trainable import attempt
+from sweeps.trainable import _arrive, attempt
 from tests.sweeps.s3_server import serving
 from tests.sweeps.test_cli import in_process
 from tests.sweeps.tiny import write_spec
@@ -137,7 +138,7 @@ def test_a_slow_store_does_not_hold_up_a_step(s3, planned):
 
 WORKER = """
 import pickle, sys
-from sweeps.trainable import attempt
+from sweeps.trainable import _arrive, attempt
 job, trial_id = pickle.loads(sys.stdin.buffer.read())
 attempt(job, trial_id, lambda _: None)
 """
@@ -159,8 +160,8 @@ def test_a_killed_workers_trial_goes_on_on_another_node(s3, planned, tmp_path, m
     )
     worker.stdin.write(pickle.dumps((job, trial.trial_id)))
     worker.stdin.close()
-    objects = Objects(f"{OUT}/tiny")
-    while not uploads.checkpoints_in(objects, trial.trial_id):
+    there = Objects(f"{OUT}/tiny")
+    while not uploads.checkpoints_in(there, trial.trial_id):
         assert worker.poll() is None
         time.sleep(0.02)
     os.kill(worker.pid, signal.SIGKILL)
@@ -252,8 +253,11 @@ def test_a_request_to_stop_reaches_the_workers_and_leaves_a_checkpoint(s3, plann
     store = Store(OUT, plan.name)
 
     def stopping(trial, **given):
-        store.request_stop(job.session)
-        return train(trial, **given)
+        def on_report(line):
+            if line["step"] == 5:
+                store.request_stop(job.session).join()
+
+        return train(trial, **(given | {"on_report": on_report}))
 
     _, job = ready(plan, spec, store, train=stopping)
     said = []
@@ -264,6 +268,56 @@ def test_a_request_to_stop_reaches_the_workers_and_leaves_a_checkpoint(s3, plann
     assert store.state(trial).reason == "stopped on request"
     store.backing.withdraw(store.stop_file(job.session))
     assert not [k for k in keys(client) if ".stop" in k]
+
+
+def test_a_stop_reaches_this_nodes_workers_although_the_store_is_away(s3, planned, monkeypatch):
+    _, server = s3
+    spec, plan, _ = planned
+    monkeypatch.setattr("sweeps.trainable.ASK_EVERY_S", 0.0)
+    monkeypatch.setattr(uploads, "STOP_PATIENCE_S", 0.3)
+    monkeypatch.setattr(uploads, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(objects, "PATIENCE_S", 0.3)
+    trial = plan.trials[1]
+    store = Store(OUT, plan.name)
+    sending = []
+
+    def stopping(trial, **given):
+        def on_report(line):
+            if line["step"] >= 5 and not server.down:
+                server.down = True
+                sending.append(store.request_stop(job.session))
+
+        return train(trial, **(given | {"on_report": on_report}))
+
+    _, job = ready(plan, spec, store, train=stopping)
+    with pytest.raises(Unreachable):
+        attempt(job, trial.trial_id, lambda _: None)
+    sending[0].join()
+    assert list(job.store.folder(trial.trial_id).glob("checkpoints/step-*"))
+    store.forget_stop(job.session)
+    server.down = False
+    _, job = ready(plan, spec, store)
+    attempt(job, trial.trial_id, lambda _: None)
+    store.refresh()
+    assert store.result(trial)["n_resumed"] == 1  # from what was left on the node
+
+
+def test_a_process_on_another_node_joins_from_the_same_checkpoint(
+    s3, planned, tmp_path, monkeypatch
+):
+    spec, plan, _ = planned
+    store, job = ready(plan, spec, Store(OUT, plan.name))
+    trial = plan.trials[0]
+    attempt(job, trial.trial_id, lambda _: None)
+    [newest] = uploads.checkpoints_in(store.backing.objects, trial.trial_id)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    there = _arrive(job, trial, newest)
+    assert there["run_dir"].startswith(str(tmp_path))
+    found = newest_checkpoint(Path(there["run_dir"]) / "checkpoints", trial)
+    assert found.path.name == newest
+    assert (Path(there["data_dir"]) / "manifest.json").is_file()
+    _arrive(job, trial, None)  # the first process starts afresh
+    assert newest_checkpoint(Path(there["run_dir"]) / "checkpoints", trial) is None
 
 
 def test_one_driver_at_a_time_and_a_dead_ones_lock_is_taken(s3, planned, monkeypatch):
@@ -281,6 +335,7 @@ def test_one_driver_at_a_time_and_a_dead_ones_lock_is_taken(s3, planned, monkeyp
 
 
 def test_the_verbs_read_it_and_retry_writes_there(s3, planned, monkeypatch, capsys):
+    client, _ = s3
     spec, plan, _ = planned
     store, job = ready(plan, spec, Store(OUT, plan.name))
     attempt(job, plan.trials[0].trial_id, lambda _: None)
@@ -306,6 +361,10 @@ def test_the_verbs_read_it_and_retry_writes_there(s3, planned, monkeypatch, caps
     assert other.reuse_siblings(list(plan.trials)) == {plan.trials[0].trial_id: "tiny"}
     other.refresh()
     assert other.state(plan.trials[0]).state == "done"
+    mirror = f"{plan.trials[0].trial_id}/wandb/offline-run-1/run-1.wandb"
+    client.put_object(Bucket="sweeps", Key=f"runs/tiny/{mirror}", Body=b":W&B")
+    again.backing.bring("wandb")  # as `parcae sync` does
+    assert (again.root / mirror).read_bytes() == b":W&B"
     code, out, err = parcae("status", "s3://sweeps/nothing")
     assert (code, out) == (2, "")
     assert "no sweep at s3://sweeps/nothing" in err
