@@ -94,7 +94,7 @@ def attempt(job: Job, trial_id: str, report: Callable[[dict[str, Any]], None]) -
     """
     store = job.store
     backing = store.backing
-    backing.arrive(trial_id, job.stop_file.name)
+    backing.arrive(trial_id, "sweep.json", job.stop_file.name)
     trial = store.trial(trial_id)
     if trial is None:
         raise RuntimeError(f"{store.folder(trial_id)}: trial.json is missing or damaged")
