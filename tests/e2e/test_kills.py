@@ -59,7 +59,11 @@ def start(spec: Path, out: Path | str, *lose: str) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> str:
-    _, err = process.communicate(timeout=240)
+    try:
+        _, err = process.communicate(timeout=400)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
     assert process.returncode == 0, err
     return err
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+import uuid
 
 import pytest
 
@@ -14,7 +15,6 @@ from tests.e2e.test_kills import COMPARED, finish, run_alone, start
 from tests.sweeps.s3_server import serving
 
 pytestmark = pytest.mark.slow
-OUT = "s3://sweeps/runs"
 
 
 @pytest.fixture(scope="module")
@@ -25,23 +25,24 @@ def undisturbed(tmp_path_factory):
 
 @pytest.fixture
 def s3(monkeypatch):
+    """(place of its own, server): what a node keeps for one test is not another's."""
     import fsspec
 
-    with serving("sweeps") as (client, server, environment):
+    with serving("sweeps") as (_, server, environment):
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        yield client, server
+        yield f"s3://sweeps/{uuid.uuid4().hex[:8]}", server
         fsspec.get_filesystem_class("s3").clear_instance_cache()
 
 
-def sweep_with_checkpoints(process, n: int = 2):
+def sweep_with_checkpoints(process, out: str, n: int = 2):
     """The sweep, once `n` of its trials have a checkpoint in the store."""
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
         time.sleep(0.3)
         try:
-            store = open_sweep("tiny", OUT)
+            store = open_sweep("tiny", out)
         except ValueError:
             continue
         trials = store.stored_trials()
@@ -59,29 +60,29 @@ def require_same(store, undisturbed) -> None:
 
 @pytest.mark.parametrize("nodes", [(), ("node",)], ids=["worker", "node"])
 def test_what_is_killed_goes_on_from_the_store(s3, undisturbed, nodes):
-    _, server = s3
+    out, server = s3
     server.refuse_every = 5
-    process = start(undisturbed[0], OUT, *nodes)
+    process = start(undisturbed[0], out, *nodes)
     if not nodes:
-        sweep_with_checkpoints(process)
-        while (worker := first_with_a_checkpoint(Store(OUT, "tiny"))) is None:
+        sweep_with_checkpoints(process, out)
+        while (worker := first_with_a_checkpoint(Store(out, "tiny"))) is None:
             time.sleep(0.2)
         os.kill(worker, signal.SIGKILL)
     err = finish(process)
     assert ("killing raylet" if nodes else "worker lost") in err
     assert server.refused > 20
     server.refuse_every = None
-    require_same(open_sweep("tiny", OUT), undisturbed)
+    require_same(open_sweep("tiny", out), undisturbed)
 
 
 def test_a_killed_driver_is_started_again(s3, undisturbed):
-    _, server = s3
+    out, server = s3
     server.refuse_every = 5
-    process = start(undisturbed[0], OUT)
-    store, _ = sweep_with_checkpoints(process)
+    process = start(undisturbed[0], out)
+    store, _ = sweep_with_checkpoints(process, out)
     process.kill()
     process.communicate()
-    finish(start(undisturbed[0], OUT))
+    finish(start(undisturbed[0], out))
     server.refuse_every = None
     require_same(store, undisturbed)
 
@@ -89,13 +90,14 @@ def test_a_killed_driver_is_started_again(s3, undisturbed):
 def test_a_request_to_stop_leaves_every_trial_planned_with_a_checkpoint_in_the_store(
     s3, undisturbed
 ):
-    process = start(undisturbed[0], OUT)
-    store, _ = sweep_with_checkpoints(process)
+    out, _ = s3
+    process = start(undisturbed[0], out)
+    store, _ = sweep_with_checkpoints(process, out)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1, err
     assert "Traceback" not in err
     store.refresh()
     assert {store.state(t).reason for t in store.stored_trials()} == {"stopped on request"}
-    finish(start(undisturbed[0], OUT))
+    finish(start(undisturbed[0], out))
     require_same(store, undisturbed)
