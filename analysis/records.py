@@ -7,6 +7,9 @@ neither pandas nor NumPy.
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -176,7 +179,9 @@ def save(df: pd.DataFrame, path: str | Path) -> Path:
 
 
 def find(source: str | Path) -> Path:
-    """The records file that a source names: itself, or records.parquet in a sweep folder."""
+    """The records file that a source names: itself, or records.parquet in a sweep folder or URL."""
+    if "://" in str(source):
+        return _download(str(source))
     path = Path(source)
     if path.is_dir():
         inside = path / FILE_NAME
@@ -190,6 +195,25 @@ def find(source: str | Path) -> Path:
         raise InputError(
             f"{path}: no such file or folder; give a sweep folder, a .parquet or a .csv file."
         )
+    return path
+
+
+def _download(url: str) -> Path:
+    """A copy of a records file behind a URL, removed when the process ends."""
+    import fsspec
+
+    target = url if url.endswith((".parquet", ".csv")) else f"{url.rstrip('/')}/{FILE_NAME}"
+    folder = Path(tempfile.mkdtemp(prefix="parcae-records-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = folder / target.rpartition("/")[2]
+    try:
+        with fsspec.open(target, "rb") as file:
+            path.write_bytes(file.read())
+    except (OSError, ImportError, ValueError) as error:
+        raise InputError(
+            f"{target}: cannot be read ({error}); give the URL of a sweep's folder that "
+            "`parcae collect` has been run on, or of a .parquet or .csv file."
+        ) from error
     return path
 
 

@@ -11,7 +11,6 @@ Source: Parcae (arXiv:2604.12946), "Training algorithm".
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -157,13 +156,20 @@ class CurriculumDepth:
 
     def at(self, step: int) -> PoissonDepth:
         """The scheme in force at a step (0-based)."""
-        share = min(step / self.ramp_steps, 1.0)
-        progress = share if self.shape == "linear" else 1 - math.sqrt(1 - share)
-        grown = math.ceil(progress * (self.mean_recurrence - self.mean_backprop_depth))
+        return self._grown_by(int(self._growth(np.array([step]))[0]))
+
+    def _grown_by(self, steps: int) -> PoissonDepth:
         return PoissonDepth(
-            mean_recurrence=self.mean_backprop_depth + grown,
+            mean_recurrence=self.mean_backprop_depth + steps,
             mean_backprop_depth=self.mean_backprop_depth,
         )
+
+    def _growth(self, steps: np.ndarray) -> np.ndarray:
+        """Loop steps without gradient, declared, at each of some steps."""
+        share = np.minimum(steps / self.ramp_steps, 1.0)
+        progress = share if self.shape == "linear" else 1 - np.sqrt(1 - share)
+        growth = np.ceil(progress * (self.mean_recurrence - self.mean_backprop_depth))
+        return growth.astype(np.int64)
 
     def declared(self) -> tuple[float, float]:
         """(mu_rec, mu_bwd) as the published FLOP rules use them, averaged over the training."""
@@ -186,9 +192,12 @@ class CurriculumDepth:
         return self.at(step).sample(n_sequences, seed=seed, step=step)
 
     def _average(self, value: Callable[[PoissonDepth], float]) -> float:
-        counts = Counter(self.at(s) for s in range(self.ramp_steps))
-        counts[self.at(self.ramp_steps)] += self.n_steps - self.ramp_steps
-        return sum(n * value(scheme) for scheme, n in counts.items()) / self.n_steps
+        growth, counts = np.unique(self._growth(np.arange(self.ramp_steps)), return_counts=True)
+        total = sum(
+            int(n) * value(self._grown_by(int(g))) for g, n in zip(growth, counts, strict=True)
+        )
+        after = (self.n_steps - self.ramp_steps) * value(self.at(self.ramp_steps))
+        return (total + after) / self.n_steps
 
 
 DepthScheme = FixedDepth | PoissonDepth | CurriculumDepth

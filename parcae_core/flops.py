@@ -58,7 +58,7 @@ def train_flops_per_token(
     if rule not in FLOPS_RULES:
         raise ValueError(f"flops rule is {rule!r}; it must be one of {', '.join(FLOPS_RULES)}")
     n = count_params(model)
-    mu, mu_bwd = (depth.mean_recurrence, depth.mean_backprop_depth) if depth is not None else (1, 1)
+    mu, mu_bwd = depth.declared() if depth is not None else (1, 1)
     once = n.total - n.embedding - n.head - n.core
     head = model.vocab_size * model.d_model
     if rule == "paper":

@@ -78,16 +78,34 @@ class EvalConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resources:
-    """What a trial reserves from the cluster; not part of its identity."""
+    """What a trial reserves from the cluster, all its processes together; not part of its identity."""
 
     cpus: float = 1.0
     gpus: float = 0.0
+    processes: int = 1  # that train it together, each with an equal share of every batch
 
     def __post_init__(self) -> None:
         if self.cpus <= 0 or self.gpus < 0:
-            raise ValueError(f"cpus={self.cpus} must be > 0 and gpus={self.gpus} >= 0")
+            raise ValueError(f"cpus={self.cpus:g} must be > 0 and gpus={self.gpus:g} >= 0")
         if self.gpus > 1 and self.gpus != int(self.gpus):
-            raise ValueError(f"gpus={self.gpus}: above 1 only whole GPUs can be placed")
+            raise ValueError(f"gpus={self.gpus:g}: above 1 only whole GPUs can be placed")
+        if self.processes < 1:
+            raise ValueError(f"processes={self.processes} must be >= 1")
+        if self.gpus and self.processes != max(1, int(self.gpus)):
+            raise ValueError(
+                f"processes={self.processes} with gpus={self.gpus:g}: each process drives one GPU, so "
+                f"leave processes out or set it to {max(1, int(self.gpus))}"
+            )
+        if not self.gpus and self.processes > 1 and self.cpus < self.processes:
+            raise ValueError(
+                f"cpus={self.cpus:g} are too few for processes={self.processes}; reserve at least one "
+                "CPU core for each"
+            )
+
+    @property
+    def threads(self) -> int:
+        """Of each process."""
+        return max(1, int(self.cpus / self.processes))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,6 +141,12 @@ class Trial:
             raise ValueError(
                 f"the tokenizer has {self.data.vocab_size} ids and the model only "
                 f"{self.model.vocab_size}; set the model's vocab_size to at least that"
+            )
+        if self.batch_sequences % self.resources.processes:
+            raise ValueError(
+                f"batch_sequences={self.batch_sequences} does not divide among "
+                f"{self.resources.processes} processes; make it a multiple of that, or change "
+                "resources.processes"
             )
         if self.model.is_transformer != (self.depth is None):
             raise ValueError("a Transformer has no depth scheme and a looped model needs one")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from parcae_core.errors import UserError
-from parcae_core.trial import Trial
+from parcae_core.trial import Resources, Trial
+from sweeps.scratch import OwnedFolder
 
 # Ray puts sockets under its folder, and a socket's path may have 107 bytes; Ray's own part of it
 # is about 70
@@ -59,16 +59,16 @@ def ray_cluster(address: str | None = None, cpus: int | None = None) -> Iterator
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `progress` says it in one line
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    temporary: Path | None = None
+    temporary: OwnedFolder | None = None
     try:
         if local:
-            temporary = _short_folder()
+            temporary = OwnedFolder("pc-", _short_base())
             ray.init(
                 address="local",
                 num_cpus=cpus or usable_cpus(),
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=str(temporary),
+                _temp_dir=str(temporary.path),
                 **common,
             )
         else:
@@ -83,7 +83,7 @@ def ray_cluster(address: str | None = None, cpus: int | None = None) -> Iterator
     finally:
         ray.shutdown()
         if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.close()
         for name, value in (before | {"RAY_ADDRESS": address_before}).items():
             if value is not None:
                 os.environ[name] = value
@@ -116,12 +116,42 @@ def require_local(trials: Sequence[Trial], cpus: int | None) -> None:
             )
 
 
-def require_placeable(trials: Sequence[Trial], can_add: dict[str, float] | None = None) -> None:
-    """Refuse what no node can hold; Ray would wait for it for ever.
+def bundles(wanted: Resources, nodes: Sequence[dict[str, float]]) -> list[dict[str, float]] | None:
+    """What a trial asks Ray for: one bundle on one node if some node can hold it all, else one for
+    each of its processes; None if the nodes cannot hold it either way.
+
+    Args:
+        nodes: resources of each node that there is or may be.
+    """
+    whole = _bundle(wanted.cpus, wanted.gpus)
+    if any(_times(whole, node) for node in nodes):
+        return [whole]
+    n = wanted.processes
+    part = _bundle(wanted.cpus / n, wanted.gpus / n)
+    fits = n > 1 and sum(_times(part, node) for node in nodes) >= n
+    return [dict(part) for _ in range(n)] if fits else None
+
+
+def _bundle(cpus: float, gpus: float) -> dict[str, float]:
+    return {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+
+
+def _times(bundle: dict[str, float], node: dict[str, float]) -> int:
+    """How often a bundle fits on an empty node."""
+    return min(int(node.get(name, 0) / amount + 1e-9) for name, amount in bundle.items())
+
+
+def require_placeable(
+    trials: Sequence[Trial], can_add: dict[str, float] | None = None
+) -> dict[Resources, list[dict[str, float]]]:
+    """Refuse what the nodes cannot hold; Ray would wait for it for ever.
 
     Args:
         can_add: resources of the largest node that the cluster may still add. A cluster started by
             Ray's launcher tells its node types itself, when asked on its head.
+
+    Returns:
+        The bundles of each kind of request.
 
     Raises:
         UserError: with the request and the nodes.
@@ -129,34 +159,45 @@ def require_placeable(trials: Sequence[Trial], can_add: dict[str, float] | None 
     import ray
 
     nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
-    nodes += [can_add] if can_add else []
     nodes += _addable(LAUNCHER_FILE)
+    # How many of them it may add is not known; enough for one trial, or it would not be said
+    nodes += [can_add] * max(t.resources.processes for t in trials) if can_add else []
+    found = {}
     for wanted in {t.resources for t in trials}:
-        fits = any(n.get("CPU", 0) >= wanted.cpus and n.get("GPU", 0) >= wanted.gpus for n in nodes)
-        if not fits:
+        found[wanted] = bundles(wanted, nodes)
+        if found[wanted] is None:
             have = "; ".join(f"{n.get('CPU', 0):g} CPU, {n.get('GPU', 0):g} GPU" for n in nodes)
             raise UserError(
                 f"resources: a trial asks for cpus={wanted.cpus:g}, gpus={wanted.gpus:g} and no node "
-                f"has that (nodes: {have}). Lower resources in the spec; or, if the cluster adds "
-                "nodes when asked, say what they have: --node-cpus 8 --node-gpus 1."
+                f"has that{_nor_several(wanted)} (nodes: {have}). Lower resources in the spec; or, if "
+                "the cluster adds nodes when asked, say what they have: --node-cpus 8 --node-gpus 1."
             )
+    return found
+
+
+def _nor_several(wanted: Resources) -> str:
+    if wanted.processes == 1:
+        return ""
+    return f", nor have several for its {wanted.processes} processes"
 
 
 def _addable(launcher_file: Path) -> list[dict[str, float]]:
-    """Resources of the node types that the launcher's configuration allows, beside the head's."""
+    """Resources of the nodes that the launcher's configuration allows, beside the head."""
     if not launcher_file.is_file():
         return []
     import yaml
 
     config = yaml.safe_load(launcher_file.read_text()) or {}
     types = config.get("available_node_types") or {}
-    return [t.get("resources") or {} for t in types.values() if t.get("max_workers", 0) > 0]
+    return [
+        t.get("resources") or {} for t in types.values() for _ in range(t.get("max_workers", 0))
+    ]
 
 
-def _short_folder() -> Path:
+def _short_base() -> str:
     for base in (tempfile.gettempdir(), "/tmp"):
         if len(base) <= MAX_TEMP_PATH - len("/pc-12345678"):
-            return Path(tempfile.mkdtemp(prefix="pc-", dir=base))
+            return base
     raise UserError(
         f"the folder for temporary files ({tempfile.gettempdir()}) has too long a path for Ray's "
         "sockets; set TMPDIR to a shorter one."

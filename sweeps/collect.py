@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis import records
-from parcae_core.depth import DepthScheme, PoissonDepth
+from parcae_core.depth import CurriculumDepth, DepthScheme, PoissonDepth
 from parcae_core.params import count_params
 from parcae_core.trial import Trial, planned_flops
 from sweeps.files import read_json
@@ -20,10 +20,14 @@ def collect(store: Store) -> Path | None:
     """Write records.parquet of every trial that ended; may be repeated, also while others run.
 
     Returns:
-        The file, or None when no trial has ended yet.
+        The file here, or None when no trial has ended yet.
     """
     table = records_of(store)
-    return None if table is None else records.save(table, store.root / records.FILE_NAME)
+    if table is None:
+        return None
+    path = records.save(table, store.root / records.FILE_NAME)
+    store.backing.publish(path)
+    return path
 
 
 def records_of(store: Store) -> pd.DataFrame | None:
@@ -109,6 +113,8 @@ def outcome_columns(store: Store, trial: Trial) -> dict[str, Any] | None:
 def _depth_scheme(depth: DepthScheme | None) -> str | None:
     if isinstance(depth, PoissonDepth):
         return f"poisson per {depth.per}, {depth.split}"
+    if isinstance(depth, CurriculumDepth):
+        return f"curriculum, {depth.shape} over {depth.ramp_steps / depth.n_steps:.3g} of the steps"
     return None if depth is None else depth.kind
 
 

@@ -3,7 +3,8 @@
 Ray declares a node dead when its raylet is silent, but the trial on it may run on and write. A new
 attempt therefore raises the folder's generation, which the old worker looks at and stops by, and
 then waits for the lock that ends with that worker's process. Where a file system does not carry
-locks between machines, the generation alone remains; both then write the same bytes, whole.
+locks between machines, and in an object store, the generation alone remains; both then write the
+same bytes, whole.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from sweeps.backing import Backing
 from sweeps.files import read_json, write_json
 
 
@@ -33,6 +36,9 @@ class Lease:
     def __init__(self, folder: Path, owner: str, generation: int) -> None:
         self.folder, self.owner, self.generation = folder, owner, generation
         self._asked_at, self._held = 0.0, True
+        self.said: dict[str, Any] = {}  # what lease.json holds
+        self.orphan = False  # whether the attempt before did not let go of its own accord
+        self.lock: int | None = None  # descriptor; whoever inherits it holds the folder as well
 
     def held(self, *, max_age_s: float = 0.0) -> bool:
         """Whether no later attempt exists, as of at most `max_age_s` ago."""
@@ -49,16 +55,30 @@ class Lease:
 
 
 @contextmanager
-def lease(folder: Path, *, wait_s: float) -> Iterator[Lease]:
+def lease(folder: Path, *, wait_s: float, backing: Backing | None = None) -> Iterator[Lease]:
     """Take the folder over and hold it.
+
+    Args:
+        backing: of the folder, where that is not what every node sees.
 
     Raises:
         LeaseBusy: if the former owner still runs after `wait_s` seconds.
     """
-    generation = (read_json(folder / "lease.json") or {}).get("generation", 0) + 1
-    mine = Lease(folder, uuid.uuid4().hex, generation)
-    said = {"owner": mine.owner, "generation": generation}
-    write_json(folder / "lease.json", said | {"host": os.uname().nodename, "pid": os.getpid()})
+    path = folder / "lease.json"
+    if backing is not None:
+        backing.fetch(path)
+    before = read_json(path) or {}
+    mine = Lease(folder, uuid.uuid4().hex, before.get("generation", 0) + 1)
+    mine.orphan = bool(before) and not before.get("released", False)
+    mine.said = {
+        "owner": mine.owner,
+        "generation": mine.generation,
+        "host": os.uname().nodename,
+        "pid": os.getpid(),
+    }
+    write_json(path, mine.said)
+    if backing is not None:
+        backing.publish(path)
     with (folder / ".worker").open("w") as file:
         deadline = time.monotonic() + wait_s
         while True:
@@ -72,4 +92,5 @@ def lease(folder: Path, *, wait_s: float) -> Iterator[Lease]:
                         f"{folder}: its former worker still runs after {wait_s:.0f} s"
                     ) from None
                 time.sleep(0.2)
+        mine.lock = file.fileno()
         yield mine

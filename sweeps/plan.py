@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from parcae_core.config import ModelConfig
-from parcae_core.depth import DepthScheme, FixedDepth, PoissonDepth
+from parcae_core.depth import CurriculumDepth, DepthScheme, FixedDepth, PoissonDepth
 from parcae_core.errors import UserError
 from parcae_core.flops import train_flops_per_token
 from parcae_core.presets import preset
-from parcae_core.trial import DataConfig, EvalConfig, OptimConfig, Resources, Trial
+from parcae_core.trial import DataConfig, EvalConfig, OptimConfig, Trial
 from sweeps.border import given
 from sweeps.designs import Cell, cells
 from sweeps.spec import SweepSpec
@@ -98,7 +98,6 @@ def describe(trial: Trial) -> str:
 def _trial(spec: SweepSpec, cell: Cell, seed: int, data: DataConfig) -> Trial:
     as_transformer = cell.mean_recurrence == 1 and spec.recurrence_one == "transformer"
     model = _model(spec, cell.model, transformer=as_transformer)
-    depth = None if model.is_transformer else _depth(spec, cell)
     if model.is_transformer and cell.mean_recurrence != 1:
         raise UserError(
             f"model.injection is 'none' at mean_recurrence={cell.mean_recurrence}; a model without "
@@ -106,15 +105,16 @@ def _trial(spec: SweepSpec, cell: Cell, seed: int, data: DataConfig) -> Trial:
         )
     context = spec.context or model.context
     batch = cell.batch_sequences or spec.batch_sequences
-    loops = (1,) if depth is None else _loops(spec, cell)
+    loops = (1,) if model.is_transformer else _loops(spec, cell)
+    n_steps = _steps(spec, cell, model, context, batch)
     return Trial(
         preset="/".join(filter(None, (spec.preset or "custom", cell.variant))),
         model=model,
-        depth=depth,
+        depth=None if model.is_transformer else _depth(spec, cell, n_steps),
         data=data,
         optim=OptimConfig(**(given(spec.optim) | cell.optim)),
         evaluation=EvalConfig(loops=loops, n_sequences=spec.evaluation.n_sequences),
-        n_steps=_steps(spec, cell, model, depth, context, batch),
+        n_steps=n_steps,
         batch_sequences=batch,
         context=context,
         seed=seed,
@@ -122,7 +122,7 @@ def _trial(spec: SweepSpec, cell: Cell, seed: int, data: DataConfig) -> Trial:
         precision=spec.precision,
         budget_flops=cell.budget_flops,
         budget_rule=spec.budget_rule,
-        resources=Resources(cpus=spec.resources.cpus, gpus=spec.resources.gpus),
+        resources=spec.resources.resolve(),
     )
 
 
@@ -141,7 +141,8 @@ def _model(spec: SweepSpec, variation: dict[str, Any], *, transformer: bool) -> 
         raise UserError(f"model: without a preset the model needs {names} as well.") from None
 
 
-def _depth(spec: SweepSpec, cell: Cell) -> DepthScheme:
+def _depth(spec: SweepSpec, cell: Cell, n_steps: int) -> DepthScheme:
+    """The scheme of a cell; `n_steps` matters to a curriculum alone."""
     mu = cell.mean_recurrence
     mu_bwd = cell.mean_backprop_depth or spec.depth.backprop_depth(mu)
     if mu_bwd > mu:
@@ -152,6 +153,8 @@ def _depth(spec: SweepSpec, cell: Cell) -> DepthScheme:
     if mu == 1 or spec.depth.kind == "fixed":
         # Poisson(1) cut at 1 has a mean of 1.37 loops: "once" has to be fixed
         return FixedDepth(mean_recurrence=mu, mean_backprop_depth=mu_bwd)
+    if spec.depth.kind == "curriculum":
+        return _curriculum(spec, mu, mu_bwd, n_steps)
     return PoissonDepth(
         mean_recurrence=mu,
         mean_backprop_depth=mu_bwd,
@@ -164,14 +167,28 @@ def _loops(spec: SweepSpec, cell: Cell) -> tuple[int, ...]:
     return tuple(sorted({*spec.evaluation.loops, cell.mean_recurrence}))
 
 
-def _steps(
-    spec: SweepSpec,
-    cell: Cell,
-    model: ModelConfig,
-    depth: DepthScheme | None,
-    context: int,
-    batch: int,
-) -> int:
+def _curriculum(spec: SweepSpec, mu: int, mu_bwd: int, n_steps: int) -> CurriculumDepth:
+    if mu_bwd == mu:
+        raise UserError(
+            f"depth.kind is curriculum and mean_backprop_depth is {mu_bwd} at mean_recurrence={mu}: "
+            "there are no steps without gradient that could grow. Lower mean_backprop_depth."
+        )
+    ramp_steps = spec.depth.ramp(n_steps)
+    if ramp_steps > n_steps:
+        raise UserError(
+            f"depth.ramp_steps is {ramp_steps} and the training at mean_recurrence={mu} has {n_steps} "
+            "steps; lower it, or give ramp_share instead."
+        )
+    return CurriculumDepth(
+        mean_recurrence=mu,
+        mean_backprop_depth=mu_bwd,
+        ramp_steps=ramp_steps,
+        n_steps=n_steps,
+        shape=spec.depth.ramp_shape,
+    )
+
+
+def _steps(spec: SweepSpec, cell: Cell, model: ModelConfig, context: int, batch: int) -> int:
     batch_tokens = batch * context
     if cell.n_tokens is not None:
         steps = cell.n_tokens // batch_tokens
@@ -182,8 +199,7 @@ def _steps(
                 "or lower batch_sequences."
             )
         return steps
-    per_step = train_flops_per_token(model, depth, context, spec.budget_rule).total * batch_tokens
-    steps = math.floor(cell.budget_flops / per_step)
+    steps, per_step = _bought(spec, cell, model, context, batch_tokens)
     if steps < spec.min_steps:
         raise UserError(
             f"{short(cell.budget_flops)} FLOPs buy {steps} steps at mean_recurrence="
@@ -191,6 +207,41 @@ def _steps(
             f"Raise the budget to {_rounded_up(spec.min_steps * per_step)} or lower batch_sequences."
         )
     return steps
+
+
+def _bought(
+    spec: SweepSpec, cell: Cell, model: ModelConfig, context: int, batch_tokens: int
+) -> tuple[int, float]:
+    """(steps that the budget buys, FLOPs of a step at full depth)."""
+
+    def per_step(depth: DepthScheme | None) -> float:
+        count = train_flops_per_token(model, depth, context, spec.budget_rule)
+        return count.total * batch_tokens
+
+    def scheme(n_steps: int) -> DepthScheme | None:
+        return None if model.is_transformer else _depth(spec, cell, n_steps)
+
+    # A ramp of one step is next to none, so this is the full depth for a curriculum too
+    plain = spec.depth.kind != "curriculum" or cell.mean_recurrence == 1 or model.is_transformer
+    if plain:
+        cost = per_step(scheme(1))
+        return math.floor(cell.budget_flops / cost), cost
+    mu_bwd = cell.mean_backprop_depth or spec.depth.backprop_depth(cell.mean_recurrence)
+    full, shallow = (
+        per_step(PoissonDepth(mean_recurrence=mu, mean_backprop_depth=min(mu, mu_bwd)))
+        for mu in (cell.mean_recurrence, mu_bwd)
+    )
+    # What a step costs on average depends on how many there are. The whole costs more with every
+    # step, and lies between all of them shallow and all of them at full depth
+    fewest = max(math.floor(cell.budget_flops / full), spec.depth.ramp_steps or 1)
+    most = math.floor(cell.budget_flops / shallow)
+    while fewest < most:
+        middle = (fewest + most + 1) // 2
+        if per_step(scheme(middle)) * middle <= cell.budget_flops:
+            fewest = middle
+        else:
+            most = middle - 1
+    return most, full
 
 
 def _rounded_up(flops: float) -> str:

@@ -41,7 +41,7 @@ class Progress(tune.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks for a restore that we never ask for; terminals cannot be."""
-        return {k: v for k, v in vars(self).items() if k not in ("console", "live")}
+        return {k: v for k, v in vars(self).items() if k not in ("console", "live", "store")}
 
     def __enter__(self) -> Progress:
         if self.console.is_terminal:
@@ -53,6 +53,7 @@ class Progress(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         planned = self.trials[trial.config["trial_id"]]
+        self.store.backing.glance(now=True)
         state = self.store.state(planned)
         self.ended[planned.trial_id] = state.state
         if state.state in ("failed", "diverged"):
@@ -79,6 +80,7 @@ class Progress(tune.Callback):
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         if time.monotonic() - self.said_at < self.every_s:
             return
+        self.store.backing.glance()
         self.said_at = time.monotonic()
         running = {
             t.config["trial_id"]: self.store.state(self.trials[t.config["trial_id"]])

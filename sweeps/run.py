@@ -7,14 +7,13 @@ left, so a killed driver, a new spec and a second start are all the same case.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from parcae_core.errors import UserError
@@ -22,6 +21,7 @@ from parcae_core.trial import Trial
 from sweeps.cluster import ray_cluster, require_local, require_placeable
 from sweeps.estimate import longest_first
 from sweeps.plan import Plan
+from sweeps.scratch import OwnedFolder
 from sweeps.store import FINISHED, State, Store, git_commit
 from sweeps.trainable import Job, Train, run_trial
 from sweeps.wandb_sweep import mirror_sweep
@@ -71,6 +71,9 @@ def run(
     store.check(plan, spec_path, extend=extend)
     if options.address is None:
         require_local(plan.trials, options.cpus)
+    elif left := _left(plan, store):
+        with ray_cluster(options.address):  # before anything is written
+            require_placeable(left, options.can_add)
     with store.driver_lock():
         store.write_plan(plan, spec_path)
         reused = store.reuse_siblings(
@@ -78,12 +81,13 @@ def run(
         )
         for trial_id, sibling in reused.items():
             say(f"{trial_id}: the same trial is finished in {sibling}; its result is reused")
-        left = [t for t in plan.trials if store.state(t).state not in (*FINISHED, "failed")]
+        left = _left(plan, store)
         stopped = False
         if left:
             data_dirs = prepare_data(plan, store, left)
             job = make_job(plan, store, data_dirs, options)
-            stopped = schedule(job, longest_first(left), options)
+            stopped = schedule(job, longest_first(left), options, store)
+            store.refresh()
         states = {t.trial_id: store.state(t).state for t in plan.trials}
         if not stopped:  # who stops a sweep does not wait for its figures
             for problem in mirror_sweep(
@@ -97,11 +101,15 @@ def run(
     return Outcome(states=states, reused=reused, stopped=stopped)
 
 
+def _left(plan: Plan, store: Store) -> list[Trial]:
+    return [t for t in plan.trials if store.state(t).state not in (*FINISHED, "failed")]
+
+
 def prepare_data(plan: Plan, store: Store, trials: Sequence[Trial]) -> dict[int, str]:
     """Tokenise the corpus once for every length of row; finished folders are reused.
 
     Returns:
-        tokens per row -> folder.
+        tokens per row -> how a worker's store asks for the folder.
     """
     from parcae_core.data.prepare import prepare
     from parcae_core.data.sources import resolve
@@ -118,16 +126,16 @@ def prepare_data(plan: Plan, store: Store, trials: Sequence[Trial]) -> dict[int,
             source,
             tokenizer=plan.spec.data.tokenizer,
             row_tokens=row_tokens,
-            root=store.out / "_data",
+            root=store.backing.data_root,
         )
-        folders[row_tokens] = str(path)
+        folders[row_tokens] = store.backing.share_data(path)
     return folders
 
 
 def make_job(plan: Plan, store: Store, data_dirs: dict[int, str], options: Options) -> Job:
     """What the workers of one `run` need to know."""
     return Job(
-        out=str(store.out),
+        out=store.backing.place,
         sweep=store.name,
         session=uuid.uuid4().hex[:12],
         data_dirs=data_dirs,
@@ -142,21 +150,28 @@ def make_job(plan: Plan, store: Store, data_dirs: dict[int, str], options: Optio
     )
 
 
-def schedule(job: Job, trials: list[Trial], options: Options) -> bool:
+def schedule(job: Job, trials: list[Trial], options: Options, store: Store | None = None) -> bool:
     """Run the trials in the given order on a cluster; True if a signal ended it."""
+    store = store or job.store
     with ray_cluster(options.address, options.cpus):
         from ray import tune
 
         from sweeps.progress import Progress
 
-        require_placeable(trials, options.can_add)
+        bundles = require_placeable(trials, options.can_add)
         by_id = {t.trial_id: t for t in trials}
-        progress = Progress(job.store, trials)
+        progress = Progress(store, trials)
         # Tune wants a place for its own bookkeeping, which nobody reads again
-        scratch = tempfile.mkdtemp(prefix="parcae-tune-")
+        scratch = OwnedFolder("parcae-tune-")
         try:
             tuner = tune.Tuner(
-                tune.with_resources(run_trial, lambda c: _bundle(by_id[c["trial_id"]])),
+                tune.with_resources(
+                    run_trial,
+                    # PACK: as few nodes as possible, and each bundle whole
+                    lambda c: tune.PlacementGroupFactory(
+                        bundles[by_id[c["trial_id"]].resources], strategy="PACK"
+                    ),
+                ),
                 param_space={
                     "job": job,
                     "trial_id": tune.grid_search([t.trial_id for t in trials]),
@@ -170,17 +185,17 @@ def schedule(job: Job, trials: list[Trial], options: Options) -> bool:
                 ),
                 run_config=tune.RunConfig(
                     name=job.session,
-                    storage_path=scratch,
+                    storage_path=str(scratch.path),
                     verbose=0,
                     failure_config=tune.FailureConfig(max_failures=LOST_WORKERS_ALLOWED),
                     callbacks=[progress],
                 ),
             )
-            with progress, stop_on_signals(job.stop_file) as stopped:
+            with progress, stop_on_signals(partial(store.request_stop, job.session)) as stopped:
                 tuner.fit()
         finally:
-            job.stop_file.unlink(missing_ok=True)
-            shutil.rmtree(scratch, ignore_errors=True)
+            store.forget_stop(job.session)
+            scratch.close()
     return bool(stopped)
 
 
@@ -188,17 +203,8 @@ def _trial_id(trial) -> str:
     return trial.config["trial_id"]
 
 
-def _bundle(trial: Trial):
-    from ray.tune import PlacementGroupFactory
-
-    wanted = {"CPU": trial.resources.cpus}
-    if trial.resources.gpus:
-        wanted["GPU"] = trial.resources.gpus
-    return PlacementGroupFactory([wanted])
-
-
 @contextmanager
-def stop_on_signals(stop_file: Path) -> Iterator[list[int]]:
+def stop_on_signals(request_stop: Callable[[], object]) -> Iterator[list[int]]:
     """First SIGINT or SIGTERM: trials write a checkpoint and end. Second: end at once.
 
     Yields:
@@ -210,7 +216,7 @@ def stop_on_signals(stop_file: Path) -> Iterator[list[int]]:
         received.append(number)
         if len(received) == 1:
             say("stopping: running trials write a checkpoint first; once more to stop at once")
-            stop_file.touch()
+            request_stop()
         else:
             os.kill(os.getpid(), signal.SIGUSR1)  # Tune's own way to end without the trials
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from parcae_core.config import ModelConfig
+from parcae_core.depth import CurriculumDepth
 from parcae_core.trial import EvalConfig, Resources, Trial
 from sweeps.plan import Plan
 
@@ -34,14 +35,20 @@ def shrink(plan: Plan) -> Plan:
 
 def _tiny(trial: Trial, index: int) -> Trial:
     loops = [n for n in trial.evaluation.loops if n <= trial.mean_recurrence][-3:]
+    n_steps = min(trial.n_steps, STEPS + index)  # an isoFLOP design's steps differ too
+    depth = trial.depth
+    if isinstance(depth, CurriculumDepth):
+        ramp = max(1, round(depth.ramp_steps / depth.n_steps * n_steps))
+        depth = replace(depth, n_steps=n_steps, ramp_steps=ramp)
     return replace(
         trial,
+        depth=depth,
         preset=f"{trial.preset}-smoke",
         model=_tiny_model(trial.model),
         evaluation=EvalConfig(
             loops=tuple(loops), n_sequences=min(EVALUATION_SEQUENCES, trial.evaluation.n_sequences)
         ),
-        n_steps=min(trial.n_steps, STEPS + index),  # an isoFLOP design's steps differ too
+        n_steps=n_steps,
         batch_sequences=min(trial.batch_sequences, BATCH_SEQUENCES),
         context=min(trial.context, CONTEXT),
         precision="float32",

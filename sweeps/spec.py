@@ -19,7 +19,7 @@ from parcae_core.depth import default_backprop_depth
 from parcae_core.errors import UserError
 from parcae_core.flops import FlopsRule
 from parcae_core.presets import PRESETS
-from parcae_core.trial import OptimConfig
+from parcae_core.trial import OptimConfig, Resources
 from sweeps.border import Number, Section, Whole, overrides_of, read_mapping, sentences
 
 Positive = Annotated[Number, Field(gt=0)]
@@ -49,13 +49,43 @@ class DataSection(Section):
 class DepthSection(Section):
     """How loops are drawn in training; see parcae_core.depth."""
 
-    kind: Literal["poisson", "fixed"] = Field("poisson", description="poisson or fixed")
+    kind: Literal["poisson", "fixed", "curriculum"] = Field(
+        "poisson", description="poisson, fixed or curriculum"
+    )
     per: Literal["sequence", "batch"] = Field("sequence", description="sequence or batch")
     split: Literal["truncate", "additive"] = Field("truncate", description="truncate or additive")
     mean_backprop_depth: Literal["ceil(mu/2)", "mu"] | Count = Field(
         "ceil(mu/2)",
         description="'ceil(mu/2)' (the paper's), 'mu' (no truncation) or a number >= 1",
     )
+    # Of a curriculum: how long the steps without gradient take to grow from none
+    ramp_steps: Count | None = Field(None, description="a number of optimiser steps >= 1")
+    ramp_share: Annotated[Number, Field(gt=0, le=1)] | None = Field(
+        None, description="a share of the optimiser steps above 0, at most 1"
+    )
+    ramp_shape: Literal["linear", "1-sqrt"] = Field("linear", description="linear or 1-sqrt")
+
+    @model_validator(mode="after")
+    def _one_scheme(self) -> DepthSection:
+        ramps = [n for n in ("ramp_steps", "ramp_share") if getattr(self, n) is not None]
+        if self.kind != "curriculum":
+            if ramps or self.ramp_shape != "linear":
+                name = (ramps or ["ramp_shape"])[0]
+                raise ValueError(f"{name} belongs to kind: curriculum, and kind is {self.kind}.")
+            return self
+        if len(ramps) != 1:
+            raise ValueError(
+                f"a curriculum needs one of ramp_steps and ramp_share; {len(ramps)} are given."
+            )
+        if (self.per, self.split) != ("sequence", "truncate"):
+            raise ValueError(
+                "a curriculum draws per: sequence with split: truncate; leave both out."
+            )
+        return self
+
+    def ramp(self, n_steps: int) -> int:
+        """Steps of a curriculum's ramp in a training of `n_steps`."""
+        return self.ramp_steps or max(1, round(self.ramp_share * n_steps))
 
     def backprop_depth(self, mean_recurrence: int) -> int:
         """mu_bwd, the loop steps with gradient, for a declared mu_rec."""
@@ -75,15 +105,28 @@ class EvaluationSection(Section):
 
 class ResourcesSection(Section):
     cpus: Positive = Field(1.0, description="CPU cores a trial reserves, above 0")
-    # More would be reserved and not used: a trial is one process here
-    gpus: Annotated[Number, Field(ge=0, le=1)] = Field(
-        0.0, description="GPUs a trial reserves: 0, a fraction such as 0.5, or 1"
+    gpus: Annotated[Number, Field(ge=0)] = Field(
+        0.0, description="GPUs a trial reserves: 0, a fraction such as 0.5, or a whole number"
     )
     share: Literal["measured", "given"] = Field(
         "measured",
         description="measured (the part of a GPU that benchmarks found best for the preset and "
         "device, where they did; else gpus) or given (always gpus)",
     )
+    processes: Count | None = Field(
+        None,
+        description="a number of processes >= 1 that train a trial together (default: one per GPU)",
+    )
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> ResourcesSection:
+        self.resolve()
+        return self
+
+    def resolve(self) -> Resources:
+        """What every trial reserves."""
+        processes = self.processes or max(1, int(self.gpus))
+        return Resources(cpus=self.cpus, gpus=self.gpus, processes=processes)
 
 
 class WandbSection(Section):
@@ -139,7 +182,9 @@ class _Common(Section):
     )
     budget_rule: FlopsRule = Field("paper", description="paper, code or exact")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="float32 or bfloat16")
-    resources: ResourcesSection = Field(ResourcesSection(), description="a mapping: cpus, gpus")
+    resources: ResourcesSection = Field(
+        ResourcesSection(), description="a mapping: cpus, gpus, ..."
+    )
     wandb: WandbSection = Field(WandbSection(), description="a mapping: mode, project")
 
     @property

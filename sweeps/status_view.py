@@ -40,7 +40,7 @@ def as_data(store: Store) -> dict[str, Any]:
         )
     return {
         "name": store.name,
-        "folder": str(store.root),
+        "folder": store.where,
         "counts": dict(Counter(t["state"] for t in trials)),
         "trials": trials,
     }

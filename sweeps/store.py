@@ -1,5 +1,7 @@
 """The folder of a sweep: the truth about what was planned, what ran and what came out.
 
+<out> is a folder that every node sees, or the URL of an object store (`sweeps.backing`).
+
     <out>/<sweep>/sweep.json        name, spec hash, trial ids in plan order, commit
                   spec.yaml         the spec as it was given
                   <trial_id>/trial.json       the planned trial (sweeps)
@@ -15,21 +17,22 @@ A state is derived, never believed: "done" and "diverged" mean that result.json 
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import math
-import os
 import shutil
 import subprocess
+import sys
+import threading
 import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from parcae_core.errors import UserError
 from parcae_core.trial import Trial, trial_from_dict, trial_to_dict
-from sweeps.files import read_json, require_writable, write_atomic, write_json
+from sweeps.backing import backing_of
+from sweeps.files import read_json, write_atomic, write_json
+from sweeps.objects import is_url
 from sweeps.plan import Plan
 
 State = Literal["planned", "running", "done", "diverged", "failed"]
@@ -77,12 +80,18 @@ def result_problem(trial: Trial, result: dict[str, Any] | None) -> str | None:
 
 
 class Store:
-    """One sweep's folder."""
+    """One sweep's folder; for an object store, `root` is a working copy of it on this node."""
 
-    def __init__(self, out: Path | str, name: str) -> None:
-        self.out = Path(out).absolute()
+    def __init__(self, out: Path | str, name: str, *, working: bool = False) -> None:
         self.name = name
+        self.backing = backing_of(out, name, working=working)
+        self.out = self.backing.local
         self.root = self.out / name
+
+    @property
+    def where(self) -> str:
+        """The sweep's place as a user names it: a folder or a URL."""
+        return f"{self.backing.place}/{self.name}"
 
     def folder(self, trial_id: str) -> Path:
         return self.root / trial_id
@@ -91,6 +100,20 @@ class Store:
     def sweep(self) -> dict[str, Any] | None:
         """sweep.json, or None before the first `run`."""
         return read_json(self.root / "sweep.json")
+
+    def refresh(self) -> None:
+        """See what others have written since.
+
+        Raises:
+            UserError: if the object store cannot be read.
+        """
+        try:
+            self.backing.refresh()
+        except OSError as error:
+            raise UserError(
+                f"{self.where}: cannot be read ({error}); check the bucket's name, the network and "
+                "this machine's credentials. What has been written there is safe."
+            ) from error
 
     # ---- reading -------------------------------------------------------------------------------
 
@@ -153,8 +176,9 @@ class Store:
         Raises:
             UserError: not writable, or a changed spec over finished trials without `extend`.
         """
+        self.refresh()
         self._check_unchanged(plan, spec_path, extend=extend)
-        require_writable(self.root)
+        self.backing.require_writable()
 
     def _check_unchanged(self, plan: Plan, spec_path: Path, *, extend: bool) -> None:
         before = self.sweep
@@ -168,7 +192,7 @@ class Store:
             return
         added, gone = len(new - old), len(old - new)
         raise UserError(
-            f"{self.root} was planned from spec {before.get('spec_sha256', '?')[:8]}, but {spec_path} "
+            f"{self.where} was planned from spec {before.get('spec_sha256', '?')[:8]}, but {spec_path} "
             f"is now {plan.spec.sha256[:8]}: {added} trial{'s' * (added != 1)} new, {gone} gone. Pass "
             f"--extend to keep the {len(finished)} finished and run the {added} new, or give the "
             "changed spec another name."
@@ -180,8 +204,9 @@ class Store:
         for trial in plan.trials:
             folder = self.folder(trial.trial_id)
             folder.mkdir(exist_ok=True)
-            write_json(folder / "trial.json", trial_to_dict(trial))
+            self._write_json(folder / "trial.json", trial_to_dict(trial))
         write_atomic(self.root / "spec.yaml", spec_path.read_text(encoding="utf-8"))
+        self.backing.publish(self.root / "spec.yaml")
         sweep = {
             "name": plan.name,
             "design": plan.spec.design,
@@ -189,10 +214,16 @@ class Store:
             "trials": list(plan.trial_ids),
             "git_commit": git_commit(),
         }
-        write_json(self.root / "sweep.json", sweep)
+        self._write_json(self.root / "sweep.json", sweep)
+
+    def _write_json(self, path: Path, data: dict[str, Any]) -> None:
+        """Write and publish a file, unless it is there already."""
+        if read_json(path) != data:
+            write_json(path, data)
+            self.backing.publish(path)
 
     def write_state(self, trial_id: str, **said: Any) -> None:
-        """Replace state.json; `time` is added."""
+        """Replace state.json in the folder here; `time` is added."""
         write_json(self.folder(trial_id) / "state.json", said | {"time": time.time()})
 
     def reuse_siblings(self, trials: list[Trial]) -> dict[str, str]:
@@ -201,48 +232,68 @@ class Store:
         Returns:
             trial_id -> name of the sweep it came from.
         """
-        taken = {}
-        for trial in trials:
-            for path in sorted(self.out.glob(f"*/{trial.trial_id}/result.json")):
-                sibling = Store(self.out, path.parent.parent.name)
-                if sibling.name == self.name or sibling.result(trial) is None:
-                    continue
-                folder = self.folder(trial.trial_id)
-                for name in ("metrics.jsonl", "result.json"):  # the result last: it counts
-                    if (path.parent / name).exists():
-                        write_atomic(folder / name, (path.parent / name).read_text())
-                said = read_json(path.parent / "state.json") or {}
-                self.write_state(trial.trial_id, **(said | {"reused_from": sibling.name}))
-                taken[trial.trial_id] = sibling.name
-                break
+        taken: dict[str, str] = {}
+        for name in self.backing.siblings() if trials else ():
+            left = [t for t in trials if t.trial_id not in taken]
+            sibling = Store(self.backing.place, name)
+            sibling.backing.refresh(only={t.trial_id for t in left})
+            for trial in left:
+                if sibling.result(trial) is not None:
+                    self._take_from(sibling, trial.trial_id)
+                    taken[trial.trial_id] = name
         return taken
+
+    def _take_from(self, sibling: Store, trial_id: str) -> None:
+        theirs, folder = sibling.folder(trial_id), self.folder(trial_id)
+        sibling.backing.fetch(theirs / "metrics.jsonl")
+        said = read_json(theirs / "state.json") or {}
+        self.write_state(trial_id, **(said | {"reused_from": sibling.name}))
+        for name in ("metrics.jsonl", "result.json"):  # the result last: it counts
+            if (theirs / name).exists():
+                write_atomic(folder / name, (theirs / name).read_text())
+        files = (folder / n for n in ("state.json", "metrics.jsonl", "result.json"))
+        self.backing.publish(*(f for f in files if f.exists()))
 
     def forget_failure(self, trial_id: str) -> None:
         """Let a failed trial be planned again; its checkpoints stay."""
-        for name in ("state.json", "error.txt"):
-            (self.folder(trial_id) / name).unlink(missing_ok=True)
+        folder = self.folder(trial_id)
+        self.backing.withdraw(folder / "state.json", folder / "error.txt")
 
-    @contextlib.contextmanager
-    def driver_lock(self) -> Iterator[None]:
-        """Hold the sweep for this process; it goes with the process, however that ends.
+    def driver_lock(self) -> AbstractContextManager[None]:
+        """Hold the sweep for this process; UserError if another `parcae run` has it."""
+        return self.backing.driver_lock()
 
-        Raises:
-            UserError: if another `parcae run` works on it.
+    def request_stop(self, session: str) -> threading.Thread:
+        """Ask the workers of a `run` to end. Called by a signal's handler, so it waits for nothing.
+
+        Returns:
+            The thread that tells the other nodes.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / ".driver").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                raise UserError(
-                    f"{self.root}: another `parcae run` is at work here ({file.read().strip()}); "
-                    f"wait for it, or look with `parcae status {self.root}`."
-                ) from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {os.uname().nodename}")
-            file.flush()
-            yield
+        path = self.stop_file(session)
+        for folder in (self.root, *self.backing.worked_on_here()):  # even if the store is away
+            (folder / path.name).touch()
+        thread = threading.Thread(target=self._tell_others, args=(path,), daemon=True)
+        thread.start()
+        return thread
+
+    def _tell_others(self, path: Path) -> None:
+        try:
+            self.backing.publish(path)
+        except OSError as error:
+            print(f"{self.where}: workers elsewhere were not reached ({error})", file=sys.stderr)
+
+    def forget_stop(self, session: str) -> None:
+        """Take a request back once nobody is left to hear it."""
+        path = self.stop_file(session)
+        for folder in self.backing.worked_on_here():
+            (folder / path.name).unlink(missing_ok=True)
+        if path.exists():
+            with suppress(OSError):  # of a session that is over, it stops nobody
+                self.backing.withdraw(path)
+
+    def stop_file(self, session: str) -> Path:
+        """Exists once a `run` has been asked to stop."""
+        return self.root / f".stop-{session}"
 
 
 def git_commit() -> str | None:
@@ -256,23 +307,28 @@ def git_commit() -> str | None:
 
 
 def open_sweep(source: str | Path, out: str | Path = "runs") -> Store:
-    """The store that a user names: a sweep folder, a sweep's name under `out`, or a spec file.
+    """The store that a user names: a folder or URL, a sweep's name under `out`, or a spec file.
 
     Raises:
         UserError: if there is no sweep of that name.
     """
-    path = Path(source)
+    text = str(source)
+    path = Path(text)
     if path.suffix in (".yaml", ".yml"):
         from sweeps.spec import load_spec
 
         store = Store(out, load_spec(path).name)
+    elif is_url(text):
+        place, _, name = text.rstrip("/").rpartition("/")
+        store = Store(place, name)
     elif (path / "sweep.json").is_file():
         store = Store(path.absolute().parent, path.absolute().name)
     else:
-        store = Store(out, str(source))
+        store = Store(out, text)
+    store.refresh()
     if store.sweep is None:
         raise UserError(
-            f"{source}: no sweep at {store.root}; give a spec file, a sweep folder or the name of a "
+            f"{source}: no sweep at {store.where}; give a spec file, a sweep folder or the name of a "
             f"sweep under --out, or start one with `parcae run SPEC`."
         )
     return store

@@ -143,7 +143,7 @@ def _jobs(address: str) -> Iterator[JobSubmissionClient]:
     except typer.Exit:  # itself a RuntimeError
         raise
     except (AuthenticationError, ConnectionError, RuntimeError) as error:
-        text = re.sub(r"\s+", " ", str(error)).strip()
+        text = re.sub(r"\s+", " ", str(error)).strip(" .")
         raise UserError(
             f"--address {address}: {text[:300]}. Check the address, that `ray dashboard` is running, "
             "and, where the cluster asks for one, RAY_AUTH_TOKEN_PATH with RAY_AUTH_MODE=token."

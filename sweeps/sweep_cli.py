@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from sweeps.store import Store
 
 _SPEC = typer.Argument(help="A spec file; sweeps/specs/ has examples.", metavar="SPEC")
-_SWEEP = typer.Argument(help="A sweep folder, a sweep's name under --out, or its spec.")
-_OUT = typer.Option("--out", help="The folder that holds sweeps.")
+_SWEEP = typer.Argument(help="A sweep's folder or URL, its name under --out, or its spec.")
+_OUT = typer.Option("--out", help="Where sweeps are: a folder, or a URL such as s3://bucket/runs.")
 _JSON = typer.Option("--json", help="Machine-readable, on stdout.")
 
 
@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
 def plan(
     spec: Annotated[Path, _SPEC],
     as_json: Annotated[bool, _JSON] = False,
-    out: Annotated[Path, _OUT] = Path("runs"),
+    out: Annotated[str, _OUT] = "runs",
     cpus: Annotated[
         int | None, typer.Option(min=1, help="Of the cluster that the time is for.")
     ] = None,
@@ -70,6 +70,7 @@ def plan(
 
     planned, notes = with_measured_shares(load_plan(spec), device)
     store = Store(out, planned.name)
+    store.refresh()
     data = as_data(
         planned,
         store,
@@ -89,7 +90,7 @@ def plan(
 
 def run(
     spec: Annotated[Path, _SPEC],
-    out: Annotated[Path, _OUT] = Path("runs"),
+    out: Annotated[str, _OUT] = "runs",
     extend: Annotated[
         bool, typer.Option("--extend", help="Accept a changed spec: keep what is finished.")
     ] = False,
@@ -121,18 +122,14 @@ def run(
         parcae run sweeps/specs/demo.yaml
 
         parcae run sweeps/specs/demo.yaml --smoke --out /tmp/smoke
+
+        parcae run my.yaml --address auto --out s3://bucket/runs
     """
     from sweeps.measured import with_measured_shares
-    from sweeps.remote import is_url
     from sweeps.run import Options
     from sweeps.run import run as run_plan
     from sweeps.store import Store
 
-    if is_url(out):
-        raise UserError(
-            f"--out {out}: a sweep runs in a folder that every node sees (a disk, NFS, EFS); copy it "
-            "to an object store afterwards, where `parcae collect` reads it."
-        )
     if wandb not in (None, "offline", "online", "disabled"):
         raise UserError(f"--wandb is {wandb!r}; it must be offline, online or disabled.")
     can_add = None if node_cpus is None else {"CPU": node_cpus, "GPU": node_gpus}
@@ -155,7 +152,7 @@ def run(
 def status(
     sweep: Annotated[str, _SWEEP],
     as_json: Annotated[bool, _JSON] = False,
-    out: Annotated[Path, _OUT] = Path("runs"),
+    out: Annotated[str, _OUT] = "runs",
     address: Annotated[
         str | None, typer.Option(help="Of a cluster: the state of the submitted job instead.")
     ] = None,
@@ -188,7 +185,7 @@ def status(
 def retry(
     sweep: Annotated[str, _SWEEP],
     trial: Annotated[list[str] | None, typer.Argument(help="Trial ids; all failed ones.")] = None,
-    out: Annotated[Path, _OUT] = Path("runs"),
+    out: Annotated[str, _OUT] = "runs",
 ) -> None:
     """Let failed trials be planned again; then `parcae run` takes them up from their checkpoints.
 
@@ -205,7 +202,7 @@ def retry(
     for trial_id in trial or []:
         if trial_id not in failed:
             raise UserError(
-                f"{store.root}: trial {trial_id} has not failed; "
+                f"{store.where}: trial {trial_id} has not failed; "
                 f"failed: {', '.join(failed) or 'none'}."
             )
     for trial_id in trial or failed:
@@ -216,7 +213,7 @@ def retry(
 
 def collect(
     sweep: Annotated[str, _SWEEP],
-    out: Annotated[Path, _OUT] = Path("runs"),
+    out: Annotated[str, _OUT] = "runs",
 ) -> None:
     """Write the sweep's records.parquet from its trial folders; also while a sweep runs.
 
@@ -229,24 +226,18 @@ def collect(
         parcae fit $(parcae collect runs/demo) --law mu-isoflop
     """
     from sweeps.collect import collect as collect_records
-    from sweeps.remote import fetched, is_url, put
     from sweeps.store import open_sweep
 
-    if is_url(sweep):
-        with fetched(sweep) as store:
-            path = collect_records(store)
-            written = None if path is None else put(path, sweep)
-    else:
-        store = open_sweep(sweep, out)
-        written = collect_records(store)
-    if written is None:
+    store = open_sweep(sweep, out)
+    path = collect_records(store)
+    if path is None:
         raise UserError(f"{sweep}: no trial has ended yet; nothing to collect.")
-    typer.echo(written)
+    typer.echo(f"{store.where}/{path.name}")
 
 
 def sync(
     sweep: Annotated[str, _SWEEP],
-    out: Annotated[Path, _OUT] = Path("runs"),
+    out: Annotated[str, _OUT] = "runs",
 ) -> None:
     """Send a sweep's offline W&B runs, and its own with figures and laws, to the server.
 
@@ -260,20 +251,22 @@ def sync(
     """
     from sweeps.spec import load_spec
     from sweeps.store import open_sweep
-    from sweeps.wandb_sweep import write_missing
+    from sweeps.wandb_sweep import published, write_missing
     from sweeps.wandb_sync import key_problem, unsynced
     from sweeps.wandb_sync import sync as send
 
     store = open_sweep(sweep, out)
     if (problem := key_problem()) is not None:
-        raise UserError(f"{store.root}: {problem}.")
+        raise UserError(f"{store.where}: {problem}.")
     project = load_spec(store.root / "spec.yaml").wandb.project
     try:
-        with store.driver_lock():  # else workers may be writing the same runs
+        # else workers may be writing the same runs
+        with store.driver_lock(), published(store):
             for problem in write_missing(store, project=project):
                 say(problem)
     except UserError:
-        say(f"{store.root}: a `parcae run` is at work here; what it has not written yet waits")
+        say(f"{store.where}: a `parcae run` is at work here; what it has not written yet waits")
+    store.backing.bring("wandb")
     waiting = unsynced(store.root)
     for i, folder in enumerate(waiting):
         problem = send(folder)
@@ -281,9 +274,10 @@ def sync(
             say(f"{folder}: {problem}")
             say(
                 f"{i} of {len(waiting)} runs sent; the rest wait for another "
-                f"`parcae sync {store.root}`"
+                f"`parcae sync {store.where}`"
             )
             raise typer.Exit(1)
+        store.backing.publish(*folder.glob("*.wandb.synced"))
         typer.echo(folder.name.split("-", 3)[-1])
     say(f"{len(waiting)} runs sent")
 
@@ -314,15 +308,15 @@ def finish(outcome: Outcome, store: Store, *, again: str) -> None:
     path = collect_records(store)
     counts = {s: outcome.count(s) for s in ("done", "diverged", "failed", "planned")}
     summary = ", ".join(f"{n} {s}" for s, n in counts.items() if n)
-    say(f"{store.name}: {summary} of {len(outcome.states)} trials; {store.root}")
+    say(f"{store.name}: {summary} of {len(outcome.states)} trials; {store.where}")
     if path is not None:
-        typer.echo(path)
+        typer.echo(f"{store.where}/{path.name}")
     if outcome.complete:
         return
     if counts["failed"]:
         say(
-            f"The reasons: `parcae status {store.root}`. Once they are mended: "
-            f"`parcae retry {store.root}`, then `{again}`."
+            f"The reasons: `parcae status {store.where}`. Once they are mended: "
+            f"`parcae retry {store.where}`, then `{again}`."
         )
     if counts["planned"]:
         what = "stopped" if outcome.stopped else "not every trial could be run"
@@ -335,6 +329,6 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _again(spec: Path, out: Path, smoke: bool) -> str:
-    options = "" if out == Path("runs") else f" --out {out}"
+def _again(spec: Path, out: str, smoke: bool) -> str:
+    options = "" if out == "runs" else f" --out {out}"
     return f"parcae run {spec}{options}{' --smoke' if smoke else ''}"

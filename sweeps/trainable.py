@@ -7,8 +7,8 @@ driver, and a worker whose driver or raylet is gone would wait in it for ever, h
 How an attempt ends:
     done, diverged      result.json; never run again
     our own exception   state "failed" with the reason; not retried, since it would fail again
-    a full disk, a dead worker or node, a lost lease     raised, or simply gone: Tune retries, and
-                        the next attempt goes on from the newest good checkpoint
+    a full disk, a dead process, worker or node, a lost lease     raised, or simply gone: Tune
+                        retries, and the next attempt goes on from the newest good checkpoint
     asked to stop       a checkpoint; the trial stays planned
 """
 
@@ -21,11 +21,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parcae_core.result import Execution, Interrupted, TrainResult
 from parcae_core.trial import Trial
+from sweeps.failures import environment, reason_of
 from sweeps.files import read_json, write_atomic, write_json
 from sweeps.lease import Lease, LeaseLost, lease
 from sweeps.store import HEARTBEAT_S, Store
@@ -56,12 +58,17 @@ class Job:
 
     @property
     def store(self) -> Store:
-        return Store(self.out, self.sweep)
+        """As a worker sees it."""
+        return Store(self.out, self.sweep, working=True)
+
+    def data_dir(self, trial: Trial) -> Path:
+        """The prepared rows of a trial, on this node."""
+        return self.store.backing.data_dir(self.data_dirs[trial.context + 1])
 
     @property
     def stop_file(self) -> Path:
         """Exists once this `run` has been asked to stop."""
-        return self.store.root / f".stop-{self.session}"
+        return self.store.stop_file(self.session)
 
 
 def run_trial(config: dict[str, Any]) -> None:
@@ -84,14 +91,21 @@ def attempt(job: Job, trial_id: str, report: Callable[[dict[str, Any]], None]) -
         Exception: only what another attempt may cure.
     """
     store = job.store
+    backing = store.backing
+    backing.arrive(trial_id, "sweep.json", job.stop_file.name)
     trial = store.trial(trial_id)
     if trial is None:
         raise RuntimeError(f"{store.folder(trial_id)}: trial.json is missing or damaged")
     if store.result(trial) is not None:  # a retry after the result was written
+        backing.publish(store.folder(trial_id) / "result.json")
         return report({"state": "finished"})
     if job.stop_file.exists():
         return report({"state": "planned"})
-    with lease(store.folder(trial_id), wait_s=job.lease_wait_s) as held, _shown(job, trial) as live:
+    with (
+        lease(store.folder(trial_id), wait_s=job.lease_wait_s, backing=backing) as held,
+        backing.at_work(trial, held, follow=(job.stop_file,)),
+        _shown(job, trial) as live,
+    ):
         pulse = _Pulse(store, trial, held)
         with pulse:
             outcome = _train(job, trial, held, pulse)
@@ -129,23 +143,20 @@ def _train(job: Job, trial: Trial, held: Lease, pulse: _Pulse) -> dict[str, Any]
         raise
     except Exception as error:
         held.require()
-        if (cause := _environment(error)) is not None:
+        if (cause := environment(error)) is not None:
             store.write_state(
                 trial.trial_id, **(pulse.said | {"state": "planned", "reason": str(cause)})
             )
             raise
         write_atomic(folder / "error.txt", traceback.format_exc())
-        return pulse.said | {"state": "failed", "reason": f"{type(error).__name__}: {error}"}
+        return pulse.said | {"state": "failed", "reason": reason_of(error)}
     held.require()
     write_json(folder / "result.json", result.to_dict())
     return pulse.said | {"state": result.status, "step": result.step, "reason": result.reason}
 
 
 def _call_train(job: Job, trial: Trial, held: Lease, pulse: _Pulse) -> TrainResult:
-    train = job.train
-    if train is None:
-        from parcae_core.train import train
-    gpus = trial.resources.gpus
+    train, gpus = _trainer(job, trial, held), trial.resources.gpus
     if 0 < gpus < 1:
         import torch
 
@@ -153,28 +164,45 @@ def _call_train(job: Job, trial: Trial, held: Lease, pulse: _Pulse) -> TrainResu
         torch.cuda.set_per_process_memory_fraction(gpus)
     execution = Execution(
         device="cuda" if gpus else "cpu",
-        threads=max(1, int(trial.resources.cpus)),
+        threads=trial.resources.threads,
         micro_batch_sequences="auto" if gpus else None,
         checkpoint_every_s=job.checkpoint_every_s,
         stop_requested=_StopRequested(job, held),
     )
     return train(
         trial,
-        data_dir=Path(job.data_dirs[trial.context + 1]),
+        data_dir=job.data_dir(trial),
         run_dir=job.store.folder(trial.trial_id),
         on_report=pulse.on_report,
         execution=execution,
     )
 
 
-def _environment(error: BaseException) -> OSError | MemoryError | None:
-    """The system's failure behind an exception (disk full, no memory), if that is what it is."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, (OSError, MemoryError)):
-            return seen
-        seen = seen.__cause__
-    return None
+def _trainer(job: Job, trial: Trial, held: Lease) -> Train:
+    if job.train is not None:
+        return job.train
+    if trial.resources.processes == 1:
+        from parcae_core.train import train
+
+        return train
+    from sweeps.crew import train_together
+    from sweeps.crew_ray import members_over_nodes
+
+    keep_open = () if held.lock is None else (held.lock,)
+    checkpoints = sorted((job.store.folder(trial.trial_id) / "checkpoints").glob("step-*"))
+    arrive = partial(_arrive, job, trial, checkpoints[-1].name if checkpoints else None)
+    members = members_over_nodes(trial.resources.processes, keep_open, arrive)
+    return partial(train_together, keep_open=keep_open, members=members)
+
+
+def _arrive(job: Job, trial: Trial, checkpoint: str | None) -> dict[str, Any]:
+    """On another node of a trial: where its data and its folder are there."""
+    store = job.store
+    store.backing.join(trial, checkpoint)
+    return {
+        "data_dir": str(job.data_dir(trial)),
+        "run_dir": str(store.folder(trial.trial_id)),
+    }
 
 
 class _StopRequested:

@@ -45,7 +45,15 @@ def mirror_sweep(
     """
     if mode == "disabled":
         return []
-    command = ("-m", "sweeps.wandb_sweep", str(store.root), project, mode)
+    try:
+        with published(store):
+            return _in_a_process(store.root, project, mode, deadline_s)
+    except OSError as error:  # an object store that does not answer
+        return [f"W&B: {error}; what is not written yet waits for the next `parcae run`"]
+
+
+def _in_a_process(root: Path, project: str, mode: str, deadline_s: float) -> list[str]:
+    command = ("-m", "sweeps.wandb_sweep", str(root), project, mode)
     process = wandb_process.start(*command, stdout=subprocess.PIPE)
     try:
         out, _ = process.communicate(timeout=deadline_s)
@@ -58,6 +66,34 @@ def mirror_sweep(
         return list(json.loads(out))
     except ValueError:
         return ["W&B: the sweep's run was not written: its process died"]
+
+
+@contextmanager
+def published(store: Store) -> Iterator[None]:
+    """What is written of W&B runs within counts for other nodes too (sweeps.backing).
+
+    The folder here then knows which runs are written, and has the metrics of those that are not.
+    """
+    from analysis.records import STATUSES
+    from sweeps.wandb_run import MARKER, written
+
+    store.backing.bring("wandb", own=True)
+    for trial in store.stored_trials():
+        folder = store.folder(trial.trial_id)
+        if store.state(trial).state in STATUSES:
+            store.backing.fetch(folder / "wandb" / MARKER)
+            if not written(folder):
+                store.backing.fetch(folder / "metrics.jsonl")
+    before = _run_files(store.root)
+    yield
+    after = _run_files(store.root)
+    store.backing.withdraw(*(before.keys() - after.keys()))
+    store.backing.publish(*sorted(p for p, when in after.items() if before.get(p) != when))
+
+
+def _run_files(root: Path) -> dict[Path, int]:
+    found = (p for where in ("wandb", "*/wandb") for p in root.glob(f"{where}/**/*"))
+    return {p: p.stat().st_mtime_ns for p in found if p.is_file() and not p.is_symlink()}
 
 
 def sweep_run_id(store: Store) -> str:

@@ -1,8 +1,9 @@
 """A driver process for the kill tests: `run` with short intervals, on its own or on a cluster.
 
-python driver.py SPEC OUT           a private cluster
+python driver.py SPEC OUT           a private cluster; OUT may be a URL
 python driver.py SPEC OUT node      two worker nodes; the first trial's node is lost
 python driver.py SPEC OUT raylet    the same, but only its raylet dies and the worker lives on
+python driver.py SPEC OUT nothing   two worker nodes of one core each; nothing is lost
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ import time
 from pathlib import Path
 
 from sweeps.files import read_json
+from sweeps.objects import is_url
 from sweeps.run import Options, Outcome, run
 from sweeps.store import Store
 from sweeps.sweep_cli import load_plan
+from sweeps.uploads import checkpoints_in
 
 CHECKPOINT_EVERY_S = 0.5
 
 
-def main(spec: Path, out: Path, lose: str | None) -> int:
+def main(spec: Path, out: str, lose: str | None) -> int:
     plan = load_plan(spec)
     store = Store(out, plan.name)
     options = {"checkpoint_every_s": CHECKPOINT_EVERY_S, "lease_wait_s": 30.0}
@@ -46,7 +49,8 @@ def on_a_cluster(plan, store: Store, spec: Path, lose: str, options: dict) -> Ou
     for _ in range(2):
         cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
-    threading.Thread(target=lose_a_node, args=(store, lose), daemon=True).start()
+    if lose != "nothing":
+        threading.Thread(target=lose_a_node, args=(store, lose), daemon=True).start()
     try:
         return run(plan, store, spec, options=Options(address=cluster.address, **options))
     finally:
@@ -55,14 +59,27 @@ def on_a_cluster(plan, store: Store, spec: Path, lose: str, options: dict) -> Ou
 
 def lose_a_node(store: Store, what: str) -> None:
     """Kill the raylet above the first trial that has a checkpoint; with "node", all below it."""
-    while not (ready := list(store.root.glob("*/checkpoints/step-*"))):
+    while (worker := first_with_a_checkpoint(Store(store.backing.place, store.name))) is None:
         time.sleep(0.1)
-    worker = read_json(ready[0].parents[1] / "state.json")["pid"]
     raylet = parent_of(worker)
     below = children_of(raylet) if what == "node" else []
     print(f"killing raylet {raylet} and {len(below)} below it", file=sys.stderr, flush=True)
     for pid in (raylet, *below):
         os.kill(pid, signal.SIGKILL)
+
+
+def first_with_a_checkpoint(store: Store) -> int | None:
+    """The worker of a trial that has one which the other nodes see."""
+    store.backing.glance(now=True)
+    for trial in store.stored_trials():
+        folder = store.folder(trial.trial_id)
+        if is_url(store.backing.place):
+            found = checkpoints_in(store.backing.objects, trial.trial_id)
+        else:
+            found = list(folder.glob("checkpoints/step-*"))
+        if found and (said := read_json(folder / "state.json")) is not None:
+            return said["pid"]
+    return None
 
 
 def parent_of(pid: int) -> int:
@@ -77,4 +94,4 @@ def children_of(pid: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), (sys.argv[3:] or [None])[0]))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], (sys.argv[3:] or [None])[0]))

@@ -27,12 +27,16 @@ COMPARED = ["trial_id", "n_loops", "val_loss", "val_bpb", "status", "n_tokens", 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """(spec, records) of the trials run one after the other in this process, without Ray."""
-    folder = tmp_path_factory.mktemp("undisturbed")
+    return run_alone(tmp_path_factory.mktemp("undisturbed"), n_tokens=64 * 3000)
+
+
+def run_alone(folder: Path, n_tokens: int):
+    """A spec of two trials, and the records of both from this process."""
     spec = write_spec(
         folder,
         design="test_time",
         budgets_flops=None,
-        n_tokens=64 * 3000,
+        n_tokens=n_tokens,
         mean_recurrence=[2, 3],
     )
     plan = load_plan(spec)
@@ -44,7 +48,7 @@ def undisturbed(tmp_path_factory):
     return spec, records_of(store)[COMPARED]
 
 
-def start(spec: Path, out: Path, *lose: str) -> subprocess.Popen:
+def start(spec: Path, out: Path | str, *lose: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, str(DRIVER), str(spec), str(out), *lose],
         stdout=subprocess.PIPE,
@@ -55,7 +59,11 @@ def start(spec: Path, out: Path, *lose: str) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> str:
-    _, err = process.communicate(timeout=240)
+    try:
+        _, err = process.communicate(timeout=400)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
     assert process.returncode == 0, err
     return err
 
@@ -93,12 +101,26 @@ def test_a_killed_driver_is_started_again_past_a_damaged_checkpoint(undisturbed,
     wait_for_checkpoints(tmp_path, process)
     process.kill()
     process.communicate()
+    [left] = owned_by(process.pid)
     newest = checkpoints(tmp_path)[-1]
     for file in newest.iterdir():
         os.truncate(file, file.stat().st_size // 2)
     # At once: the orphans of the killed driver may still be at work
     finish(start(undisturbed[0], tmp_path))
     require_same_records(tmp_path, undisturbed)
+    assert not left.exists()  # its temporary folder
+
+
+def owned_by(pid: int) -> list[Path]:
+    """The temporary folders for Ray that a process made."""
+    return [p.parent for p in Path("/tmp").glob("pc-*/.owner") if p.read_text() == str(pid)]
+
+
+def test_what_no_node_can_hold_is_refused_before_anything_is_written(undisturbed, tmp_path):
+    spec = write_spec(tmp_path / "spec", resources={"cpus": 3})  # of two nodes with one core each
+    _, err = start(spec, tmp_path / "out", "nothing").communicate(timeout=240)
+    assert "a trial asks for cpus=3, gpus=0 and no node has that" in err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("lose", ["node", "raylet"])

@@ -6,12 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from analysis import records
+from benchmarks.orchestration import no_op
+from parcae_core.trial import Resources
 from sweeps.collect import collect
 from sweeps.estimate import longest_first
-from sweeps.run import Options, make_job, prepare_data
+from sweeps.run import Options, make_job, prepare_data, run
 from sweeps.store import Store
 from sweeps.sweep_cli import load_plan
 from sweeps.trainable import attempt
@@ -70,6 +75,57 @@ def test_a_sweep_runs_repeats_as_nothing_and_stops_on_a_signal(tmp_path):
     assert {s.state for s in states(store)} == {"planned"}
     assert len(list(store.root.glob("*/checkpoints/step-*"))) == 2
     assert not list(store.root.glob(".stop*"))
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_a_terminal_stops_as_sigterm_does(tmp_path):
+    """A terminal sends SIGINT to the whole foreground group, Ray's processes included."""
+    long = write_spec(tmp_path, name="long", mean_recurrence=[2], budgets_flops=[4e10])
+    command = [sys.executable, "-m", "sweeps.cli", "run", str(long), "--cpus", "1"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        start_new_session=True,
+    )
+    store = Store(tmp_path / "runs", "long")
+    wait_until(lambda: list(store.root.glob("*/metrics.jsonl")), process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1, err
+    assert "Traceback" not in err
+    assert f"go on with: parcae run {long}" in err
+    assert [s.reason for s in states(store)] == ["stopped on request"]
+    assert list(store.root.glob("*/checkpoints/step-*"))
+
+
+def noted(trial, *, run_dir, **given):
+    """Sleeps instead of training, and says when it was started."""
+    (run_dir / "started").write_text(str(time.time()))
+    time.sleep(0.3)
+    return no_op(trial, **given)
+
+
+@pytest.mark.slow
+def test_trials_start_strictly_longest_first(tmp_path):
+    spec = write_spec(
+        tmp_path, mean_recurrence=[2, 4, 3], budgets_flops=[4e8, 3.2e9, 1.6e9], min_steps=1
+    )
+    plan = load_plan(spec)
+    # Those in the middle ask for more than is free while a small one runs: it may not overtake
+    wide = {t.trial_id for t in longest_first(plan.trials)[2:5]}
+    trials = tuple(
+        replace(t, resources=Resources(cpus=2 if t.trial_id in wide else 1)) for t in plan.trials
+    )
+    store = Store(tmp_path / "runs", plan.name)
+    options = Options(cpus=2, train=noted)
+    assert run(replace(plan, trials=trials), store, spec, options=options).complete
+    started = sorted(
+        trials, key=lambda t: float((store.folder(t.trial_id) / "started").read_text())
+    )
+    assert [t.trial_id for t in started] == [t.trial_id for t in longest_first(trials)]
 
 
 def alone(spec: Path, out: Path) -> list[tuple]:

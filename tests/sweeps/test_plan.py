@@ -1,8 +1,9 @@
 import pytest
 
-from parcae_core.depth import FixedDepth, PoissonDepth
+from parcae_core.depth import CurriculumDepth, FixedDepth, PoissonDepth
 from parcae_core.errors import UserError
 from sweeps.plan import plan
+from sweeps.smoke import shrink
 from sweeps.spec import parse_spec
 from tests.sweeps.tiny import DATA, spec_dict, tiny_plan
 
@@ -49,12 +50,65 @@ def test_the_depth_rule_and_the_trials_own_depth_in_the_evaluation():
     assert full.mean_backprop_depth == 5
 
 
+RAMP = {"kind": "curriculum", "ramp_share": 0.5}
+
+
+@pytest.mark.parametrize("rule", ["paper", "code", "exact"])
+@pytest.mark.parametrize(
+    "ramp", [{"ramp_share": 0.5}, {"ramp_share": 1.0, "ramp_shape": "1-sqrt"}, {"ramp_steps": 30}]
+)
+def test_a_curriculum_buys_the_steps_that_its_shallow_beginning_pays_for(rule, ramp):
+    plain = tiny_plan(mean_recurrence=[8], budgets_flops=[4e9], budget_rule=rule).trials[0]
+    depth = {"kind": "curriculum"} | ramp
+    grown = tiny_plan(
+        mean_recurrence=[8], budgets_flops=[4e9], budget_rule=rule, depth=depth
+    ).trials[0]
+    assert isinstance(grown.depth, CurriculumDepth)
+    assert grown.depth.n_steps == grown.n_steps > plain.n_steps
+    assert grown.train_flops(rule) <= grown.budget_flops
+    assert grown.train_flops(rule) > grown.budget_flops * (1 - 1.5 / grown.n_steps)
+    assert grown.trial_id != plain.trial_id
+    share = ramp.get("ramp_share")
+    expected = ramp["ramp_steps"] if share is None else round(share * grown.n_steps)
+    assert grown.depth.ramp_steps == expected
+
+
+def test_a_curriculum_that_does_nothing_or_does_not_fit_is_refused():
+    [message] = problems(mean_recurrence=[4], depth=RAMP | {"mean_backprop_depth": "mu"})
+    assert "there are no steps without gradient that could grow" in message
+    long = {"kind": "curriculum", "ramp_steps": 10**6}
+    [message] = problems(mean_recurrence=[4], budgets_flops=[4e9], depth=long)
+    assert "depth.ramp_steps is 1000000 and the training at mean_recurrence=4 has" in message
+    one = tiny_plan(mean_recurrence=[1], recurrence_one="parcae", depth=RAMP).trials[0]
+    assert one.depth == FixedDepth(mean_recurrence=1, mean_backprop_depth=1)
+
+
+def test_a_smoke_of_a_curriculum_keeps_its_shape():
+    plan_ = tiny_plan(mean_recurrence=[4, 8], budgets_flops=[4e9], depth=RAMP)
+    for trial in shrink(plan_).trials:
+        assert trial.depth.n_steps == trial.n_steps
+        assert trial.depth.ramp_steps == pytest.approx(trial.n_steps / 2, abs=1)
+
+
 def test_seeds_repeat_trials_and_labels_do_not_change_them():
     seeds = tiny_plan(seeds=[0, 7]).trials
     assert len(seeds) == 8
     assert len({t.trial_id for t in seeds}) == 8
     other = tiny_plan(name="other", resources={"cpus": 2}, wandb={"project": "p"}, min_steps=6)
     assert other.trial_ids == tiny_plan().trial_ids
+
+
+def test_processes_follow_from_gpus_and_have_to_share_the_batch():
+    several = tiny_plan(resources={"gpus": 4})
+    assert {t.resources.processes for t in several.trials} == {4}
+    assert several.trial_ids == tiny_plan().trial_ids
+    half = tiny_plan(resources={"gpus": 0.5}).trials[0].resources
+    assert (half.processes, half.threads) == (1, 1)
+    [message] = problems(resources={"gpus": 3})
+    assert message == (
+        "tiny.yaml: batch_sequences=4 does not divide among 3 processes; make it a multiple of that, "
+        "or change resources.processes"
+    )
 
 
 def test_gradient_through_more_loops_than_run_is_refused():

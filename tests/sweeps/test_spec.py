@@ -67,8 +67,36 @@ def test_an_unknown_key_is_refused_with_the_nearest_one():
             "model.injection is 'concatt'; it must be one of diag",
         ),
         ({"depth": {"mean_backprop_depth": "half"}}, "depth.mean_backprop_depth is 'half'"),
+        ({"depth": {"kind": "curriculum"}}, "depth: a curriculum needs one of ramp_steps and ramp"),
+        (
+            {"depth": {"kind": "curriculum", "ramp_steps": 3, "ramp_share": 0.5}},
+            "depth: a curriculum needs one of ramp_steps and ramp_share; 2 are given",
+        ),
+        (
+            {"depth": {"kind": "curriculum", "ramp_steps": 3, "per": "batch"}},
+            "depth: a curriculum draws per: sequence with split: truncate; leave both out",
+        ),
+        ({"depth": {"ramp_steps": 3}}, "depth: ramp_steps belongs to kind: curriculum, and kind"),
+        ({"depth": {"ramp_shape": "1-sqrt"}}, "depth: ramp_shape belongs to kind: curriculum"),
+        ({"depth": {"kind": "curriculum", "ramp_share": 2}}, "depth.ramp_share is 2; it must be a"),
         ({"data": None}, "data is missing; give a mapping with corpus and tokenizer"),
-        ({"resources": {"gpus": 2}}, "resources.gpus is 2; it must be GPUs a trial reserves: 0, a"),
+        (
+            {"resources": {"gpus": -1}},
+            "resources.gpus is -1; it must be GPUs a trial reserves: 0, a",
+        ),
+        (
+            {"resources": {"gpus": 1.5}},
+            "resources: gpus=1.5: above 1 only whole GPUs can be placed",
+        ),
+        (
+            {"resources": {"gpus": 2, "processes": 3}},
+            "resources: processes=3 with gpus=2: each proc",
+        ),
+        ({"resources": {"processes": 2}}, "resources: cpus=1 are too few for processes=2; reserve"),
+        (
+            {"resources": {"processes": 0}},
+            "resources.processes is 0; it must be a number of process",
+        ),
         ({"wandb": 3}, "wandb is 3; it must be a mapping"),
         ({"design": "isoflops"}, "design is 'isoflops'; it must be one of isoflop, test_time"),
         ({"design": None}, "design is missing; give one of isoflop"),

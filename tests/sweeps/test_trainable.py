@@ -12,6 +12,7 @@ from sweeps.collect import collect, records_of
 from sweeps.files import read_json, write_json
 from sweeps.lease import LeaseBusy, LeaseLost, lease
 from sweeps.run import Options, make_job, prepare_data
+from sweeps.status_view import as_data
 from sweeps.store import Store
 from sweeps.sweep_cli import load_plan
 from sweeps.trainable import attempt
@@ -61,6 +62,23 @@ def test_a_trial_runs_to_a_result_that_counts(sweep):
     assert run(make_job(), trial) == [{"state": "finished"}]  # a second attempt does nothing
 
 
+def test_a_curriculum_trains_to_a_result_with_the_flops_of_its_ramp(tmp_path):
+    depth = {"kind": "curriculum", "ramp_share": 0.5}
+    spec = write_spec(tmp_path, mean_recurrence=[4], budgets_flops=[3e8], depth=depth)
+    plan = load_plan(spec)
+    store = Store(tmp_path / "runs", plan.name)
+    store.write_plan(plan, spec)
+    trial = plan.trials[0]
+    job = make_job(plan, store, prepare_data(plan, store, plan.trials), Options())
+    run(job, trial)
+    assert store.state(trial).state == "done"
+    result = store.result(trial)
+    # What was drawn, against what is expected of it: a constant depth would be a quarter off
+    assert result["train_flops_sampled"] == pytest.approx(result["train_flops"]["exact"], rel=0.1)
+    table = records_of(store)
+    assert table.depth_scheme.iloc[0] == "curriculum, linear over 0.5 of the steps"
+
+
 def test_records_follow_from_the_folders_alone(sweep):
     store, plan, make_job = sweep
     assert collect(store) is None
@@ -90,6 +108,9 @@ def test_our_own_failure_is_recorded_with_its_last_lines_and_not_raised(sweep):
     assert reports[-1]["state"] == "failed"
     assert store.state(trial).reason == "ValueError: no such thing"
     assert "no such thing" in (store.folder(trial.trial_id) / "error.txt").read_text()
+    [shown] = [t for t in as_data(store)["trials"] if t["trial_id"] == trial.trial_id]
+    assert shown["error"][-1] == "ValueError: no such thing"
+    assert "raise error" in shown["error"][-2]
     store.forget_failure(trial.trial_id)
     assert store.state(trial).state == "planned"
 

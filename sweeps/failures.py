@@ -1,0 +1,29 @@
+"""Telling the system's failures, which another attempt may cure, from our own, which it cannot."""
+
+from __future__ import annotations
+
+
+class ProcessLost(Exception):
+    """One of a trial's processes is gone; another attempt goes on from the newest checkpoint."""
+
+
+class ProcessFailed(Exception):
+    """One of a trial's processes raised; its own words, and its traceback as a note.
+
+    The cause is an OSError if the system had failed there.
+    """
+
+
+def environment(error: BaseException) -> OSError | MemoryError | ProcessLost | None:
+    """The system's failure behind an exception (disk full, no memory), if that is what it is."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, (OSError, MemoryError, ProcessLost)):
+            return seen
+        seen = seen.__cause__
+    return None
+
+
+def reason_of(error: BaseException) -> str:
+    """What to tell the user, in a line."""
+    return str(error) if isinstance(error, ProcessFailed) else f"{type(error).__name__}: {error}"
