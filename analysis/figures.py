@@ -86,7 +86,7 @@ class Drawing:
         ax.vlines(x, low, high, color=color, lw=1.0, zorder=2)
         self._note(panel, series, "interval", x, low, high)
 
-    def legend(self, ax, title: str | None = None) -> None:
+    def legend(self, ax, title: str | None = None, columns: int = 6) -> None:
         """The legend of one panel, below the whole figure, where it hides nothing."""
         handles, labels = ax.get_legend_handles_labels()
         with mpl.rc_context(STYLE):
@@ -94,7 +94,7 @@ class Drawing:
                 handles,
                 labels,
                 loc="outside lower center",
-                ncols=min(len(labels), 6),
+                ncols=min(len(labels), columns),
                 title=title,
                 title_fontsize=7.5,
             )

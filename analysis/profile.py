@@ -44,6 +44,8 @@ def profile_intervals(scaled: Scaled, theta: np.ndarray, confidence: float) -> I
     for p in scaled.law.params:
         found = profile(scaled, theta, p.name, confidence)
         low[p.name], high[p.name] = found.low, found.high
+        if found.low is None and p.kind == "coefficient":
+            low[p.name] = 0.0  # the end of its range
         sides = [side for side, end in (("below", found.low), ("above", found.high)) if end is None]
         if sides:
             problems.append(

@@ -115,7 +115,8 @@ def _open_ends(scaled, draws, tail, low, high) -> list[str]:
             (high, 100 - tail, scaled.problem.upper[i], "above"),
         ):
             if abs(np.percentile(draws[:, i], at) - edge) < 1e-6:
-                ends[p.name] = None
+                # a coefficient's range ends at zero, which is a number
+                ends[p.name] = 0.0 if p.kind == "coefficient" and word == "below" else None
                 sides.append(word)
         if sides:
             problems.append(

@@ -62,7 +62,8 @@ def chinchilla(seed: int) -> Iterator[Case]:
         "n_tokens": 10 ** rng.uniform(9, 11.5, 60),
     }
     y = laws.get("chinchilla").predict(CHINCHILLA, columns) * _luck(rng, 60)
-    yield from _parametric("chinchilla", CHINCHILLA, columns, y, "huber", "bootstrap", rng)
+    for kind in ("bootstrap", "profile"):
+        yield from _parametric("chinchilla", CHINCHILLA, columns, y, "huber", kind, rng)
 
 
 def iso_depth(seed: int) -> Iterator[Case]:
@@ -85,7 +86,8 @@ def iso_depth(seed: int) -> Iterator[Case]:
         "n_tokens": budget / (6 * (12 * block + 32_768 * width)),
     }
     y = laws.get("iso-depth").predict(ISO_DEPTH, columns) * _luck(rng, len(r))
-    yield from _parametric("iso-depth", ISO_DEPTH, columns, y, "huber", "bootstrap", rng)
+    for kind in ("bootstrap", "profile"):
+        yield from _parametric("iso-depth", ISO_DEPTH, columns, y, "huber", kind, rng)
 
 
 def unified(seed: int) -> Iterator[Case]:
@@ -257,8 +259,8 @@ def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
     ax.set(xlabel="parameter", ylabel="coverage of 95 % intervals", xlim=ends)
     ax.set_xticks(range(at), names, fontsize=6, rotation=60)
     ax.grid(axis="x", visible=False)
-    drawing.legend(ax)
-    drawing.figure.set_size_inches(8.0, 4.2)
+    drawing.legend(ax, columns=4)
+    drawing.figure.set_size_inches(9.0, 4.4)
     return drawing.save(folder)
 
 
