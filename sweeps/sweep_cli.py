@@ -223,7 +223,7 @@ def collect(
 
         parcae collect s3://bucket/runs/demo
 
-        parcae fit $(parcae collect runs/demo) --law mu-isoflop
+        parcae fit $(parcae collect runs/demo) --law recurrence
     """
     from sweeps.collect import collect as collect_records
     from sweeps.store import open_sweep

@@ -25,6 +25,8 @@ from sweeps.run import Options, make_job, prepare_data
 from sweeps.store import Store, open_sweep
 from sweeps.sweep_cli import load_plan
 from sweeps.trainable import _arrive, attempt
+from sweeps.wandb_sweep import mirror_sweep, sweep_run_id
+from sweeps.wandb_sync import unsynced
 from tests.sweeps.s3_server import serving
 from tests.sweeps.test_cli import in_process
 from tests.sweeps.tiny import write_spec
@@ -379,3 +381,39 @@ def test_urls_are_told_from_paths():
     assert is_url(Path("gs://b/x"))
     assert not is_url("runs/demo")
     assert not is_url("C:/x")
+
+
+def test_the_sweeps_own_wandb_run_reaches_the_store_once(s3, planned):
+    client, _ = s3
+    spec, plan, _ = planned
+    store = Store(OUT, plan.name)
+    _, job = ready(plan, spec, store, wandb_mode="offline")
+    lost = plan.trials[1].trial_id
+    for trial in plan.trials:
+        attempt(job, trial.trial_id, lambda _: None)
+    # as if its worker had died between the result and the mirror
+    for key in keys(client):
+        if key.startswith(f"{lost}/wandb/"):
+            client.delete_object(Bucket="sweeps", Key=f"runs/tiny/{key}")
+
+    store.refresh()
+    assert mirror_sweep(store, project="p", mode="offline") == []
+    runs = {k.split("/")[-2] for k in keys(client) if k.endswith(".wandb")}
+    assert sorted(r.split("-", 3)[3] for r in runs) == sorted(
+        [*plan.trial_ids, sweep_run_id(store)]
+    )
+    seen = Store(OUT, plan.name)  # of another machine, that sends them
+    seen.refresh()
+    seen.backing.bring("wandb")
+    assert {p.name for p in unsynced(seen.root)} == runs
+
+    # nothing is new: nothing is written again, and what changed replaces what nobody has sent
+    assert mirror_sweep(seen, project="p", mode="offline") == []
+    assert {k.split("/")[-2] for k in keys(client) if k.endswith(".wandb")} == runs
+    seen.write_state(lost, state="failed", reason="made up")
+    (seen.folder(lost) / "result.json").unlink()
+    assert mirror_sweep(seen, project="p", mode="offline") == []
+    after = {k.split("/")[-2] for k in keys(client) if k.endswith(".wandb")}
+    assert len(after) == len(runs)
+    assert {r.split("-", 3)[3] for r in after} == {r.split("-", 3)[3] for r in runs}
+    assert after != runs
