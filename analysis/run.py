@@ -72,8 +72,7 @@ def fit_table(table: Table, law: str, fix: dict[str, float] | None = None, **opt
 
     _check(options)
     if options.get("interval") is None:
-        # rows of one run share its seed and its luck, so they are resampled together
-        options["interval"] = "block" if "n_loops" in chosen.columns else "bootstrap"
+        options["interval"] = fit.default_interval(chosen)
     return fit.fit_law(table, chosen, confidence=confidence, **options)
 
 

@@ -104,10 +104,9 @@ def study(table: Table, confidence: float = 0.95) -> Study:
         if name == "unified" and "n_loops" not in table.frame:
             continue  # the same rows as the training law, which says what is missing
         try:
-            kind = "block" if name == "unified" else "bootstrap"
-            parametric[name] = fit.fit_law(
-                table, laws.get(name), interval=kind, confidence=confidence
-            )
+            law = laws.get(name)
+            kind = fit.default_interval(law)
+            parametric[name] = fit.fit_law(table, law, interval=kind, confidence=confidence)
         except InputError as error:
             refusals[name] = str(error)
     if not found and not parametric:

@@ -8,8 +8,8 @@ import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 COMMITTED = BENCHMARKS / "interval_coverage.csv"
-# law, method and parameter outside 93 to 97 %; docs/laws.md says why
-KNOWN_MISSES: set[tuple[str, str, str]] = set()
+# outside 93 to 97 %, and not the default: 36 runs resampled for five parameters are conservative
+KNOWN_MISSES = {("training (huber)", "bootstrap", p) for p in ("E", "X", "x")}
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +23,14 @@ def study():
 
 
 def test_committed_intervals_hold_the_truth_as_often_as_they_say():
-    """93 to 97 % of 1,000 simulated sets for every default method; what misses that is named."""
+    """93 to 97 % of 1,000 simulated sets by every default method; what misses that is named."""
     table = pd.read_csv(COMMITTED)
-    assert {"recurrence", "test-time", "power"} <= set(table.law)
+    assert {"recurrence", "test-time", "power", "training (huber)"} <= set(table.law)
+    assert (table[table.law != "unified (huber)"].sets == 1000).all()
     outside = table[(table.coverage < 0.93) | (table.coverage > 0.97)]
     found = {(r.law, r.interval, r.parameter) for r in outside.itertuples()}
     assert found == KNOWN_MISSES
-    # even those are conservative or within what 1,000 sets can tell apart
-    assert (outside.high >= 0.93).all()
+    assert (outside.coverage > 0.97).all()  # too wide, never too narrow
 
 
 @pytest.mark.slow
