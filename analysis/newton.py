@@ -22,6 +22,7 @@ from analysis.solver import Problem, derivatives, objective, residuals
 
 _EXACT = 1e-22  # a gain below the rounding of squared residuals: the fit is exact
 _LAG = 0.1  # coefficients that could gain this share of a step's gain are solved for again
+_GOOD = 0.9  # share of its promise from which on a step has left no coefficient behind
 _FLAT = 1e-12  # eigenvalues below this share of the largest are taken for this much
 _TINY = 1e-100  # and below this there is no curvature: steps stay finite when squared
 
@@ -72,8 +73,9 @@ def minimise(
         moved, length, gain, expected = _step(split, box, current, g, h, radius[active])
         new = derivatives(problem, moved, weights[active])
         small = gain <= tolerance * f + rounding * np.sqrt(f) + _EXACT
+        fine = small | (f - new[0] > _GOOD * expected)
         moved, new = _coefficients_follow(
-            problem, split, box, weights[active], moved, new, np.maximum(f, new[0]) - new[0], small
+            problem, split, box, weights[active], moved, new, np.maximum(f, new[0]) - new[0], fine
         )
         better = new[0] <= f
         ratio = (f - new[0]) / np.maximum(expected, 1e-300)
@@ -200,6 +202,8 @@ def _coefficients_follow(problem, split, box, weights, theta, found, gained, fin
         gained: what the step that led to theta gained.
         finished: members that need no more of it.
     """
+    if finished.all():
+        return theta, found
     f, g, h = found
     own_g, own_h = _in_own_units(split, box, theta, g, h)
     c = split.c
