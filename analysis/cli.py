@@ -14,7 +14,7 @@ import typer
 Source = Annotated[
     str,
     typer.Argument(
-        help="bundled:parcae-140m, a sweep folder, a .parquet or .csv file, wandb:ENTITY/PROJECT[/GROUP], "
+        help="bundled:parcae-140m, a sweep folder, a .parquet or .csv file, wandb:ENTITY/PROJECT, "
         "or a folder of W&B runs."
     ),
 ]
@@ -29,13 +29,8 @@ Where = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add this room's verbs to an application."""
-    app.command("fit", help="Fit one law to a source.")(fit)
-    app.command("predict", help="The loss at one setting, with its interval.")(predict)
-    app.command("optimal", help="mu* and D* for a budget, with intervals.")(optimal)
-    app.command("loops", help="Loops at test time that reach a loss, with intervals.")(loops)
-    app.command("judge", help="Held-out errors, forms compared, single runs' weight.")(judge)
-    app.command("plot", help="Draw every figure that a source allows: PNG, PDF, CSV.")(plot)
-    app.command("report", help="Write one self-contained HTML page on one or more sources.")(report)
+    for verb in (fit, predict, optimal, loops, judge, plot, report):
+        app.command(verb.__name__)(verb)
 
 
 def fit(
@@ -62,7 +57,20 @@ def fit(
     confidence: Annotated[float, typer.Option(help="Of every interval.")] = 0.95,
     seed: Annotated[int, typer.Option(help="Of starts and resamples.")] = 0,
 ) -> None:
-    """Fit one law and print the result."""
+    """Fit one law to a source: values, intervals, how the search went, and what is wrong.
+
+    Exit code 0 when the fit is valid, 1 when it is not: then it says why.
+
+    Examples:
+
+        parcae fit bundled:parcae-140m --law recurrence
+
+        parcae fit runs/demo --law test-time --json
+
+        parcae fit points.csv --law chinchilla --columns N=params_m*1e6,D=tokens,loss=loss
+
+        parcae fit runs/demo --law unified --fix gamma=1 --where "mean_recurrence>1"
+    """
     from analysis import run
 
     result = run.fit_source(
@@ -93,7 +101,14 @@ def predict(
     columns: Columns = None,
     where: Where = None,
 ) -> None:
-    """Predict the loss at a setting."""
+    """The loss that a fitted law gives at one setting, with its interval.
+
+    Examples:
+
+        parcae predict bundled:parcae-140m --law training --at mu=8,D=11.2e9
+
+        parcae predict runs/demo --law unified --at mu=4,D=5e6,T=8
+    """
     from analysis import answers, run
 
     table = run.load(source, columns, tuple(where or ()))
@@ -108,7 +123,16 @@ def optimal(
     columns: Columns = None,
     where: Where = None,
 ) -> None:
-    """The best mean recurrence and number of tokens for a budget."""
+    """The best mean recurrence and number of tokens for a budget, with intervals.
+
+    Says whether the budget lies inside what was measured.
+
+    Examples:
+
+        parcae optimal bundled:parcae-140m --budget 3.2e19
+
+        parcae optimal bundled:parcae-140m --budget 1e20 --law training
+    """
     from analysis import answers, run
 
     _answer(answers.optimal(run.load(source, columns, tuple(where or ())), budget, law), json)
@@ -125,7 +149,14 @@ def loops(
     columns: Columns = None,
     where: Where = None,
 ) -> None:
-    """How many loops at test time reach a loss."""
+    """How many loops at test time reach a loss, by each run's own curve, with intervals.
+
+    Examples:
+
+        parcae loops bundled:nano-isoflop --loss 1.5 --where "mean_recurrence>1"
+
+        parcae loops runs/demo --loss 1.6 --at mu=6,D=4e6
+    """
     from analysis import run
     from analysis.loops import loops_to_reach
 
@@ -140,7 +171,14 @@ def judge(
     columns: Columns = None,
     where: Where = None,
 ) -> None:
-    """Whether a law holds where it was not fitted."""
+    """Whether a law holds where it was not fitted: held-out errors, forms compared, single runs' weight.
+
+    Examples:
+
+        parcae judge bundled:parcae-140m --law training
+
+        parcae judge bundled:nano-isoflop --law test-time --where "mean_recurrence>1"
+    """
     import json as json_module
 
     from analysis import run
@@ -165,7 +203,12 @@ def plot(
     columns: Columns = None,
     where: Where = None,
 ) -> None:
-    """Draw every figure the source allows; print the files written."""
+    """Draw every figure that a source allows, as PNG, PDF and CSV; print the files written.
+
+    Examples:
+
+        parcae plot bundled:parcae-140m --out figures
+    """
     from analysis import run
 
     study = run.study_source(source, columns=columns, where=tuple(where or ()))
@@ -182,7 +225,12 @@ def report(
     ],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")],
 ) -> None:
-    """Write the page, print one line per law and the path."""
+    """Write one self-contained HTML page on one or more sources; print a line per law and the path.
+
+    Examples:
+
+        parcae report bundled:parcae-140m runs/demo --out report.html
+    """
     from analysis.report import write_report
     from analysis.study import load
 

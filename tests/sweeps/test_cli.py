@@ -173,8 +173,9 @@ def test_every_verb_teaches_by_example():
     shown = parcae("--help").stdout
     for verb in ("plan", "run", "status", "retry", "collect", "demo", "fit", "report", "params"):
         assert verb in shown
-    verbs = ("plan", "run", "submit", "status", "logs", "stop", "retry", "collect", "sync", "demo")
-    for verb in verbs:
+    sweep = ("plan", "run", "submit", "status", "logs", "stop", "retry", "collect", "sync", "demo")
+    laws = ("fit", "predict", "optimal", "loops", "judge", "plot", "report")
+    for verb in (*sweep, *laws):
         text = parcae(verb, "--help").stdout
         assert f"parcae {verb}" in text
         assert "Examples:" in text
