@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis import records
 from sweeps.collect import collect, records_of
 from sweeps.files import read_json
 from sweeps.run import Options, make_job, prepare_data
@@ -83,7 +84,9 @@ def wait_for_checkpoints(out: Path, process: subprocess.Popen, n: int = 2) -> No
 def require_same_records(out: Path, undisturbed) -> None:
     store = Store(out, "tiny")
     assert collect(store) is not None
-    assert records_of(store)[COMPARED].equals(undisturbed[1])
+    found = records_of(store)[COMPARED]
+    print("records sha256", records.sha256(found), "undisturbed", records.sha256(undisturbed[1]))
+    assert found.equals(undisturbed[1])
     results = [store.result(t) for t in store.stored_trials()]
     assert any(r["n_resumed"] > 0 for r in results)  # else nothing was interrupted
 
