@@ -58,7 +58,7 @@ def _by_curves(table: Table, target: float, confidence: float) -> Answer:
         )
     values, notes = [], []
     for curve in sound:
-        value, low, high = _one(curve, found.law, target, confidence)
+        value, low, high = _one(curve, target, confidence)
         if np.isinf(value):
             notes.append(
                 f"{curve.label}: never reached; its curve levels off at L_inf = "
@@ -88,15 +88,13 @@ def _by_curves(table: Table, target: float, confidence: float) -> Answer:
     )
 
 
-def _one(curve, law, target: float, confidence: float) -> tuple[float, float | None, float | None]:
+def _one(curve, target: float, confidence: float) -> tuple[float, float | None, float | None]:
     value = float(inverted({k: np.array(v) for k, v in curve.values.items()}, target))
-    scaled = fit.scale(law, {"n_loops": curve.n_loops}, curve.val_loss, "log-lsq")
-    theta = fit.search(scaled, 8, np.random.default_rng(0)).theta
-    spread = uncertainty.covariance(scaled, theta)
+    theta, spread = curve.theta, uncertainty.covariance(curve.scaled, curve.theta)
     rng, dof = np.random.default_rng(0), len(curve.n_loops) - len(theta)
     shift = rng.multivariate_normal(np.zeros(len(theta)), spread, _DRAWS)
     draws = theta + shift * np.sqrt(dof / rng.chisquare(dof, (_DRAWS, 1)))  # Student's
-    low, high = answers.percentiles(inverted(scaled.values(draws), target), confidence)
+    low, high = answers.percentiles(inverted(curve.scaled.values(draws), target), confidence)
     return value, *(None if np.isinf(x) else x for x in (low, high))
 
 

@@ -37,6 +37,8 @@ class Curve:
     intervals: dict[str, tuple[float | None, float | None]]
     objective: float | None  # half the sum of squared log residuals
     problem: str  # empty when the fit stands
+    scaled: fit.Scaled | None = None  # what was fitted, for questions that go on from there
+    theta: np.ndarray | None = None  # its optimum
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +194,7 @@ def _curve(run, rows, law, confidence, n_starts) -> Curve:
         *_plateau(loops, values),
     ]
     intervals = {n: (bounds.low.get(n), bounds.high.get(n)) for n in law.names}
-    return Curve(*common, values, intervals, best.objective, "; ".join(faults))
+    return Curve(*common, values, intervals, best.objective, "; ".join(faults), scaled, best.theta)
 
 
 def _values(curve: Curve) -> str:
