@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis import answers, fit, laws, testtime, uncertainty
-from analysis.answers import Answer
+from analysis import predict, test_time
 from analysis.errors import InputError
-from analysis.results import Param
+from analysis.fitting import fit, intervals
+from analysis.fitting.result import Param
+from analysis.laws import library
+from analysis.predict import Answer
 
 if TYPE_CHECKING:
-    from analysis.sources import Table
+    from analysis.table.load import Table
 
 _DRAWS = 4000
 _UNIT = "loops"
@@ -50,7 +52,7 @@ def inverted(values: dict[str, np.ndarray], target: float) -> np.ndarray:
 
 
 def _by_curves(table: Table, target: float, confidence: float) -> Answer:
-    found = testtime.fit_test_time(table, "test-time", confidence)
+    found = test_time.fit_test_time(table, "test-time", confidence)
     sound = [c for c in found.curves if c.values is not None and not c.problem]
     if not sound:
         raise InputError(
@@ -90,19 +92,19 @@ def _by_curves(table: Table, target: float, confidence: float) -> Answer:
 
 def _one(curve, target: float, confidence: float) -> tuple[float, float | None, float | None]:
     value = float(inverted({k: np.array(v) for k, v in curve.values.items()}, target))
-    theta, spread = curve.theta, uncertainty.covariance(curve.scaled, curve.theta)
+    theta, spread = curve.theta, intervals.covariance(curve.scaled, curve.theta)
     rng, dof = np.random.default_rng(0), len(curve.n_loops) - len(theta)
     shift = rng.multivariate_normal(np.zeros(len(theta)), spread, _DRAWS)
     draws = theta + shift * np.sqrt(dof / rng.chisquare(dof, (_DRAWS, 1)))  # Student's
-    low, high = answers.percentiles(inverted(curve.scaled.values(draws), target), confidence)
+    low, high = predict.percentiles(inverted(curve.scaled.values(draws), target), confidence)
     return value, *(None if np.isinf(x) else x for x in (low, high))
 
 
 def _by_unified(table: Table, target: float, at: dict[str, float], confidence: float) -> Answer:
-    law = laws.get("unified")
+    law = library.get("unified")
     columns, _, table = fit.observations(table, law)
-    point = answers.point_of(law, at | {"n_loops": 1.0}, table)
-    found = answers.resampled(table, law, n_resamples=500, confidence=confidence)
+    point = predict.point_of(law, at | {"n_loops": 1.0}, table)
+    found = predict.resampled(table, law, n_resamples=500, confidence=confidence)
     result, draws = found.result, found.intervals.draws
     row = {k: np.array([v]) for k, v in point.items()}
 
@@ -124,7 +126,7 @@ def _by_unified(table: Table, target: float, at: dict[str, float], confidence: f
             for i in range(len(draws))
         ]
     )
-    low, high = (None if np.isinf(x) else x for x in answers.percentiles(spread, result.confidence))
+    low, high = (None if np.isinf(x) else x for x in predict.percentiles(spread, result.confidence))
     outside = [
         f"{name} = {point[name]:.4g} lies outside the measured {values.min():.4g} to {values.max():.4g}"
         for name, values in columns.items()

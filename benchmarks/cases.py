@@ -25,16 +25,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.masked import masked_loss, plain_operations
-from parcae_core.batching import StepFlops, portions, take
-from parcae_core.compiled import compile_blocks
 from parcae_core.config import ModelConfig
-from parcae_core.cross_entropy import token_losses
 from parcae_core.depth import DepthDraw, FixedDepth, PoissonDepth
-from parcae_core.gradient import autocast, is_out_of_memory
 from parcae_core.kernels.choice import TORCH, choose
-from parcae_core.model import Parcae, build_model
-from parcae_core.optim import Optimizer
+from parcae_core.kernels.linear_cross_entropy import token_losses
+from parcae_core.model.parcae import Parcae, build_model
 from parcae_core.presets import preset
+from parcae_core.training.batching import StepFlops, portions, take
+from parcae_core.training.compile import compile_blocks
+from parcae_core.training.gradient import autocast, is_out_of_memory
+from parcae_core.training.optim import Optimizer
 from parcae_core.trial import DataConfig, EvalConfig, OptimConfig, Trial
 
 MEAN_RECURRENCE, MEAN_BACKPROP_DEPTH = 8, 4

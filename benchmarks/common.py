@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from parcae_core.hardware import cpu_device
+from parcae_core.accounting.hardware import cpu_device
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -22,7 +22,10 @@ import numpy as np
 import scipy
 from scipy.optimize import minimize
 
-from analysis import fit, laws, profile, run, solver, sources, uncertainty
+from analysis import api
+from analysis.fitting import fit, intervals, objective, profile
+from analysis.laws import library
+from analysis.table import load
 
 RESULTS = Path(__file__).parent / "results" / "fit_speed.csv"
 CHINCHILLA_COLUMNS = {"n_params": "Model Size", "train_flops": "Training FLOP", "val_loss": "loss"}
@@ -41,9 +44,9 @@ UNIFIED = {
 
 def chinchilla(path: Path | None):
     """(columns, losses, label)."""
-    law = laws.get("chinchilla")
+    law = library.get("chinchilla")
     if path is not None:
-        table = run._without_highest(sources.load(path, CHINCHILLA_COLUMNS), 5)
+        table = api._without_highest(load.load(path, CHINCHILLA_COLUMNS), 5)
         columns, y, _ = fit.observations(table, law)
         return columns, y, path.name
     rng = np.random.default_rng(0)
@@ -69,18 +72,18 @@ def unified():
         "mean_recurrence": np.repeat(mu, 10),
         "n_loops": np.tile(loops, 54),
     }
-    law = laws.get("unified")
+    law = library.get("unified")
     return columns, law.predict(UNIFIED, columns) * np.exp(2e-3 * rng.standard_normal(540))
 
 
 def plain_lbfgs(columns, y, n_starts: int) -> tuple[float, int]:
     """Uncentred log-sum-exp parameters, analytic gradient, SciPy's defaults: (best F, starts within 1e-6)."""
     log_n, log_d, log_y = np.log(columns["n_params"]), np.log(columns["n_tokens"]), np.log(y)
-    problem = solver.Problem(
+    problem = objective.Problem(
         terms=(
-            solver.Term(c=0, x=np.zeros(len(y))),
-            solver.Term(c=1, k=2, x=log_n),
-            solver.Term(c=3, k=4, x=log_d),
+            objective.Term(c=0, x=np.zeros(len(y))),
+            objective.Term(c=1, k=2, x=log_n),
+            objective.Term(c=3, k=4, x=log_d),
         ),
         y=log_y,
         lower=np.full(5, -np.inf),
@@ -89,7 +92,7 @@ def plain_lbfgs(columns, y, n_starts: int) -> tuple[float, int]:
     weights = np.ones((1, len(y)))
 
     def both(theta):
-        value, gradient, _ = solver.derivatives(problem, theta[None], weights)
+        value, gradient, _ = objective.derivatives(problem, theta[None], weights)
         return value[0], gradient[0]
 
     rng = np.random.default_rng(0)
@@ -117,17 +120,17 @@ def main() -> None:
     parser.add_argument("--baseline-starts", type=int, default=500)
     arguments = parser.parse_args()
     columns, y, label = chinchilla(arguments.csv)
-    scaled = fit.scale(laws.get("chinchilla"), columns, y)
+    scaled = fit.scale(library.get("chinchilla"), columns, y)
     best = fit.search(scaled, 16, np.random.default_rng(0))
-    counts = uncertainty.case_counts(len(y), 1000, np.random.default_rng(0))
+    counts = intervals.case_counts(len(y), 1000, np.random.default_rng(0))
     uni_columns, uni_y = unified()
-    uni = fit.scale(laws.get("unified"), uni_columns, uni_y)
+    uni = fit.scale(library.get("unified"), uni_columns, uni_y)
     rng = np.random.default_rng
     jobs = {
         "chinchilla, 16 starts": (lambda: fit.search(scaled, 16, rng(1)), 9),
         "chinchilla, 100 starts": (lambda: fit.search(scaled, 100, rng(1)), 3),
         "chinchilla, 1000 bootstrap refits": (
-            lambda: uncertainty.refits(scaled, best.theta, counts),
+            lambda: intervals.refits(scaled, best.theta, counts),
             3,
         ),
         "chinchilla, 5 profiles": (lambda: profile.profile_intervals(scaled, best.theta, 0.95), 3),

@@ -5,7 +5,7 @@
 
 Everything here is simulated: the coefficients are the paper's (arXiv:2604.12946, 140M; iso-depth:
 arXiv:2604.21106; Chinchilla: arXiv:2404.10102), the runs its 36 isoFLOP settings, the noise 0.2 %
-per run. `tests/analysis/test_coverage.py` reads the CSV, and its slow test repeats a part of it.
+per run. `tests/analysis/fitting/test_coverage.py` reads the CSV, and its slow test repeats a part of it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis import fit, isoflop, laws, uncertainty
-from analysis.power import fit_line
-from analysis.sources import Table
+from analysis.fitting import fit, intervals
+from analysis.isoflop import parabolas
+from analysis.isoflop.power_law import fit_line
+from analysis.laws import library
+from analysis.table.load import Table
 
 TRUTH = {"E": 2.662, "X": 522733.307, "x": 0.771, "Y": 25420.102, "y": 0.525}
 UNIFIED = TRUTH | {"Z": 1.2, "z": 6.0, "gamma": 1.0}
@@ -49,7 +51,7 @@ def training(
     _, mu, tokens = settings()
     columns = {"n_params_unrolled": 144_323_136 + (mu - 1) * 14_159_040, "n_tokens": tokens}
     rng = np.random.default_rng([seed, 0])
-    y = laws.get("training").predict(TRUTH, columns) * _luck(rng, len(mu))
+    y = library.get("training").predict(TRUTH, columns) * _luck(rng, len(mu))
     for loss, kind in methods:
         yield from _parametric("training", TRUTH, columns, y, loss, kind, rng)
 
@@ -61,7 +63,7 @@ def chinchilla(seed: int) -> Iterator[Case]:
         "n_params": 10 ** rng.uniform(7.7, 10.2, 60),
         "n_tokens": 10 ** rng.uniform(9, 11.5, 60),
     }
-    y = laws.get("chinchilla").predict(CHINCHILLA, columns) * _luck(rng, 60)
+    y = library.get("chinchilla").predict(CHINCHILLA, columns) * _luck(rng, 60)
     for kind in ("bootstrap", "profile"):
         yield from _parametric("chinchilla", CHINCHILLA, columns, y, "huber", kind, rng)
 
@@ -85,7 +87,7 @@ def iso_depth(seed: int) -> Iterator[Case]:
         "mean_recurrence": r,
         "n_tokens": budget / (6 * (12 * block + 32_768 * width)),
     }
-    y = laws.get("iso-depth").predict(ISO_DEPTH, columns) * _luck(rng, len(r))
+    y = library.get("iso-depth").predict(ISO_DEPTH, columns) * _luck(rng, len(r))
     for kind in ("bootstrap", "profile"):
         yield from _parametric("iso-depth", ISO_DEPTH, columns, y, "huber", kind, rng)
 
@@ -102,7 +104,7 @@ def unified(seed: int) -> Iterator[Case]:
     }
     luck = np.repeat(_luck(rng, len(BUDGETS) * len(DEPTHS)), len(LOOPS))
     own = np.exp(0.1 * NOISE * rng.standard_normal(len(mu)))
-    y = laws.get("unified").predict(UNIFIED, columns) * luck * own
+    y = library.get("unified").predict(UNIFIED, columns) * luck * own
     frame = pd.DataFrame({"budget_flops": budget, "mean_recurrence": mu})
     table = Table(frame=frame, source="-", kind="points", origin="-")
     yield from _parametric("unified", UNIFIED, columns, y, "huber", "block", rng, table)
@@ -123,7 +125,7 @@ def recurrence(seed: int) -> Iterator[Case]:
             "val_loss": loss,
         }
     )
-    found = isoflop.fit_recurrence(Table(frame=frame, source="-", kind="points", origin="-"))
+    found = parabolas.fit_recurrence(Table(frame=frame, source="-", kind="points", origin="-"))
     gamma = found.result["gamma_mu"]
     yield (
         "recurrence",
@@ -141,12 +143,12 @@ def test_time(seed: int) -> Iterator[Case]:
     """One run's curve with independent noise per point, which real curves do not have."""
     loops = np.array([1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24], dtype=float)
     truth = {"L_inf": 2.9, "Z": 0.8, "z": 0.45}
-    law = laws.get("test-time")
+    law = library.get("test-time")
     rng = np.random.default_rng([seed, 2])
     y = law.predict(truth, {"n_loops": loops}) * np.exp(3e-4 * rng.standard_normal(len(loops)))
     scaled = fit.scale(law, {"n_loops": loops}, y, "log-lsq")
     best = fit.search(scaled, 4, np.random.default_rng(0))
-    found = uncertainty.linear(scaled, best.theta, 0.95)
+    found = intervals.linear(scaled, best.theta, 0.95)
     for name, true in truth.items():
         yield "test-time", "linear", name, found.low[name] <= true <= found.high[name]
 
@@ -171,9 +173,9 @@ def _luck(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 def _parametric(name, truth, columns, y, loss, kind, rng, table=None) -> Iterator[Case]:
-    scaled = fit.scale(laws.get(name), columns, y, loss)
+    scaled = fit.scale(library.get(name), columns, y, loss)
     best = fit.search(scaled, 4, np.random.default_rng(0))
-    found = uncertainty.intervals(scaled, best, table, kind, RESAMPLES, 0.95, rng)
+    found = intervals.intervals(scaled, best, table, kind, RESAMPLES, 0.95, rng)
     for p, true in truth.items():
         low, high = found.low.get(p), found.high.get(p)
         inside = (low is None or low <= true) and (high is None or true <= high)
@@ -226,7 +228,7 @@ def _watched(parts, n: int):
 
 def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
     """The figure of a coverage table: PNG, PDF, CSV."""
-    from analysis import figures
+    from analysis.figures import drawing as figures
 
     drawing = figures.new(
         "interval_coverage",

@@ -2,7 +2,7 @@
 
 Every sequence is computed up to the deepest one of its phase and masked, and everything that does
 not depend on the step is recomputed in every step; all logits are held, and elementwise operations
-run as their plain definitions. Same weights and matrix products as parcae_core.model.
+run as their plain definitions. Same weights and matrix products as parcae_core.model.parcae.
 Source: REFERENCE.md, "Quirks".
 """
 
@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parcae_core import layers
 from parcae_core.depth import DepthDraw
 from parcae_core.kernels import rms_norm as rms_norm_file
 from parcae_core.kernels.relu_squared import relu_squared_ref
 from parcae_core.kernels.rope_qk_norm import rope_qk_norm_ref
 from parcae_core.kernels.value_gate import value_gate_ref
-from parcae_core.model import Parcae
+from parcae_core.model import layers
+from parcae_core.model.parcae import Parcae
 
 
 @contextlib.contextmanager

@@ -18,11 +18,11 @@ from pathlib import Path
 from benchmarks.common import append_rows, provenance
 from parcae_core.result import EvalRow, TrainResult
 from parcae_core.trial import DataConfig, Trial
-from sweeps.cluster import ray_cluster
-from sweeps.estimate import longest_first
-from sweeps.plan import plan
-from sweeps.run import Options, make_job, schedule
-from sweeps.spec import parse_spec
+from sweeps.design.estimate import longest_first
+from sweeps.design.plan import plan
+from sweeps.design.spec import parse_spec
+from sweeps.runner.cluster import ray_cluster
+from sweeps.runner.driver import Options, make_job, schedule
 from sweeps.store import Store
 
 SLOTS = 4  # of the makespan; sleeping needs no core

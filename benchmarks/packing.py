@@ -26,13 +26,13 @@ from typing import Any
 import torch
 
 from benchmarks.common import append_rows, provenance
-from parcae_core.hardware import cpu_device
+from parcae_core.accounting.hardware import cpu_device
 from parcae_core.result import TrainResult
 from parcae_core.trial import Trial
-from sweeps.estimate import exact_flops
-from sweeps.plan import Plan, plan, resolve_data
-from sweeps.run import Options, make_job, prepare_data, schedule
-from sweeps.spec import parse_spec
+from sweeps.design.estimate import exact_flops
+from sweeps.design.plan import Plan, plan, resolve_data
+from sweeps.design.spec import parse_spec
+from sweeps.runner.driver import Options, make_job, prepare_data, schedule
 from sweeps.store import Store
 
 WARM_STEPS = 5  # of the slowest trial, before anything counts
@@ -40,8 +40,8 @@ TIMES_FILE = "times.jsonl"
 
 
 def train_and_note_times(trial: Trial, *, run_dir: Path, **given: Any) -> TrainResult:
-    """`parcae_core.train.train`, with the wall time of every step left beside its metrics."""
-    from parcae_core.train import train
+    """`parcae_core.training.train.train`, with the wall time of every step left beside its metrics."""
+    from parcae_core.training.train import train
 
     execution = replace(given.pop("execution"), log_every_steps=1)
     with (run_dir / TIMES_FILE).open("w") as file:

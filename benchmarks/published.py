@@ -7,7 +7,7 @@ import sys
 import torch
 
 from benchmarks.cases import MEAN_BACKPROP_DEPTH, MEAN_RECURRENCE, Case, Step
-from parcae_core.gradient import autocast
+from parcae_core.training.gradient import autocast
 
 
 def published_step(case: Case, folder: str) -> Step:
@@ -18,7 +18,7 @@ def published_step(case: Case, folder: str) -> Step:
     sys.path.insert(0, folder)
     from parcae_lm.models.parcae.config import ParcaeConfig
 
-    from parcae_core.upstream import upstream_settings
+    from parcae_core.checkpoints.published import upstream_settings
 
     settings = upstream_settings(
         case.config, mean_recurrence=MEAN_RECURRENCE, mean_backprop_depth=MEAN_BACKPROP_DEPTH

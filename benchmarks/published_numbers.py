@@ -3,7 +3,7 @@
     python -m benchmarks.published_numbers ../shared/data --out docs/published.md
 
 The folder holds other people's data (shared/data/README.md says whose), which are not part of this
-project. `tests/analysis/test_certified.py` asserts the same numbers to their last digits.
+project. `tests/analysis/fitting/test_certified.py` asserts the same numbers to their last digits.
 """
 
 from __future__ import annotations
@@ -15,8 +15,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis import fit, isoflop, laws, run, solver, sources, uncertainty
-from analysis.power import fit_line
+from analysis import api
+from analysis.fitting import fit, intervals, objective
+from analysis.isoflop import parabolas
+from analysis.isoflop.power_law import fit_line
+from analysis.laws import library
+from analysis.table import load
 from benchmarks.fit_speed import CHINCHILLA_COLUMNS
 
 Row = tuple[str, str, str, float]  # what, quantity, published, ours
@@ -43,9 +47,9 @@ def rows(folder: Path) -> Iterator[Row]:
 
 
 def _chinchilla(path: Path) -> Iterator[Row]:
-    every = sources.load(path, CHINCHILLA_COLUMNS)
-    table = run._without_highest(every, 5)
-    law = laws.get("chinchilla")
+    every = load.load(path, CHINCHILLA_COLUMNS)
+    table = api._without_highest(every, 5)
+    law = library.get("chinchilla")
     columns, losses, _ = fit.observations(table, law)
     what = "Chinchilla (arXiv:2404.10102), 240 points, Huber 1e-3, certified"
     scaled, best, values = _fitted(columns, losses)
@@ -73,8 +77,8 @@ def _chinchilla(path: Path) -> Iterator[Row]:
     for name, text in {"alpha": "0.347813", "beta": "0.365854"}.items():
         yield what, name, text, limit[name]
 
-    counts = uncertainty.case_counts(len(losses), 4000, np.random.default_rng(0))
-    draws, _ = uncertainty.refits(scaled, best.theta, counts)
+    counts = intervals.case_counts(len(losses), 4000, np.random.default_rng(0))
+    draws, _ = intervals.refits(scaled, best.theta, counts)
     what = "the same, standard errors of 4,000 bootstrap resamples (another random stream)"
     spread = {k: float(v.std()) for k, v in scaled.values(draws).items()}
     for name, text in {
@@ -128,7 +132,7 @@ def _porian(folder: Path) -> Iterator[Row]:
 
 
 def _parcae(folder: Path) -> Iterator[Row]:
-    found = isoflop.fit_recurrence(sources.load("bundled:parcae-140m")).result
+    found = parabolas.fit_recurrence(load.load("bundled:parcae-140m")).result
     what = "Parcae (arXiv:2604.12946), 140M isoFLOP points read from its figure"
     yield what, "gamma_mu", "0.40", found["gamma_mu"].value
     yield what, "gamma_D", "0.78", found["gamma_D"].value
@@ -142,21 +146,21 @@ def _parcae(folder: Path) -> Iterator[Row]:
 
 
 def _fitted(columns, losses, loss="huber", delta=1e-3):
-    scaled = fit.scale(laws.get("chinchilla"), columns, losses, loss, delta)
+    scaled = fit.scale(library.get("chinchilla"), columns, losses, loss, delta)
     best = fit.search(scaled, 100, np.random.default_rng(0))
     return scaled, best, {k: float(v[0]) for k, v in scaled.values(best.theta[None]).items()}
 
 
 def least_absolute(folder: Path) -> str:
     """How A and B go to their limit as delta falls, in words."""
-    table = run._without_highest(sources.load(folder / "chinchilla_245.csv", CHINCHILLA_COLUMNS), 5)
-    columns, losses, _ = fit.observations(table, laws.get("chinchilla"))
+    table = api._without_highest(load.load(folder / "chinchilla_245.csv", CHINCHILLA_COLUMNS), 5)
+    columns, losses, _ = fit.observations(table, library.get("chinchilla"))
     steps = []
     for delta in (1e-12, 1e-9, 1e-8):
         scaled, best, values = _fitted(columns, losses, delta=delta)
         steps.append(f"At delta {delta:g}: A {values['A']:.4f}, B {values['B']:.4f}")
         if delta == 1e-12:
-            residuals = np.abs(solver.residuals(scaled.problem, best.theta[None])[0])
+            residuals = np.abs(objective.residuals(scaled.problem, best.theta[None])[0])
             largest = np.sort(residuals)[4]
     return FOOTER.format(delta=1e-12, largest=largest, path="; ".join(steps))
 

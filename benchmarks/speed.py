@@ -8,7 +8,7 @@ The correctness tests run first, then each variant is held to the masked definit
 either fails, no time is reported. Variants are timed in turn, so that noise hits all alike. Beside
 every time stand two floors: exact-rule FLOPs over the rate of a matrix product, and the least bytes
 over the rate of a copy, both rates measured in the same run. MFU is by the exact rule with the depths
-drawn, over the card's published peak (parcae_core/hardware.py); what masking computes in vain does
+drawn, over the card's published peak (parcae_core/accounting/hardware.py); what masking computes in vain does
 not count. `--what` picks among step, optimizer, curve and ops.
 """
 
@@ -40,14 +40,20 @@ from benchmarks.cases import (
 from benchmarks.common import append_rows, interleaved, provenance, quantiles
 from benchmarks.ops import op_rows
 from benchmarks.rates import Rates, measure_rates
-from parcae_core.flops import eval_flops_per_token
-from parcae_core.hardware import peak_flops_per_s
-from parcae_core.params import count_params, layer_matmul_params
+from parcae_core.accounting.flops import eval_flops_per_token
+from parcae_core.accounting.hardware import peak_flops_per_s
+from parcae_core.accounting.params import count_params, layer_matmul_params
 
 ROOT = Path(__file__).parents[1]
 WHAT = ("step", "optimizer", "curve", "ops")
 CURVE_LOOPS = 24
-TESTS = ("loop", "model", "evaluate", "cross_entropy", "compiled")
+TESTS = (
+    "model/test_loop.py",
+    "model/test_parcae.py",
+    "training/test_evaluate.py",
+    "training/test_compile.py",
+    "kernels",
+)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -111,9 +117,7 @@ def run_tests() -> None:
         SystemExit: if one fails.
     """
     tests = ROOT / "tests" / "parcae_core"
-    ops = [p.stem for p in (ROOT / "parcae_core" / "kernels").glob("*.py")]
-    files = [p for name in (*TESTS, *ops) if (p := tests / f"test_{name}.py").exists()]
-    files += [p for p in (tests / "kernels",) if p.exists()]
+    files = [tests / name for name in TESTS]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", *map(str, files)]
     print("correctness first:", ", ".join(p.stem for p in files), flush=True)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -12,10 +12,10 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from parcae_core.accounting.flops import FLOPS_RULES, FlopsRule, train_flops_per_token
+from parcae_core.accounting.params import count_params
 from parcae_core.config import ModelConfig, as_dict
 from parcae_core.depth import CurriculumDepth, DepthScheme, depth_from_dict, depth_to_dict
-from parcae_core.flops import FLOPS_RULES, FlopsRule, train_flops_per_token
-from parcae_core.params import count_params
 
 # Raise when the same fields come to mean another training (a changed optimiser, initialisation,
 # data order): old results then no longer count as this trial's.

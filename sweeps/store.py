@@ -1,6 +1,6 @@
 """The folder of a sweep: the truth about what was planned, what ran and what came out.
 
-<out> is a folder that every node sees, or the URL of an object store (`sweeps.backing`).
+<out> is a folder that every node sees, or the URL of an object store (`sweeps.storage.backing`).
 
     <out>/<sweep>/sweep.json        name, spec hash, trial ids in plan order, commit
                   spec.yaml         the spec as it was given
@@ -8,9 +8,9 @@
                              state.json       last thing its worker said (sweeps)
                              result.json      written once, atomically, at the end (sweeps)
                              error.txt        traceback of a failure (sweeps)
-                             metrics.jsonl, checkpoints/     (parcae_core.train)
-                             wandb/           mirror (sweeps.wandb_log, wandb_live)
-                  wandb/          the sweep's own run (sweeps.wandb_sweep)
+                             metrics.jsonl, checkpoints/     (parcae_core.training.train)
+                             wandb/           mirror (sweeps.tracking.trial_run, wandb_live)
+                  wandb/          the sweep's own run (sweeps.tracking.sweep_run)
 
 A state is derived, never believed: "done" and "diverged" mean that result.json fits trial.json.
 """
@@ -30,10 +30,10 @@ from typing import Any, Literal
 
 from parcae_core.errors import UserError
 from parcae_core.trial import Trial, trial_from_dict, trial_to_dict
-from sweeps.backing import backing_of
-from sweeps.files import read_json, write_atomic, write_json
-from sweeps.objects import is_url
-from sweeps.plan import Plan
+from sweeps.design.plan import Plan
+from sweeps.storage.backing import backing_of
+from sweeps.storage.files import read_json, write_atomic, write_json
+from sweeps.storage.objects import is_url
 
 State = Literal["planned", "running", "done", "diverged", "failed"]
 FINISHED: tuple[State, ...] = ("done", "diverged")
@@ -315,7 +315,7 @@ def open_sweep(source: str | Path, out: str | Path = "runs") -> Store:
     text = str(source)
     path = Path(text)
     if path.suffix in (".yaml", ".yml"):
-        from sweeps.spec import load_spec
+        from sweeps.design.spec import load_spec
 
         store = Store(out, load_spec(path).name)
     elif is_url(text):

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from parcae_core.data.encode import encode_stream
-from parcae_core.data.files_io import folder_lock, publish, write_synced
+from parcae_core.data.io import folder_lock, publish, write_synced
 from parcae_core.data.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,

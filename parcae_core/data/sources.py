@@ -125,7 +125,7 @@ def resolve(
     if "://" not in corpus and not Path(corpus).exists():
         raise UserError(_not_found(corpus))
     # Imported here: built-in corpora need none of the file formats.
-    from parcae_core.data.files import FileSource
+    from parcae_core.data.file_source import FileSource
 
     return FileSource(corpus, text_column=text_column, val_share=val_share)
 

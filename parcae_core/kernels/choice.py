@@ -11,9 +11,9 @@ from typing import Literal
 
 import torch
 
-from parcae_core.cross_entropy import CrossEntropy, has_liger
 from parcae_core.errors import UserError
 from parcae_core.kernels.dispatch import Impl, check_impl, unavailable
+from parcae_core.kernels.linear_cross_entropy import CrossEntropy, has_liger
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

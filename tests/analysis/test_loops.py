@@ -6,10 +6,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from analysis import cli, records, sources
 from analysis.errors import InputError
 from analysis.loops import inverted, loops_to_reach
-from analysis.sources import Table
+from analysis.table import load, records
+from analysis.table.load import Table
+from sweeps.cli import laws
 
 TRUTH = {"L_inf": 2.9, "Z": 0.8, "z": 0.45}
 LOOPS = np.array([1, 2, 3, 4, 6, 8, 10, 12, 16], dtype=float)
@@ -62,7 +63,7 @@ def test_runs_that_never_reach_it_and_long_roads_are_named():
 
 def test_near_the_floor_the_interval_is_open_above():
     noisy = table_of(a=curve(noise=3e-3, seed=3))
-    from analysis.testtime import fit_test_time
+    from analysis.test_time import fit_test_time
 
     floor = fit_test_time(noisy).curves[0].values["L_inf"]
     found = loops_to_reach(noisy, floor + 1e-3)
@@ -75,16 +76,16 @@ def test_by_the_unified_law_at_a_setting(loop_records, paper_loss, tmp_path):
     at = {"mean_recurrence": 8.0, "n_tokens": 1e10}
     unrolled = 144_323_136 + 7 * 14_159_040
     target = float(paper_loss(8, 1e10, 5, unrolled))
-    found = loops_to_reach(sources.load(path), target, at)
+    found = loops_to_reach(load.load(path), target, at)
     assert found.values[0].ci_low <= 5.0 <= found.values[0].ci_high
     assert found.values[0].value == pytest.approx(5.0, rel=0.1)
     with pytest.raises(InputError, match="the unified law levels off at"):
-        loops_to_reach(sources.load(path), 2.0, at)
+        loops_to_reach(load.load(path), 2.0, at)
 
 
 def test_the_verb_prints_an_answer(tmp_path):
     app = typer.Typer()
-    cli.register(app)
+    laws.register(app)
     path = tmp_path / "curve.csv"
     table_of(a=curve(noise=1e-4)).frame.to_csv(path, index=False)
     done = CliRunner().invoke(app, ["loops", str(path), "--loss", "3.0", "--json"])

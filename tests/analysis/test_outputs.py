@@ -13,10 +13,15 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from analysis import isoflop, laws, plots, plots_law, records, run, sources, study, testtime
-from analysis.cli import register
+from analysis import api, test_time
 from analysis.errors import InputError
-from analysis.report import write_report
+from analysis.figures import parametric, sweeps
+from analysis.isoflop import parabolas
+from analysis.laws import library
+from analysis.report import study
+from analysis.report.html import write_report
+from analysis.table import load, records
+from sweeps.cli.laws import register
 
 
 @pytest.fixture
@@ -63,7 +68,7 @@ def test_figures_are_the_same_bytes_twice_and_the_csv_is_what_is_drawn(sweep, tm
 
 
 def test_minima_the_grid_does_not_enclose_are_hollow():
-    drawing = plots.isoflop(isoflop.fit_recurrence(sources.load("bundled:parcae-140m")))
+    drawing = sweeps.isoflop(parabolas.fit_recurrence(load.load("bundled:parcae-140m")))
     rows = drawing.drawn
     stars = rows[rows.series.str.startswith("minimum") & (rows.panel == "mean_recurrence")]
     assert stars.kind.value_counts().to_dict() == {"points": 4, "points outside the fit": 2}
@@ -74,35 +79,35 @@ def test_minima_the_grid_does_not_enclose_are_hollow():
 
 
 def test_power_law_extrapolates_dashed_and_without_an_exponent_draws_no_line():
-    found = isoflop.fit_recurrence(sources.load("bundled:parcae-140m"))
+    found = parabolas.fit_recurrence(load.load("bundled:parcae-140m"))
     short = dataclasses.replace(found.lines["n_tokens"], x_low=4e18)
-    rows = plots.power_laws(dataclasses.replace(found, lines={"n_tokens": short})).drawn
+    rows = sweeps.power_laws(dataclasses.replace(found, lines={"n_tokens": short})).drawn
     beyond = rows[rows.kind == "extrapolation"]
     assert set(beyond.panel) == {"n_tokens"}
     assert (beyond.x.min(), beyond.x.max()) == pytest.approx((1e18, 4e18))
-    bare = plots.power_laws(dataclasses.replace(found, lines={})).drawn
+    bare = sweeps.power_laws(dataclasses.replace(found, lines={})).drawn
     assert set(bare.kind) <= {"points", "points outside the fit", "interval"}
 
 
 def test_profile_and_contour_csv_hold_what_the_figure_says():
-    table = sources.load("bundled:parcae-140m")
-    result = run.fit_table(table, "training", interval="profile")
-    rows = plots_law.profiles(table, laws.get("training")).drawn
+    table = load.load("bundled:parcae-140m")
+    result = api.fit_table(table, "training", interval="profile")
+    rows = parametric.profiles(table, library.get("training")).drawn
     y = rows[(rows.panel == "y") & (rows.kind == "fit")]
     limit = rows[rows.kind == "limit"].y.iloc[0]
     inside = y[y.y <= limit].x
     assert result["y"].ci_low == pytest.approx(inside.min(), rel=0.01)
     assert result["y"].ci_high == pytest.approx(inside.max(), rel=0.01)
-    rows = plots_law.contours(table, result).drawn
+    rows = parametric.contours(table, result).drawn
     frontier = rows[rows.series == "frontier"].sort_values("x")
     assert frontier.y.is_monotonic_increasing
     assert set(rows[(rows.series == "frontier") & (rows.y > 12.01)].kind) == {"extrapolation"}
 
 
 def test_observed_against_predicted_shows_every_row_and_its_error():
-    table = sources.load("bundled:parcae-140m")
-    result = run.fit_table(table, "training", interval="none")
-    rows = plots_law.observed(table, laws.get("training"), result).drawn
+    table = load.load("bundled:parcae-140m")
+    result = api.fit_table(table, "training", interval="none")
+    rows = parametric.observed(table, library.get("training"), result).drawn
     shown = rows[(rows.panel == "observed") & (rows.kind == "points")]
     assert sorted(shown.y) == sorted(table.frame.val_loss)
     error = rows[(rows.panel == "error") & (rows.kind == "points")]
@@ -113,7 +118,7 @@ def test_observed_against_predicted_shows_every_row_and_its_error():
 
 def test_frontiers_tell_looped_from_fixed_depth(simulate, paper_loss, tmp_path):
     frame = simulate(paper_loss, recurrences=(1, 2, 4))
-    rows = plots_law.frontiers(sources.load(records.save(frame, tmp_path / "r.parquet"))).drawn
+    rows = parametric.frontiers(load.load(records.save(frame, tmp_path / "r.parquet"))).drawn
     best = rows[(rows.series == "looped") & (rows.kind == "points")]
     looped = frame[frame.mean_recurrence > 1]
     assert sorted(best.y) == sorted(looped.groupby("budget_flops").val_loss.min())
@@ -129,15 +134,15 @@ def test_test_time_figure_shows_the_largest_budgets_and_says_how_many(
         recurrences=(2, 4),
         loops=(1, 2, 4, 8),
     )
-    found = testtime.fit_test_time(sources.load(records.save(frame, tmp_path / "r.parquet")))
-    drawing = plots.test_time(found)
+    found = test_time.fit_test_time(load.load(records.save(frame, tmp_path / "r.parquet")))
+    drawing = sweeps.test_time(found)
     assert len(drawing.axes) == 9
     assert "9 largest budgets only" in drawing.caption
 
 
 def test_report_tells_sources_apart_and_needs_nothing_else(sweep, tmp_path, monkeypatch):
     # one figure a source is enough here, and rendering all fourteen takes most of the time
-    monkeypatch.setattr(study.Study, "drawings", lambda self: [plots.isoflop(self.recurrence)])
+    monkeypatch.setattr(study.Study, "drawings", lambda self: [sweeps.isoflop(self.recurrence)])
     out = write_report(["bundled:parcae-140m", sweep], tmp_path / "new" / "report.html")
     text = out.read_text()
     assert text.count("<section") == 2
@@ -150,7 +155,7 @@ def test_report_tells_sources_apart_and_needs_nothing_else(sweep, tmp_path, monk
 
 
 def test_report_is_the_same_bytes_twice(tmp_path, monkeypatch):
-    monkeypatch.setattr(study.Study, "drawings", lambda self: [plots.isoflop(self.recurrence)])
+    monkeypatch.setattr(study.Study, "drawings", lambda self: [sweeps.isoflop(self.recurrence)])
     pages = [write_report(["bundled:parcae-140m"], tmp_path / f"{n}.html") for n in "ab"]
     assert pages[0].read_bytes() == pages[1].read_bytes()
 
@@ -159,7 +164,7 @@ def test_report_shows_every_problem(simulate, tmp_path):
     rising = simulate(lambda mu, d, t, n: 3 + 0.02 * np.log(mu) ** 1.5)
     path = records.save(rising, tmp_path / "records.parquet")
     text = write_report([path], tmp_path / "report.html").read_text()
-    problems = isoflop.fit_recurrence(sources.load(path)).result.problems
+    problems = parabolas.fit_recurrence(load.load(path)).result.problems
     assert len(problems) >= 3
     assert all(p.split(";")[0] in text for p in problems)
     assert "NOT VALID" in text
@@ -263,7 +268,7 @@ def test_plot_and_report_write_what_they_print(app, tmp_path):
 
 def test_fit_does_not_load_what_it_does_not_need():
     code = (
-        "import sys, analysis.run as r; r.fit_source('bundled:parcae-140m', 'recurrence');"
+        "import sys, analysis.api as r; r.fit_source('bundled:parcae-140m', 'recurrence');"
         "print([m for m in ('torch', 'ray', 'matplotlib', 'scipy.stats', 'jinja2') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from analysis import records
-from sweeps.collect import collect, records_of
-from sweeps.files import read_json
-from sweeps.run import Options, make_job, prepare_data
+from analysis.table import records
+from sweeps.cli.sweep import load_plan
+from sweeps.records import collect, records_of
+from sweeps.runner.driver import Options, make_job, prepare_data
+from sweeps.runner.trainable import attempt
+from sweeps.storage.files import read_json
 from sweeps.store import Store
-from sweeps.sweep_cli import load_plan
-from sweeps.trainable import attempt
-from tests.sweeps.tiny import write_spec
+from tests.support.tiny import write_spec
 
 pytestmark = pytest.mark.slow
-DRIVER = Path(__file__).with_name("driver.py")
+DRIVER = Path(__file__).parents[1] / "support" / "e2e_driver.py"
 ROOT = DRIVER.parents[2]
 # Alike in every run of the same trials; times and the number of restarts are not
 COMPARED = ["trial_id", "n_loops", "val_loss", "val_bpb", "status", "n_tokens", "train_flops_exact"]

@@ -7,12 +7,12 @@ import uuid
 
 import pytest
 
-from sweeps.collect import records_of
+from sweeps.records import records_of
+from sweeps.storage.uploads import checkpoints_in
 from sweeps.store import Store, open_sweep
-from sweeps.uploads import checkpoints_in
-from tests.e2e.driver import first_with_a_checkpoint
 from tests.e2e.test_kills import COMPARED, finish, run_alone, start
-from tests.sweeps.s3_server import serving
+from tests.support.e2e_driver import first_with_a_checkpoint
+from tests.support.s3_server import serving
 
 pytestmark = pytest.mark.slow
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.collect import records_of
+from sweeps.records import records_of
+from sweeps.runner.trainable import attempt
 from sweeps.store import Store
-from sweeps.trainable import attempt
 from tests.e2e.test_kills import COMPARED, checkpoints, finish, start
-from tests.sweeps.test_crew import ROUNDING, running, swept
-from tests.sweeps.tiny import write_spec
+from tests.support.tiny import write_spec
+from tests.sweeps.runner.test_process_group import ROUNDING, running, swept
 
 pytestmark = pytest.mark.slow
 TOGETHER = {"cpus": 2, "processes": 2}
@@ -36,7 +36,7 @@ def crew_of(driver: int) -> list[int]:
             pid = parent.get(pid, 0)
         return pid == driver
 
-    members = [int(r[0]) for r in rows if len(r) > 2 and "-m sweeps.crew_member" in r[2]]
+    members = [int(r[0]) for r in rows if len(r) > 2 and "-m sweeps.runner.process_main" in r[2]]
     return [pid for pid in members if descends(pid)]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sweeps.store import Store
-from tests.sweeps.tiny import write_spec
+from tests.support.tiny import write_spec
 
 pytestmark = pytest.mark.slow
 

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from analysis import records
+from analysis.table import records
 from benchmarks.orchestration import no_op
 from parcae_core.trial import Resources
-from sweeps.collect import collect
-from sweeps.estimate import longest_first
-from sweeps.run import Options, make_job, prepare_data, run
+from sweeps.cli.sweep import load_plan
+from sweeps.design.estimate import longest_first
+from sweeps.records import collect
+from sweeps.runner.driver import Options, make_job, prepare_data, run
+from sweeps.runner.trainable import attempt
 from sweeps.store import Store
-from sweeps.sweep_cli import load_plan
-from sweeps.trainable import attempt
-from tests.sweeps.tiny import write_spec
+from tests.support.tiny import write_spec
 
 
 def start(*args: object, cwd: Path) -> subprocess.Popen:

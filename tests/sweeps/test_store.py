@@ -4,9 +4,9 @@ import time
 import pytest
 
 from parcae_core.errors import UserError
-from sweeps.files import read_json, write_atomic
+from sweeps.storage.files import read_json, write_atomic
 from sweeps.store import STALE_S, Store, open_sweep, result_problem
-from tests.sweeps.tiny import tiny_plan, write_spec
+from tests.support.tiny import tiny_plan, write_spec
 
 
 def good_result(trial) -> dict:

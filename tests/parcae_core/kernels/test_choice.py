@@ -7,12 +7,12 @@ import sys
 import pytest
 import torch
 
-from parcae_core.compiled import compile_blocks
 from parcae_core.errors import UserError
 from parcae_core.kernels import choice, dispatch
 from parcae_core.kernels.attention import backend_order, backends_taken
 from parcae_core.kernels.choice import TORCH, Kernels, choose
-from parcae_core.model import build_model
+from parcae_core.model.parcae import build_model
+from parcae_core.training.compile import compile_blocks
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -49,7 +49,7 @@ def test_what_cannot_run_is_refused(monkeypatch, tiny):
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="a build that can use the kernels")
 def test_a_build_for_cpus_is_spared_the_import():
-    code = "import sys, parcae_core.train; sys.exit('triton' in sys.modules)"
+    code = "import sys, parcae_core.training.train; sys.exit('triton' in sys.modules)"
     clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     assert subprocess.run([sys.executable, "-c", code], env=clean).returncode == 0
 

@@ -11,7 +11,7 @@ import pytest
 def test_every_kernel_compiles_for_a_gpu(device, tmp_path):
     clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.parcae_core.kernels.compile_for_gpu"],
+        [sys.executable, "-m", "tests.support.compile_for_gpu"],
         env=clean | {"TRITON_CACHE_DIR": str(tmp_path)},
         capture_output=True,
         text=True,

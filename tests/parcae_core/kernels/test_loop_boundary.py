@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from parcae_core.kernels.loop_boundary import loop_boundary, loop_boundary_ref
-from tests.parcae_core.kernels.accuracy import DTYPES, SHAPES, check, normal
+from tests.support.kernel_accuracy import DTYPES, SHAPES, check, normal
 
 EPS = 1e-5
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from parcae_core.kernels.relu_squared import relu_squared, relu_squared_ref
-from tests.parcae_core.kernels.accuracy import DTYPES, SHAPES, check, normal, run
+from tests.support.kernel_accuracy import DTYPES, SHAPES, check, normal, run
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

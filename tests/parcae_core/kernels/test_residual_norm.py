@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from parcae_core.kernels.residual_norm import residual_norm, residual_norm_ref
-from tests.parcae_core.kernels.accuracy import DTYPES, SHAPES, check, normal, run
+from tests.support.kernel_accuracy import DTYPES, SHAPES, check, normal, run
 
 EPS = 1e-5
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from parcae_core.kernels.rope_qk_norm import rope_qk_norm, rope_qk_norm_ref, rotate
-from parcae_core.layers import Rotary
-from tests.parcae_core.kernels.accuracy import DTYPES, check, normal
-from tests.parcae_core.plain_forward import rotate as rotate_by_angles
+from parcae_core.model.layers import Rotary
+from tests.support.kernel_accuracy import DTYPES, check, normal
+from tests.support.plain_forward import rotate as rotate_by_angles
 
 
 # batch, time, query heads, key heads, head width

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from parcae_core.kernels.value_gate import value_gate, value_gate_ref
-from tests.parcae_core.kernels.accuracy import DTYPES, check, normal, run
+from tests.support.kernel_accuracy import DTYPES, check, normal, run
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 63, 3, 33), (3, 32, 2, 64)], ids=str)

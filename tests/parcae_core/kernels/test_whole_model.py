@@ -6,7 +6,7 @@ import torch
 
 from parcae_core.depth import DepthDraw
 from parcae_core.kernels.choice import choose
-from parcae_core.model import Parcae, build_model
+from parcae_core.model.parcae import Parcae, build_model
 from tests.parcae_core.conftest import randomise
 
 VARIANTS = {

@@ -1,0 +1,1 @@
+"""One fitter for every parametric law: search, intervals, results."""

@@ -1,0 +1,295 @@
+"""The recurrence law: a parabola of the loss per budget, and how its minimum moves with compute.
+
+Per budget C, loss = a + b z + c z^2 in z = log mu_rec, and again in z = log D; the minima follow
+mu* = k_mu C^gamma_mu and D* = k_D C^gamma_D. Everything is linear least squares, so there is
+nothing to search for. What can go wrong is the data. A minimum outside the grid of mu_rec is a
+property of the parabola and not of the model: such a budget is named and left out. One that lies
+inside the grid while the lowest measured loss is at its end is interpolated but not enclosed: it
+is named and kept, as the published procedure does, and the exponent of the enclosed budgets alone
+is reported beside it. Fewer than three enclosed minima, and no exponent follows. Both laws use the
+same budgets, chosen in mu_rec, the axis the sweep designs.
+Source: Parcae (arXiv:2604.12946), isoFLOP experiments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from analysis.errors import InputError
+from analysis.fitting.result import FitResult, Param
+from analysis.isoflop.power_law import PowerLine, fit_line, too_few
+from analysis.table import load
+
+if TYPE_CHECKING:
+    from analysis.table.load import Table
+
+MIN_RUNS = 4  # three determine a parabola and leave nothing to judge it by
+MIN_BUDGETS = 3  # two optima determine a line and leave nothing to judge it by
+FORMULA = "mu* = k_mu C^gamma_mu, D* = k_D C^gamma_D, at the minima of a parabola per budget"
+_AXES = {"mean_recurrence": ("mu", "loops"), "n_tokens": ("D", "tokens")}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parabola:
+    """One budget's fit along one axis; loss = a + b z + c z^2, z = log(axis) - centre."""
+
+    axis: str  # "mean_recurrence" or "n_tokens"
+    budget_flops: float
+    n_runs: int
+    centre: float
+    a: float
+    b: float
+    c: float
+    sse: float
+    low: float  # grid of the axis
+    high: float
+    lowest_at: float  # where the lowest measured loss is
+    optimum: float | None  # vertex, in the axis' unit
+    optimum_loss: float | None
+    ci_low: float | None  # Fieller's interval of the vertex; None: unbounded on that side
+    ci_high: float | None
+    status: str  # "interior", "edge", "outside", "none"
+    reason: str  # in words, empty when interior
+
+    @property
+    def interpolated(self) -> bool:
+        """Whether the vertex lies between the ends of the grid."""
+        return self.optimum is not None and self.low <= self.optimum <= self.high
+
+    def predict(self, axis: np.ndarray) -> np.ndarray:
+        """Loss (nats per token) at values of the axis."""
+        z = np.log(axis) - self.centre
+        return self.a + self.b * z + self.c * z * z
+
+
+@dataclass(frozen=True, slots=True)
+class Recurrence:
+    """The result and what the figures draw from."""
+
+    result: FitResult
+    parabolas: tuple[Parabola, ...]
+    lines: dict[str, PowerLine]  # by axis; only where an exponent follows
+    table: Table
+
+
+def fit_recurrence(table: Table, confidence: float = 0.95) -> Recurrence:
+    """Parabolas per budget and axis, then the two power laws over the budgets that enclose a minimum.
+
+    Args:
+        table: rows with budget_flops, mean_recurrence, n_tokens, val_loss; those evaluated at
+            another number of loops than mean_recurrence are left out.
+
+    Raises:
+        InputError: columns or values missing, or models of different sizes mixed.
+    """
+    table = load.at_training_depth(table)
+    if "budget_flops" in table.frame:
+        table = table.keep(table.frame.budget_flops.notna(), "trained for tokens, not for a budget")
+    needed = ("budget_flops", "mean_recurrence", "n_tokens", "val_loss")
+    table = load.need(table, needed, "recurrence")
+    _refuse_mixed_sizes(table)
+    parabolas = fit_parabolas(table, confidence)
+    params, lines, notes, problems = [], {}, [*table.notes], load.disagreements(table)
+    used = {p.budget_flops for p in parabolas if p.axis == "mean_recurrence" and p.interpolated}
+    for axis in _AXES:
+        own = [p for p in parabolas if p.axis == axis]
+        line_params, line, words, faults = _power_law(axis, own, used, confidence)
+        params += line_params
+        notes += words
+        problems += faults
+        if line is not None:
+            lines[axis] = line
+    result = FitResult(
+        law="recurrence",
+        formula=FORMULA,
+        source=table.source,
+        params=tuple(params),
+        confidence=confidence,
+        interval_method="Student t of the optima's scatter about the line; optima: Fieller, pooled residual",
+        n_obs=len(table.frame),
+        dropped=table.dropped,
+        objective=float(sum(p.sse for p in parabolas if p.axis == "mean_recurrence")),
+        objective_name="sum of squared residuals of the parabolas in log mu (nats^2), closed form",
+        n_starts=1,
+        n_starts_at_best=1,
+        data_sha256=table.sha256,
+        flops_rule=table.flops_rule,
+        tables={"optima": [asdict(p) for p in parabolas]},
+        notes=tuple(notes),
+        problems=tuple(dict.fromkeys(problems)),
+    )
+    return Recurrence(result, tuple(parabolas), lines, table)
+
+
+def fit_parabolas(table: Table, confidence: float = 0.95) -> list[Parabola]:
+    """One per budget and axis, by budget; the residual variance is pooled over an axis' budgets."""
+    out = []
+    for axis in _AXES:
+        fits = []
+        for budget, group in table.frame.groupby("budget_flops"):  # exact: 2.15e18 is not 2e18
+            fits.append((float(budget), *_least_squares(group, axis)))
+        sse = sum(f[-1][2] for f in fits if f[-1] is not None)
+        dof = sum(len(f[1]) - 3 for f in fits if f[-1] is not None)
+        variance = sse / dof if dof > 0 else None
+        out += [_parabola(axis, *f, variance, dof, confidence) for f in fits]
+    return out
+
+
+def _least_squares(group, axis):
+    """(z values, losses, fit): fit is (coefficients, unscaled covariance, sse), or None."""
+    values = np.array(group[axis], dtype=float)
+    loss = np.array(group["val_loss"], dtype=float)
+    order = np.argsort(values, kind="stable")
+    values, loss = values[order], loss[order]
+    if len(np.unique(values)) < MIN_RUNS:
+        return values, loss, None
+    z = np.log(values) - np.log(values).mean()
+    design = np.column_stack([np.ones_like(z), z, z * z])
+    coefficients, *_ = np.linalg.lstsq(design, loss, rcond=None)
+    residual = loss - design @ coefficients
+    inverse = np.linalg.inv(design.T @ design)
+    return values, loss, (coefficients, inverse, float(residual @ residual))
+
+
+def _parabola(axis, budget, values, loss, fit, variance, dof, confidence) -> Parabola:
+    """Judge one fit: where its vertex is, how sure, and whether the grid encloses it."""
+    letter = _AXES[axis][0]
+    lowest = float(values[np.argmin(loss)])
+    common = {
+        "axis": axis,
+        "budget_flops": budget,
+        "n_runs": len(values),
+        "low": float(values[0]),
+        "high": float(values[-1]),
+        "lowest_at": lowest,
+    }
+    centre = float(np.log(values).mean())
+    if fit is None:
+        return Parabola(
+            **common,
+            **dict.fromkeys(("optimum", "optimum_loss", "ci_low", "ci_high")),
+            **dict.fromkeys(("a", "b", "c", "sse"), 0.0),
+            centre=centre,
+            status="none",
+            reason=f"only {len(np.unique(values))} different values of {letter}; "
+            f"a parabola that can be judged needs {MIN_RUNS}",
+        )
+    (a, b, c), inverse, sse = fit
+    common |= {"a": float(a), "b": float(b), "c": float(c), "sse": sse, "centre": centre}
+    empty = dict.fromkeys(("optimum", "optimum_loss", "ci_low", "ci_high"))
+    if c <= 0:
+        reason = (
+            f"the parabola in log {letter} opens downward (curvature {c:.3g}): it has no minimum"
+        )
+        return Parabola(
+            **common, **empty, status="none", reason=f"{reason}; {_where(values, loss, letter)}"
+        )
+    vertex = -b / (2 * c)
+    status, reason = _placed(vertex + centre, values, loss, letter)
+    if status == "outside":
+        return Parabola(**common, **empty, status=status, reason=reason)
+    low, high = _fieller(b, c, inverse, variance, dof, confidence)
+    return Parabola(
+        **common,
+        optimum=float(np.exp(vertex + centre)),
+        optimum_loss=float(a - b * b / (4 * c)),
+        ci_low=None if low is None else float(np.exp(low + centre)),
+        ci_high=None if high is None else float(np.exp(high + centre)),
+        status=status,
+        reason=reason,
+    )
+
+
+def _placed(log_vertex, values, loss, letter) -> tuple[str, str]:
+    """Whether the measured grid encloses the minimum; the reason in words when it does not."""
+    grid = np.unique(np.log(values))
+    low, high = grid[0] - (grid[1] - grid[0]), grid[-1] + (grid[-1] - grid[-2])
+    text = f"the vertex is at {letter} = {np.exp(min(log_vertex, 700.0)):.3g}"
+    if not low <= log_vertex <= high:
+        return "outside", f"{text}, more than a grid step outside; {_where(values, loss, letter)}"
+    outside = not grid[0] <= log_vertex <= grid[-1]
+    if outside or np.argmin(loss) in (0, len(loss) - 1):
+        place = "outside the grid" if outside else "inside the grid"
+        return "edge", f"{text}, {place}; {_where(values, loss, letter)}"
+    return "interior", ""
+
+
+def _where(values, loss, letter) -> str:
+    """What the measurements themselves say about the place of the minimum."""
+    lowest = values[np.argmin(loss)]
+    edge = " (an end of it)" if np.argmin(loss) in (0, len(loss) - 1) else ""
+    return f"the lowest measured loss is at {letter} = {lowest:.4g}{edge}, grid {values[0]:.4g} to {values[-1]:.4g}"
+
+
+def _fieller(b, c, inverse, variance, dof, confidence):
+    """Interval of -b/(2c) by inverting the t test of b + 2 c v = 0; None on an unbounded side.
+
+    Source: Fieller (1954), J. R. Stat. Soc. B 16, 175.
+    """
+    if not variance or dof < 1:
+        return None, None
+    from scipy.special import stdtrit
+
+    t2 = float(stdtrit(dof, 0.5 + confidence / 2)) ** 2 * variance
+    quad = 4 * c * c - 4 * t2 * inverse[2, 2]
+    lin = 4 * b * c - 4 * t2 * inverse[1, 2]
+    const = b * b - t2 * inverse[1, 1]
+    inside = lin * lin - 4 * quad * const
+    if quad <= 0 or inside < 0:
+        return None, None  # the curvature itself is not distinguishable from zero
+    root = np.sqrt(inside)
+    return (-lin - root) / (2 * quad), (-lin + root) / (2 * quad)
+
+
+def _power_law(axis, parabolas, used, confidence):
+    """Parameters, line, notes and problems of one axis; `used` are the budgets that may enter."""
+    letter, unit = _AXES[axis]
+    names = (f"gamma_{letter}", f"k_{letter}")
+    kept = [p for p in parabolas if p.budget_flops in used and p.optimum is not None]
+    enclosed = [p for p in kept if p.status == "interior"]
+    words = [
+        f"{p.budget_flops:.3g} FLOPs is left out of {letter}*: {p.reason or 'no optimum in mu there'}"
+        for p in parabolas
+        if p not in kept
+    ]
+    open_ended = [
+        f"{p.budget_flops:.3g} FLOPs: the grid does not enclose {letter}*: {p.reason}"
+        for p in kept
+        if p not in enclosed
+    ]
+    if len(enclosed) < MIN_BUDGETS:
+        missing = [Param(name=n, value=None, ci_low=None, ci_high=None) for n in names]
+        fault = too_few(letter, len(enclosed), len(parabolas), MIN_BUDGETS)
+        return missing, None, [], [fault, *words, *open_ended]
+    line = _line(kept, confidence)
+    params = [*line.params(names, (unit, "1"))]
+    if open_ended:
+        strict = _line(enclosed, confidence)
+        low, high = strict.gamma_interval
+        name = f"gamma_{letter}_enclosed"
+        params.append(Param(name=name, value=strict.gamma, ci_low=low, ci_high=high))
+        words += [
+            *open_ended,
+            f"{name} uses only the {len(enclosed)} of {len(kept)} budgets whose minimum the grid "
+            f"encloses; the difference from gamma_{letter} shows how much hangs on the others",
+        ]
+    return params, line, words, line.problems(f"gamma_{letter}")
+
+
+def _line(parabolas, confidence) -> PowerLine:
+    budgets = np.array([p.budget_flops for p in parabolas])
+    return fit_line(budgets, np.array([p.optimum for p in parabolas]), confidence)
+
+
+def _refuse_mixed_sizes(table: Table) -> None:
+    if "n_params" in table.frame and "preset" in table.frame:
+        mixed = table.frame.groupby("preset").n_params.first()
+        if len(mixed) > 1:
+            raise InputError(
+                f"{table.source}: presets {', '.join(map(str, mixed.index))} are mixed; the "
+                "recurrence law is per size. Keep one with --where preset="
+                f"{mixed.index[0]}."
+            )

@@ -1,0 +1,1 @@
+"""The laws: their formulas, parameters, bounds and starts."""

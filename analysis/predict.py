@@ -1,0 +1,294 @@
+"""What a fit is for: the loss at a setting, the best setting for a budget, the loops for a loss.
+
+Every answer carries an interval propagated through the fit and says whether it lies inside what was
+measured.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from analysis.errors import InputError
+from analysis.fitting import fit
+from analysis.fitting.result import FitResult, Param, interval
+from analysis.laws import library
+from analysis.table import load
+from analysis.table.columns import LAW_COLUMNS
+
+if TYPE_CHECKING:
+    from analysis.table.load import Table
+
+MU_GRID = np.geomspace(1.0, 128.0, 1200)
+_LOSS = "nats per token"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """Numbers with intervals, the fit behind them, and whether they are extrapolated."""
+
+    question: str
+    values: tuple[Param, ...]
+    inside: bool
+    interval_method: str
+    fit: FitResult
+    notes: tuple[str, ...] = ()
+
+    @property
+    def valid(self) -> bool:
+        return self.fit.valid
+
+    def to_json(self) -> str:
+        data = {
+            "question": self.question,
+            "values": [asdict(v) for v in self.values],
+            "inside": self.inside,
+            "interval_method": self.interval_method,
+            "notes": list(self.notes),
+            "valid": self.valid,
+            "fit": json.loads(self.fit.to_json()),
+        }
+        return json.dumps(data, indent=2, sort_keys=True, allow_nan=False)
+
+    def report(self) -> str:
+        lines = [self.question]
+        for v in self.values:
+            ends = "" if v.ci_low is None and v.ci_high is None else f"  {interval(v)}"
+            lines.append(
+                f"  {v.name} = {v.value:.5g}{ends} {v.unit if v.unit != '1' else ''}".rstrip()
+            )
+        lines.append("  inside what was measured" if self.inside else "  EXTRAPOLATED")
+        lines += [f"  {n}" for n in self.notes]
+        lines.append(f"  {self.fit.confidence:.0%} intervals: {self.interval_method}")
+        lines.append("")
+        return "\n".join(lines) + self.fit.report()
+
+    __str__ = report
+
+
+def predict(
+    table: Table, law_name: str, at: dict[str, float], n_resamples: int = 500, **options
+) -> Answer:
+    """The law's target at one setting.
+
+    Args:
+        at: values of the law's columns, or of what they follow from (mean_recurrence for N(mu)).
+        options: of `analysis.fitting.fit.fit_law`.
+
+    Raises:
+        InputError: a column without a value, or a law that predicts nothing by itself.
+    """
+    law = library.get(law_name)
+    if law.per_run:
+        raise InputError(
+            f"law {law_name!r} is fitted to each run; use `unified` to predict at other settings."
+        )
+    columns, _, table = fit.observations(table, law)
+    point = point_of(law, at, table)
+    found = resampled(table, law, n_resamples, **options)
+    scaled, result, draws = found.scaled, found.result, found.intervals.draws
+    row = {k: np.array([v]) for k, v in point.items()}
+    value = float(law.predict(result.values, row)[0])
+    low, high = percentiles(_over_draws(scaled, draws, row)[:, 0], result.confidence)
+    outside = [
+        f"{name} = {v:.4g} lies outside the measured {columns[name].min():.4g} to {columns[name].max():.4g}"
+        for name, v in point.items()
+        if not columns[name].min() * (1 - 1e-9) <= v <= columns[name].max() * (1 + 1e-9)
+    ]
+    text = ", ".join(f"{k} = {v:.6g}" for k, v in at.items())
+    return Answer(
+        question=f"{law.target} at {text}",
+        values=(Param(name=law.target, value=value, ci_low=low, ci_high=high, unit=_LOSS),),
+        inside=not outside,
+        interval_method=f"{result.interval_method}, propagated; of the law's mean, not of one more run",
+        fit=result,
+        notes=tuple(outside),
+    )
+
+
+def optimal(table: Table, budget: float, law_name: str = "recurrence", **options) -> Answer:
+    """mu* and D* for a compute budget (FLOPs, by the rule of the source).
+
+    Args:
+        law_name: "recurrence" reads the power laws of the minima; "training" minimises the
+            parametric law along the budget, with the measured FLOPs per token of each mu.
+
+    Raises:
+        InputError: another law, or a recurrence law from which no exponent follows.
+    """
+    if not budget > 0:
+        raise InputError(f"--budget is {budget}; FLOPs above 0 are needed, like 1e20.")
+    if law_name == "recurrence":
+        return _optimal_by_lines(table, budget, options.get("confidence", 0.95))
+    if law_name == "training":
+        return _optimal_by_law(table, budget, options)
+    raise InputError(f"--law {law_name!r}: an optimum follows from recurrence or training.")
+
+
+def _optimal_by_lines(table: Table, budget: float, confidence: float) -> Answer:
+    from analysis.isoflop.parabolas import fit_recurrence
+
+    found = fit_recurrence(table, confidence)
+    if not found.lines:
+        raise InputError(f"{table.source}: {'; '.join(found.result.problems)}.")
+    values, notes = [], []
+    for axis, name, unit in (("mean_recurrence", "mu*", "loops"), ("n_tokens", "D*", "tokens")):
+        if axis not in found.lines:
+            notes.append(f"no {name}: its exponent does not follow")
+            continue
+        line = found.lines[axis]
+        middle, low, high = (float(v[0]) for v in line.predict(np.array([budget])))
+        values.append(Param(name=name, value=middle, ci_low=low, ci_high=high, unit=unit))
+        if not line.x_low <= budget <= line.x_high:
+            notes.append(
+                f"{budget:.3g} FLOPs lies outside the {line.x_low:.3g} to {line.x_high:.3g} whose {name} is measured"
+            )
+    return Answer(
+        question=f"compute-optimal mean recurrence and tokens at {budget:.4g} FLOPs",
+        values=tuple(values),
+        inside=not notes,
+        interval_method="Student t of the power law's line",
+        fit=found.result,
+        notes=tuple(notes),
+    )
+
+
+def _optimal_by_law(table: Table, budget: float, options: dict) -> Answer:
+    law = library.get("training")
+    # train_flops is asked for first, so that FLOPs per token can be read from the same rows
+    table = load.need(table, ("mean_recurrence", "train_flops", *law.columns), "training")
+    cost = flops_per_token(table)
+    total, core = sizes(table)
+    *_, table = fit.observations(table, law)
+    found = resampled(table, law, **({"n_resamples": 500} | options))
+    scaled, result, draws = found.scaled, found.result, found.intervals.draws
+    grid = {
+        "n_params_unrolled": total + (MU_GRID - 1) * core,
+        "n_tokens": budget / cost(MU_GRID),
+    }
+    best = _argmin(np.atleast_2d(law.predict(result.values, grid)))[0]
+    losses = _over_draws(scaled, draws, grid)
+    spread = _argmin(losses)
+    loss_low, loss_high = percentiles(losses.min(axis=1), result.confidence)
+    tokens = budget / cost(spread)
+    mu_low, mu_high = percentiles(spread, result.confidence)
+    d_low, d_high = percentiles(tokens, result.confidence)
+    at = {
+        "n_params_unrolled": np.array([total + (best - 1) * core]),
+        "n_tokens": np.array([budget / cost(best)]),
+    }
+    loss = float(law.predict(result.values, at)[0])
+    mus = table.frame.mean_recurrence
+    notes = []
+    if not mus.min() <= best <= mus.max():
+        notes.append(f"mu* lies outside the measured {mus.min():g} to {mus.max():g} loops")
+    if best >= MU_GRID[-2]:
+        notes.append(f"the law still falls at mu = {MU_GRID[-1]:g}: no optimum below it")
+    spent = table.frame.train_flops
+    if not spent.min() * 0.99 <= budget <= spent.max() * 1.01:
+        notes.append(
+            f"{budget:.3g} FLOPs lies outside the measured {spent.min():.3g} to {spent.max():.3g}"
+        )
+    return Answer(
+        question=f"compute-optimal mean recurrence and tokens at {budget:.4g} FLOPs, by the training law",
+        values=(
+            Param(name="mu*", value=float(best), ci_low=mu_low, ci_high=mu_high, unit="loops"),
+            Param(
+                name="D*",
+                value=float(budget / cost(best)),
+                ci_low=d_low,
+                ci_high=d_high,
+                unit="tokens",
+            ),
+            Param(name="loss", value=loss, ci_low=loss_low, ci_high=loss_high, unit=_LOSS),
+        ),
+        inside=not notes,
+        interval_method=f"{result.interval_method}, propagated through the minimum",
+        fit=result,
+        notes=tuple(notes),
+    )
+
+
+def flops_per_token(table: Table):
+    """FLOPs per trained token as a function of mu: affine, read from the rows.
+
+    Counting rules are affine in mu where mu_bwd = mu / 2.
+
+    Raises:
+        InputError: when the rows lie off a straight line by more than 5 %: another mu_bwd rule.
+    """
+    frame = table.frame
+    mu = np.array(frame.mean_recurrence, dtype=float)
+    cost = np.array(frame.train_flops, dtype=float) / np.array(frame.n_tokens, dtype=float)
+    slope, base = np.polyfit(mu, cost, 1)
+    off = np.abs(base + slope * mu - cost) / cost
+    if off.max() > 0.05:
+        raise InputError(
+            f"{table.source}: FLOPs per token are not a straight line in mean_recurrence (off by "
+            f"{off.max():.0%}); mixed mu_bwd rules or sizes? Keep one kind with --where."
+        )
+    return lambda m: base + slope * np.asarray(m)
+
+
+def resampled(table: Table, law: library.Law, n_resamples: int, **options) -> fit.Fitted:
+    """A fit with the resamples that its answers are propagated through."""
+    kind = "block" if "n_loops" in law.columns else "bootstrap"
+    return fit.fitted(table, law, interval=kind, n_resamples=n_resamples, **options)
+
+
+def _over_draws(scaled, draws, columns) -> np.ndarray:
+    """The law at the columns for every draw, (R, n)."""
+    values = scaled.values(draws)
+    return np.stack(
+        [
+            scaled.law.predict({k: float(v[i]) for k, v in values.items()}, columns)
+            for i in range(len(draws))
+        ]
+    )
+
+
+def _argmin(losses: np.ndarray) -> np.ndarray:
+    return MU_GRID[losses.argmin(axis=1)]
+
+
+def percentiles(draws: np.ndarray, confidence: float) -> tuple[float, float]:
+    tail = 50 * (1 - confidence)
+    # between a number and infinity nothing can be interpolated
+    method = "linear" if np.isfinite(draws).all() else "nearest"
+    low, high = np.percentile(draws, [tail, 100 - tail], method=method)
+    return float(low), float(high)
+
+
+def sizes(table: Table) -> tuple[float, float]:
+    """Total and core parameters of the one size in the table."""
+    frame = table.frame
+    for name in ("n_params", "n_params_core"):
+        if name not in frame or frame[name].nunique() != 1:
+            raise InputError(
+                f"{table.source}: {name} is absent or differs between rows; the optimum is per size. "
+                "Map it, or keep one size with --where."
+            )
+    return float(frame.n_params.iloc[0]), float(frame.n_params_core.iloc[0])
+
+
+def point_of(law, at: dict[str, float], table: Table) -> dict[str, float]:
+    """The law's columns at a setting, derived where a definition gives them."""
+    point = dict(at)
+    if (
+        "n_params_unrolled" in law.columns
+        and "n_params_unrolled" not in point
+        and "mean_recurrence" in point
+    ):
+        total, core = sizes(table)
+        point["n_params_unrolled"] = total + (point["mean_recurrence"] - 1) * core
+    missing = [c for c in law.columns if c not in point]
+    if missing:
+        letter = LAW_COLUMNS[missing[0]][0]
+        raise InputError(
+            f"--at: law {law.name!r} needs {missing[0]}; add {letter}=VALUE (it takes "
+            f"{', '.join(LAW_COLUMNS[c][0] for c in law.columns)})."
+        )
+    return {c: float(point[c]) for c in law.columns}

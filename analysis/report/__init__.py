@@ -1,0 +1,1 @@
+"""Everything that follows from a source, on one HTML page."""

@@ -1,0 +1,128 @@
+"""One self-contained HTML page: for each source its tables, figures, hashes and every problem.
+
+Sources are told apart by who measured them: a reader must never take points from a paper's figure
+for this sweep's. The page carries no date, so the same inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import platform
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.report.study import Study, load
+
+if TYPE_CHECKING:
+    from analysis.figures.drawing import Drawing
+    from analysis.fitting.result import FitResult
+
+_LIBRARIES = ("numpy", "scipy", "pandas", "matplotlib", "parcae-scaling")
+
+
+def write_report(sources: Iterable[str | Path | Study], out: str | Path) -> Path:
+    """Fit and draw every source and write one HTML page.
+
+    Args:
+        sources: sweep folders, records files, `bundled:NAME`, or studies already made.
+
+    Raises:
+        InputError: for a source that cannot be read or has nothing to fit.
+    """
+    studies = [s if isinstance(s, Study) else load(s) for s in sources]
+    html = render(studies)
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    partial.write_text(html, encoding="utf-8")
+    partial.replace(out)
+    return out
+
+
+def render(studies: list[Study]) -> str:
+    """The page as text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,  # a misspelt name must not print as nothing
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    return environment.get_template("report.html.j2").render(
+        sections=[_section(s) for s in studies],
+        versions={"Python": platform.python_version()}
+        | {n: metadata.version(n) for n in _LIBRARIES},
+    )
+
+
+def number(x: Any) -> str:
+    """Five significant digits; a dash for what could not be found."""
+    if x is None or x != x:
+        return "–"  # noqa: RUF001 - the typographic dash of a table
+    if isinstance(x, bool) or not isinstance(x, (int, float)):
+        return str(x)
+    return f"{x:.5g}"
+
+
+def _section(study: Study) -> dict[str, Any]:
+    return {
+        "source": study.table.source,
+        "origin": study.table.origin,
+        "kind": study.table.kind,
+        "n_rows": len(study.table.frame),
+        "sha256": study.table.sha256,
+        "flops_rule": study.table.flops_rule,
+        "dropped": study.table.dropped,
+        "facts": _facts(study),
+        "results": [_result(r) for r in study.results],
+        "refusals": study.refusals,
+        "judgements": study.judgements(),
+        "figures": [_figure(d) for d in study.drawings()],
+    }
+
+
+def _facts(study: Study) -> dict[str, str]:
+    """What the rows say about themselves: corpus, tokenizer, device, commit."""
+    frame = study.table.frame
+    names = (
+        "preset data_fingerprint tokenizer vocab_size context device torch_version git_commit "
+        "spec_sha256"
+    )
+    return {
+        n: ", ".join(str(v)[:16] for v in frame[n].dropna().unique()[:4])
+        for n in names.split()
+        if n in frame and frame[n].notna().any()
+    }
+
+
+def _result(result: FitResult) -> dict[str, Any]:
+    tables = {}
+    for name, rows in result.tables.items():
+        hidden = {"centre", "a", "b"}  # what a figure needs and a reader does not
+        tables[name] = [{k: v for k, v in row.items() if k not in hidden} for row in rows]
+    return {
+        "fit": result,
+        "tables": tables,
+        "show_params": result.law == "recurrence" or len(result.params) <= 12,
+    }
+
+
+def _figure(drawing: Drawing) -> dict[str, str]:
+    import matplotlib as mpl
+
+    from analysis.figures.drawing import STYLE
+
+    buffer = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        drawing.figure.savefig(buffer, format="png", metadata={"Software": None})
+    return {
+        "name": drawing.name,
+        "caption": drawing.caption,
+        "png": base64.b64encode(buffer.getvalue()).decode(),
+    }

@@ -1,0 +1,130 @@
+"""Everything that follows from one source: each law that its columns allow, and its figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from analysis import test_time as testtime
+from analysis.errors import InputError
+from analysis.fitting import fit
+from analysis.fitting.result import FitResult
+from analysis.isoflop import bias, parabolas
+from analysis.laws import library
+from analysis.table import load as sources
+
+if TYPE_CHECKING:
+    from analysis.figures.drawing import Drawing
+    from analysis.table.load import Table
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """One source, analysed. `refusals` says in words which law could not be tried, and why."""
+
+    table: Table
+    recurrence: parabolas.Recurrence | None
+    test_time: testtime.TestTime | None
+    parametric: dict[str, FitResult]  # training, unified
+    refusals: dict[str, str]  # law -> sentence
+
+    def judgements(self) -> dict[str, list[dict]]:
+        """Tables on whether the laws hold where they were not fitted, by title; as `parcae judge`."""
+        from analysis import api
+
+        out = {}
+        for result in self.results:
+            if result.law == "unified":  # a minute of refits: `parcae judge --law unified`
+                continue
+            try:
+                tables = api.judge_table(self.table, result.law)
+            except InputError as error:
+                out[f"{result.law}: {error}"] = []
+                continue
+            # the recurrence law's own tables hold it already
+            out |= {f"{result.law}: {t}": r for t, r in tables.items() if "parabola" not in t}
+        return out
+
+    @property
+    def results(self) -> tuple[FitResult, ...]:
+        closed = tuple(f.result for f in (self.recurrence, self.test_time) if f is not None)
+        return (*closed, *self.parametric.values())
+
+    def summaries(self) -> list[str]:
+        """One line per law: exponents with intervals, or why there are none."""
+        return [
+            *self.headlines(),
+            *(r.summary() for r in self.parametric.values()),
+            *(f"{law} [{self.table.source}]: {why}" for law, why in self.refusals.items()),
+        ]
+
+    def headlines(self) -> list[str]:
+        """The recurrence law and the test-time curves, a line each, where they could be fitted."""
+        lines = [] if self.recurrence is None else [self.recurrence.result.summary()]
+        return lines if self.test_time is None else [*lines, self.test_time.summary()]
+
+    def drawings(self) -> list[Drawing]:
+        """The figures that the fits allow."""
+        from analysis.figures import parametric as plots_law
+        from analysis.figures import sweeps
+
+        out = []
+        if self.recurrence is not None:
+            out += [sweeps.isoflop(self.recurrence), sweeps.power_laws(self.recurrence)]
+        if self.test_time is not None:
+            out.append(sweeps.test_time(self.test_time))
+        out += [
+            plots_law.observed(self.table, library.get(n), r) for n, r in self.parametric.items()
+        ]
+        if "training" in self.parametric:
+            out.append(plots_law.profiles(self.table, library.get("training")))
+            for draw in (
+                lambda: plots_law.contours(self.table, self.parametric["training"]),
+                lambda: plots_law.frontiers(self.table),
+            ):
+                try:
+                    out.append(draw())
+                except InputError as error:
+                    self.refusals[f"figure {len(out) + 1}"] = str(error)
+        return out
+
+
+def study(table: Table, confidence: float = 0.95) -> Study:
+    """Fit what the table's columns allow.
+
+    Raises:
+        InputError: when no law at all can be fitted, with the reason of each.
+    """
+    refusals: dict[str, str] = {}
+    found = {}
+    for name, fitter in (
+        ("recurrence", _recurrence),
+        ("test-time", testtime.fit_test_time),
+    ):
+        try:
+            found[name] = fitter(table, confidence=confidence)
+        except InputError as error:
+            refusals[name] = str(error)
+    parametric = {}
+    for name in ("training", "unified"):
+        if name == "unified" and "n_loops" not in table.frame:
+            continue  # the same rows as the training law, which says what is missing
+        try:
+            law = library.get(name)
+            kind = fit.default_interval(law)
+            parametric[name] = fit.fit_law(table, law, interval=kind, confidence=confidence)
+        except InputError as error:
+            refusals[name] = str(error)
+    if not found and not parametric:
+        raise InputError("; ".join(f"{law}: {why}" for law, why in refusals.items()))
+    return Study(table, found.get("recurrence"), found.get("test-time"), parametric, refusals)
+
+
+def _recurrence(table: Table, confidence: float) -> parabolas.Recurrence:
+    return bias.judged(parabolas.fit_recurrence(table, confidence))
+
+
+def load(source: str | Path, **options) -> Study:
+    """`study` of a source; options as for `sources.load`."""
+    return study(sources.load(source, **options))

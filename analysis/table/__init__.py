@@ -1,0 +1,1 @@
+"""Where rows come from: sources, columns, units, and the records that sweeps write."""

@@ -1,0 +1,338 @@
+"""The records table: one row per (trial, n_loops). The only contract between sweeps and analysis.
+
+`COLUMNS` is the one place that says which columns there are, their dtype, unit and meaning.
+`validate` refuses what does not fit; nothing is repaired or guessed. Importing this module loads
+neither pandas nor NumPy.
+"""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from analysis.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STATUSES = ("done", "diverged", "failed")
+ARCHITECTURES = ("parcae", "transformer")
+FLOPS_RULES = ("paper", "code", "exact")
+FILE_NAME = "records.parquet"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Column:
+    """One column of the table."""
+
+    name: str
+    kind: Literal["text", "int", "float"]
+    unit: str
+    meaning: str
+    nullable: bool = False
+
+    @property
+    def dtype(self) -> str:
+        """The pandas dtype a validated table has."""
+        if self.kind == "text":
+            return "string"
+        if self.kind == "int":
+            return "Int64" if self.nullable else "int64"
+        return "float64"
+
+
+def _column(name, kind, unit, meaning, nullable=False) -> Column:
+    return Column(name=name, kind=kind, unit=unit, meaning=meaning, nullable=nullable)
+
+
+COLUMNS: tuple[Column, ...] = (
+    _column("trial_id", "text", "-", "hash of what was trained"),
+    _column("sweep", "text", "-", "name of the sweep that holds the run"),
+    _column("status", "text", "-", "done, diverged or failed"),
+    _column("status_reason", "text", "-", "why a run is not done; null when it is", True),
+    _column("preset", "text", "-", "label of the model's shape"),
+    _column("architecture", "text", "-", "parcae (looped) or transformer (fixed depth)"),
+    _column(
+        "injection",
+        "text",
+        "-",
+        "how e enters the loop: parcae, add, concat, ...; none in a transformer",
+        True,
+    ),
+    _column("d_model", "int", "channels", "width of the residual stream"),
+    _column("n_layers", "int", "layers", "unique layers: prelude + core + coda"),
+    _column("n_params", "int", "parameters", "all of them, a tied head once"),
+    _column(
+        "n_params_core", "int", "parameters", "of the looped part, once; none in a transformer"
+    ),
+    _column("n_params_unrolled", "int", "parameters", "N(mu) = total + (mu - 1) * core"),
+    _column("n_params_once", "int", "parameters", "outside the looped part: total - core"),
+    _column("mean_recurrence", "int", "loops", "declared mu_rec; 1 for a transformer"),
+    _column("mean_backprop_depth", "int", "loops", "mu_bwd: of these, with gradient"),
+    _column("depth_scheme", "text", "-", "how depths were drawn; null for a transformer", True),
+    _column("budget_flops", "float", "FLOPs", "what the spec asked for; null: tokens fixed", True),
+    _column("flops_rule", "text", "-", "the rule that budget_flops is counted in"),
+    _column("train_flops_paper", "float", "FLOPs", "spent, by Appendix D of the paper"),
+    _column("train_flops_code", "float", "FLOPs", "spent, as the published code counts"),
+    _column("train_flops_exact", "float", "FLOPs", "spent, by the matmuls that ran"),
+    _column("n_tokens", "int", "tokens", "trained on: n_steps * batch_tokens"),
+    _column("n_steps", "int", "steps", "optimiser steps of the whole training"),
+    _column("batch_tokens", "int", "tokens", "per optimiser step"),
+    _column("context", "int", "tokens", "length of a sequence"),
+    _column("n_loops", "int", "loops", "loops run in this evaluation, T"),
+    _column("val_loss", "float", "nats per token", "validation loss; null unless done", True),
+    _column("val_bpb", "float", "bits per byte", "the same loss per byte; null unless done", True),
+    _column("val_tokens", "int", "tokens", "evaluated on; 0 when nothing was evaluated"),
+    _column("seed", "int", "-", "initialisation, initial states, depths"),
+    _column("data_seed", "int", "-", "order of the rows"),
+    _column("data_fingerprint", "text", "-", "sha256 of the source text"),
+    _column("tokenizer", "text", "-", "bytes or bpe-<ids>"),
+    _column("vocab_size", "int", "ids", "ids the tokenizer uses"),
+    _column("data_epochs", "float", "epochs", "passes over the training text, n_tokens / unique"),
+    _column("muon_lr", "float", "-", "peak learning rate of Muon"),
+    _column("adamw_lr", "float", "-", "peak learning rate of AdamW"),
+    _column("diverged_step", "int", "steps", "where the loss stopped being finite", True),
+    _column("wall_s", "float", "s", "training time, restarts included", True),
+    _column("tokens_per_s", "float", "tokens/s", "trained per second of wall_s", True),
+    _column("device", "text", "-", "what it ran on, by name"),
+    _column("torch_version", "text", "-", "torch.__version__"),
+    _column("git_commit", "text", "-", "of this project; null outside a checkout", True),
+    _column("spec_sha256", "text", "-", "of the spec the run was planned from", True),
+)
+NAMES = tuple(c.name for c in COLUMNS)
+_AT_LEAST_ONE = (
+    "d_model",
+    "n_layers",
+    "n_params",
+    "n_params_unrolled",
+    "mean_recurrence",
+    "mean_backprop_depth",
+    "n_tokens",
+    "n_steps",
+    "batch_tokens",
+    "context",
+    "n_loops",
+    "vocab_size",
+)
+_POSITIVE = ("budget_flops", "train_flops_paper", "train_flops_code", "train_flops_exact")
+
+
+def validate(df: pd.DataFrame, where: str = "records") -> pd.DataFrame:
+    """A copy in canonical column order, dtypes and row order (trial_id, n_loops).
+
+    Args:
+        where: named in messages: the file, or the sweep, the table came from.
+
+    Raises:
+        InputError: at the first thing that does not fit `COLUMNS` or contradicts itself.
+    """
+    _check_names(df, where)
+    out = df[list(NAMES)].copy()
+    for column in COLUMNS:
+        out[column.name] = _typed(out[column.name], column, where)
+    _check_values(out, where)
+    _check_losses(out, where)
+    repeated = out.duplicated(["trial_id", "n_loops"])
+    if repeated.any():
+        row = out[repeated].iloc[0]
+        raise InputError(
+            f"{where}: trial {row.trial_id} has {int(repeated.sum()) + 1} rows for n_loops="
+            f"{row.n_loops}; one row per (trial, n_loops) is needed. Keep one evaluation of it."
+        )
+    return out.sort_values(["trial_id", "n_loops"], kind="stable").reset_index(drop=True)
+
+
+def load(source: str | Path) -> pd.DataFrame:
+    """The validated table of a Parquet or CSV file, or of a sweep folder holding records.parquet.
+
+    Raises:
+        InputError: no such source, not readable, or not a records table.
+    """
+    path = find(source)
+    return validate(read_any(path), where=str(path))
+
+
+def save(df: pd.DataFrame, path: str | Path) -> Path:
+    """Validate and write (.parquet or .csv), atomically: a reader never sees half a table.
+
+    Raises:
+        InputError: if the table does not validate or the suffix is neither of the two.
+    """
+    path = Path(path)
+    table = validate(df, where=str(path))
+    if path.suffix not in (".parquet", ".csv"):
+        raise InputError(
+            f"{path}: records are written as .parquet or .csv, not {path.suffix or 'without a suffix'!r}."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    if path.suffix == ".parquet":
+        table.to_parquet(partial, index=False)
+    else:
+        table.to_csv(partial, index=False, lineterminator="\n")
+    partial.replace(path)
+    return path
+
+
+def find(source: str | Path) -> Path:
+    """The records file that a source names: itself, or records.parquet in a sweep folder or URL."""
+    if "://" in str(source):
+        return _download(str(source))
+    path = Path(source)
+    if path.is_dir():
+        inside = path / FILE_NAME
+        if not inside.is_file():
+            raise InputError(
+                f"{path}: the folder holds no {FILE_NAME}; a finished `parcae run` or "
+                "`parcae collect` writes it there. Give a sweep folder, a .parquet or a .csv file."
+            )
+        return inside
+    if not path.is_file():
+        raise InputError(
+            f"{path}: no such file or folder; give a sweep folder, a .parquet or a .csv file."
+        )
+    return path
+
+
+def _download(url: str) -> Path:
+    """A copy of a records file behind a URL, removed when the process ends."""
+    import fsspec
+
+    target = url if url.endswith((".parquet", ".csv")) else f"{url.rstrip('/')}/{FILE_NAME}"
+    folder = Path(tempfile.mkdtemp(prefix="parcae-records-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = folder / target.rpartition("/")[2]
+    try:
+        with fsspec.open(target, "rb") as file:
+            path.write_bytes(file.read())
+    except (OSError, ImportError, ValueError) as error:
+        raise InputError(
+            f"{target}: cannot be read ({error}); give the URL of a sweep's folder that "
+            "`parcae collect` has been run on, or of a .parquet or .csv file."
+        ) from error
+    return path
+
+
+def read_any(path: Path) -> pd.DataFrame:
+    """A Parquet or CSV file as it stands, unchecked.
+
+    Raises:
+        InputError: another suffix, or content that does not parse.
+    """
+    import pandas as pd
+
+    try:
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        if path.suffix == ".csv":
+            # an identifier of digits alone must stay text, or its leading zeros are lost
+            text = {c.name: "string" for c in COLUMNS if c.kind == "text"}
+            return pd.read_csv(path, dtype=text)
+    except (ValueError, OSError) as error:  # pyarrow's and pandas' parse errors are ValueErrors
+        raise InputError(
+            f"{path}: cannot be read as {path.suffix[1:]} ({error}); write it again."
+        ) from error
+    raise InputError(f"{path}: the suffix is {path.suffix!r}; .parquet or .csv is needed.")
+
+
+def sha256(df: pd.DataFrame) -> str:
+    """Hash of a table's content: names, values and row order, not the file that carried it."""
+    import hashlib
+
+    text = df.to_csv(index=False, lineterminator="\n", float_format="%.17g")
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_names(df: pd.DataFrame, where: str) -> None:
+    missing = [n for n in NAMES if n not in df.columns]
+    unknown = [str(n) for n in df.columns if n not in NAMES]
+    if unknown:
+        raise InputError(
+            f"{where}: unknown column {unknown[0]!r}{nearest(unknown[0], missing or NAMES)}. "
+            f"The {len(NAMES)} columns of a records table are listed in analysis/table/records.py."
+        )
+    if missing:
+        raise InputError(
+            f"{where}: {len(missing)} of {len(NAMES)} columns missing ({', '.join(missing[:6])}"
+            f"{', ...' if len(missing) > 6 else ''}); map another table with --columns instead."
+        )
+    if not len(df):
+        raise InputError(f"{where}: the table has no rows; a run must have ended before a fit.")
+
+
+def _typed(values: pd.Series, column: Column, where: str) -> pd.Series:
+    import pandas as pd
+
+    empty = values.isna()
+    if empty.any() and not column.nullable:
+        raise InputError(
+            f"{where}: column {column.name!r} is empty in {int(empty.sum())} of {len(values)} rows;"
+            f" every row needs it ({column.meaning})."
+        )
+    if column.kind == "text":
+        return values.astype("string")
+    try:
+        numbers = pd.to_numeric(values).astype("float64")
+        if column.kind == "int" and ((numbers % 1).dropna() != 0).any():
+            raise ValueError(f"not whole: {numbers[(numbers % 1) > 0].iloc[0]}")
+        if column.kind == "int":
+            return pd.to_numeric(values).astype(column.dtype)
+        return numbers
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{where}: column {column.name!r} needs a {column.kind} in {column.unit}: {error}."
+        ) from error
+
+
+def _check_values(df: pd.DataFrame, where: str) -> None:
+    for name, allowed in (
+        ("status", STATUSES),
+        ("architecture", ARCHITECTURES),
+        ("flops_rule", FLOPS_RULES),
+    ):
+        wrong = df.loc[~df[name].isin(allowed), name]
+        if len(wrong):
+            raise InputError(
+                f"{where}: {name} is {wrong.iloc[0]!r} in {len(wrong)} rows; it must be one of "
+                f"{', '.join(allowed)}."
+            )
+    for name in _AT_LEAST_ONE:
+        _refuse(df, where, df[name] < 1, name, "at least 1")
+    for name in _POSITIVE:
+        _refuse(df, where, df[name] <= 0, name, "above 0")
+    shallow = df.mean_backprop_depth > df.mean_recurrence
+    _refuse(df, where, shallow, "mean_backprop_depth", "at most mean_recurrence")
+    looped = (df.architecture == "transformer") & (df.mean_recurrence != 1)
+    _refuse(df, where, looped, "mean_recurrence", "1 for a transformer")
+    unequal = df.n_tokens != df.n_steps * df.batch_tokens
+    _refuse(df, where, unequal, "n_tokens", "n_steps * batch_tokens")
+    unrolled = df.n_params + (df.mean_recurrence - 1) * df.n_params_core
+    wrong = df.n_params_unrolled != unrolled
+    _refuse(df, where, wrong, "n_params_unrolled", "n_params + (mean_recurrence - 1) * core")
+    wrong = df.n_params_once != df.n_params - df.n_params_core
+    _refuse(df, where, wrong, "n_params_once", "n_params - n_params_core")
+
+
+def _check_losses(df: pd.DataFrame, where: str) -> None:
+    import numpy as np
+
+    done = df.status == "done"
+    bad = done & ~((df.val_loss > 0) & np.isfinite(df.val_loss))
+    _refuse(df, where, bad, "val_loss", "finite and above 0 for a run that is done")
+    _refuse(df, where, ~done & df.val_loss.notna(), "val_loss", "empty unless the run is done")
+    unexplained = ~done & df.status_reason.isna()
+    _refuse(df, where, unexplained, "status_reason", "a reason when the run is not done")
+
+
+def _refuse(df: pd.DataFrame, where: str, bad: pd.Series, name: str, needed: str) -> None:
+    bad = bad.fillna(False)  # a null in a nullable column is not a contradiction
+    if bad.any():
+        row = df[bad].iloc[0]
+        raise InputError(
+            f"{where}: trial {row.trial_id} (n_loops={row.n_loops}) has {name}={row[name]}; it must "
+            f"be {needed}. {int(bad.sum())} rows are concerned; correct them or leave them out."
+        )

@@ -1,0 +1,244 @@
+"""The test-time law of every run: loss against loops run at evaluation, L_inf + Z exp(-z T).
+
+Each run's curve is fitted by itself, by least squares on log loss; the result gathers the curves.
+A run whose loss does not fall with loops, or has too few of them, is named and has no numbers.
+Source: Parcae (arXiv:2604.12946), test-time saturation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from analysis.errors import InputError
+from analysis.fitting import fit
+from analysis.fitting import intervals as uncertainty
+from analysis.fitting.result import Dropped, FitResult, Param
+from analysis.laws import library
+from analysis.table import load
+
+if TYPE_CHECKING:
+    from analysis.laws.library import Law
+    from analysis.table.load import Table
+
+MIN_LOOPS = 4  # three parameters, and one observation to judge them by
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One run: what was measured, and what the form gives."""
+
+    run: str
+    label: str  # for legends: mu and budget
+    mean_recurrence: float | None
+    budget_flops: float | None
+    n_loops: np.ndarray
+    val_loss: np.ndarray
+    values: dict[str, float] | None  # None when no fit follows
+    intervals: dict[str, tuple[float | None, float | None]]
+    objective: float | None  # half the sum of squared log residuals
+    problem: str  # empty when the fit stands
+    scaled: fit.Scaled | None = None  # what was fitted, for questions that go on from there
+    theta: np.ndarray | None = None  # its optimum
+
+
+@dataclass(frozen=True, slots=True)
+class TestTime:
+    """The gathered result, and the curves that the figure draws."""
+
+    __test__ = False  # the name is the law's; pytest would collect it
+
+    result: FitResult
+    curves: tuple[Curve, ...]
+    law: Law
+    table: Table
+
+    def summary(self) -> str:
+        """One line: how many curves the form fits, and the parameters at the largest budget."""
+        sound = [c for c in self.curves if c.values is not None and not c.problem]
+        text = f"{len(sound)} of {len(self.curves)} curves follow {self.law.formula}"
+        if sound:
+            top = max(c.budget_flops or 0.0 for c in sound)
+            shown = sorted(
+                (c for c in sound if (c.budget_flops or 0.0) == top),
+                key=lambda c: c.mean_recurrence or 0.0,
+            )
+            text += "; " + "; ".join(f"{c.label}: {_values(c)}" for c in shown[:3])
+        left = len(self.curves) - len(sound)
+        return f"{self.law.name} [{self.table.source}]: {text}" + (
+            f"; of {left} the report says why they do not" if left else ""
+        )
+
+
+def fit_test_time(
+    table: Table, form: str = "test-time", confidence: float = 0.95, n_starts: int = 8
+) -> TestTime:
+    """Fit one form to each run's curve.
+
+    Args:
+        table: rows with n_loops and val_loss; trial_id tells runs apart (one run without it).
+        form: one of `laws.TEST_TIME_FORMS`.
+
+    Raises:
+        InputError: columns or values missing, T below 1, or no run with enough loops.
+    """
+    law = library.get(form)
+    if not law.per_run:
+        raise InputError(
+            f"law {form!r} is not fitted run by run; use one of {', '.join(library.TEST_TIME_FORMS)}."
+        )
+    table = load.need(table, ("n_loops", "val_loss"), law.name)
+    _refuse_below_one(table)
+    curves, dropped = [], []
+    for run, rows in _runs(table):
+        distinct = rows.n_loops.nunique()
+        if distinct < MIN_LOOPS:
+            dropped.append((run, len(rows), distinct))
+            continue
+        curves.append(_curve(run, rows, law, confidence, n_starts))
+    if not curves:
+        most = max(n for *_, n in dropped)
+        raise InputError(
+            f"{table.source}: no run is evaluated at {MIN_LOOPS} numbers of loops (most: {most}); a "
+            "curve needs that many. Evaluate at more loops."
+        )
+    lost = sum(n for _, n, _ in dropped)
+    reason = f"runs evaluated at fewer than {MIN_LOOPS} numbers of loops ({len(dropped)} runs)"
+    gone = (*table.dropped, *([Dropped(reason=reason, n_rows=lost)] if lost else []))
+    return TestTime(
+        _gather(table, law, curves, gone, confidence, n_starts), tuple(curves), law, table
+    )
+
+
+def _gather(table, law, curves, dropped, confidence, n_starts) -> FitResult:
+    single = len(curves) == 1
+    params = []
+    for curve in curves:
+        for p in law.params:
+            low, high = curve.intervals.get(p.name, (None, None))
+            params.append(
+                Param(
+                    name=p.name if single else f"{p.name}[{curve.run}]",
+                    value=None if curve.values is None else curve.values[p.name],
+                    ci_low=low,
+                    ci_high=high,
+                    unit=p.unit,
+                )
+            )
+    fitted = [c for c in curves if c.values is not None]
+    return FitResult(
+        law=law.name,
+        formula=law.formula,
+        source=table.source,
+        params=tuple(params),
+        confidence=confidence,
+        interval_method="linearised least squares, Student t; from the misfit of the form along one "
+        "run's curve, not from differences between seeds",
+        n_obs=sum(len(c.n_loops) for c in curves),
+        dropped=dropped,
+        objective=sum(c.objective for c in fitted) if fitted else None,
+        objective_name=f"{fit.objective_name('log-lsq', 0)} over {len(fitted)} runs",
+        n_starts=n_starts,
+        n_starts_at_best=n_starts if fitted else 0,
+        data_sha256=table.sha256,
+        flops_rule=table.flops_rule,
+        tables={"curves": [_row(c) for c in curves]},
+        notes=table.notes,
+        problems=tuple(f"run {c.run} ({c.label}): {c.problem}" for c in curves if c.problem),
+    )
+
+
+def _row(curve: Curve) -> dict:
+    row = {
+        "run": curve.run,
+        "label": curve.label,
+        "mean_recurrence": curve.mean_recurrence,
+        "budget_flops": curve.budget_flops,
+        "n_points": len(curve.n_loops),
+        "problem": curve.problem,
+    }
+    row |= curve.values or {}
+    if curve.values and curve.objective is not None:
+        n = len(curve.n_loops)
+        row["rms_log_residual"] = float(np.sqrt(2 * curve.objective / n))
+    return row
+
+
+def _curve(run, rows, law, confidence, n_starts) -> Curve:
+    loops, loss = np.array(rows.n_loops, dtype=float), np.array(rows.val_loss, dtype=float)
+    mu, budget = _one(rows, "mean_recurrence"), _one(rows, "budget_flops")
+    label = ", ".join(
+        text
+        for text in (
+            "" if mu is None else f"mu {mu:g}",
+            "" if budget is None else f"{budget:.3g} FLOPs",
+        )
+        if text
+    )
+    common = (str(run), label or str(run), mu, budget, loops, loss)
+    order = np.argsort(loops)
+    if loss[order[-1]] >= loss[order[0]]:
+        words = (
+            f"the loss does not fall with loops ({loss[order[0]]:.4f} at T = {loops[order[0]]:g}, "
+            f"{loss[order[-1]]:.4f} at T = {loops[order[-1]]:g}); a saturating curve does not apply"
+        )
+        return Curve(*common, None, {}, None, words)
+    columns = {"n_loops": loops}
+    scaled = fit.scale(law, columns, loss, "log-lsq")
+    best = fit.search(scaled, n_starts, np.random.default_rng(0))
+    bounds = uncertainty.linear(scaled, best.theta, confidence)
+    values = {k: float(v[0]) for k, v in scaled.values(best.theta[None]).items()}
+    faults = [
+        *fit.search_problems(best),
+        *fit.at_bounds(scaled, best.theta).values(),
+        *bounds.problems,
+        *_plateau(loops, values),
+    ]
+    intervals = {n: (bounds.low.get(n), bounds.high.get(n)) for n in law.names}
+    return Curve(*common, values, intervals, best.objective, "; ".join(faults), scaled, best.theta)
+
+
+def _values(curve: Curve) -> str:
+    parts = []
+    for name, value in curve.values.items():
+        low, high = curve.intervals.get(name, (None, None))
+        bounds = "" if low is None or high is None else f" [{low:.4g}, {high:.4g}]"
+        parts.append(f"{name} {value:.4g}{bounds}")
+    return ", ".join(parts)
+
+
+def _plateau(loops: np.ndarray, values: dict[str, float]) -> list[str]:
+    """z and Z hang on points off the plateau; with one such point they are not identified."""
+    if "z" not in values or "L_inf" not in values:
+        return []
+    off = np.exp(-values["z"] * (loops - loops.min())) > 1e-3
+    if values["z"] > 0 and off.sum() < 2:
+        return [
+            f"only one point (T = {loops.min():g}) lies off the plateau: z and Z cannot be told "
+            "apart, only L_inf is determined"
+        ]
+    return []
+
+
+def _runs(table: Table):
+    if "trial_id" not in table.frame:
+        return [("all rows", table.frame)]
+    return list(table.frame.groupby("trial_id", sort=False))
+
+
+def _one(rows, name: str) -> float | None:
+    if name not in rows:
+        return None
+    value = rows[name].iloc[0]
+    return None if value != value else float(value)
+
+
+def _refuse_below_one(table: Table) -> None:
+    low = table.frame.n_loops.min()
+    if low < 1:
+        raise InputError(
+            f"{table.source}: n_loops is {low:g} in a row; a looped model runs at least once, so "
+            'T >= 1 is needed. Leave it out with --where "n_loops>=1".'
+        )

@@ -1,0 +1,205 @@
+"""Does a law hold? Errors on budgets it has not seen, forms against each other, single runs' weight.
+
+Training error always favours the law with more parameters; these are the comparisons that do not.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from analysis.errors import InputError
+from analysis.fitting import fit
+from analysis.isoflop import parabolas
+from analysis.laws import library
+from analysis.laws.library import Law
+from analysis.table import load
+
+if TYPE_CHECKING:
+    from analysis.table.load import Table
+
+DELTA = 1e-3  # of the Huber errors compared, as in the paper's table
+
+
+def held_out_budgets(table: Table, law: Law, n_starts: int = 8) -> list[dict]:
+    """Relative error on each budget when fitted to the others, and on the largest from the smaller.
+
+    Raises:
+        InputError: without budgets, or with fewer than three.
+    """
+    columns, y, table = fit.observations(table, law)
+    if "budget_flops" not in table.frame or table.frame.budget_flops.nunique() < 3:
+        raise InputError(
+            f"{table.source}: holding a budget out needs budget_flops with three values or more."
+        )
+    budgets = table.frame.budget_flops.to_numpy(float)
+    rows = []
+    for budget in np.unique(budgets):
+        seen = budgets != budget
+        if seen.sum() <= len(law.params):
+            continue
+        part = {k: v[seen] for k, v in columns.items()}
+        scaled = fit.scale(law, part, y[seen])
+        best = fit.search(scaled, n_starts, np.random.default_rng(0))
+        values = {k: float(v[0]) for k, v in scaled.values(best.theta[None]).items()}
+        gone = {k: v[~seen] for k, v in columns.items()}
+        error = law.predict(values, gone) / y[~seen] - 1
+        rows.append(
+            {
+                "held_out_flops": float(budget),
+                "extrapolates": bool(budget == budgets.max()),
+                "n_rows": int((~seen).sum()),
+                "mean_error": float(error.mean()),
+                "mean_abs_error": float(np.abs(error).mean()),
+            }
+        )
+    return rows
+
+
+def leave_one_budget_out(table: Table, confidence: float = 0.95) -> list[dict]:
+    """The recurrence exponents without each budget in turn; None where none follows."""
+    found = parabolas.fit_recurrence(table, confidence)
+    rows = []
+    for budget in sorted({p.budget_flops for p in found.parabolas}):
+        rest = found.table.keep(found.table.frame.budget_flops != budget, "held out")
+        without = parabolas.fit_recurrence(rest, confidence).result
+        rows.append(
+            {
+                "without_flops": budget,
+                "gamma_mu": without["gamma_mu"].value,
+                "gamma_D": without["gamma_D"].value,
+            }
+        )
+    return rows
+
+
+def compare_forms(table: Table) -> list[dict]:
+    """The test-time forms on every run: all loops, T > mu after a fit to T <= mu, and AICc.
+
+    Errors are mean Huber (delta 1e-3) of log-loss residuals per point, averaged over runs.
+    Source: Parcae (arXiv:2604.12946), comparison of test-time forms.
+    """
+    table = load.need(table, ("n_loops", "val_loss"), "test-time")
+    runs = _curves(table)
+    if not runs:
+        raise InputError(
+            f"{table.source}: no run has six numbers of loops; comparing forms needs that many."
+        )
+    rows = []
+    for name in library.TEST_TIME_FORMS:
+        law = library.get(name)
+        scores = [_score(law, *run) for run in runs]
+        ahead = [s["ahead"] for s in scores if s["ahead"] is not None]
+        rows.append(
+            {
+                "law": name,
+                "formula": law.formula,
+                "n_runs": len(runs),
+                "mean_huber": float(np.mean([s["all"] for s in scores])),
+                "mean_huber_beyond_mu": float(np.mean(ahead)) if ahead else None,
+                "n_runs_beyond_mu": len(ahead),
+                "aicc": float(sum(s["aicc"] for s in scores)),
+            }
+        )
+    return sorted(rows, key=lambda r: r["mean_huber"])
+
+
+def compare_laws(table: Table, names: tuple[str, ...] = ("training", "iso-depth")) -> list[dict]:
+    """Laws of the same rows against each other: AICc, and errors on budgets held out.
+
+    AICc is of least squares on log loss; a lower one by 10 leaves the other law hardly any support
+    (Burnham & Anderson 2002, section 2.6). A law that the rows cannot bear is listed with the reason.
+    """
+    rows = []
+    for name in names:
+        law = library.get(name)
+        row = {"law": name, "n_params": len(law.params)}
+        try:
+            columns, y, _ = fit.observations(table, law)
+            scaled = fit.scale(law, columns, y, "log-lsq")
+            best = fit.search(scaled, 16, np.random.default_rng(0))
+            row["aicc"] = _aicc(2 * best.objective, len(y), len(law.params))
+            held = held_out_budgets(table, law)
+            row["mean_abs_error"] = float(np.mean([h["mean_abs_error"] for h in held]))
+            ahead = [h["mean_abs_error"] for h in held if h["extrapolates"]]
+            row["largest_budget_error"] = ahead[0] if ahead else None
+            row["reason"] = ""
+        except InputError as error:
+            row |= {"aicc": None, "mean_abs_error": None, "largest_budget_error": None}
+            row["reason"] = str(error)
+        rows.append(row)
+    return rows
+
+
+def influence(table: Table, law: Law) -> list[dict]:
+    """What leaving out each row does to each parameter, in units of its spread over all of these.
+
+    A jackknife: the spread is its standard error, so that 1 means "this row moves it by one".
+    """
+    from analysis.fitting import intervals
+
+    columns, y, table = fit.observations(table, law)
+    scaled = fit.scale(law, columns, y)
+    best = fit.search(scaled, 16, np.random.default_rng(0))
+    n = len(y)
+    draws, _ = intervals.refits(scaled, best.theta, 1 - np.eye(n))
+    natural = draws @ scaled.to_natural.T
+    shift = natural - scaled.to_natural @ best.theta
+    error = np.sqrt((n - 1) / n * ((natural - natural.mean(axis=0)) ** 2).sum(axis=0))
+    moved = shift / np.maximum(error, 1e-300)
+    order = np.argsort(-np.abs(moved).max(axis=1))
+    names = [
+        c for c in ("trial_id", "budget_flops", "mean_recurrence", "n_loops") if c in table.frame
+    ]
+    return [
+        {c: _plain(table.frame[c].iloc[i]) for c in names}
+        | {"row": int(i) + 1}
+        | {p.name: float(moved[i, j]) for j, p in enumerate(law.params)}
+        for i in order
+    ]
+
+
+def _curves(table: Table):
+    """(loops, losses, mu) of every run whose loss falls over six or more numbers of loops."""
+    frame = table.frame
+    groups = frame.groupby("trial_id", sort=False) if "trial_id" in frame else [("all", frame)]
+    out = []
+    for _, rows in groups:
+        rows = rows.sort_values("n_loops")
+        loops, losses = np.array(rows.n_loops, dtype=float), np.array(rows.val_loss, dtype=float)
+        if len(np.unique(loops)) >= 6 and losses[-1] < losses[0]:
+            mu = rows.mean_recurrence.iloc[0] if "mean_recurrence" in rows else None
+            out.append((loops, losses, mu))
+    return out
+
+
+def _score(law: Law, loops, losses, mu) -> dict:
+    from analysis.fitting.objective import huber
+
+    def fitted(mask):
+        scaled = fit.scale(law, {"n_loops": loops[mask]}, losses[mask], "log-lsq")
+        best = fit.search(scaled, 8, np.random.default_rng(0))
+        values = {k: float(v[0]) for k, v in scaled.values(best.theta[None]).items()}
+        return np.log(law.predict(values, {"n_loops": loops}) / losses)
+
+    everything = np.ones(len(loops), dtype=bool)
+    r = fitted(everything)
+    aicc = _aicc(float(r @ r), len(r), len(law.params))
+    ahead = None
+    if mu is not None:
+        seen = loops <= mu
+        if seen.sum() > len(law.params) and (~seen).sum() >= 1:
+            ahead = float(huber(fitted(seen)[~seen], DELTA).mean())
+    return {"all": float(huber(r, DELTA).mean()), "ahead": ahead, "aicc": aicc}
+
+
+def _aicc(squares: float, n: int, n_params: int) -> float:
+    """From a sum of squared residuals; the variance counts as a parameter too."""
+    k = n_params + 1
+    correction = 2 * k * (k + 1) / (n - k - 1) if n > k + 1 else np.inf
+    return float(n * np.log(max(squares / n, 1e-300)) + 2 * k + correction)
+
+
+def _plain(value):
+    return value if isinstance(value, str) else float(value)

@@ -1,0 +1,1 @@
+"""What a trial costs, in closed form: parameters, FLOPs, memory. Free of torch."""

@@ -1,0 +1,1 @@
+"""Checkpoints of ours and of the published format, and the models in them."""

@@ -1,0 +1,400 @@
+"""Read and write checkpoints in the published implementation's format.
+
+A folder with `config.json` (class ParcaeConfig or GPTConfig) and `model.pt` or `pytorch_model.bin`,
+a plain state dict. What we do not know is refused by name: a number about some other model is
+worse than none. Format: REFERENCE.md; SandyResearch/parcae @ dee8363, `save_pretrained`.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parcae_core.config import ModelConfig
+from parcae_core.errors import UserError
+from parcae_core.model.parcae import Parcae, build_model
+
+WEIGHT_FILES = ("model.pt", "pytorch_model.bin")
+
+# Options that would change the forward; only these values are what parcae_core.model.parcae computes.
+_FIXED: dict[str, Any] = {
+    "bias": False,
+    "qk_bias": False,
+    "clip_qkv": None,
+    "logit_softcap": None,
+    "use_abacus": False,
+    "randomize_positions_from": None,
+    "mup_model_scaling_factor": 1,
+    "debias_attention": False,
+    "center_attention": False,
+    "simple_ops": False,
+    "block_class_name": "TransformerPreNormBlock",
+    "norm_class_name": "RMSNorm",
+}
+# Initialisations without an embedding or logit scale in the forward.
+_UNSCALED_INITS = ("scaled-zero", "scaled", "scaled-geiping", "small")
+_MLPS = {("BaseMLP", "ReLU2"): "relu2", ("GatedMLP", "SiLU"): "swiglu"}
+_INJECTIONS = {"diagonal": "diagonal", "linear": "concat", "add": "add"}
+# Read below, or without influence on the forward at a given number of loops.
+_READ = {
+    "_class_name", "block_size", "n_embd", "intermediate_size", "num_attention_heads",
+    "num_key_value_heads", "padded_vocab_size", "rope_settings", "norm_eps", "mlp_class_name",
+    "nonlin_name", "qk_norm", "tie_embeddings", "use_fused_head", "init_strategy", "n_layer",
+    "injection_type", "n_layers_in_prelude", "n_layers_in_recurrent_block", "n_layers_in_coda",
+    "recurrent_embedding_dimension", "recurrent_intermediation_embedding_dimension",
+    "recurrent_num_attention_heads", "prelude_norm",
+}  # fmt: skip
+_TRAINING_ONLY = {
+    "name", "hf_config", "vocab_size", "padding_multiple", "init_orthogonal",
+    "skip_initialization", "activation_checkpoint_impl", "strategy", "attn_impl", "state_init",
+    "sampling_scheme", "mean_recurrence", "mean_backprop_depth", "lockstep_n", "lockstep_k",
+    "curriculum_target", "recurrent_iteration_method", "model_class_name",
+    "_is_recurrent_block_config",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UpstreamCheckpoint:
+    """A published model in our form; `settings` is its config.json, kept for writing it back."""
+
+    model: Parcae
+    settings: dict[str, Any]
+
+    @property
+    def mean_recurrence(self) -> int:
+        """Training depth it declares; 1 for the Transformer."""
+        return int(self.settings.get("mean_recurrence", 1))
+
+
+def is_upstream(folder: Path) -> bool:
+    """Whether a folder looks like a published checkpoint."""
+    path = folder / "config.json"
+    return path.is_file() and '"_class_name"' in path.read_text(errors="replace")
+
+
+def load_upstream(folder: Path) -> UpstreamCheckpoint:
+    """Read a published checkpoint.
+
+    Raises:
+        UserError: missing or damaged files, a pickle that carries code, options or tensors we do
+            not know, tensors that are missing or have another shape. Nothing is half-loaded.
+    """
+    settings = _read_settings(folder / "config.json")
+    config = model_config(settings, where=folder / "config.json")
+    weights_path = next((folder / f for f in WEIGHT_FILES if (folder / f).is_file()), None)
+    if weights_path is None:
+        raise UserError(f"{folder}: no weights; looked for {' and '.join(WEIGHT_FILES)}")
+    state = _read_state(weights_path)
+    model = build_model(config, seed=0, device="meta")
+    wanted = {theirs: ours for ours, theirs in tensor_names(model).items()}
+    _check_head_and_rotary(state, config, weights_path)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    loaded: dict[str, Tensor] = {}
+    known = {*wanted, "freqs_cis"} | ({"lm_head.weight"} if config.tie_embeddings else set())
+    problems = [f"{name} is not in this model" for name in sorted(set(state) - known)]
+    for theirs, ours in wanted.items():
+        if theirs not in state:
+            problems.append(f"{theirs} is missing")
+            continue
+        tensor = _to_ours(ours, state[theirs], settings)
+        if ours.endswith(".mlp.gate+up.weight"):
+            halves = dict(zip(("gate", "up"), tensor.chunk(2), strict=True))
+            found = {ours.replace("gate+up", half): t for half, t in halves.items()}
+        else:
+            found = {ours: tensor}
+        for name, value in found.items():
+            if tuple(value.shape) != shapes[name]:
+                problems.append(f"{theirs} has shape {tuple(value.shape)}, needed {shapes[name]}")
+            loaded[name] = value.to(torch.float32)
+    if problems:
+        raise UserError(_listed(weights_path, "does not fit its config.json", problems))
+    model = build_model(config, seed=0)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(loaded[name])
+    return UpstreamCheckpoint(model=model, settings=settings)
+
+
+def save_upstream(checkpoint: UpstreamCheckpoint, folder: Path) -> None:
+    """Write a checkpoint in the published format; the inverse of `load_upstream`."""
+    model, settings = checkpoint.model, checkpoint.settings
+    if model_config(settings, where="settings") != model.config:
+        raise ValueError("settings describe another model than the one given")
+    ours = dict(model.named_parameters())
+    state: dict[str, Tensor] = {"freqs_cis": _freqs_cis(model)}
+    for name, theirs in tensor_names(model).items():
+        if name.endswith(".mlp.gate+up.weight"):
+            halves = [ours[name.replace("gate+up", half)].detach() for half in ("gate", "up")]
+            state[theirs] = torch.cat(halves)
+        else:
+            tensor = ours[name].detach().clone()
+            state[theirs] = (
+                tensor.T.contiguous() if name == "head.weight" and _transposed(settings) else tensor
+            )
+    if model.config.tie_embeddings:
+        state["lm_head.weight"] = state["transformer.wte.weight"]
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(state, folder / WEIGHT_FILES[0])
+    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def upstream_settings(
+    config: ModelConfig, *, mean_recurrence: int = 1, mean_backprop_depth: int = 1
+) -> dict[str, Any]:
+    """The published config.json of one of our models.
+
+    Raises:
+        UserError: if the published implementation has no such model.
+    """
+    c = config
+    mlp = next(pair for pair, ours in _MLPS.items() if ours == c.mlp)
+    common = dict(_FIXED) | {
+        "block_size": c.context,
+        "n_embd": c.d_model,
+        "intermediate_size": c.d_ff,
+        "num_attention_heads": c.n_head,
+        "num_key_value_heads": c.layer_kv_heads(0),
+        "vocab_size": c.vocab_size,
+        "padded_vocab_size": c.vocab_size,
+        "rope_settings": {"use_rope": True, "rope_condense_ratio": 1, "rope_base": c.rope_base},
+        "norm_eps": c.norm_eps,
+        "mlp_class_name": mlp[0],
+        "nonlin_name": mlp[1],
+        "qk_norm": c.qk_norm,
+        "tie_embeddings": c.tie_embeddings,
+        "init_strategy": "scaled-zero",
+        "init_orthogonal": True,
+        "use_fused_head": "pytorch",
+    }
+    if c.is_transformer:
+        settings = common | {"n_layer": c.n_layers, "_class_name": "GPTConfig"}
+    else:
+        injection = next((k for k, v in _INJECTIONS.items() if v == c.injection), None)
+        settings = common | {
+            "injection_type": injection,
+            "n_layers_in_prelude": c.n_prelude,
+            "n_layers_in_recurrent_block": c.n_core,
+            "n_layers_in_coda": c.n_coda,
+            "recurrent_embedding_dimension": c.state_width,
+            "recurrent_intermediation_embedding_dimension": c.layer_ff(c.n_prelude),
+            "recurrent_num_attention_heads": c.layer_heads(c.n_prelude),
+            "prelude_norm": c.prelude_norm,
+            "state_init": "like-init",
+            "mean_recurrence": mean_recurrence,
+            "mean_backprop_depth": mean_backprop_depth,
+            "sampling_scheme": "poisson-truncated-full",
+            "recurrent_iteration_method": "per-sequence",
+            "_class_name": "ParcaeConfig",
+        }
+    if settings.get("injection_type", "") is None or model_config(settings, where="model") != c:
+        raise UserError(
+            f"this model (injection={c.injection!r}, residual_norm={c.residual_norm}, "
+            f"readout={c.readout}, value_embeddings={c.value_embeddings}) does not exist in the "
+            "published format; save it as safetensors instead"
+        )
+    return settings
+
+
+def model_config(settings: dict[str, Any], *, where: Path | str) -> ModelConfig:
+    """Our configuration of a published one.
+
+    Raises:
+        UserError: an unknown class, key, or a value that would change the forward.
+    """
+    kind = settings.get("_class_name")
+    if kind not in ("ParcaeConfig", "GPTConfig"):
+        raise UserError(f"{where}: _class_name is {kind!r}; ParcaeConfig or GPTConfig was expected")
+    unknown = sorted(set(settings) - _READ - _TRAINING_ONLY - set(_FIXED))
+    if unknown:
+        raise UserError(_listed(where, "has keys we do not know", unknown))
+    for key, value in _FIXED.items():
+        if settings.get(key, value) != value:
+            raise UserError(f"{where}: {key} is {settings[key]!r}; only {value!r} is supported")
+    init = settings.get("init_strategy", "scaled")
+    if init not in _UNSCALED_INITS:
+        raise UserError(
+            f"{where}: init_strategy is {init!r}, which may scale embeddings or logits; "
+            f"supported are {', '.join(_UNSCALED_INITS)}"
+        )
+    mlp = (settings.get("mlp_class_name", "BaseMLP"), settings.get("nonlin_name", "GELU"))
+    if mlp not in _MLPS:
+        raise UserError(
+            f"{where}: MLP {mlp[0]} with {mlp[1]} is not supported; known: {list(_MLPS)}"
+        )
+    rope = settings.get("rope_settings") or {}
+    if not rope.get("use_rope", True) or rope.get("rope_condense_ratio", 1) != 1:
+        raise UserError(f"{where}: rope_settings {rope} are not supported; plain rotary is needed")
+    try:
+        return _model_config(settings, _MLPS[mlp], float(rope.get("rope_base", 50_000)))
+    except KeyError as error:
+        raise UserError(f"{where}: key {error} is missing") from None
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _model_config(settings: dict[str, Any], mlp: str, rope_base: float) -> ModelConfig:
+    n_head = settings["num_attention_heads"]
+    kv = settings.get("num_key_value_heads") or n_head
+    shared = {
+        "vocab_size": settings["padded_vocab_size"],
+        "context": settings["block_size"],
+        "d_model": settings["n_embd"],
+        "n_head": n_head,
+        "n_kv_head": None if kv == n_head else kv,
+        "d_ff": settings["intermediate_size"],
+        "mlp": mlp,
+        "qk_norm": settings.get("qk_norm", False),
+        "tie_embeddings": settings.get("tie_embeddings", False),
+        "rope_base": rope_base,
+        "norm_eps": settings.get("norm_eps", 1e-5),
+    }
+    if settings["_class_name"] == "GPTConfig":
+        n = settings["n_layer"]
+        # the split is only ours to name: a Transformer runs every layer once
+        third = n // 3
+        return ModelConfig(
+            **shared,
+            n_prelude=third,
+            n_core=n - 2 * third,
+            n_coda=third,
+            injection="none",
+            prelude_norm=False,
+        )
+    width = settings["recurrent_embedding_dimension"]
+    core_heads = settings.get("recurrent_num_attention_heads") or n_head
+    core_ff = settings["recurrent_intermediation_embedding_dimension"]
+    plain_ff = shared["d_ff"] * width // shared["d_model"]
+    if settings["injection_type"] not in _INJECTIONS:
+        raise ValueError(f"injection_type is {settings['injection_type']!r}")
+    return ModelConfig(
+        **shared,
+        n_prelude=settings["n_layers_in_prelude"],
+        n_core=settings["n_layers_in_recurrent_block"],
+        n_coda=settings["n_layers_in_coda"],
+        d_state=None if width == shared["d_model"] else width,
+        core_n_head=None if core_heads == n_head == kv else core_heads,
+        core_d_ff=None if core_ff == plain_ff else core_ff,
+        injection=_INJECTIONS[settings["injection_type"]],
+        prelude_norm=settings.get("prelude_norm", False),
+    )
+
+
+def tensor_names(model: Parcae) -> dict[str, str]:
+    """Our parameter name -> the published one; fused gate and up projections as `gate+up`."""
+    c = model.config
+    names: dict[str, str] = {}
+    for name, _ in model.named_parameters():
+        if name.endswith(".mlp.gate.weight"):
+            continue  # with its up projection
+        if name.endswith(".mlp.up.weight") and c.mlp == "swiglu":
+            name = name.replace(".mlp.up.", ".mlp.gate+up.")
+        names[name] = _their_name(name, c)
+    return names
+
+
+def _their_name(name: str, c: ModelConfig) -> str:
+    top = {
+        "embedding.weight": "transformer.wte.weight",
+        "norm_final.weight": "transformer.ln_f.weight",
+        "norm_prelude.weight": "transformer.ln_prelude.weight",
+        "readout.weight": "transformer.C.weight",
+        "injection.a_log": "transformer.adapter.A_log",
+        "injection.dt_bias": "transformer.adapter.dt_bias",
+        "injection.B": "transformer.adapter.B",
+        "injection.weight": "transformer.adapter.adapter.weight",
+        "head.weight": "lm_head.weight",
+    }
+    if name in top:
+        return top[name]
+    if name.startswith("value_embeddings."):
+        return name.replace("value_embeddings", "value_embeds")
+    part, index, rest = name.split(".", 2)
+    inner = {
+        "norm_attn.weight": "norm_1.weight",
+        "norm_mlp.weight": "norm_2.weight",
+        "attn.q.weight": "attn.c_q.weight",
+        "attn.k.weight": "attn.c_k.weight",
+        "attn.v.weight": "attn.c_v.weight",
+        "attn.out.weight": "attn.c_proj.weight",
+        "attn.value_gate.weight": "attn.ve_gate.weight",
+        "mlp.up.weight": "mlp.fc.weight",
+        "mlp.gate+up.weight": "mlp.fc.weight",
+        "mlp.down.weight": "mlp.proj.weight",
+    }[rest]
+    if c.is_transformer:
+        first = {"prelude": 0, "core": c.n_prelude, "coda": c.n_prelude + c.n_core}[part]
+        return f"transformer.h.{first + int(index)}.{inner}"
+    return f"transformer.{'core_block' if part == 'core' else part}.{index}.{inner}"
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path.parent}: no config.json; a published checkpoint has one")
+    try:
+        settings = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not JSON ({error}); is the file whole?") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: holds a {type(settings).__name__}; an object was expected")
+    return settings
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path}: refused, it holds more than tensors or is damaged ({reason}); "
+            "only plain state dicts are read, because a pickle can run code"
+        ) from None
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); is the file whole?") from None
+    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise UserError(f"{path}: not a state dict of tensors")
+    return state
+
+
+def _check_head_and_rotary(state: dict[str, Tensor], config: ModelConfig, path: Path) -> None:
+    """Tensors that repeat what config.json says must say the same."""
+    head, embedding = state.get("lm_head.weight"), state.get("transformer.wte.weight")
+    both = config.tie_embeddings and head is not None and embedding is not None
+    if both and not torch.equal(head, embedding):
+        raise UserError(f"{path}: tie_embeddings is true but lm_head.weight is not the embedding")
+    table = state.get("freqs_cis")
+    if table is not None:
+        reference = _freqs_cis(build_model(config.replace(vocab_size=1), seed=0))
+        # bf16 storage rounds the table; another base or condensing differs by far more
+        if table.shape != reference.shape or (table.float() - reference).abs().max() > 0.01:
+            raise UserError(
+                f"{path}: its rotary table is not that of rope_base={config.rope_base} and a "
+                f"context of {config.context}; correct config.json"
+            )
+
+
+def _to_ours(name: str, tensor: Tensor, settings: dict[str, Any]) -> Tensor:
+    return tensor.T if name == "head.weight" and _transposed(settings) else tensor
+
+
+def _transposed(settings: dict[str, Any]) -> bool:
+    """Whether an untied head is stored as (D, V): the fused heads want it so."""
+    fused = settings.get("use_fused_head", "pytorch")
+    if settings["_class_name"] == "GPTConfig":
+        return bool(fused)
+    return fused in ("full-triton", "hhe")
+
+
+def _freqs_cis(model: Parcae) -> Tensor:
+    return torch.view_as_real(model.rotary.turn)[None, :, None].clone()  # (1, context, 1, K/2, 2)
+
+
+def _listed(where: Path | str, what: str, items: list[str]) -> str:
+    shown = ", ".join(items[:5]) + (", ..." if len(items) > 5 else "")
+    return f"{where}: {what}: {len(items)} found ({shown})"

@@ -1,0 +1,106 @@
+"""Validation loss at many numbers of loops, in one pass over the loop.
+
+The state after T steps is the same whether T or more steps follow, so the test-time curve
+T = 1..K needs K core steps and one coda per requested T, not 1 + 2 + ... + K.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from parcae_core.kernels.linear_cross_entropy import token_losses
+from parcae_core.model.parcae import Parcae
+
+
+class Rows(Protocol):
+    """What `evaluate` reads: parcae_core.data.reader.RowReader, or anything like it."""
+
+    n_rows: int
+    token_bytes: np.ndarray  # bytes each id stands for, (V,); 0 for special tokens
+
+    def rows(self, start: int, n: int) -> np.ndarray: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoopLoss:
+    """Validation loss after `n_loops` steps."""
+
+    n_loops: int
+    val_loss: float  # nats per token, every token counted
+    val_bpb: float  # bits per byte of text; special tokens count in neither bits nor bytes
+    n_tokens: int
+
+
+@torch.no_grad()
+def evaluate(
+    model: Parcae,
+    reader: Rows,
+    *,
+    loops: Sequence[int],
+    n_sequences: int,
+    batch_sequences: int = 32,
+    seed: int = 0,
+) -> list[LoopLoss]:
+    """Mean validation loss at every requested number of loops.
+
+    Args:
+        reader: validation rows of context + 1 ids; the first `n_sequences` are used.
+        loops: numbers of loop steps, each >= 1; a Transformer has only 1.
+        seed: of the initial states, which depend on the row and not on the batching.
+
+    Raises:
+        ValueError: no loops, a number below 1, other than 1 for a Transformer, or fewer
+            validation rows than asked for.
+    """
+    wanted = sorted(set(loops))
+    if not wanted or wanted[0] < 1:
+        raise ValueError(f"loops is {list(loops)}; give at least one number, each >= 1")
+    if model.config.is_transformer and wanted != [1]:
+        raise ValueError(f"a fixed-depth Transformer runs once; loops is {wanted}")
+    if not 1 <= n_sequences <= reader.n_rows:
+        raise ValueError(
+            f"n_sequences is {n_sequences}; the validation split has {reader.n_rows} rows"
+        )
+    device = model.embedding.weight.device
+    token_bytes = torch.as_tensor(np.asarray(reader.token_bytes, dtype=np.int64), device=device)
+    nats = dict.fromkeys(wanted, 0.0)
+    text_nats = dict.fromkeys(wanted, 0.0)
+    n_tokens = n_bytes = 0
+    for start in range(0, n_sequences, batch_sequences):
+        n = min(batch_sequences, n_sequences - start)
+        rows = torch.from_numpy(np.asarray(reader.rows(start, n), dtype=np.int64)).to(device)
+        ids, targets = rows[:, :-1], rows[:, 1:]
+        in_text = token_bytes[targets]
+        n_tokens += targets.numel()
+        n_bytes += int(in_text.sum())
+        for t, final in _finals(model, ids, range(start, start + n), wanted, seed):
+            losses = token_losses(final, model.head_weight, targets).double()
+            nats[t] += losses.sum().item()
+            text_nats[t] += losses[in_text > 0].sum().item()
+    return [
+        LoopLoss(
+            n_loops=t,
+            val_loss=nats[t] / n_tokens,
+            val_bpb=text_nats[t] / (math.log(2) * n_bytes) if n_bytes else math.nan,
+            n_tokens=n_tokens,
+        )
+        for t in wanted
+    ]
+
+
+def _finals(model: Parcae, ids: Tensor, rows: range, wanted: list[int], seed: int):
+    """(T, final states (B, T, D)) for each wanted number of loops, in rising order."""
+    if model.config.is_transformer:
+        yield 1, model.transformer_states(ids)
+        return
+    state = model.seeded_state(rows, ids.shape[1], seed=seed)
+    for t, (h, prepared) in zip(range(1, wanted[-1] + 1), model.states(ids, state), strict=False):
+        if t in wanted:
+            yield t, model.read_out(h, prepared)

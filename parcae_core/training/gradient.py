@@ -1,0 +1,157 @@
+"""Loss and gradient of one global batch, in as many portions as memory asks for.
+
+B sequences in the global batch, T tokens each, S state width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from parcae_core.depth import DepthDraw
+from parcae_core.model.parcae import Parcae
+from parcae_core.training.batching import portions, take
+from parcae_core.training.distributed import Workers
+from parcae_core.trial import Trial
+
+_STATE_STREAM = 0x57A7F  # keeps these draws apart from every other use of the seed
+_ROOT_MEAN_SQUARES = (
+    "state_norm",
+    "residual_norm",
+    "loop_norm",
+)  # over sequences; other instruments are not
+
+
+@dataclass(slots=True)
+class LocalLoss:
+    """One process's part of a global batch; its part of the gradient is in the parameters."""
+
+    loss: Tensor  # its terms of the global mean, nats per token, float64 scalar
+    core_sequence_steps: int = 0
+    mean_squares: dict[str, float] = field(default_factory=dict)  # its terms, by instrument
+    radius: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLoss:
+    """What a global batch gave; its gradient is in the parameters."""
+
+    loss: float  # mean nats per token
+    core_sequence_steps: int  # executed
+    instruments: dict[str, float]
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """bfloat16 autocast, or nothing for float32."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def initial_states(
+    model: Parcae, sequences: Sequence[int], trial: Trial, *, step: int
+) -> Tensor | None:
+    """h_0 of sequences of the global batch, (n, T, S); None for a Transformer.
+
+    A function of (seed, step, sequence) and of the kind of device. On a GPU the numbers are drawn
+    there: drawing a step's on the CPU would take longer than the step.
+    """
+    if trial.depth is None:
+        return None
+    device = model.embedding.weight.device
+    if device.type == "cpu":
+        return model.seeded_state(sequences, trial.context, seed=trial.seed, step=step)
+    return drawn_on(device, model, sequences, trial, step=step)
+
+
+def drawn_on(
+    device: torch.device, model: Parcae, sequences: Sequence[int], trial: Trial, *, step: int
+) -> Tensor:
+    """h_0 of sequences of the global batch from a device's own generator, (n, T, S)."""
+    key = np.random.SeedSequence((trial.seed, _STATE_STREAM, step))
+    seeds = key.generate_state(trial.batch_sequences, np.uint64) >> np.uint64(1)  # signed in torch
+    generator = torch.Generator(device)
+    states = [
+        model.initial_state(1, trial.context, generator=generator.manual_seed(int(seeds[i])))
+        for i in sequences
+    ]
+    return torch.cat(states)
+
+
+def local_gradient(
+    model: Parcae,
+    trial: Trial,
+    *,
+    rows: Tensor,
+    draw: DepthDraw,
+    share: np.ndarray,
+    micro_batch: int,
+    step: int,
+    instruments: bool = False,
+) -> LocalLoss:
+    """Add this process's part of the global batch's gradient to the parameters.
+
+    Every portion's mean loss is weighted by its share of the B sequences, so that neither the
+    size of the portions nor the number of processes changes the gradient beyond rounding.
+
+    Args:
+        rows: the global batch, (B, T + 1) int64; each process reads all and uses its share.
+        draw: depths of the B sequences.
+        share: indices of this process's sequences.
+        micro_batch: sequences per portion, at most.
+    """
+    device = model.embedding.weight.device
+    local = LocalLoss(loss=torch.zeros((), dtype=torch.float64, device=device))
+    rows = rows.to(device, non_blocking=True)
+    for part in portions(draw, share, micro_batch):
+        ids = rows[torch.from_numpy(part).to(device)]
+        weight = part.size / draw.grad.size
+        with autocast(device, trial.precision):
+            output = model(
+                ids[:, :-1],
+                1 if trial.depth is None else take(draw, part),
+                targets=ids[:, 1:],
+                state=initial_states(model, part, trial, step=step),
+                instruments=instruments,
+            )
+        (output.loss * weight).backward()
+        local.loss += output.loss.detach().double() * weight
+        local.core_sequence_steps += output.core_sequence_steps
+        for name, value in _padded(output.instruments, trial).items():
+            if name.startswith(_ROOT_MEAN_SQUARES):
+                local.mean_squares[name] = local.mean_squares.get(name, 0.0) + weight * value**2
+            else:
+                local.radius[name] = value
+    return local
+
+
+def _padded(instruments: dict[str, float], trial: Trial) -> dict[str, float]:
+    """A portion of shallow sequences ends early and is held: every portion names every step."""
+    if not instruments:
+        return instruments
+    names = [f"loop_norm_{i:02d}" for i in range(1, trial.mean_backprop_depth + 1)]
+    return dict.fromkeys(names, instruments["state_norm"]) | instruments
+
+
+def gather_gradient(model: Parcae, local: LocalLoss, workers: Workers) -> BatchLoss:
+    """Sum the processes' losses and gradients; afterwards every process holds the whole."""
+    squares = local.mean_squares
+    counts = [local.core_sequence_steps, *squares.values()]
+    sums = local.loss.new_tensor(counts)
+    loss, steps, *means = workers.sum(torch.cat([local.loss.view(1), sums])).tolist()
+    workers.sum_each(p.grad for p in model.parameters() if p.grad is not None)
+    roots = {name: mean**0.5 for name, mean in zip(squares, means, strict=True)}
+    return BatchLoss(loss, round(steps), local.radius | roots)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a failed step would have fitted with fewer sequences at a time."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    # the CPU allocator raises a plain RuntimeError
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

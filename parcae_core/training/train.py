@@ -1,0 +1,434 @@
+"""Training of one run: as many updates as planned, resumable, ending in a result.
+
+    train(trial, data_dir=..., run_dir=...) -> TrainResult
+
+Every random number is a function of (seed, step, sequence), so that a run that was killed and goes
+on from its checkpoint is the same run: on a CPU with the same number of threads, bit for bit.
+It knows nothing of who calls it. Under an initialised torch.distributed group the processes train
+together, with equal shares of every batch.
+Source: Parcae (arXiv:2604.12946), "Training algorithm".
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from parcae_core.checkpoints.native import newest_checkpoint, only_writer, save_checkpoint
+from parcae_core.data.prefetch import Feed
+from parcae_core.data.reader import RowReader
+from parcae_core.depth import DepthDraw
+from parcae_core.device import device_name, resolve_device
+from parcae_core.errors import UserError
+from parcae_core.kernels.attention import backend_order, backends_taken
+from parcae_core.kernels.dispatch import product_dtype
+from parcae_core.model.parcae import build_model
+from parcae_core.result import EvalRow, Execution, Interrupted, TrainResult
+from parcae_core.training.batching import StepFlops, depths_of_step, share_out
+from parcae_core.training.compile import compile_blocks
+from parcae_core.training.distributed import Workers
+from parcae_core.training.evaluate import evaluate
+from parcae_core.training.gradient import (
+    BatchLoss,
+    autocast,
+    gather_gradient,
+    is_out_of_memory,
+    local_gradient,
+)
+from parcae_core.training.metrics import Meter, MetricsLog, ProgressBar
+from parcae_core.training.optim import Optimizer
+from parcae_core.trial import Trial, planned_flops
+
+Report = Callable[[dict[str, Any]], None]
+
+# Root-mean-square entry of the last state past which a run counts as diverged. h_0 starts below 1;
+# beyond this the state has left every scale the norms after it can make use of.
+STATE_NORM_BOUND = 1e4
+# Looked at in steps 0, 10, 20, ... whatever is logged, so that logging decides no run's fate.
+STATE_CHECK_EVERY = 10
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run is; what a checkpoint holds beside tensors."""
+
+    micro_batch: int  # sequences per portion on this process, at most
+    step: int = 0  # updates made
+    loss: float | None = None  # of the last update's batch
+    core_sequence_steps: int = 0
+    core_sequence_steps_ideal: int = 0
+    flops_sampled: float = 0.0
+    train_s: float = 0.0
+    data_wait_s: float = 0.0
+    n_out_of_memory: int = 0
+    n_resumed: int = 0
+
+
+def train(
+    trial: Trial,
+    *,
+    data_dir: Path,
+    run_dir: Path,
+    on_report: Report | None = None,
+    execution: Execution = Execution(),  # noqa: B008 - frozen
+) -> TrainResult:
+    """Train one trial to its end, from its last checkpoint if it has one.
+
+    Args:
+        data_dir: a folder written by parcae_core.data.prepare, with rows of context + 1 ids.
+        run_dir: gets metrics.jsonl and checkpoints/; the last checkpoint holds the final weights.
+        on_report: called with every line of the metrics.
+
+    Returns:
+        The result: done, with the validation losses, or diverged, with the step and the reason.
+
+    Raises:
+        UserError: for data that is not the trial's, a folder in use or of another trial, a full
+            disk, a missing device, or memory that does not suffice for one micro-batch.
+        Interrupted: when `execution.stop_requested` said so; a checkpoint has been written.
+    """
+    workers = Workers()
+    with ExitStack() as stack:
+        if workers.is_first:
+            stack.enter_context(only_writer(run_dir))
+        return _Run(trial, data_dir, run_dir, on_report, execution, workers, stack).to_the_end()
+
+
+class _Run:
+    """One attempt at a trial."""
+
+    def __init__(
+        self,
+        trial: Trial,
+        data_dir: Path,
+        run_dir: Path,
+        on_report: Report | None,
+        execution: Execution,
+        workers: Workers,
+        stack: ExitStack,
+    ) -> None:
+        self.started = time.perf_counter()
+        self.trial, self.execution, self.workers = trial, execution, workers
+        self.on_report = on_report
+        self.checkpoints = run_dir / "checkpoints"
+        if execution.threads is not None:
+            torch.set_num_threads(execution.threads)
+        self.device = resolve_device(execution.device, local_rank=workers.local_rank)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # where NCCL sends what has no device of its own
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self.rows = open_rows(data_dir, "train", trial)
+        self.validation = open_rows(data_dir, "val", trial)
+        if trial.evaluation.n_sequences > self.validation.n_rows:
+            raise UserError(
+                f"{data_dir}: the validation split has {self.validation.n_rows} rows and "
+                f"evaluation.n_sequences is {trial.evaluation.n_sequences}; lower it or use a "
+                "larger corpus"
+            )
+        self.model = build_model(
+            trial.model, seed=trial.seed, device=str(self.device), impl=execution.impl
+        )
+        stack.enter_context(backend_order(self.device))
+        self.optimizer = Optimizer(self.model, trial.optim, n_steps=trial.n_steps)
+        self.step_flops, self.planned_flops = StepFlops(trial), planned_flops(trial)
+        self.progress = self._restore_or_begin()
+        if execution.compile:
+            compile_blocks(self.model, cuda_graphs=execution.cuda_graphs)
+        self.feed = Feed(
+            self.rows,
+            trial.batch_sequences,
+            last=trial.n_steps,
+            pinned=self.device.type == "cuda",
+        )
+        stack.callback(self.feed.close)
+        self.meter = Meter()
+        if workers.is_first:
+            self.metrics = MetricsLog(run_dir / "metrics.jsonl", keep_until=self.progress.step)
+            stack.callback(self.metrics.close)
+        self.bar = ProgressBar(
+            trial.trial_id, trial.n_steps, shown=execution.progress and workers.is_first
+        )
+        stack.callback(self.bar.close)
+
+    def to_the_end(self) -> TrainResult:
+        trial, progress, execution = self.trial, self.progress, self.execution
+        log_every = execution.log_every_steps or max(1, trial.n_steps // 200)
+        saved_at, saved_step = time.perf_counter(), progress.step
+        while progress.step < trial.n_steps:
+            if self._stop_requested():
+                if progress.step > saved_step:
+                    self._save()
+                raise Interrupted(f"stopped after {progress.step} of {trial.n_steps} steps")
+
+            began = time.perf_counter()
+            step = progress.step
+            rows, epoch, wait_s = self.feed.get(step)
+            draw = depths_of_step(trial, step)
+            last = step + 1 == trial.n_steps
+            logged = last or step == 0 or (step + 1) % log_every == 0
+            checked = last or step % STATE_CHECK_EVERY == 0
+            out = self._gradient(rows, draw, instruments=logged or checked)
+            grad_norm = self._clip()
+            problem = _problem(out, grad_norm, check_state=checked)
+            if problem is not None:
+                return self._result("diverged", reason=f"step {step}: {problem}")
+            self.optimizer.update(step)
+            self.model.zero_grad(set_to_none=True)
+
+            flops = self.step_flops(draw)
+            seconds = time.perf_counter() - began
+            progress.step += 1
+            progress.loss = out.loss
+            progress.core_sequence_steps += out.core_sequence_steps
+            progress.core_sequence_steps_ideal += self._ideal_steps(draw)
+            progress.flops_sampled += flops
+            progress.train_s += seconds
+            progress.data_wait_s += wait_s
+            self.meter.add(tokens=trial.batch_tokens, flops=flops, wait_s=wait_s)
+            self.bar.update(progress.step)
+            if logged:
+                self._log(out, grad_norm, draw, epoch)
+            due = execution.checkpoint_every_s is not None and (
+                time.perf_counter() - saved_at >= execution.checkpoint_every_s
+            )
+            every = execution.checkpoint_every_steps
+            if last or due or (every is not None and progress.step % every == 0):
+                self._save()
+                saved_at, saved_step = time.perf_counter(), progress.step
+        return self._finish()
+
+    # ---- one step ------------------------------------------------------------------------------
+
+    def _gradient(self, rows: torch.Tensor, draw: DepthDraw, *, instruments: bool) -> BatchLoss:
+        """Loss and gradient of a global batch; with micro_batch "auto", in portions that fit."""
+        share = share_out(draw, self.workers.n)[self.workers.rank]
+        auto = self.execution.micro_batch_sequences == "auto"
+        while True:
+            failure = None
+            try:
+                local = local_gradient(
+                    self.model,
+                    self.trial,
+                    rows=rows,
+                    draw=draw,
+                    share=share,
+                    micro_batch=self.progress.micro_batch,
+                    step=self.progress.step,
+                    instruments=instruments,
+                )
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                # its frames hold the activations that did not fit; only the message may outlive it
+                failure = str(error)
+            if failure is not None and (not auto or self.progress.micro_batch == 1):
+                raise UserError(
+                    f"out of memory with micro_batch_sequences={self.progress.micro_batch} on "
+                    f"{self.device} ({failure}); "
+                    + ("use a smaller model or context" if auto else 'lower it or set it to "auto"')
+                )
+            # all processes halve together, so that they stay in step
+            if not auto or not self.workers.any(failure is not None, self.device):
+                return gather_gradient(self.model, local, self.workers)
+            self.model.zero_grad(set_to_none=True)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.progress.micro_batch = math.ceil(self.progress.micro_batch / 2)
+            self.progress.n_out_of_memory += 1
+
+    def _clip(self) -> float:
+        """Scale the gradient to the clip norm if it is longer; its norm before that."""
+        params = list(self.model.parameters())
+        # a missing gradient is a bug of the model's, which the optimiser names
+        norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+        torch.nn.utils.clip_grads_with_norm_(params, self.trial.optim.grad_clip, norm)
+        return norm.item()
+
+    def _ideal_steps(self, draw: DepthDraw) -> int:
+        return 0 if self.trial.depth is None else int(draw.total.sum())
+
+    def _stop_requested(self) -> bool:
+        asked = self.execution.stop_requested
+        return self.workers.any(asked is not None and asked(), self.device)
+
+    # ---- what is left behind -------------------------------------------------------------------
+
+    def _restore_or_begin(self) -> Progress:
+        wanted = self.execution.micro_batch_sequences
+        share = self.trial.batch_sequences // self.workers.n
+        whole = share if wanted is None or wanted == "auto" else min(wanted, share)
+        found = newest_checkpoint(self.checkpoints, self.trial)
+        step = 0 if found is None else found.step
+        if self.workers.from_first(step) != step:
+            raise UserError(
+                f"{self.checkpoints}: process {self.workers.rank} finds step {step} there and the "
+                "first process another; all processes need the same run folder"
+            )
+        if found is None:
+            return Progress(micro_batch=max(1, whole))
+        self.model.load_state_dict(found.weights, strict=True)
+        self.optimizer.load_state_tensors(found.optimizer, steps_made=step)
+        progress = Progress(**found.progress)
+        # a size found by "auto" stays found; otherwise this attempt's own setting holds
+        progress.micro_batch = min(progress.micro_batch, whole) if wanted == "auto" else whole
+        progress.n_resumed += step < self.trial.n_steps  # else only the evaluation is left
+        return progress
+
+    def _save(self) -> None:
+        if self.workers.is_first:
+            save_checkpoint(
+                self.checkpoints,
+                trial=self.trial,
+                step=self.progress.step,
+                progress=asdict(self.progress),
+                weights=self.model.state_dict(),
+                optimizer=self.optimizer.state_tensors(),
+            )
+
+    def _log(self, out: BatchLoss, grad_norm: float, draw: DepthDraw, epoch: int) -> None:
+        if not self.workers.is_first:
+            return
+        progress, trial = self.progress, self.trial
+        rates = self.optimizer.learning_rates(progress.step - 1)
+        ideal = progress.core_sequence_steps_ideal
+        line: dict[str, Any] = {
+            "step": progress.step,
+            "n_tokens": progress.step * trial.batch_tokens,
+            "train/loss": out.loss,
+            "train/grad_norm": grad_norm,
+            **{f"optim/{group}_lr": rate for group, rate in rates.items()},
+            **{f"flops/{rule}": flops for rule, flops in self._flops_spent().items()},
+            "flops/sampled": progress.flops_sampled,
+            **self.meter.read(self.execution.peak_flops_per_s),
+            "perf/wall_s": progress.train_s,
+            "data/epoch": epoch,
+        }
+        if trial.depth is not None:
+            line |= {
+                "depth/mean": float(draw.total.mean()),
+                "depth/max": int(draw.total.max()),
+                "depth/grad_mean": float(draw.grad.mean()),
+                "depth/executed_over_ideal": progress.core_sequence_steps / ideal,
+                **{f"stability/{name}": value for name, value in out.instruments.items()},
+            }
+        self.metrics.write(line)
+        self.bar.update(progress.step, note=f"loss {out.loss:.4f}")
+        if self.on_report is not None:
+            self.on_report(line)
+
+    def _flops_spent(self) -> dict[str, float]:
+        share = self.progress.step / self.trial.n_steps
+        return {rule: flops * share for rule, flops in self.planned_flops.items()}
+
+    def _finish(self) -> TrainResult:
+        """Evaluate the final weights."""
+        rows: tuple[EvalRow, ...] = ()
+        if self.workers.is_first:
+            rows = self._evaluate()
+        rows = self.workers.from_first(rows)
+        wrong = [row for row in rows if not math.isfinite(row.val_loss)]
+        if wrong:
+            reason = f"validation loss after {wrong[0].n_loops} loops is {wrong[0].val_loss}"
+            return self._result("diverged", reason=f"step {self.progress.step}: {reason}")
+        return self._result("done", evaluation=rows)
+
+    def _evaluate(self) -> tuple[EvalRow, ...]:
+        wanted = self.trial.evaluation
+        with autocast(self.device, self.trial.precision):
+            losses = evaluate(
+                self.model,
+                self.validation,
+                loops=wanted.loops,
+                n_sequences=wanted.n_sequences,
+                batch_sequences=min(self.progress.micro_batch, wanted.n_sequences),
+                seed=self.trial.seed,
+            )
+        return tuple(
+            EvalRow(
+                n_loops=loss.n_loops,
+                val_loss=loss.val_loss,
+                val_bpb=loss.val_bpb,
+                n_tokens=loss.n_tokens,
+            )
+            for loss in losses
+        )
+
+    def _result(
+        self, status: str, *, reason: str | None = None, evaluation: Sequence[EvalRow] = ()
+    ) -> TrainResult:
+        progress, trial = self.progress, self.trial
+        n_tokens = progress.step * trial.batch_tokens
+        train_s = max(progress.train_s, 1e-9)
+        return TrainResult(
+            status=status,
+            trial_id=trial.trial_id,
+            step=progress.step,
+            reason=reason,
+            evaluation=tuple(evaluation),
+            final_train_loss=progress.loss,
+            n_tokens=n_tokens,
+            train_flops=self._flops_spent(),
+            train_flops_sampled=progress.flops_sampled,
+            core_sequence_steps=progress.core_sequence_steps,
+            core_sequence_steps_ideal=progress.core_sequence_steps_ideal,
+            data_epochs=progress.step * trial.batch_sequences / self.rows.n_rows,
+            train_s=progress.train_s,
+            wall_s=time.perf_counter() - self.started,
+            tokens_per_s=n_tokens / train_s,
+            data_wait_share=progress.data_wait_s / train_s,
+            micro_batch_sequences=progress.micro_batch,
+            n_out_of_memory=progress.n_out_of_memory,
+            n_resumed=progress.n_resumed,
+            n_processes=self.workers.n,
+            threads=torch.get_num_threads(),
+            device=device_name(self.device),
+            torch_version=torch.__version__,
+            precision=trial.precision,
+            peak_gpu_bytes=self._peak_gpu_bytes(),
+            compiled=self.execution.compile,
+            kernels=self.model.kernels.ops,
+            cross_entropy=self.model.kernels.cross_entropy,
+            attention=backends_taken(trial.model, self.device, self._product_dtype()),
+        )
+
+    def _product_dtype(self) -> torch.dtype:
+        with autocast(self.device, self.trial.precision):
+            return product_dtype(self.model.embedding.weight)
+
+    def _peak_gpu_bytes(self) -> int | None:
+        on_gpu = self.device.type == "cuda"
+        return torch.cuda.max_memory_allocated(self.device) if on_gpu else None
+
+
+def open_rows(data_dir: Path, split: str, trial: Trial) -> RowReader:
+    """The rows of one split, checked against the trial.
+
+    Raises:
+        UserError: if the rows have another length than the trial's context plus one.
+    """
+    reader = RowReader(data_dir, split, data_seed=trial.data_seed)
+    if reader.row_tokens != trial.context + 1:
+        raise UserError(
+            f"{data_dir}: rows have {reader.row_tokens} ids and a context of {trial.context} needs "
+            f"{trial.context + 1}; prepare the data for this context"
+        )
+    return reader
+
+
+def _problem(out: BatchLoss, grad_norm: float, *, check_state: bool) -> str | None:
+    """Why the update must not be made, or None."""
+    if not math.isfinite(out.loss):
+        return f"the loss is {out.loss}"
+    if not math.isfinite(grad_norm):
+        return f"the gradient norm is {grad_norm}"
+    norm = out.instruments.get("state_norm", 0.0)
+    if check_state and not norm <= STATE_NORM_BOUND:
+        return f"the state norm is {norm:.3g}, beyond {STATE_NORM_BOUND:.0e}"
+    return None

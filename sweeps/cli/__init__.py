@@ -1,0 +1,1 @@
+"""The command parcae: every verb, and the only importers of typer."""

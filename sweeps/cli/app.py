@@ -1,0 +1,101 @@
+"""The command `parcae`: one verb per task, each in its own room and imported when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Annotated
+
+import typer
+
+from analysis.errors import InputError
+from parcae_core.errors import UserError
+from sweeps.tracking import reader
+
+# What each extra brings; a missing one is named with the way to get it
+_EXTRAS = {
+    "torch": "train",
+    "safetensors": "train",
+    "tokenizers": "train",
+    "rustbpe": "train",
+    "tiktoken": "train",
+    "s3fs": "s3",
+    "ray": "sweep",
+    "wandb": "sweep",
+    "pydantic": "sweep",
+    "yaml": "sweep",
+    "fsspec": "sweep",
+    "triton": "kernels",
+}
+
+_ROOMS = (
+    "sweeps.cli.sweep",
+    "sweeps.cli.jobs",
+    "sweeps.cli.laws",
+    "sweeps.cli.data",
+    "sweeps.cli.model",
+    "sweeps.cli.evaluate",
+    "sweeps.cli.demo",
+)
+
+
+def build_app() -> typer.Typer:
+    """The command with every room's verbs; the modules that hold them are cheap to import."""
+    app = typer.Typer(
+        name="parcae",
+        help="Plan and run compute-budget sweeps of looped language models, and fit their scaling "
+        "laws.\n\nA first look: parcae demo. Then: parcae plan SPEC, parcae run SPEC, parcae fit, "
+        "parcae report.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_options)
+    reader.register()  # analysis does not know this room
+    for name in _ROOMS:
+        importlib.import_module(name).register(app)
+    return app
+
+
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"parcae-scaling {version('parcae-scaling')}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point: runs a verb; a user's mistake is one message on stderr and exit code 2."""
+    try:
+        build_app()()
+    except (UserError, InputError) as error:
+        for line in str(error).splitlines():
+            print(f"parcae: {line}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in _EXTRAS:
+            raise
+        print(
+            f"parcae: this needs {package}, which is not installed: "
+            f"pip install 'parcae-scaling[{_EXTRAS[package]}]'",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""What `parcae plan` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from parcae_core.accounting.memory import training_memory
+from parcae_core.trial import Trial, planned_flops
+from sweeps.design.estimate import duration, longest_first, makespan, rate_of
+from sweeps.design.plan import Plan, short
+from sweeps.runner.cluster import usable_cpus
+from sweeps.store import FINISHED, Store
+
+
+def as_data(
+    plan: Plan,
+    store: Store,
+    *,
+    cpus: int | None = None,
+    gpus: int = 0,
+    flops_per_s: float | None = None,
+    price_per_gpu_hour: float | None = None,
+    device: str | None = None,
+    mfu: float | None = None,
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The plan as plain data: one entry per trial, totals, and what the times rest on.
+
+    Args:
+        cpus, gpus: of the cluster that the makespan is for.
+        flops_per_s: of one trial, by the exact rule, when the user knows it.
+        device, mfu: see `sweeps.design.estimate.rate_of`.
+        notes: lines on how the plan came to its resources.
+    """
+    started = store.sweep is not None
+    rate = rate_of(plan.trials, store if started else None, flops_per_s, device=device, mfu=mfu)
+    trials, left = [], []
+    for trial in plan.trials:
+        state = store.state(trial).state if started else "planned"
+        if state not in FINISHED:
+            left.append(trial)
+        memory = training_memory(trial)
+        trials.append(
+            {
+                "trial_id": trial.trial_id,
+                "state": state,
+                "preset": trial.preset,
+                "mean_recurrence": trial.mean_recurrence,
+                "mean_backprop_depth": trial.mean_backprop_depth,
+                "budget_flops": trial.budget_flops,
+                "n_tokens": trial.n_tokens,
+                "n_steps": trial.n_steps,
+                "batch_tokens": trial.batch_tokens,
+                "seed": trial.seed,
+                "n_params": trial.n_params,
+                "state_bytes": memory.state,
+                "activation_bytes_per_sequence": memory.per_sequence,
+                "peak_bytes": memory.peak(trial.batch_sequences),  # whole batch at a time
+                "peak_bytes_one_sequence": memory.peak(1),
+                "train_flops": planned_flops(trial),
+                "muon_lr": trial.optim.muon_lr,
+                "estimated_s": rate.seconds(trial),
+                "cpus": trial.resources.cpus,
+                "gpus": trial.resources.gpus,
+            }
+        )
+    cpus = cpus or usable_cpus()
+    slots = _slots(plan.trials, cpus, gpus)
+    seconds = [rate.seconds(t) for t in longest_first(left)]
+    known = rate.flops_per_s is not None
+    gpu_hours = sum(rate.seconds(t) * t.resources.gpus for t in left) / 3600 if known else None
+    first = plan.trials[0].data
+    return {
+        "name": plan.name,
+        "design": plan.spec.design,
+        "spec_sha256": plan.spec.sha256,
+        "data": {
+            "corpus": first.corpus,
+            "fingerprint": first.fingerprint,
+            "tokenizer": first.tokenizer,
+        },
+        "trials": trials,
+        "totals": {
+            "trials": len(trials),
+            "finished": len(trials) - len(left),
+            "n_tokens": sum(t.n_tokens for t in plan.trials),
+            "train_flops_paper": sum(t["train_flops"]["paper"] for t in trials),
+            "train_flops_exact": sum(t["train_flops"]["exact"] for t in trials),
+            "left_s": sum(seconds) if known else None,
+            "makespan_s": makespan(seconds, slots) if known and slots else None,
+            "cpus": cpus,
+            "gpus": gpus,
+            "gpu_hours": gpu_hours,
+            "price": None
+            if price_per_gpu_hour is None or gpu_hours is None
+            else price_per_gpu_hour * gpu_hours,
+        },
+        "rate": {"flops_per_s": rate.flops_per_s, "source": rate.source},
+        "notes": list(notes),
+    }
+
+
+def _slots(trials: Sequence[Trial], cpus: int, gpus: int) -> int:
+    """Trials that fit side by side, by the largest request."""
+    most_cpus = max(t.resources.cpus for t in trials)
+    most_gpus = max(t.resources.gpus for t in trials)
+    by_cpu = int(cpus // most_cpus)
+    return min(by_cpu, int(gpus // most_gpus)) if most_gpus else by_cpu
+
+
+def print_table(data: dict[str, Any]) -> None:
+    """The plan for people, on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = 140  # a pipe has no width; never cut numbers
+    table = Table(title=f"{data['name']}: {data['design']}", title_justify="left")
+    for column in ("trial", "state", "preset"):
+        table.add_column(column, no_wrap=True)
+    for column in (
+        "budget",
+        "mu_rec",
+        "seed",
+        "steps",
+        "tokens",
+        "FLOPs paper",
+        "exact",
+        "est. time",
+    ):
+        table.add_column(column, justify="right", no_wrap=True)
+    for t in data["trials"]:
+        table.add_row(
+            t["trial_id"],
+            t["state"],
+            t["preset"],
+            "-" if t["budget_flops"] is None else short(t["budget_flops"]),
+            str(t["mean_recurrence"]),
+            str(t["seed"]),
+            f"{t['n_steps']:,}",
+            short(t["n_tokens"]),
+            short(t["train_flops"]["paper"]),
+            short(t["train_flops"]["exact"]),
+            "?" if t["estimated_s"] is None else duration(t["estimated_s"]),
+        )
+    console.print(table)
+    totals, source = data["totals"], data["data"]
+    console.print(
+        f"{totals['trials']} trials, {totals['finished']} finished; {short(totals['n_tokens'])} tokens, "
+        f"{short(totals['train_flops_paper'])} FLOPs (paper), {short(totals['train_flops_exact'])} (exact)",
+        highlight=False,
+    )
+    if totals["makespan_s"] is not None:
+        where = f"{totals['cpus']} CPUs" + (f" and {totals['gpus']} GPUs" * bool(totals["gpus"]))
+        console.print(
+            f"about {duration(totals['makespan_s'])} on {where} for what is left "
+            f"({duration(totals['left_s'])} of work)",
+            highlight=False,
+        )
+    elif totals["left_s"] is not None:
+        console.print(f"about {duration(totals['left_s'])} of work is left", highlight=False)
+    if totals["gpu_hours"]:
+        price = "" if totals["price"] is None else f", {totals['price']:,.2f} at the given price"
+        console.print(f"{totals['gpu_hours']:,.1f} GPU-hours{price}", highlight=False)
+    console.print(_memory_line(data["trials"]), highlight=False)
+    for note in data["notes"]:
+        console.print(note, highlight=False)
+    console.print(f"time {data['rate']['source']}", highlight=False)
+    console.print(
+        f"data {source['corpus']} as {source['tokenizer']}, fingerprint {source['fingerprint'][:12]}",
+        highlight=False,
+    )
+
+
+def _memory_line(trials: list[dict[str, Any]]) -> str:
+    most = max(trials, key=lambda t: t["peak_bytes"])
+    gib, mib = 2**30, 2**20
+    return (
+        f"memory per trial about {most['peak_bytes'] / gib:.2g} GiB at most with the whole batch at a "
+        f"time, {most['peak_bytes_one_sequence'] / gib:.2g} GiB with one sequence: "
+        f"{most['state_bytes'] / gib:.2g} GiB for weights, gradients and optimiser, "
+        f"{most['activation_bytes_per_sequence'] / mib:.0f} MiB a sequence"
+    )

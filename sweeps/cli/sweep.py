@@ -1,0 +1,334 @@
+"""`parcae plan|run|status|retry|collect`. Light to import; verbs import what they need."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from parcae_core.errors import UserError
+
+if TYPE_CHECKING:
+    from sweeps.design.plan import Plan
+    from sweeps.runner.driver import Outcome
+    from sweeps.store import Store
+
+_SPEC = typer.Argument(help="A spec file; sweeps/specs/ has examples.", metavar="SPEC")
+_SWEEP = typer.Argument(help="A sweep's folder or URL, its name under --out, or its spec.")
+_OUT = typer.Option("--out", help="Where sweeps are: a folder, or a URL such as s3://bucket/runs.")
+_JSON = typer.Option("--json", help="Machine-readable, on stdout.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    for verb in (plan, run, status, retry, collect, sync):
+        app.command(name=verb.__name__)(verb)
+
+
+def plan(
+    spec: Annotated[Path, _SPEC],
+    as_json: Annotated[bool, _JSON] = False,
+    out: Annotated[str, _OUT] = "runs",
+    cpus: Annotated[
+        int | None, typer.Option(min=1, help="Of the cluster that the time is for.")
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=0, help="Of the cluster that the time is for.")] = 0,
+    flops_per_s: Annotated[
+        float | None, typer.Option(min=1.0, help="What one trial makes, by the exact rule.")
+    ] = None,
+    price: Annotated[float | None, typer.Option(min=0.0, help="Of one GPU-hour.")] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Whose benchmark rows count, such as 'NVIDIA H100'; default: this one."),
+    ] = None,
+    mfu: Annotated[
+        float | None,
+        typer.Option(min=0.001, max=1.0, help="Of the device's peak, where nothing is measured."),
+    ] = None,
+) -> None:
+    """Every trial of a spec with tokens, steps, FLOPs, memory and estimated time. Touches nothing.
+
+    The time rests on --flops-per-s, else on trials of this sweep that are done, else on benchmark
+    rows for the device and preset, else on --mfu; it says on which. Without any it is unknown.
+
+    Examples:
+
+        parcae plan sweeps/specs/demo.yaml
+
+        parcae plan sweeps/specs/demo.yaml --json | jq '.trials | length'
+
+        parcae plan my.yaml --cpus 64 --gpus 8 --flops-per-s 2e14 --price 2.5
+
+        parcae plan my.yaml --gpus 8 --device "NVIDIA H100" --mfu 0.4
+    """
+    from sweeps.cli.plan_table import as_data, print_table
+    from sweeps.design.benchmark_rates import with_measured_shares
+    from sweeps.store import Store
+
+    planned, notes = with_measured_shares(load_plan(spec), device)
+    store = Store(out, planned.name)
+    store.refresh()
+    data = as_data(
+        planned,
+        store,
+        cpus=cpus,
+        gpus=gpus,
+        flops_per_s=flops_per_s,
+        price_per_gpu_hour=price,
+        device=device,
+        mfu=mfu,
+        notes=notes,
+    )
+    if as_json:
+        typer.echo(json.dumps(data, indent=1))
+    else:
+        print_table(data)
+
+
+def run(
+    spec: Annotated[Path, _SPEC],
+    out: Annotated[str, _OUT] = "runs",
+    extend: Annotated[
+        bool, typer.Option("--extend", help="Accept a changed spec: keep what is finished.")
+    ] = False,
+    cpus: Annotated[
+        int | None, typer.Option(min=1, help="Cores to use on this machine; default: all.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="A running Ray cluster: auto, or host:port.")
+    ] = None,
+    node_cpus: Annotated[
+        float | None, typer.Option(help="With --address: CPUs of the largest node it may add.")
+    ] = None,
+    node_gpus: Annotated[
+        float, typer.Option(help="With --address: GPUs of the largest node it may add.")
+    ] = 0,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Shrink the spec to a few tiny trials: a CPU minute.")
+    ] = False,
+    wandb: Annotated[
+        str | None, typer.Option(help="offline, online or disabled, in place of the spec's.")
+    ] = None,
+) -> None:
+    """Run every trial that has no result yet. Safe to repeat: it goes on where it stopped.
+
+    Exit code 0 when every trial has a result (diverged is one), 1 when some failed or were stopped.
+
+    Examples:
+
+        parcae run sweeps/specs/demo.yaml
+
+        parcae run sweeps/specs/demo.yaml --smoke --out /tmp/smoke
+
+        parcae run my.yaml --address auto --out s3://bucket/runs
+    """
+    from sweeps.design.benchmark_rates import with_measured_shares
+    from sweeps.runner.driver import Options
+    from sweeps.runner.driver import run as run_plan
+    from sweeps.store import Store
+
+    if wandb not in (None, "offline", "online", "disabled"):
+        raise UserError(f"--wandb is {wandb!r}; it must be offline, online or disabled.")
+    can_add = None if node_cpus is None else {"CPU": node_cpus, "GPU": node_gpus}
+    planned = load_plan(spec, smoke=smoke)
+    if address is None:  # nobody here knows the GPUs of a cluster elsewhere: the spec's shares hold
+        planned, notes = with_measured_shares(planned)
+        for note in notes:
+            say(note)
+    store = Store(out, planned.name)
+    outcome = run_plan(
+        planned,
+        store,
+        spec,
+        extend=extend,
+        options=Options(cpus=cpus, address=address, can_add=can_add, wandb_mode=wandb),
+    )
+    finish(outcome, store, again=_again(spec, out, smoke))
+
+
+def status(
+    sweep: Annotated[str, _SWEEP],
+    as_json: Annotated[bool, _JSON] = False,
+    out: Annotated[str, _OUT] = "runs",
+    address: Annotated[
+        str | None, typer.Option(help="Of a cluster: the state of the submitted job instead.")
+    ] = None,
+) -> None:
+    """The state of every trial, read from its folder; also while a sweep runs.
+
+    Examples:
+
+        parcae status demo
+
+        parcae status runs/demo --json
+
+        parcae status demo --address http://127.0.0.1:8265
+    """
+    if address is not None:
+        from sweeps.cli.jobs import job_line
+
+        typer.echo(job_line(sweep, address))
+        return
+    from sweeps.cli.status_table import as_data, print_table
+    from sweeps.store import open_sweep
+
+    data = as_data(open_sweep(sweep, out))
+    if as_json:
+        typer.echo(json.dumps(data, indent=1))
+    else:
+        print_table(data)
+
+
+def retry(
+    sweep: Annotated[str, _SWEEP],
+    trial: Annotated[list[str] | None, typer.Argument(help="Trial ids; all failed ones.")] = None,
+    out: Annotated[str, _OUT] = "runs",
+) -> None:
+    """Let failed trials be planned again; then `parcae run` takes them up from their checkpoints.
+
+    Examples:
+
+        parcae retry demo
+
+        parcae retry runs/demo 0f3a52c1b77e
+    """
+    from sweeps.store import open_sweep
+
+    store = open_sweep(sweep, out)
+    failed = [t.trial_id for t in store.stored_trials() if store.state(t).state == "failed"]
+    for trial_id in trial or []:
+        if trial_id not in failed:
+            raise UserError(
+                f"{store.where}: trial {trial_id} has not failed; "
+                f"failed: {', '.join(failed) or 'none'}."
+            )
+    for trial_id in trial or failed:
+        store.forget_failure(trial_id)
+        typer.echo(trial_id)
+    say(f"{len(trial or failed)} trials are planned again; start them with `parcae run`.")
+
+
+def collect(
+    sweep: Annotated[str, _SWEEP],
+    out: Annotated[str, _OUT] = "runs",
+) -> None:
+    """Write the sweep's records.parquet from its trial folders; also while a sweep runs.
+
+    Examples:
+
+        parcae collect demo
+
+        parcae collect s3://bucket/runs/demo
+
+        parcae fit $(parcae collect runs/demo) --law recurrence
+    """
+    from sweeps.records import collect as collect_records
+    from sweeps.store import open_sweep
+
+    store = open_sweep(sweep, out)
+    path = collect_records(store)
+    if path is None:
+        raise UserError(f"{sweep}: no trial has ended yet; nothing to collect.")
+    typer.echo(f"{store.where}/{path.name}")
+
+
+def sync(
+    sweep: Annotated[str, _SWEEP],
+    out: Annotated[str, _OUT] = "runs",
+) -> None:
+    """Send a sweep's offline W&B runs, and its own with figures and laws, to the server.
+
+    What was sent is not sent again; a run that no worker lived to write is written first.
+
+    Examples:
+
+        parcae sync demo
+
+        WANDB_BASE_URL=https://wandb.example.org parcae sync runs/demo
+    """
+    from sweeps.design.spec import load_spec
+    from sweeps.store import open_sweep
+    from sweeps.tracking.sweep_run import published, write_missing
+    from sweeps.tracking.sync import key_problem, unsynced
+    from sweeps.tracking.sync import sync as send
+
+    store = open_sweep(sweep, out)
+    if (problem := key_problem()) is not None:
+        raise UserError(f"{store.where}: {problem}.")
+    project = load_spec(store.root / "spec.yaml").wandb.project
+    try:
+        # else workers may be writing the same runs
+        with store.driver_lock(), published(store):
+            for problem in write_missing(store, project=project):
+                say(problem)
+    except UserError:
+        say(f"{store.where}: a `parcae run` is at work here; what it has not written yet waits")
+    store.backing.bring("wandb")
+    waiting = unsynced(store.root)
+    for i, folder in enumerate(waiting):
+        problem = send(folder)
+        if problem is not None:
+            say(f"{folder}: {problem}")
+            say(
+                f"{i} of {len(waiting)} runs sent; the rest wait for another "
+                f"`parcae sync {store.where}`"
+            )
+            raise typer.Exit(1)
+        store.backing.publish(*folder.glob("*.wandb.synced"))
+        typer.echo(folder.name.split("-", 3)[-1])
+    say(f"{len(waiting)} runs sent")
+
+
+def load_plan(spec: Path, *, smoke: bool = False) -> Plan:
+    """Read, check and resolve a spec file.
+
+    Raises:
+        UserError: with every problem.
+    """
+    from sweeps.design.plan import plan as make_plan
+    from sweeps.design.plan import resolve_data
+    from sweeps.design.spec import load_spec
+
+    loaded = load_spec(spec)
+    planned = make_plan(loaded, resolve_data(loaded, str(spec)), where=str(spec))
+    if smoke:
+        from sweeps.design.smoke import shrink
+
+        planned = shrink(planned)
+    return planned
+
+
+def finish(outcome: Outcome, store: Store, *, again: str) -> None:
+    """Collect, sum up, and exit with 1 unless every trial has a result."""
+    from sweeps.records import collect as collect_records
+
+    path = collect_records(store)
+    counts = {s: outcome.count(s) for s in ("done", "diverged", "failed", "planned")}
+    summary = ", ".join(f"{n} {s}" for s, n in counts.items() if n)
+    say(f"{store.name}: {summary} of {len(outcome.states)} trials; {store.where}")
+    if path is not None:
+        typer.echo(f"{store.where}/{path.name}")
+    if outcome.complete:
+        return
+    if counts["failed"]:
+        say(
+            f"The reasons: `parcae status {store.where}`. Once they are mended: "
+            f"`parcae retry {store.where}`, then `{again}`."
+        )
+    if counts["planned"]:
+        what = "stopped" if outcome.stopped else "not every trial could be run"
+        say(f"{what}; go on with: {again}")
+    raise typer.Exit(1)
+
+
+def say(text: str) -> None:
+    """A line on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _again(spec: Path, out: str, smoke: bool) -> str:
+    options = "" if out == "runs" else f" --out {out}"
+    return f"parcae run {spec}{options}{' --smoke' if smoke else ''}"

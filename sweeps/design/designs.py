@@ -1,0 +1,143 @@
+"""What each design varies: a spec becomes cells, and `plan` makes one trial per cell and seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from parcae_core.errors import UserError
+from sweeps.design.spec import (
+    GridSpec,
+    IsoDepthSpec,
+    IsoflopSpec,
+    ListSpec,
+    StabilitySpec,
+    SweepSpec,
+    TestTimeSpec,
+    Variation,
+)
+from sweeps.design.validation import given, sentences
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One point of a design; exactly one of budget_flops and n_tokens is given."""
+
+    mean_recurrence: int
+    budget_flops: float | None = None
+    n_tokens: int | None = None
+    mean_backprop_depth: int | None = None  # None: by the spec's rule
+    batch_sequences: int | None = None  # None: the spec's
+    model: dict[str, Any] = field(default_factory=dict)
+    optim: dict[str, Any] = field(default_factory=dict)
+    variant: str | None = None  # added to the preset's label
+
+
+def cells(spec: SweepSpec, where: str) -> list[Cell]:
+    """The cells of a spec, in the order they are written.
+
+    Raises:
+        UserError: if a grid's axis or a list's trial does not make sense, or a cell has no length.
+    """
+    match spec:
+        case IsoflopSpec():
+            return [
+                Cell(mean_recurrence=mu, budget_flops=c)
+                for c, mu in itertools.product(spec.budgets_flops, spec.mean_recurrence)
+            ]
+        case TestTimeSpec():
+            return [Cell(mean_recurrence=mu, n_tokens=spec.n_tokens) for mu in spec.mean_recurrence]
+        case StabilitySpec():
+            return list(_stability(spec))
+        case IsoDepthSpec():
+            return list(_iso_depth(spec))
+        case GridSpec():
+            return _checked(_grid(spec, where), where)
+        case ListSpec():
+            trials = [_merged(spec.base, v) for v in spec.trials]
+            return _checked(trials, where)
+
+
+def _stability(spec: StabilitySpec) -> Iterator[Cell]:
+    for (label, model), rate in itertools.product(spec.variants.items(), spec.learning_rates):
+        yield Cell(
+            mean_recurrence=spec.mean_recurrence,
+            n_tokens=spec.n_tokens,
+            model=given(model),
+            optim={"muon_lr": rate, "adamw_lr": rate},
+            variant=label,
+        )
+
+
+def _iso_depth(spec: IsoDepthSpec) -> Iterator[Cell]:
+    for budget, width, loops in itertools.product(
+        spec.budgets_flops, spec.widths, spec.mean_recurrence
+    ):
+        model = {
+            "d_model": width,
+            "d_ff": 4 * width,
+            "n_head": width // spec.head_width,
+            "n_core": spec.unrolled_core_layers // loops,
+        }
+        yield Cell(mean_recurrence=loops, budget_flops=budget, model=model, variant=f"w{width}")
+
+
+def _grid(spec: GridSpec, where: str) -> list[Variation]:
+    out = []
+    for values in itertools.product(*spec.axes.values()):
+        nested: dict[str, Any] = {}
+        for key, value in zip(spec.axes, values, strict=True):
+            section, _, leaf = key.rpartition(".")
+            (nested.setdefault(section, {}) if section else nested)[leaf] = value
+        try:
+            out.append(_merged(spec.base, Variation.model_validate(nested)))
+        except ValidationError as error:
+            raise UserError("\n".join(sentences(error, Variation, f"{where}: axes"))) from None
+    return out
+
+
+def _merged(base: Variation, over: Variation) -> Variation:
+    merged = {f: getattr(base, f) for f in Variation.model_fields} | given_fields(over)
+    if over.budget_flops is not None or over.n_tokens is not None:
+        merged |= {"budget_flops": over.budget_flops, "n_tokens": over.n_tokens}
+    for section in ("model", "optim"):
+        both = given(getattr(base, section)) | given(getattr(over, section))
+        merged[section] = type(getattr(base, section))(**both)
+    return Variation(**merged)
+
+
+def given_fields(variation: Variation) -> dict[str, Any]:
+    """The plain keys that a variation sets."""
+    names = (
+        "mean_recurrence",
+        "mean_backprop_depth",
+        "budget_flops",
+        "n_tokens",
+        "batch_sequences",
+    )
+    return {n: v for n in names if (v := getattr(variation, n)) is not None}
+
+
+def _checked(variations: list[Variation], where: str) -> list[Cell]:
+    out, problems = [], []
+    for i, v in enumerate(variations):
+        if v.mean_recurrence is None:
+            problems.append(
+                f"{where}: trial {i + 1} has no mean_recurrence; give it here or in base."
+            )
+        if v.budget_flops is None and v.n_tokens is None:
+            problems.append(
+                f"{where}: trial {i + 1} has neither budget_flops nor n_tokens; give one."
+            )
+        if not problems:
+            cell = Cell(mean_recurrence=v.mean_recurrence)
+            plain = given_fields(v) | {"model": given(v.model), "optim": given(v.optim)}
+            out.append(dataclasses.replace(cell, **plain))
+    if problems:
+        raise UserError("\n".join(problems))
+    return out

@@ -1,0 +1,146 @@
+"""How long trials will take. In this order: a rate that was given, what this sweep has finished,
+committed benchmark rows for the device and preset, a stated assumption; otherwise it is unknown."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from statistics import median
+
+from parcae_core.accounting.hardware import peak_flops_per_s
+from parcae_core.errors import UserError
+from parcae_core.trial import Trial
+from sweeps.design.benchmark_rates import device_of, measured_rate
+from sweeps.store import Store
+
+# Exact-rule FLOP/s of one CPU core training `nano` in float32; see docs/cluster.md for other devices
+ASSUMED_FLOPS_PER_CPU = 2.5e10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rate:
+    """Exact-rule FLOP/s of one trial, and where the number comes from."""
+
+    flops_per_s: (
+        float | None
+    )  # None: nothing is known of the device; the median where trials differ
+    source: str
+    by_trial: dict[str, float] = field(default_factory=dict)  # where presets differ, by trial_id
+
+    def seconds(self, trial: Trial) -> float | None:
+        """Estimated training time of a trial."""
+        rate = self.by_trial.get(trial.trial_id, self.flops_per_s)
+        return None if rate is None else exact_flops(trial) / rate
+
+
+@cache
+def exact_flops(trial: Trial) -> float:
+    """FLOPs of the matrix products of a whole training."""
+    return trial.train_flops("exact")
+
+
+def rate_of(
+    trials: Sequence[Trial],
+    store: Store | None,
+    assumed_flops_per_s: float | None = None,
+    *,
+    device: str | None = None,
+    mfu: float | None = None,
+) -> Rate:
+    """The rate to plan with, from the best source there is; see the module's docstring.
+
+    Args:
+        assumed_flops_per_s: of one trial, as the user knows it.
+        device: whose benchmark rows and peak count; None: this machine's.
+        mfu: share of the device's published peak to assume where nothing was measured.
+
+    Raises:
+        UserError: for an `mfu` of a device whose peak is not known here.
+    """
+    if assumed_flops_per_s is not None:
+        return Rate(
+            flops_per_s=assumed_flops_per_s,
+            source=f"given: {assumed_flops_per_s:.3g} FLOP/s a trial",
+        )
+    measured = []
+    for trial in trials if store is not None else ():
+        result = store.result(trial)
+        if result is not None and result["status"] == "done":
+            measured.append(exact_flops(trial) / result["train_s"])
+    if measured:
+        return Rate(
+            flops_per_s=median(measured),
+            source=f"measured: median of {len(measured)} finished trials of this sweep",
+        )
+    return _from_rows(trials, device) or _assumed(trials, device, mfu)
+
+
+def _from_rows(trials: Sequence[Trial], named: str | None) -> Rate | None:
+    """The rate that benchmark rows give, if they cover every trial."""
+    by_trial, sources, devices = {}, [], []
+    for trial in trials:
+        device = device_of(trial, named)
+        found = None if device is None else measured_rate(trial, device)
+        if found is None:
+            return None
+        by_trial[trial.trial_id] = found[0]
+        sources.append(found[1])
+        devices.append(device)
+    return Rate(
+        flops_per_s=median(by_trial.values()),
+        source=f"from benchmark rows for {devices[0]}: {'; '.join(dict.fromkeys(sources))}",
+        by_trial=by_trial,
+    )
+
+
+def _assumed(trials: Sequence[Trial], named: str | None, mfu: float | None) -> Rate:
+    if mfu is not None:
+        device = (
+            device_of(max(trials, key=lambda t: t.resources.gpus), named) or "an unnamed device"
+        )
+        peak = peak_flops_per_s(device, trials[0].precision)
+        if peak is None:
+            raise UserError(
+                f"--mfu {mfu:g}: no published peak is known for {device} in {trials[0].precision}; "
+                "name a known one, such as --device 'NVIDIA H100', or give --flops-per-s."
+            )
+        shares = {t.trial_id: t.resources.gpus or 1.0 for t in trials}
+        return Rate(
+            flops_per_s=mfu * peak * median(shares.values()),
+            source=f"assumed: {mfu:.0%} of the published peak of {device}, {peak:.4g} FLOP/s",
+            by_trial={i: mfu * peak * share for i, share in shares.items()},
+        )
+    if any(t.resources.gpus for t in trials):
+        return Rate(
+            flops_per_s=None,
+            source="unknown for this GPU and preset; give --flops-per-s, or --device and --mfu",
+        )
+    cpus = max(t.resources.cpus for t in trials)
+    return Rate(
+        flops_per_s=ASSUMED_FLOPS_PER_CPU * cpus,
+        source=f"assumed: {ASSUMED_FLOPS_PER_CPU:.2g} FLOP/s per CPU core",
+    )
+
+
+def longest_first(trials: Sequence[Trial]) -> list[Trial]:
+    """Order in which to start: the longest may not be left for the end."""
+    return sorted(trials, key=exact_flops, reverse=True)
+
+
+def makespan(seconds: Sequence[float], slots: int) -> float:
+    """Wall time of runs started in the given order, each on the slot that is free first."""
+    free = [0.0] * max(1, slots)
+    for s in seconds:
+        heapq.heapreplace(free, free[0] + s)
+    return max(free)
+
+
+def duration(seconds: float) -> str:
+    """A span of time in the unit that suits it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,314 @@
+"""One YAML file -> a checked, immutable spec. `plan` turns it into trials; nothing else reads it.
+
+Every design names what varies; the rest is common to its trials. The shipped files in
+`sweeps/specs/` say in comments what each key does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, ValidationError, model_validator
+
+from analysis.errors import nearest
+from parcae_core.accounting.flops import FlopsRule
+from parcae_core.config import ModelConfig
+from parcae_core.depth import default_backprop_depth
+from parcae_core.errors import UserError
+from parcae_core.presets import PRESETS
+from parcae_core.trial import OptimConfig, Resources
+from sweeps.design.validation import Number, Section, Whole, overrides_of, read_mapping, sentences
+
+Positive = Annotated[Number, Field(gt=0)]
+Count = Annotated[Whole, Field(ge=1)]
+Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
+Budgets = Annotated[list[Positive], Field(min_length=1)]
+Loops = Annotated[list[Count], Field(min_length=1)]
+
+_BUDGETS = "a list of FLOPs above 0, such as [1e18, 2e18]"
+_LOOPS = "a list of whole numbers of loops, each >= 1, such as [1, 2, 4]"
+_TOKENS = "a number of tokens >= 1, such as 11.2e9"
+_RATE = "a list of learning rates above 0, such as [2e-4, 4e-4]"
+
+ModelOverrides = overrides_of(ModelConfig, "ModelOverrides")
+# Learning rates, clip and schedule; the schedule's own checks live in OptimConfig
+OptimOverrides = overrides_of(OptimConfig, "OptimOverrides")
+
+
+class DataSection(Section):
+    corpus: str = Field(
+        min_length=1,
+        description="a built-in corpus (python-stdlib) or the path of a folder of text",
+    )
+    tokenizer: str = Field(default="bytes", description="bytes, or bpe-<vocabulary size>")
+
+
+class DepthSection(Section):
+    """How loops are drawn in training; see parcae_core.depth."""
+
+    kind: Literal["poisson", "fixed", "curriculum"] = Field(
+        "poisson", description="poisson, fixed or curriculum"
+    )
+    per: Literal["sequence", "batch"] = Field("sequence", description="sequence or batch")
+    split: Literal["truncate", "additive"] = Field("truncate", description="truncate or additive")
+    mean_backprop_depth: Literal["ceil(mu/2)", "mu"] | Count = Field(
+        "ceil(mu/2)",
+        description="'ceil(mu/2)' (the paper's), 'mu' (no truncation) or a number >= 1",
+    )
+    # Of a curriculum: how long the steps without gradient take to grow from none
+    ramp_steps: Count | None = Field(None, description="a number of optimiser steps >= 1")
+    ramp_share: Annotated[Number, Field(gt=0, le=1)] | None = Field(
+        None, description="a share of the optimiser steps above 0, at most 1"
+    )
+    ramp_shape: Literal["linear", "1-sqrt"] = Field("linear", description="linear or 1-sqrt")
+
+    @model_validator(mode="after")
+    def _one_scheme(self) -> DepthSection:
+        ramps = [n for n in ("ramp_steps", "ramp_share") if getattr(self, n) is not None]
+        if self.kind != "curriculum":
+            if ramps or self.ramp_shape != "linear":
+                name = (ramps or ["ramp_shape"])[0]
+                raise ValueError(f"{name} belongs to kind: curriculum, and kind is {self.kind}.")
+            return self
+        if len(ramps) != 1:
+            raise ValueError(
+                f"a curriculum needs one of ramp_steps and ramp_share; {len(ramps)} are given."
+            )
+        if (self.per, self.split) != ("sequence", "truncate"):
+            raise ValueError(
+                "a curriculum draws per: sequence with split: truncate; leave both out."
+            )
+        return self
+
+    def ramp(self, n_steps: int) -> int:
+        """Steps of a curriculum's ramp in a training of `n_steps`."""
+        return self.ramp_steps or max(1, round(self.ramp_share * n_steps))
+
+    def backprop_depth(self, mean_recurrence: int) -> int:
+        """mu_bwd, the loop steps with gradient, for a declared mu_rec."""
+        if self.mean_backprop_depth == "ceil(mu/2)":
+            return default_backprop_depth(mean_recurrence)
+        if self.mean_backprop_depth == "mu":
+            return mean_recurrence
+        return self.mean_backprop_depth
+
+
+class EvaluationSection(Section):
+    loops: Loops = Field(
+        default=[], description=_LOOPS + "; a trial's own mean_recurrence is always added"
+    )
+    n_sequences: Count = Field(64, description="a number of validation sequences >= 1")
+
+
+class ResourcesSection(Section):
+    cpus: Positive = Field(1.0, description="CPU cores a trial reserves, above 0")
+    gpus: Annotated[Number, Field(ge=0)] = Field(
+        0.0, description="GPUs a trial reserves: 0, a fraction such as 0.5, or a whole number"
+    )
+    share: Literal["measured", "given"] = Field(
+        "measured",
+        description="measured (the part of a GPU that benchmarks found best for the preset and "
+        "device, where they did; else gpus) or given (always gpus)",
+    )
+    processes: Count | None = Field(
+        None,
+        description="a number of processes >= 1 that train a trial together (default: one per GPU)",
+    )
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> ResourcesSection:
+        self.resolve()
+        return self
+
+    def resolve(self) -> Resources:
+        """What every trial reserves."""
+        processes = self.processes or max(1, int(self.gpus))
+        return Resources(cpus=self.cpus, gpus=self.gpus, processes=processes)
+
+
+class WandbSection(Section):
+    mode: Literal["offline", "online", "disabled"] = Field(
+        "offline", description="offline, online or disabled"
+    )
+    project: str = Field("parcae-scaling", min_length=1, description="a W&B project name")
+
+
+class Variation(Section):
+    """What one trial of a `list`, or one axis of a `grid`, may set."""
+
+    mean_recurrence: Count | None = Field(None, description="a whole number of loops >= 1")
+    mean_backprop_depth: Count | None = Field(None, description="a whole number of loops >= 1")
+    budget_flops: Positive | None = Field(None, description="FLOPs above 0, such as 1e18")
+    n_tokens: Count | None = Field(None, description=_TOKENS)
+    batch_sequences: Count | None = Field(None, description="a number of sequences >= 1")
+    model: ModelOverrides = Field(ModelOverrides(), description="model keys to override")
+    optim: OptimOverrides = Field(OptimOverrides(), description="optimiser keys to override")
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Variation:
+        if self.budget_flops is not None and self.n_tokens is not None:
+            raise ValueError("budget_flops and n_tokens both fix the length of training; give one.")
+        return self
+
+
+class _Common(Section):
+    """The keys of every design."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")] = Field(
+        description="a folder name: a letter or digit, then at most 63 of a-z 0-9 . _ -"
+    )
+    preset: Literal[PRESETS] | None = Field(None, description="one of " + ", ".join(PRESETS))
+    model: ModelOverrides = Field(ModelOverrides(), description="model keys to override")
+    data: DataSection = Field(description="a mapping with corpus and tokenizer")
+    context: Count | None = Field(
+        None, description="tokens per sequence >= 1 (default: the model's)"
+    )
+    batch_sequences: Count = Field(description="sequences per optimiser step, >= 1")
+    optim: OptimOverrides = Field(OptimOverrides(), description="optimiser keys to override")
+    depth: DepthSection = Field(DepthSection(), description="a mapping: kind, per, split, ...")
+    evaluation: EvaluationSection = Field(
+        EvaluationSection(), description="a mapping with loops and n_sequences"
+    )
+    seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
+        [0], description="a list of whole numbers >= 0; each repeats every trial"
+    )
+    data_seed: Seed = Field(0, description="a whole number >= 0")
+    min_steps: Count = Field(100, description="a number of optimiser steps >= 1")
+    recurrence_one: Literal["transformer", "parcae"] = Field(
+        "transformer", description="transformer (as the paper counts) or parcae"
+    )
+    budget_rule: FlopsRule = Field("paper", description="paper, code or exact")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="float32 or bfloat16")
+    resources: ResourcesSection = Field(
+        ResourcesSection(), description="a mapping: cpus, gpus, ..."
+    )
+    wandb: WandbSection = Field(WandbSection(), description="a mapping: mode, project")
+
+    @property
+    def sha256(self) -> str:
+        """Hash of what the file says, comments, order and spelling of numbers aside."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class IsoflopSpec(_Common):
+    """Every budget buys a training at every mean_recurrence; tokens follow from the budget."""
+
+    design: Literal["isoflop"] = Field(description="isoflop")
+    budgets_flops: Budgets = Field(description=_BUDGETS)
+    mean_recurrence: Loops = Field(description=_LOOPS)
+
+
+class TestTimeSpec(_Common):
+    """Every mean_recurrence trains on the same tokens; read out at many loops."""
+
+    __test__ = False  # not a pytest class
+    design: Literal["test_time"] = Field(description="test_time")
+    n_tokens: Count = Field(description=_TOKENS)
+    mean_recurrence: Loops = Field(description=_LOOPS)
+
+
+class StabilitySpec(_Common):
+    """Learning rates x model variants, to see which diverge."""
+
+    design: Literal["stability"] = Field(description="stability")
+    n_tokens: Count = Field(description=_TOKENS)
+    mean_recurrence: Count = Field(description="a whole number of loops >= 1")
+    learning_rates: Budgets = Field(description=_RATE)
+    variants: Annotated[dict[str, ModelOverrides], Field(min_length=1)] = Field(
+        description="a mapping of labels to model keys, such as {rdm: {injection: concat}}"
+    )
+
+
+class IsoDepthSpec(_Common):
+    """Loops x widths at equal unrolled depth: a core of unrolled_core_layers / loops layers.
+
+    Source: Schwethelm et al. (arXiv:2604.21106).
+    """
+
+    design: Literal["iso_depth"] = Field(description="iso_depth")
+    budgets_flops: Budgets = Field(description=_BUDGETS)
+    mean_recurrence: Loops = Field(description=_LOOPS)
+    unrolled_core_layers: Count = Field(description="core layers times loops, >= 1")
+    widths: Loops = Field(description="a list of widths d_model, such as [256, 512]")
+    head_width: Count = Field(64, description="channels per head; divides every width")
+
+    @model_validator(mode="after")
+    def _divides(self) -> IsoDepthSpec:
+        for loops in self.mean_recurrence:
+            if self.unrolled_core_layers % loops:
+                raise ValueError(
+                    f"mean_recurrence: {loops} does not divide unrolled_core_layers="
+                    f"{self.unrolled_core_layers}; equal depth needs a whole number of layers."
+                )
+        for width in self.widths:
+            if width % self.head_width:
+                raise ValueError(f"widths: {width} is no multiple of head_width={self.head_width}.")
+        return self
+
+
+class GridSpec(_Common):
+    """The Cartesian product of named axes over one base."""
+
+    design: Literal["grid"] = Field(description="grid")
+    base: Variation = Field(Variation(), description="a mapping of what all trials share")
+    axes: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)] = (
+        Field(
+            description="a mapping of dotted keys to lists, such as {optim.muon_lr: [4e-3, 8e-3]}"
+        )
+    )
+
+
+class ListSpec(_Common):
+    """Exactly the trials written down."""
+
+    design: Literal["list"] = Field(description="list")
+    base: Variation = Field(Variation(), description="a mapping of what all trials share")
+    trials: Annotated[list[Variation], Field(min_length=1)] = Field(
+        description="a list of mappings, one per trial"
+    )
+
+
+SweepSpec = IsoflopSpec | TestTimeSpec | StabilitySpec | IsoDepthSpec | GridSpec | ListSpec
+DESIGNS: dict[str, type[_Common]] = {
+    "isoflop": IsoflopSpec,
+    "test_time": TestTimeSpec,
+    "stability": StabilitySpec,
+    "iso_depth": IsoDepthSpec,
+    "grid": GridSpec,
+    "list": ListSpec,
+}
+
+
+def load_spec(path: str | Path) -> SweepSpec:
+    """Read and check a spec file.
+
+    Raises:
+        UserError: with every problem of the file, one per line.
+    """
+    path = Path(path)
+    return parse_spec(read_mapping(path), where=str(path))
+
+
+def parse_spec(data: dict[str, Any], where: str) -> SweepSpec:
+    """Check a mapping as a spec; `where` is named in messages.
+
+    Raises:
+        UserError: with every problem, one per line.
+    """
+    design = data.get("design")
+    if not isinstance(design, str) or design not in DESIGNS:
+        known = ", ".join(DESIGNS)
+        if design is None:
+            raise UserError(f"{where}: design is missing; give one of {known}.")
+        raise UserError(
+            f"{where}: design is {design!r}; it must be one of {known}{nearest(str(design), list(DESIGNS))}."
+        )
+    model = DESIGNS[design]
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise UserError("\n".join(sentences(error, model, where))) from None

@@ -1,0 +1,137 @@
+"""Trial folders -> the records table, by the contract of analysis.table.records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.table import records
+from parcae_core.accounting.params import count_params
+from parcae_core.depth import CurriculumDepth, DepthScheme, PoissonDepth
+from parcae_core.trial import Trial, planned_flops
+from sweeps.storage.files import read_json
+from sweeps.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def collect(store: Store) -> Path | None:
+    """Write records.parquet of every trial that ended; may be repeated, also while others run.
+
+    Returns:
+        The file here, or None when no trial has ended yet.
+    """
+    table = records_of(store)
+    if table is None:
+        return None
+    path = records.save(table, store.root / records.FILE_NAME)
+    store.backing.publish(path)
+    return path
+
+
+def records_of(store: Store) -> pd.DataFrame | None:
+    """The table of every trial in the folder that is done, diverged or failed; None if none is."""
+    import pandas as pd
+
+    rows = [row for trial in store.stored_trials() for row in rows_of(store, trial)]
+    if not rows:
+        return None
+    return records.validate(pd.DataFrame(rows), where=str(store.root))
+
+
+def rows_of(store: Store, trial: Trial) -> list[dict[str, Any]]:
+    """A trial's rows of the table: one per evaluation; empty while it has not ended."""
+    outcome = outcome_columns(store, trial)
+    if outcome is None:
+        return []
+    common = planned_columns(trial) | {"sweep": store.name} | outcome
+    return [common | row for row in evaluated(store, trial)]
+
+
+def planned_columns(trial: Trial) -> dict[str, Any]:
+    """What is known before a trial starts; FLOPs, steps and tokens are of the planned training."""
+    model, counts = trial.model, count_params(trial.model)
+    looped = trial.depth is not None
+    core = counts.core if looped else 0
+    flops = planned_flops(trial)
+    return {
+        "trial_id": trial.trial_id,
+        "preset": trial.preset,
+        "architecture": "parcae" if looped else "transformer",
+        "injection": model.injection if looped else None,
+        "d_model": model.d_model,
+        "n_layers": model.n_layers,
+        "n_params": counts.total,
+        "n_params_core": core,
+        "n_params_unrolled": counts.total + (trial.mean_recurrence - 1) * core,
+        "n_params_once": counts.total - core,
+        "mean_recurrence": trial.mean_recurrence,
+        "mean_backprop_depth": trial.mean_backprop_depth,
+        "depth_scheme": _depth_scheme(trial.depth),
+        "budget_flops": trial.budget_flops,
+        "flops_rule": trial.budget_rule,
+        "train_flops_paper": flops["paper"],
+        "train_flops_code": flops["code"],
+        "train_flops_exact": flops["exact"],
+        "n_tokens": trial.n_tokens,
+        "n_steps": trial.n_steps,
+        "batch_tokens": trial.batch_tokens,
+        "context": trial.context,
+        "seed": trial.seed,
+        "data_seed": trial.data_seed,
+        "data_fingerprint": trial.data.fingerprint,
+        "tokenizer": trial.data.tokenizer,
+        "vocab_size": trial.data.vocab_size,
+        "muon_lr": trial.optim.muon_lr,
+        "adamw_lr": trial.optim.adamw_lr,
+    }
+
+
+def outcome_columns(store: Store, trial: Trial) -> dict[str, Any] | None:
+    """What is known once a trial is done, diverged or failed; None before."""
+    state = store.state(trial)
+    if state.state not in records.STATUSES:
+        return None
+    sweep = store.sweep or {}
+    said = read_json(store.folder(trial.trial_id) / "state.json") or {}
+    result = store.result(trial) or {}
+    return {
+        "status": state.state,
+        "status_reason": None if state.state == "done" else state.reason,
+        "diverged_step": result.get("step") if state.state == "diverged" else None,
+        "data_epochs": result.get("data_epochs", 0.0),
+        "wall_s": result.get("train_s"),
+        "tokens_per_s": result.get("tokens_per_s"),
+        "device": result.get("device", "unknown"),
+        "torch_version": result.get("torch_version", "unknown"),
+        "git_commit": said.get("git_commit") or sweep.get("git_commit"),
+        "spec_sha256": said.get("spec_sha256") or sweep.get("spec_sha256"),
+    }
+
+
+def _depth_scheme(depth: DepthScheme | None) -> str | None:
+    if isinstance(depth, PoissonDepth):
+        return f"poisson per {depth.per}, {depth.split}"
+    if isinstance(depth, CurriculumDepth):
+        return f"curriculum, {depth.shape} over {depth.ramp_steps / depth.n_steps:.3g} of the steps"
+    return None if depth is None else depth.kind
+
+
+def evaluated(store: Store, trial: Trial) -> list[dict[str, Any]]:
+    """One row per evaluation; a single empty one, at mean_recurrence, when there is none."""
+    result = store.result(trial) or {}
+    rows = result.get("evaluation") or []
+    if not rows:
+        return [
+            {"n_loops": trial.mean_recurrence, "val_loss": None, "val_bpb": None, "val_tokens": 0}
+        ]
+    return [
+        {
+            "n_loops": r["n_loops"],
+            "val_loss": r["val_loss"],
+            "val_bpb": r["val_bpb"],
+            "val_tokens": r["n_tokens"],
+        }
+        for r in rows
+    ]

@@ -1,0 +1,1 @@
+"""Running trials; the only importers of ray."""

@@ -1,0 +1,233 @@
+"""`parcae run`: everything that is planned and not finished, through a fresh Ray Tune run.
+
+Tuner.restore is not used: it silently ignores a changed list of trials. The store says what is
+left, so a killed driver, a new spec and a second start are all the same case.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from parcae_core.errors import UserError
+from parcae_core.trial import Trial
+from sweeps.design.estimate import longest_first
+from sweeps.design.plan import Plan
+from sweeps.runner.cluster import ray_cluster, require_local, require_placeable
+from sweeps.runner.trainable import Job, Train, run_trial
+from sweeps.storage.tempdir import OwnedFolder
+from sweeps.store import FINISHED, State, Store, git_commit
+from sweeps.tracking.sweep_run import mirror_sweep
+
+LOST_WORKERS_ALLOWED = 3  # per trial; node loss and pre-emption count, our own exceptions do not
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """How to run; none of it changes what is trained."""
+
+    cpus: int | None = None  # of a private cluster; None: all of this machine's
+    address: str | None = None  # of a running cluster; None: a private one
+    can_add: dict[str, float] | None = None  # resources of the largest node the cluster may add
+    checkpoint_every_s: float = 120.0
+    lease_wait_s: float = 60.0
+    wandb_mode: str | None = None  # None: as the spec says
+    train: Train | None = None  # in place of parcae_core.training.train.train
+    reuse_workers: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What a `run` leaves."""
+
+    states: dict[str, State]  # by trial_id, of the plan
+    reused: dict[str, str]  # trial_id -> sibling sweep
+    stopped: bool  # on a signal
+
+    def count(self, *states: State) -> int:
+        return sum(s in states for s in self.states.values())
+
+    @property
+    def complete(self) -> bool:
+        """Every planned trial ended in a result."""
+        return all(s in FINISHED for s in self.states.values())
+
+
+def run(
+    plan: Plan, store: Store, spec_path: Path, *, extend: bool = False, options: Options = Options()
+) -> Outcome:
+    """Run what is missing.
+
+    Raises:
+        UserError: before anything is started or written, if the folder cannot take the plan.
+    """
+    store.check(plan, spec_path, extend=extend)
+    if options.address is None:
+        require_local(plan.trials, options.cpus)
+    elif left := _left(plan, store):
+        with ray_cluster(options.address):  # before anything is written
+            require_placeable(left, options.can_add)
+    with store.driver_lock():
+        store.write_plan(plan, spec_path)
+        reused = store.reuse_siblings(
+            [t for t in plan.trials if store.state(t).state not in FINISHED]
+        )
+        for trial_id, sibling in reused.items():
+            say(f"{trial_id}: the same trial is finished in {sibling}; its result is reused")
+        left = _left(plan, store)
+        stopped = False
+        if left:
+            data_dirs = prepare_data(plan, store, left)
+            job = make_job(plan, store, data_dirs, options)
+            stopped = schedule(job, longest_first(left), options, store)
+            store.refresh()
+        states = {t.trial_id: store.state(t).state for t in plan.trials}
+        if not stopped:  # who stops a sweep does not wait for its figures
+            for problem in mirror_sweep(
+                store,
+                project=plan.spec.wandb.project,
+                mode=options.wandb_mode or plan.spec.wandb.mode,
+            ):
+                say(problem)
+    # "running" can only be the word of a worker that is gone
+    states = {i: "planned" if s == "running" else s for i, s in states.items()}
+    return Outcome(states=states, reused=reused, stopped=stopped)
+
+
+def _left(plan: Plan, store: Store) -> list[Trial]:
+    return [t for t in plan.trials if store.state(t).state not in (*FINISHED, "failed")]
+
+
+def prepare_data(plan: Plan, store: Store, trials: Sequence[Trial]) -> dict[int, str]:
+    """Tokenise the corpus once for every length of row; finished folders are reused.
+
+    Returns:
+        tokens per row -> how a worker's store asks for the folder.
+    """
+    from parcae_core.data.prepare import prepare
+    from parcae_core.data.sources import resolve
+
+    source = resolve(plan.spec.data.corpus)
+    planned = {t.data.fingerprint for t in trials}
+    if {source.fingerprint} != planned:
+        raise UserError(
+            f"{plan.where}: the corpus {source.name} changed while planning; try again."
+        )
+    folders = {}
+    for row_tokens in sorted({t.context + 1 for t in trials}):
+        path = prepare(
+            source,
+            tokenizer=plan.spec.data.tokenizer,
+            row_tokens=row_tokens,
+            root=store.backing.data_root,
+        )
+        folders[row_tokens] = store.backing.share_data(path)
+    return folders
+
+
+def make_job(plan: Plan, store: Store, data_dirs: dict[int, str], options: Options) -> Job:
+    """What the workers of one `run` need to know."""
+    return Job(
+        out=store.backing.place,
+        sweep=store.name,
+        session=uuid.uuid4().hex[:12],
+        data_dirs=data_dirs,
+        spec_sha256=plan.spec.sha256,
+        git_commit=git_commit(),
+        design=plan.spec.design,
+        wandb_mode=options.wandb_mode or plan.spec.wandb.mode,
+        wandb_project=plan.spec.wandb.project,
+        checkpoint_every_s=options.checkpoint_every_s,
+        lease_wait_s=options.lease_wait_s,
+        train=options.train,
+    )
+
+
+def schedule(job: Job, trials: list[Trial], options: Options, store: Store | None = None) -> bool:
+    """Run the trials in the given order on a cluster; True if a signal ended it."""
+    store = store or job.store
+    with ray_cluster(options.address, options.cpus):
+        from ray import tune
+
+        from sweeps.runner.progress import Progress
+
+        bundles = require_placeable(trials, options.can_add)
+        by_id = {t.trial_id: t for t in trials}
+        progress = Progress(store, trials)
+        # Tune wants a place for its own bookkeeping, which nobody reads again
+        scratch = OwnedFolder("parcae-tune-")
+        try:
+            tuner = tune.Tuner(
+                tune.with_resources(
+                    run_trial,
+                    # PACK: as few nodes as possible, and each bundle whole
+                    lambda c: tune.PlacementGroupFactory(
+                        bundles[by_id[c["trial_id"]].resources], strategy="PACK"
+                    ),
+                ),
+                param_space={
+                    "job": job,
+                    "trial_id": tune.grid_search([t.trial_id for t in trials]),
+                },
+                tune_config=tune.TuneConfig(
+                    trial_name_creator=_trial_id,
+                    trial_dirname_creator=_trial_id,
+                    # Sound because `train` builds everything from the trial and leaves no state
+                    # behind, which a test checks; saves about 1.5 s of imports a trial
+                    reuse_actors=options.reuse_workers,
+                ),
+                run_config=tune.RunConfig(
+                    name=job.session,
+                    storage_path=str(scratch.path),
+                    verbose=0,
+                    failure_config=tune.FailureConfig(max_failures=LOST_WORKERS_ALLOWED),
+                    callbacks=[progress],
+                ),
+            )
+            with progress, stop_on_signals(partial(store.request_stop, job.session)) as stopped:
+                tuner.fit()
+        finally:
+            store.forget_stop(job.session)
+            scratch.close()
+    return bool(stopped)
+
+
+def _trial_id(trial) -> str:
+    return trial.config["trial_id"]
+
+
+@contextmanager
+def stop_on_signals(request_stop: Callable[[], object]) -> Iterator[list[int]]:
+    """First SIGINT or SIGTERM: trials write a checkpoint and end. Second: end at once.
+
+    Yields:
+        The signals received so far.
+    """
+    received: list[int] = []
+
+    def handle(number: int, frame: object) -> None:
+        received.append(number)
+        if len(received) == 1:
+            say("stopping: running trials write a checkpoint first; once more to stop at once")
+            request_stop()
+        else:
+            os.kill(os.getpid(), signal.SIGUSR1)  # Tune's own way to end without the trials
+
+    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def say(text: str) -> None:
+    """A line of progress."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,136 @@
+"""What a person watching a sweep sees on stderr: a live table on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ray import tune
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from parcae_core.trial import Trial
+from sweeps.design.estimate import duration, exact_flops
+from sweeps.design.plan import short
+from sweeps.store import Store, TrialState
+
+EVERY_S = 5.0
+LIVE_EVERY_S = 1.0
+WARM_UP_S = 30.0  # before that, starting up would be taken for slow training
+
+
+class Progress(tune.Callback):
+    """Lines of progress; told by Tune, but what ended how is read from the store."""
+
+    def __init__(self, store: Store, trials: list[Trial], console: Console | None = None) -> None:
+        self.store = store
+        self.console = console or Console(stderr=True)
+        self.live = Live(console=self.console, auto_refresh=False, transient=True)
+        self.every_s = LIVE_EVERY_S if self.console.is_terminal else EVERY_S
+        self.trials = {t.trial_id: t for t in trials}
+        self.ended: dict[str, str] = {}
+        self.started_at = self.said_at = time.monotonic()
+        self.last = ""
+
+    def say(self, text: str) -> None:
+        elapsed = time.monotonic() - self.started_at
+        line = f"[{elapsed:7.1f} s] {text}"
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its callbacks for a restore that we never ask for; terminals cannot be."""
+        return {k: v for k, v in vars(self).items() if k not in ("console", "live", "store")}
+
+    def __enter__(self) -> Progress:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        planned = self.trials[trial.config["trial_id"]]
+        self.store.backing.glance(now=True)
+        state = self.store.state(planned)
+        self.ended[planned.trial_id] = state.state
+        if state.state in ("failed", "diverged"):
+            self.say(f"{_label(planned)}: {state.state}: {state.reason}")
+        elif state.state == "done" and (result := self.store.result(planned)):
+            loss = {r["n_loops"]: r["val_loss"] for r in result["evaluation"]}
+            value = loss[planned.mean_recurrence]
+            done = sum(s in ("done", "diverged") for s in self.ended.values())
+            self.say(
+                f"{_label(planned)}: done, val_loss {value:.4f} "
+                f"({done} of {len(self.trials)} finished)"
+            )
+
+    def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        planned = self.trials[trial.config["trial_id"]]
+        if self.store.state(planned).state != "failed":
+            self.say(f"{_label(planned)}: worker lost; starting again from its last checkpoint")
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        planned = self.trials[trial.config["trial_id"]]
+        self.ended[planned.trial_id] = "lost"
+        self.say(f"{_label(planned)}: given up after {trial.num_failures} lost workers")
+
+    def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
+        if time.monotonic() - self.said_at < self.every_s:
+            return
+        self.store.backing.glance()
+        self.said_at = time.monotonic()
+        running = {
+            t.config["trial_id"]: self.store.state(self.trials[t.config["trial_id"]])
+            for t in trials
+            if t.status == "RUNNING"
+        }
+        if self.live.is_started:
+            self.live.update(self._table(running), refresh=True)
+            return
+        steps = ", ".join(self._step(self.trials[i], s) for i, s in running.items())
+        text = f"{len(self.ended)} of {len(self.trials)} ended; {steps}"
+        if text != self.last and running:
+            self.say(text + self._remaining(running))
+            self.last = text
+
+    def _table(self, running: dict[str, TrialState]) -> Table:
+        left = self._remaining(running).lstrip("; ")
+        title = f"{self.store.name}: {len(self.ended)} of {len(self.trials)} ended  {left}"
+        table = Table(title=title, title_justify="left", title_style="bold")
+        for column in ("trial", "step", "", "loss", "tokens/s"):
+            table.add_column(column, justify="left" if column in ("trial", "") else "right")
+        for trial_id, state in running.items():
+            planned = self.trials[trial_id]
+            table.add_row(
+                _label(planned),
+                f"{state.step}/{planned.n_steps}",
+                ProgressBar(total=planned.n_steps, completed=state.step, width=20),
+                f"{state.loss:.3f}" if isinstance(state.loss, float) else "-",
+                f"{state.tokens_per_s:,.0f}" if state.tokens_per_s else "-",
+            )
+        return table
+
+    def _step(self, planned: Trial, state: TrialState) -> str:
+        loss = f" loss {state.loss:.3f}" if isinstance(state.loss, float) else ""
+        return f"{_label(planned)} step {state.step}/{planned.n_steps}{loss}"
+
+    def _remaining(self, running: dict[str, TrialState]) -> str:
+        """Time left, from the FLOPs made so far in this session."""
+        made = sum(exact_flops(self.trials[i]) for i in self.ended)
+        for trial_id, state in running.items():
+            planned = self.trials[trial_id]
+            made += state.step / planned.n_steps * exact_flops(planned)
+        left = sum(map(exact_flops, self.trials.values())) - made
+        elapsed = time.monotonic() - self.started_at
+        if elapsed < WARM_UP_S or made < 0.02 * (made + left):
+            return ""
+        return f"; about {duration(left / made * elapsed)} left"
+
+
+def _label(trial: Trial) -> str:
+    budget = f" C={short(trial.budget_flops)}" if trial.budget_flops else ""
+    seed = f" seed={trial.seed}" if trial.seed else ""
+    return f"{trial.trial_id}{budget} mu={trial.mean_recurrence}{seed}"

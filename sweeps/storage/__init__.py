@@ -1,0 +1,1 @@
+"""Where a sweep's bytes live: a folder or an object store."""

@@ -1,0 +1,1 @@
+"""The Weights & Biases mirror; the only importers of wandb."""

@@ -1,0 +1,198 @@
+"""W&B as a source of records: a project on the server, or the folders of its runs.
+
+Both give the table that the store gives, since a trial's run carries what the table needs: config
+"record" is known at its start, summary "record" at its end. Light to import: W&B loads when a source
+of its kind is read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.errors import InputError
+from analysis.fitting.result import Dropped
+from analysis.table import load
+
+if TYPE_CHECKING:
+    pass
+
+SERVER, FILES = "wandb", "wandb-files"
+_FORM = "wandb:ENTITY/PROJECT or wandb:ENTITY/PROJECT/GROUP"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """What matters of a run, from wherever it was read."""
+
+    run_id: str
+    job_type: str
+    state: str
+    config: dict[str, Any]
+    summary: dict[str, Any]
+
+
+def register() -> None:
+    """Let `analysis.table.load` read these kinds."""
+    load.register(
+        SERVER,
+        load.Reader(claims=lambda text: text.startswith(f"{SERVER}:"), read=read_server),
+    )
+    load.register(FILES, load.Reader(claims=_holds_run_folders, read=read_files))
+
+
+def read_files(text: str) -> load.Found:
+    """The runs under a folder, as W&B writes them offline and online.
+
+    Raises:
+        InputError: no such folder, no run in it, or a file that is none of W&B's.
+    """
+    from sweeps.tracking.run_files import read_all, run_files
+
+    folder = Path(text.removeprefix(f"{FILES}:"))
+    paths = run_files(folder) if folder.is_dir() else []
+    if not paths:
+        raise InputError(
+            f"{text}: no .wandb file in that folder; `parcae run` leaves them in the wandb folder "
+            "of every trial, unless W&B is disabled."
+        )
+    try:
+        files = read_all(paths)
+    except ValueError as error:
+        raise InputError(f"{text}: {error}; leave it out.") from error
+    runs = [
+        Run(
+            run_id=f.run_id,
+            job_type=f.job_type,
+            state="running" if f.exit_code is None else "ended",
+            config=f.config,
+            summary=f.summary,
+        )
+        for f in files
+    ]
+    return found(runs, text)
+
+
+def read_server(text: str) -> load.Found:
+    """The runs of a project, or of one group in it, through W&B's public API.
+
+    Raises:
+        InputError: a malformed name, no key, no answer, or no such project.
+    """
+    parts = text.removeprefix(f"{SERVER}:").split("/")
+    if len(parts) not in (2, 3) or not all(parts):
+        raise InputError(f"{text}: {_FORM} is needed; a sweep's group is its name.")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
+    try:
+        api = wandb.Api()  # a request may take WANDB_HTTP_TIMEOUT seconds
+        runs = api.runs(
+            "/".join(parts[:2]),
+            filters={"group": parts[2]} if len(parts) == 3 else None,
+            lazy=False,  # one request a page in place of one a run
+        )
+        return found([_from_api(run) for run in runs], text)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{text}: {_explained(error, parts)}") from error
+
+
+def found(runs: Iterable[Run], where: str) -> load.Found:
+    """The records of runs, and what was left out with reasons.
+
+    Raises:
+        InputError: if no run holds any.
+    """
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    lost: dict[str, int] = {}
+    seen: set[str] = set()
+    planned: set[str] = set()
+    for run in runs:
+        if run.job_type == "sweep":
+            planned |= set(run.config.get("trials") or ())
+            continue
+        reason = _reason_to_drop(run, seen)
+        if reason is not None:
+            lost[reason] = lost.get(reason, 0) + 1
+            continue
+        seen.add(run.config["record"]["trial_id"])
+        outcome = dict(run.summary["record"])
+        rows += [run.config["record"] | row for row in _evaluated(outcome)]
+    if not rows:
+        why = "; ".join(f"{n} runs: {reason}" for reason, n in lost.items()) or "it holds no run"
+        raise InputError(f"{where}: no run there holds records ({why}).")
+    absent = len(planned - seen)
+    notes = [f"{absent} trials that the sweep planned are not among the runs"] if absent else []
+    return load.Found(
+        frame=pd.DataFrame(rows),
+        where=where,
+        dropped=tuple(Dropped(reason=r, n_rows=n) for r, n in lost.items()),
+        notes=tuple(notes),
+    )
+
+
+def _reason_to_drop(run: Run, seen: set[str]) -> str | None:
+    record = run.config.get("record")
+    if not isinstance(record, dict) or "trial_id" not in record:
+        return "a W&B run that this toolkit did not write"
+    if not isinstance(run.summary.get("record"), dict):
+        return f"a W&B run without a result: its trial has not ended ({run.state})"
+    if record["trial_id"] in seen:
+        return "a W&B run of a trial that another sweep took over"
+    return None
+
+
+def _evaluated(outcome: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = outcome.pop("evaluation", None) or []
+    return [outcome | row for row in rows]
+
+
+def _from_api(run: Any) -> Run:
+    return Run(
+        run_id=run.id,
+        job_type=run.job_type or "",
+        state=run.state,
+        config=run.config,
+        summary=run.summary_metrics,
+    )
+
+
+def _explained(error: Exception, parts: list[str]) -> str:
+    import wandb
+
+    said = " ".join(str(error).split())
+    address = _address()
+    if isinstance(error, wandb.errors.UsageError):
+        return f"no API key for {address}: run `wandb login` or set WANDB_API_KEY ({said})."
+    if "Could not find project" in said or "not found" in said.lower():
+        return f"{address} has no project {parts[1]!r} of {parts[0]!r} that your key may read."
+    return (
+        f"{address} did not answer as W&B does ({said[:300]}). Check the network, WANDB_BASE_URL and "
+        "the key, or read the run folders instead: parcae fit wandb-files:runs/NAME."
+    )
+
+
+def _address() -> str:
+    import wandb
+
+    return str(wandb.setup().settings.base_url)
+
+
+def _holds_run_folders(text: str) -> bool:
+    """A folder of W&B runs: one of them, a `wandb` folder, or trials' folders without their sweep."""
+    if text.startswith(f"{FILES}:"):
+        return True
+    folder = Path(text)
+    if not folder.is_dir() or (folder / "sweep.json").exists():
+        return False  # a sweep's own records are the truth; wandb-files: asks for the mirror
+    if (folder / "records.parquet").exists() or any(folder.glob("*/sweep.json")):
+        return False
+    patterns = ("*.wandb", "*run-*/*.wandb", "wandb/*run-*/*.wandb", "*/wandb/*run-*/*.wandb")
+    return any(next(folder.glob(p), None) is not None for p in patterns)

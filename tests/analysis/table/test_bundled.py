@@ -1,0 +1,67 @@
+"""What the README says of the bundled records of our own is what they give."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis import api, test_time, validate
+from analysis.isoflop import parabolas
+from analysis.table import load
+
+README = (Path(__file__).resolve().parents[3] / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def looped():
+    return load.load("bundled:nano-isoflop", where=("mean_recurrence>1",))
+
+
+def test_the_records_are_one_clean_commits_and_complete():
+    frame = load.load("bundled:nano-isoflop").frame
+    assert frame.trial_id.nunique() == 30
+    assert set(frame.status) == {"done"}
+    (commit,) = frame.git_commit.unique()
+    assert commit.startswith("8781def")
+    assert "dirty" not in commit
+    assert f"{frame.n_params.min():,} to {frame.n_params.max():,} parameters" in README
+
+
+def test_curves_floors_and_forms(looped):
+    found = test_time.fit_test_time(looped)
+    sound = [c for c in found.curves if c.values is not None and not c.problem]
+    assert f"{len(sound)} of {len(found.curves)}" in README
+    gaps = [c.values["L_inf"] / c.val_loss[c.n_loops == c.mean_recurrence][0] - 1 for c in sound]
+    assert f"{100 * np.mean(np.abs(gaps)):.3f} %" in README
+    rows = validate.compare_forms(looped)
+    shown = re.search(r"power \| ([\d., ]+) \|", README)[1].split(", ")
+    assert len(shown) == 4
+    for text, row in zip(shown, rows, strict=True):
+        assert float(text) == pytest.approx(1e7 * row["mean_huber_beyond_mu"], rel=0.03)
+    assert [r["law"] for r in rows] == [
+        "test-time",
+        "test-time-shifted-power",
+        "test-time-power-floor",
+        "test-time-power",
+    ]
+
+
+def test_gamma_of_the_unified_law(looped):
+    gamma = api.fit_table(looped, "unified", interval="none")["gamma"].value
+    assert f"gamma {gamma:.2f} [" in README
+
+
+@pytest.mark.slow
+def test_the_interval_of_gamma(looped):
+    result = api.fit_table(looped, "unified", n_resamples=1000)
+    gamma = result["gamma"]
+    assert f"gamma {gamma.value:.2f} [{gamma.ci_low:.2f}, {gamma.ci_high:.2f}]" in README
+    assert not result.valid
+
+
+def test_no_exponent_of_the_recurrence_law_follows():
+    result = parabolas.fit_recurrence(load.load("bundled:nano-isoflop")).result
+    assert result["gamma_mu"].value is None
+    optima = [r for r in result.tables["optima"] if r["axis"] == "mean_recurrence"]
+    assert [r["lowest_at"] for r in optima] == [1.0] * 5

@@ -1,0 +1,245 @@
+"""The command as users script it: stdout, stderr, exit code, and what is left on the disk."""
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sweeps.cli import app
+from tests.support.tiny import SPEC, spec_dict, write_spec
+
+
+def parcae(*args, cwd=None) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "sweeps.cli", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def in_process(monkeypatch, capsys, *args) -> tuple[int, str, str]:
+    """Like `parcae`, without the cost of a process: (exit code, stdout, stderr)."""
+    monkeypatch.setattr(sys, "argv", ["parcae", *map(str, args)])
+    with pytest.raises(SystemExit) as stop:
+        app.main()
+    out, err = capsys.readouterr()
+    return stop.value.code, out, err
+
+
+def cpu_s() -> float:
+    """Processor time of finished child processes: what else runs on the machine does not count."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def everything_in(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+def test_plan_prints_every_trial_and_touches_nothing(tmp_path):
+    spec = write_spec(tmp_path)
+    before = everything_in(tmp_path)
+    done = parcae("plan", spec, "--json", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    data = json.loads(done.stdout)
+    assert [(t["mean_recurrence"], t["budget_flops"]) for t in data["trials"]] == [
+        (1, 4e8), (2, 4e8), (1, 8e8), (2, 8e8),
+    ]  # fmt: skip
+    assert {"trial_id", "n_tokens", "n_steps"} <= set(data["trials"][0])
+    table = parcae("plan", spec, cwd=tmp_path).stdout
+    assert all(t["trial_id"] in table for t in data["trials"])
+    assert "time assumed" in table
+    assert everything_in(tmp_path) == before
+
+
+def test_plan_of_36_trials_takes_under_two_seconds(tmp_path):
+    spec = write_spec(
+        tmp_path,
+        data={"corpus": "python-stdlib"},
+        budgets_flops=[i * 1e9 for i in range(1, 7)],
+        mean_recurrence=[2, 4, 6, 8, 10, 12],
+    )
+    began = cpu_s()
+    done = parcae("plan", spec, "--json")
+    assert cpu_s() - began < 2.0  # the project's own bar, the corpus read included
+    assert len(json.loads(done.stdout)["trials"]) == 36
+
+
+def test_plan_of_1000_trials_takes_under_three_seconds(tmp_path):
+    spec = write_spec(
+        tmp_path,
+        budgets_flops=[i * 1e9 for i in range(1, 11)],
+        mean_recurrence=[2, 3, 4, 5, 6, 7, 8, 9, 10, 12],
+        seeds=list(range(10)),
+    )
+    began = cpu_s()
+    done = parcae("plan", spec, "--json")
+    assert cpu_s() - began < 3.0
+    assert len({t["trial_id"] for t in json.loads(done.stdout)["trials"]}) == 1000
+
+
+def test_planning_loads_no_heavy_library(tmp_path):
+    code = (
+        "import sys; sys.argv = ['parcae', 'plan', sys.argv[1]]\n"
+        "from sweeps.cli.app import main\n"
+        "try: main()\n"
+        "except SystemExit as stop: assert not stop.code, stop.code\n"
+        "print([m for m in ('torch', 'ray', 'pandas', 'wandb', 'scipy') if m in sys.modules])"
+    )
+    command = [sys.executable, "-c", code, str(write_spec(tmp_path))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("verb", ["plan", "run"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"preset": "nanoo"},
+        {"budget_flops": 3},
+        {"min_steps": 1000},
+        {"depth": {"mean_backprop_depth": 4}},
+        {"data": {"corpus": "no/such/folder"}},
+        {"data": {"corpus": "empty"}},
+        {"resources": {"cpus": 4096}},
+        {"resources": {"cpus": 3, "processes": 3}},
+        {"depth": {"kind": "curriculum"}},
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_2_and_nothing_written(
+    verb, changes, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    spec = write_spec(tmp_path, **changes)
+    before = everything_in(tmp_path)
+    code, out, err = in_process(monkeypatch, capsys, verb, spec)
+    if changes == {"resources": {"cpus": 4096}} and verb == "plan":
+        assert code == 0  # planning for another machine is fine
+        return
+    assert (code, out) == (2, "")
+    assert err.startswith("parcae: ")
+    assert "Traceback" not in err
+    assert everything_in(tmp_path) == before
+
+
+def test_an_unwritable_output_folder_is_refused(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    spec = write_spec(tmp_path)
+    code, _, err = in_process(monkeypatch, capsys, "run", spec, "--out", tmp_path / "file")
+    assert code == 2
+    assert "cannot be written" in err
+
+
+@pytest.mark.parametrize("verb", ["status", "logs", "stop"])
+def test_a_cluster_that_does_not_answer_is_one_sentence(verb, monkeypatch, capsys):
+    pytest.importorskip("ray")
+    where = "http://127.0.0.1:9"  # the discard port: nobody listens
+    code, out, err = in_process(monkeypatch, capsys, verb, "demo", "--address", where)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert f"--address {where}: " in err
+    assert "ray dashboard" in err
+    assert ".." not in err
+
+
+@pytest.mark.parametrize("verb", ["status", "retry", "collect", "sync"])
+def test_a_sweep_that_is_not_there_is_one_sentence(verb, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = in_process(monkeypatch, capsys, verb, "nope")
+    assert (code, out) == (2, "")
+    assert err.startswith("parcae: nope: no sweep at ")
+    assert len(err.splitlines()) == 1
+
+
+def test_a_missing_extra_is_named_with_the_way_to_get_it(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "sweeps.design.spec", None)
+    monkeypatch.setitem(sys.modules, "pydantic", None)
+    monkeypatch.delitem(sys.modules, "sweeps.design.spec")
+    monkeypatch.delitem(sys.modules, "sweeps.design.validation", raising=False)
+    monkeypatch.delitem(sys.modules, "sweeps.design.plan", raising=False)
+    monkeypatch.delitem(sys.modules, "sweeps.design.designs", raising=False)
+    code, _, err = in_process(monkeypatch, capsys, "plan", write_spec(tmp_path))
+    assert code == 2
+    assert err == (
+        "parcae: this needs pydantic, which is not installed: pip install 'parcae-scaling[sweep]'\n"
+    )
+
+
+def test_every_verb_teaches_by_example():
+    shown = parcae("--help").stdout
+    for verb in ("plan", "run", "status", "retry", "collect", "demo", "fit", "report", "params"):
+        assert verb in shown
+    sweep = ("plan", "run", "submit", "status", "logs", "stop", "retry", "collect", "sync", "demo")
+    laws = ("fit", "predict", "optimal", "loops", "judge", "plot", "report")
+    for verb in (*sweep, *laws):
+        text = parcae(verb, "--help").stdout
+        assert f"parcae {verb}" in text
+        assert "Examples:" in text
+    assert parcae("--version").stdout.startswith("parcae-scaling ")
+
+
+_scalars = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
+    st.sampled_from(["1e18", "nan", "-1", "ceil(mu/2)", "bytes", "bpe-", "nano", "\ud7ff"]),
+)  # fmt: skip
+_values = st.recursive(
+    _scalars,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+_keys = st.one_of(
+    st.sampled_from([*SPEC, "n_tokens", "seeds", "depth", "optim"]), st.text(max_size=8)
+)
+
+
+@settings(
+    max_examples=250,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    derandomize=True,
+)
+@given(
+    changes=st.dictionaries(_keys, _values, min_size=1, max_size=3),
+    verb=st.sampled_from(["plan", "run"]),
+)
+def test_malformed_specs_never_yield_a_traceback_a_folder_or_a_cluster(
+    changes, verb, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+
+    def no_cluster(*_: object):
+        raise AssertionError("a cluster was to be started")
+
+    monkeypatch.setattr("sweeps.runner.driver.ray_cluster", no_cluster)
+    # Without the budgets nothing valid can be left to run, whatever the changes happen to mean
+    write_spec(tmp_path)  # the corpus
+    spec = tmp_path / "s.yaml"
+    spec.write_text(yaml.safe_dump(spec_dict(**({"budgets_flops": None} | changes))))
+    before = everything_in(tmp_path)
+    code, out, err = in_process(monkeypatch, capsys, verb, spec)
+    assert code in (0, 2) if verb == "plan" else code == 2
+    if code == 2:
+        assert out == ""
+        assert all(line.startswith("parcae: ") for line in err.splitlines())
+    assert everything_in(tmp_path) == before
+
+
+@settings(
+    max_examples=100,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    derandomize=True,
+)
+@given(text=st.text(st.sampled_from("ab:-[]{}&*!|>#'\"%@ \n1e\t"), max_size=40))
+def test_text_that_is_hardly_yaml_never_yields_a_traceback(text, tmp_path, monkeypatch, capsys):
+    spec = tmp_path / "s.yaml"
+    spec.write_text(text)
+    code, out, err = in_process(monkeypatch, capsys, "plan", spec)
+    assert (code, out) == (2, "")
+    assert err.startswith("parcae: ")

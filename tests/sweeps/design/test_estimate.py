@@ -1,0 +1,49 @@
+import pytest
+
+from sweeps.cli.plan_table import as_data
+from sweeps.design.estimate import duration, exact_flops, longest_first, makespan, rate_of
+from sweeps.store import Store
+from tests.support.tiny import tiny_plan, write_spec
+from tests.sweeps.test_store import good_result, put
+
+
+def test_the_longest_starts_first_and_no_slot_waits():
+    trials = tiny_plan().trials
+    flops = [exact_flops(t) for t in longest_first(trials)]
+    assert flops == sorted(flops, reverse=True)
+    assert makespan([4, 3, 2, 2, 1], slots=2) == 6
+    assert makespan([], slots=3) == 0
+    assert makespan([5, 1], slots=8) == 5
+
+
+def test_times_are_measured_when_something_is_finished_and_say_what_they_rest_on(tmp_path):
+    plan = tiny_plan()
+    store = Store(tmp_path, plan.name)
+    assert rate_of(plan.trials, None).source.startswith("assumed")
+    store.write_plan(plan, write_spec(tmp_path / "spec"))
+    assert rate_of(plan.trials, store).source.startswith("assumed")
+    trial = plan.trials[1]
+    put(store, trial, good_result(trial))  # says 2 s
+    rate = rate_of(plan.trials, store)
+    assert rate.source == "measured: median of 1 finished trials of this sweep"
+    assert rate.seconds(trial) == pytest.approx(2.0)
+    assert rate_of(plan.trials, store, 5e9).source.startswith("given")
+    data = as_data(plan, store, cpus=2)
+    assert data["totals"]["finished"] == 1
+    assert data["totals"]["left_s"] < sum(t["estimated_s"] for t in data["trials"])
+
+
+def test_an_unknown_gpu_has_no_time_until_one_is_given(tmp_path):
+    plan = tiny_plan(resources={"cpus": 1, "gpus": 1})
+    store = Store(tmp_path, plan.name)
+    assert rate_of(plan.trials, None).seconds(plan.trials[0]) is None
+    data = as_data(plan, store, cpus=8, gpus=2, flops_per_s=1e6, price_per_gpu_hour=3.0)
+    seconds = [t["estimated_s"] for t in data["trials"]]
+    assert data["totals"]["gpu_hours"] == pytest.approx(sum(seconds) / 3600)
+    assert data["totals"]["price"] == pytest.approx(3 * sum(seconds) / 3600)
+    assert data["totals"]["makespan_s"] < sum(seconds)
+    assert as_data(plan, store, cpus=8, gpus=0, flops_per_s=1e6)["totals"]["makespan_s"] is None
+
+
+def test_durations_are_said_in_the_unit_that_suits_them():
+    assert [duration(s) for s in (5, 600, 7200)] == ["5 s", "10 min", "2.0 h"]

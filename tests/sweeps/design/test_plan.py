@@ -1,0 +1,222 @@
+import pytest
+
+from parcae_core.depth import CurriculumDepth, FixedDepth, PoissonDepth
+from parcae_core.errors import UserError
+from sweeps.design.plan import plan
+from sweeps.design.smoke import shrink
+from sweeps.design.spec import parse_spec
+from tests.support.tiny import DATA, spec_dict, tiny_plan
+
+SIZED = {"budgets_flops": None, "n_tokens": 6400}
+
+
+def problems(**changes) -> list[str]:
+    with pytest.raises(UserError) as error:
+        tiny_plan(**changes)
+    return str(error.value).splitlines()
+
+
+def test_isoflop_buys_whole_steps_that_fit_the_budget():
+    trials = tiny_plan().trials
+    assert [(t.budget_flops, t.mean_recurrence) for t in trials] == [
+        (4e8, 1), (4e8, 2), (8e8, 1), (8e8, 2),
+    ]  # fmt: skip
+    for t in trials:
+        one_step = t.train_flops("paper") / t.n_steps
+        assert t.train_flops("paper") <= t.budget_flops < t.train_flops("paper") + one_step
+
+
+def test_recurrence_one_is_the_transformer_unless_asked_otherwise():
+    one = tiny_plan(mean_recurrence=[1]).trials[0]
+    assert one.model.is_transformer
+    assert one.depth is None
+    assert one.evaluation.loops == (1,)
+    looped = tiny_plan(mean_recurrence=[1], recurrence_one="parcae").trials[0]
+    assert looped.depth == FixedDepth(mean_recurrence=1, mean_backprop_depth=1)
+
+
+def test_keys_that_only_a_loop_has_do_not_reach_the_transformer():
+    model = {"d_model": 32, "injection": "concat", "readout": False, "prelude_norm": False}
+    one, two = tiny_plan(model=model, budgets_flops=[1e10]).trials
+    assert one.model.injection == "none"
+    assert two.model.injection == "concat"
+
+
+def test_the_depth_rule_and_the_trials_own_depth_in_the_evaluation():
+    t = tiny_plan(mean_recurrence=[5], depth={"split": "additive"}).trials[0]
+    assert t.depth == PoissonDepth(mean_recurrence=5, mean_backprop_depth=3, split="additive")
+    assert t.evaluation.loops == (1, 2, 3, 5)
+    full = tiny_plan(mean_recurrence=[5], depth={"mean_backprop_depth": "mu"}).trials[0]
+    assert full.mean_backprop_depth == 5
+
+
+RAMP = {"kind": "curriculum", "ramp_share": 0.5}
+
+
+@pytest.mark.parametrize("rule", ["paper", "code", "exact"])
+@pytest.mark.parametrize(
+    "ramp", [{"ramp_share": 0.5}, {"ramp_share": 1.0, "ramp_shape": "1-sqrt"}, {"ramp_steps": 30}]
+)
+def test_a_curriculum_buys_the_steps_that_its_shallow_beginning_pays_for(rule, ramp):
+    plain = tiny_plan(mean_recurrence=[8], budgets_flops=[4e9], budget_rule=rule).trials[0]
+    depth = {"kind": "curriculum"} | ramp
+    grown = tiny_plan(
+        mean_recurrence=[8], budgets_flops=[4e9], budget_rule=rule, depth=depth
+    ).trials[0]
+    assert isinstance(grown.depth, CurriculumDepth)
+    assert grown.depth.n_steps == grown.n_steps > plain.n_steps
+    assert grown.train_flops(rule) <= grown.budget_flops
+    assert grown.train_flops(rule) > grown.budget_flops * (1 - 1.5 / grown.n_steps)
+    assert grown.trial_id != plain.trial_id
+    share = ramp.get("ramp_share")
+    expected = ramp["ramp_steps"] if share is None else round(share * grown.n_steps)
+    assert grown.depth.ramp_steps == expected
+
+
+def test_a_curriculum_that_does_nothing_or_does_not_fit_is_refused():
+    [message] = problems(mean_recurrence=[4], depth=RAMP | {"mean_backprop_depth": "mu"})
+    assert "there are no steps without gradient that could grow" in message
+    long = {"kind": "curriculum", "ramp_steps": 10**6}
+    [message] = problems(mean_recurrence=[4], budgets_flops=[4e9], depth=long)
+    assert "depth.ramp_steps is 1000000 and the training at mean_recurrence=4 has" in message
+    one = tiny_plan(mean_recurrence=[1], recurrence_one="parcae", depth=RAMP).trials[0]
+    assert one.depth == FixedDepth(mean_recurrence=1, mean_backprop_depth=1)
+
+
+def test_a_smoke_of_a_curriculum_keeps_its_shape():
+    plan_ = tiny_plan(mean_recurrence=[4, 8], budgets_flops=[4e9], depth=RAMP)
+    for trial in shrink(plan_).trials:
+        assert trial.depth.n_steps == trial.n_steps
+        assert trial.depth.ramp_steps == pytest.approx(trial.n_steps / 2, abs=1)
+
+
+def test_seeds_repeat_trials_and_labels_do_not_change_them():
+    seeds = tiny_plan(seeds=[0, 7]).trials
+    assert len(seeds) == 8
+    assert len({t.trial_id for t in seeds}) == 8
+    other = tiny_plan(name="other", resources={"cpus": 2}, wandb={"project": "p"}, min_steps=6)
+    assert other.trial_ids == tiny_plan().trial_ids
+
+
+def test_processes_follow_from_gpus_and_have_to_share_the_batch():
+    several = tiny_plan(resources={"gpus": 4})
+    assert {t.resources.processes for t in several.trials} == {4}
+    assert several.trial_ids == tiny_plan().trial_ids
+    half = tiny_plan(resources={"gpus": 0.5}).trials[0].resources
+    assert (half.processes, half.threads) == (1, 1)
+    [message] = problems(resources={"gpus": 3})
+    assert message == (
+        "tiny.yaml: batch_sequences=4 does not divide among 3 processes; make it a multiple of that, "
+        "or change resources.processes"
+    )
+
+
+def test_gradient_through_more_loops_than_run_is_refused():
+    assert problems(mean_recurrence=[2, 8], depth={"mean_backprop_depth": 4}) == [
+        "tiny.yaml: depth.mean_backprop_depth is 4 at mean_recurrence=2; gradient flows through at "
+        "most mean_recurrence steps. Lower it, or use 'ceil(mu/2)' as the paper does."
+    ]
+
+
+def test_a_budget_that_buys_too_few_steps_is_refused_and_the_advice_suffices():
+    messages = problems(min_steps=100)
+    assert len(messages) == 2
+    assert messages[0] == (
+        "tiny.yaml: 4e8 FLOPs buy 86 steps at mean_recurrence=1 (batch_tokens=64); min_steps is "
+        "100. Raise the budget to 4.7e8 or lower batch_sequences."
+    )
+    assert (
+        tiny_plan(min_steps=100, budgets_flops=[4.7e8], mean_recurrence=[1]).trials[0].n_steps
+        >= 100
+    )
+
+
+def test_what_the_model_refuses_names_the_file():
+    [message] = problems(model={"d_model": 15})
+    assert message.startswith("tiny.yaml: ")
+    assert "head" in message
+    [message] = problems(model={"vocab_size": 100, "d_model": 32}, budgets_flops=[1e10])
+    assert "the tokenizer has 259 ids and the model only 100" in message
+    [message] = problems(preset=None)
+    assert "without a preset the model needs" in message
+
+
+def test_the_same_training_twice_is_refused():
+    assert "two entries mean the same training" in problems(budgets_flops=[4e8, 4e8])[0]
+
+
+def test_fixed_tokens_for_test_time():
+    trials = tiny_plan(design="test_time", **SIZED).trials
+    assert [(t.n_tokens, t.budget_flops) for t in trials] == [(6400, None)] * 2
+    [message] = problems(design="test_time", **(SIZED | {"n_tokens": 64}))
+    assert "64 tokens are 1 steps of batch_tokens=64; min_steps is 5" in message
+
+
+def test_stability_crosses_variants_with_learning_rates():
+    variants = {"parcae": {}, "rdm": {"injection": "concat", "readout": False}}
+    changes = SIZED | {"mean_recurrence": 4, "learning_rates": ["2e-4", 4e-4], "variants": variants}
+    trials = tiny_plan(design="stability", **changes).trials
+    assert [(t.preset, t.model.injection, t.optim.muon_lr) for t in trials] == [
+        ("nano/parcae", "diagonal", 2e-4),
+        ("nano/parcae", "diagonal", 4e-4),
+        ("nano/rdm", "concat", 2e-4),
+        ("nano/rdm", "concat", 4e-4),
+    ]
+    assert all(t.optim.adamw_lr == t.optim.muon_lr for t in trials)
+
+
+def test_iso_depth_keeps_the_unrolled_depth():
+    changes = {
+        "mean_recurrence": [1, 2, 4],
+        "unrolled_core_layers": 4,
+        "widths": [16, 32],
+        "head_width": 8,
+        "budgets_flops": [1e10],
+        "model": {"value_gate_width": 4, "context": 16},
+        "depth": {"kind": "fixed"},
+    }
+    trials = tiny_plan(design="iso_depth", **changes).trials
+    assert [(t.model.d_model, t.mean_recurrence, t.model.n_core) for t in trials] == [
+        (16, 1, 4), (16, 2, 2), (16, 4, 1), (32, 1, 4), (32, 2, 2), (32, 4, 1),
+    ]  # fmt: skip
+    assert {t.model.d_model // t.model.n_head for t in trials} == {8}
+    [message] = problems(design="iso_depth", **(changes | {"mean_recurrence": [3]}))
+    assert "3 does not divide unrolled_core_layers=4" in message
+
+
+def test_grid_and_list_vary_what_they_name():
+    axes = {"mean_recurrence": [2, 4], "optim.muon_lr": ["4e-3", 8e-3], "model.d_ff": [32]}
+    changes = {"budgets_flops": None, "mean_recurrence": None, "base": {"n_tokens": 6400}}
+    grid = tiny_plan(design="grid", axes=axes, **changes).trials
+    assert [(t.mean_recurrence, t.optim.muon_lr) for t in grid] == [
+        (2, 4e-3), (2, 8e-3), (4, 4e-3), (4, 8e-3),
+    ]  # fmt: skip
+    trials = [{"mean_recurrence": 2}, {"mean_recurrence": 2, "budget_flops": "1e9"}]
+    listed = tiny_plan(design="list", trials=trials, **changes).trials
+    assert [(t.n_tokens, t.budget_flops) for t in listed] == [
+        (6400, None),
+        (listed[1].n_tokens, 1e9),
+    ]
+
+
+def test_a_grid_names_a_wrong_axis_and_a_list_a_missing_length():
+    changes = {"budgets_flops": None, "mean_recurrence": None}
+    [message] = problems(design="grid", axes={"optim.muon_rate": [1]}, **changes)
+    assert message == "tiny.yaml: axes: unknown key 'muon_rate' in optim; did you mean 'muon_lr'?"
+    found = problems(design="list", trials=[{"mean_recurrence": 2}, {"n_tokens": 1000}], **changes)
+    assert [m.split(": ", 1)[1] for m in found] == [
+        "trial 1 has neither budget_flops nor n_tokens; give one.",
+        "trial 2 has no mean_recurrence; give it here or in base.",
+    ]
+
+
+def test_a_thousand_trials_are_planned_quickly():
+    import time
+
+    began = time.perf_counter()
+    spec = parse_spec(spec_dict(mean_recurrence=list(range(1, 101)), budgets_flops=[
+        1e10 * (i + 1) for i in range(10)
+    ]), "big.yaml")  # fmt: skip
+    planned = plan(spec, DATA)
+    assert len(planned.trial_ids) == 1000
+    assert time.perf_counter() - began < 3.0  # the bar of the whole command, on two cores

@@ -1,0 +1,143 @@
+from pathlib import Path
+
+import pytest
+
+from parcae_core.errors import UserError
+from sweeps.design.spec import load_spec, parse_spec
+from tests.support.tiny import spec_dict
+
+
+def problems(**changes) -> list[str]:
+    with pytest.raises(UserError) as error:
+        parse_spec(spec_dict(**changes), "s.yaml")
+    return str(error.value).splitlines()
+
+
+def read(text: str, folder: Path):
+    path = folder / "s.yaml"
+    path.write_text(text)
+    return load_spec(path)
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path):
+    spec = read(
+        "name: a\ndesign: test_time\nn_tokens: 11.2e9\nmean_recurrence: [2]\npreset: nano\n"
+        "batch_sequences: 1e1\ndata: {corpus: c}\noptim: {muon_lr: 8e-3}\n",
+        tmp_path,
+    )
+    assert spec.n_tokens == 11_200_000_000
+    assert spec.batch_sequences == 10
+    assert spec.optim.muon_lr == 0.008
+
+
+def test_spelling_of_numbers_order_and_comments_do_not_change_the_hash():
+    a = parse_spec(spec_dict(budgets_flops=["1e18"]), "a")
+    b = parse_spec(dict(reversed(spec_dict(budgets_flops=[10**18]).items())), "b")
+    assert a.sha256 == b.sha256
+    assert a.sha256 != parse_spec(spec_dict(budgets_flops=[2e18]), "c").sha256
+
+
+def test_an_unknown_key_is_refused_with_the_nearest_one():
+    assert problems(budgets_flops=None, budget_flops=[1e18]) == [
+        "s.yaml: unknown key 'budget_flops'; did you mean 'budgets_flops'?"
+    ]
+    assert problems(data={"corpus": "c", "tokeniser": "bytes"}) == [
+        "s.yaml: unknown key 'tokeniser' in data; did you mean 'tokenizer'?"
+    ]
+    [message] = problems(model={"n_layerz": 3})
+    assert message.startswith("s.yaml: unknown key 'n_layerz' in model")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"preset": "nanoo"}, "preset is 'nanoo'; it must be one of nano, micro"),
+        ({"mean_recurrence": [1, 0]}, "mean_recurrence[1] is 0; mean_recurrence must be a list"),
+        ({"mean_recurrence": 4}, "mean_recurrence is 4; it must be a list"),
+        ({"budgets_flops": ["1e18x"]}, "budgets_flops[0] is '1e18x'; budgets_flops must be a list"),
+        ({"budgets_flops": [True]}, "budgets_flops[0] is True"),
+        ({"budgets_flops": [float("nan")]}, "budgets_flops[0] is nan"),
+        (
+            {"batch_sequences": 2.5},
+            "batch_sequences is 2.5; it must be sequences per optimiser step",
+        ),
+        ({"name": "../x"}, "name is '../x'; it must be a folder name"),
+        (
+            {"model": {"injection": "concatt"}},
+            "model.injection is 'concatt'; it must be one of diag",
+        ),
+        ({"depth": {"mean_backprop_depth": "half"}}, "depth.mean_backprop_depth is 'half'"),
+        ({"depth": {"kind": "curriculum"}}, "depth: a curriculum needs one of ramp_steps and ramp"),
+        (
+            {"depth": {"kind": "curriculum", "ramp_steps": 3, "ramp_share": 0.5}},
+            "depth: a curriculum needs one of ramp_steps and ramp_share; 2 are given",
+        ),
+        (
+            {"depth": {"kind": "curriculum", "ramp_steps": 3, "per": "batch"}},
+            "depth: a curriculum draws per: sequence with split: truncate; leave both out",
+        ),
+        ({"depth": {"ramp_steps": 3}}, "depth: ramp_steps belongs to kind: curriculum, and kind"),
+        ({"depth": {"ramp_shape": "1-sqrt"}}, "depth: ramp_shape belongs to kind: curriculum"),
+        ({"depth": {"kind": "curriculum", "ramp_share": 2}}, "depth.ramp_share is 2; it must be a"),
+        ({"data": None}, "data is missing; give a mapping with corpus and tokenizer"),
+        (
+            {"resources": {"gpus": -1}},
+            "resources.gpus is -1; it must be GPUs a trial reserves: 0, a",
+        ),
+        (
+            {"resources": {"gpus": 1.5}},
+            "resources: gpus=1.5: above 1 only whole GPUs can be placed",
+        ),
+        (
+            {"resources": {"gpus": 2, "processes": 3}},
+            "resources: processes=3 with gpus=2: each proc",
+        ),
+        ({"resources": {"processes": 2}}, "resources: cpus=1 are too few for processes=2; reserve"),
+        (
+            {"resources": {"processes": 0}},
+            "resources.processes is 0; it must be a number of process",
+        ),
+        ({"wandb": 3}, "wandb is 3; it must be a mapping"),
+        ({"design": "isoflops"}, "design is 'isoflops'; it must be one of isoflop, test_time"),
+        ({"design": None}, "design is missing; give one of isoflop"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_needed(changes, message):
+    assert len(problems(**changes)) == 1
+    assert problems(**changes)[0].startswith(f"s.yaml: {message}")
+
+
+def test_all_problems_are_reported_at_once():
+    found = problems(preset="x", batch_sequences=0, seed=3)
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the file is empty; a spec is a mapping"),
+        ("- 1\n- 2\n", "the file is a list; a spec is a mapping"),
+        ("a: 1\na: 2\n", "line 2: 'a' is given twice"),
+        ("a: {b: 1\n", "line 2: not readable as YAML"),
+        ("a: &x [1]\nb: *x\n", "line 2: YAML aliases"),
+        ("1: 2\n", "line 1: a key is 1; keys are text"),
+        ("a: !!python/object:os.system {}\n", "line 1: not readable as YAML"),
+    ],
+)
+def test_what_is_no_mapping_is_refused_with_the_place(text, message, tmp_path):
+    with pytest.raises(UserError) as error:
+        read(text, tmp_path)
+    assert str(error.value).startswith(f"{tmp_path / 's.yaml'}: {message}")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"none\.yaml: no such file"):
+        load_spec(tmp_path / "none.yaml")
+    with pytest.raises(UserError, match="give the path of a spec file"):
+        load_spec(tmp_path)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "s.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="not UTF-8"):
+        load_spec(tmp_path / "s.yaml")

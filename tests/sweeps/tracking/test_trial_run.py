@@ -1,0 +1,250 @@
+"""The mirror: one W&B run per trial and per sweep, read back from its files without a server."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from analysis.errors import InputError
+from analysis.table import load
+from sweeps.cli import app
+from sweeps.records import records_of
+from sweeps.storage.files import read_json, write_json
+from sweeps.store import Store
+from sweeps.tracking import reader, run_files
+from sweeps.tracking.sweep_run import mirror_sweep, sweep_run_id
+from sweeps.tracking.sync import unsynced
+from sweeps.tracking.trial_run import read_metrics
+from tests.support.tiny import tiny_plan, write_spec
+from tests.sweeps.test_store import good_result
+
+# W&B starts a process of its own and leaves handlers behind: each mirror runs in a fresh process
+MIRROR = """
+import json, sys
+from pathlib import Path
+from sweeps.store import Store
+from sweeps.tracking.trial_run import mirror
+store = Store(Path(sys.argv[1]), "tiny")
+print(json.dumps([mirror(store, store.trial(i), project="p") for i in sys.argv[2:]]))
+"""
+
+
+def mirror(store, *trial_ids, **environment) -> list:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+    done = subprocess.run(
+        [sys.executable, "-c", MIRROR, str(store.out), *trial_ids],
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def end_trial(store, trial, *, n_steps: int = 20) -> None:
+    """Metrics of two attempts, the second torn, and a result."""
+    folder = store.folder(trial.trial_id)
+    lines = [{"step": s, "train/loss": 5.0 - s / 10} for s in range(1, n_steps + 1)]
+    repeated = [{"step": n_steps, "train/loss": 2.5}]
+    text = "".join(json.dumps(line) + "\n" for line in lines + repeated)
+    (folder / "metrics.jsonl").write_text(text + '{"step": 21, "train/lo')
+    (folder / "result.json").write_text(json.dumps(good_result(trial)))
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """A store whose trials have ended: done, diverged, failed, and taken over; then mirrored."""
+    folder = tmp_path_factory.mktemp("ended")
+    plan = tiny_plan()
+    store = Store(folder, plan.name)
+    store.write_plan(plan, write_spec(folder / "spec"))
+    done, diverged, failed, reused = plan.trials
+    for trial in (done, diverged, reused):
+        end_trial(store, trial)
+    lost = good_result(diverged) | {"status": "diverged", "reason": "step 3: loss is nan"}
+    write_json(
+        store.folder(diverged.trial_id) / "result.json", lost | {"step": 3, "evaluation": []}
+    )
+    store.write_state(done.trial_id, state="done", attempts=2, git_commit="c" * 40)
+    store.write_state(failed.trial_id, state="failed", step=4, reason="ValueError: bad luck")
+    store.write_state(reused.trial_id, state="done", reused_from="other")
+    assert mirror(store, *plan.trial_ids) == [None] * 4
+    return store, plan.trials
+
+
+def runs_of(store, trial) -> list[run_files.RunFile]:
+    paths = run_files.run_files(store.folder(trial.trial_id))
+    return run_files.read_all(paths)
+
+
+def test_metrics_hold_each_step_once_and_leave_out_a_torn_line(ended):
+    store, trials = ended
+    rows = read_metrics(store.folder(trials[0].trial_id) / "metrics.jsonl")
+    assert [r["step"] for r in rows] == list(range(1, 21))
+    assert rows[-1]["train/loss"] == 2.5
+
+
+def test_an_offline_run_reads_back_as_the_trial(ended):
+    store, (trial, _, failed, reused) = ended
+    [run] = runs_of(store, trial)
+    assert (run.run_id, run.group, run.job_type) == (trial.trial_id, "tiny", "trial")
+    assert run.tags[0] == "isoflop"
+    assert run.tags[1].startswith("spec-")
+    assert run.tags[2].startswith("commit-")
+    assert run.config["mean_recurrence"] == trial.mean_recurrence
+    assert run.config["model"]["d_model"] == trial.model.d_model
+    steps = [(h["_step"], h["train/loss"]) for h in run.history if "train/loss" in h]
+    metrics = read_metrics(store.folder(trial.trial_id) / "metrics.jsonl")
+    assert steps == [(m["step"], m["train/loss"]) for m in metrics]
+    for row in store.result(trial)["evaluation"]:
+        assert run.summary[f"val/loss_at_{row['n_loops']}_loops"] == row["val_loss"]
+    assert run.summary["val/loops"]["_type"] == "table-file"
+    assert run.summary["status"] == "done"
+    assert run.exit_code == 0
+    assert runs_of(store, failed)[0].exit_code == 1
+    # Not the run of the sweep that trained it, which a `sync` of both would otherwise overwrite
+    assert runs_of(store, reused)[0].run_id == f"{reused.trial_id}-tiny"
+
+
+def test_run_folders_give_the_records_of_the_store(ended):
+    store, _ = ended
+    found = reader.read_files(f"wandb-files:{store.root}")
+    pd.testing.assert_frame_equal(
+        load.records.validate(found.frame, "there"), records_of(store), check_exact=True
+    )
+    assert found.dropped == ()
+
+
+def test_an_outcome_is_written_once_and_a_new_one_replaces_it(ended, tmp_path):
+    store, trials = ended
+    trial = trials[2]
+    folder = store.folder(trial.trial_id)
+    [before] = folder.glob("wandb/offline-run-*")
+    assert mirror(store, trial.trial_id) == [None]
+    assert list(folder.glob("wandb/offline-run-*")) == [before]
+    # A worker killed while it wrote leaves a torn file and no marker
+    [file] = before.glob("*.wandb")
+    os.truncate(file, file.stat().st_size // 2)
+    (folder / "wandb" / "mirror.json").unlink()
+    assert run_files.read_file(file).exit_code is None
+    assert mirror(store, trial.trial_id) == [None]
+    [run] = runs_of(store, trial)
+    assert (run.exit_code, run.summary["record"]["status"]) == (1, "failed")
+    assert len(list(folder.glob("wandb/offline-run-*"))) == 1
+
+
+def test_several_files_of_one_run_are_one_run(ended):
+    store, trials = ended
+    [first] = runs_of(store, trials[0])
+    later = replace(first, started=first.started + 60, history=[{"_step": 99}], summary={"a": 1})
+    torn = replace(first, exit_code=None)
+    [run] = run_files.joined([later, torn, run_files.RunFile(run_id="")])
+    assert run.exit_code == 0
+    assert run.summary == first.summary | {"a": 1}
+    assert [h["_step"] for h in run.history][-1] == 99
+
+
+def test_our_reader_agrees_with_wandbs_own(ended):
+    store, trials = ended
+    [path] = run_files.run_files(store.folder(trials[0].trial_id))
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    theirs = [json.loads(line) for line in said.splitlines() if '"type":"history"' in line]
+    assert len(theirs) == len(run_files.read_file(path).history)
+
+
+def test_the_sweeps_run_holds_laws_problems_counts_and_records(ended):
+    store, trials = ended
+    assert mirror_sweep(store, project="p", mode="disabled") == []
+    assert not (store.root / "wandb").exists()
+    assert mirror_sweep(store, project="p", mode="offline") == []
+    [path] = store.root.glob("wandb/offline-run-*/*.wandb")
+    run = run_files.read_file(path)
+    assert (run.run_id, run.group, run.job_type) == (sweep_run_id(store), "tiny", "sweep")
+    assert run.config["trials"] == [t.trial_id for t in trials]
+    assert {k: v for k, v in run.summary.items() if k.startswith("trials/")} == {
+        "trials/done": 2, "trials/diverged": 1, "trials/failed": 1, "trials/total": 4,
+    }  # fmt: skip
+    table = json.loads((path.parent / "files" / run.summary["records"]["path"]).read_text())
+    assert len(table["data"]) == len(records_of(store))
+    problems = json.loads((path.parent / "files" / run.summary["problems"]["path"]).read_text())
+    assert problems["data"]  # three runs bear no law; the run says so
+    # The same content again is not written again
+    assert mirror_sweep(store, project="p", mode="offline") == []
+    assert list(store.root.glob("wandb/offline-run-*/*.wandb")) == [path]
+    assert len(unsynced(store.root)) == 5
+
+
+def test_a_sweeps_run_that_cannot_be_written_is_a_sentence(ended, tmp_path):
+    store, _ = ended
+    (tmp_path / "tiny").mkdir()
+    [said] = mirror_sweep(Store(tmp_path, "tiny"), project="p", mode="offline")
+    assert said.startswith("W&B")
+    assert read_json(store.root / "sweep.json")  # untouched
+    [said] = mirror_sweep(store, project="p", mode="offline", deadline_s=0.01)
+    assert said == "W&B: the sweep's run was not written within 0.01 s"
+
+
+def test_a_source_of_run_folders_is_recognised_and_refused_in_words(ended, tmp_path, monkeypatch):
+    store, trials = ended
+    monkeypatch.setattr(load, "_READERS", {})
+    reader.register()
+    mirrored = store.folder(trials[0].trial_id) / "wandb"
+    table = load.load(mirrored)
+    assert set(table.frame.trial_id) == {trials[0].trial_id}
+    with pytest.raises(InputError, match=r"holds no records\.parquet"):
+        load.load(store.root)  # a sweep folder without records is not silently its mirror
+    with pytest.raises(InputError, match=r"no \.wandb file in that folder"):
+        load.load(f"wandb-files:{tmp_path}")
+    (tmp_path / "a.wandb").write_bytes(b"not W&B")
+    with pytest.raises(InputError, match="does not start like a W&B run file"):
+        load.load(tmp_path)
+
+
+def test_runs_that_hold_no_records_are_counted_with_their_reasons(ended):
+    store, trials = ended
+    files = [runs_of(store, t)[0] for t in trials]
+    ours = [
+        reader.Run(
+            run_id=f.run_id, job_type=f.job_type, state="x", config=f.config, summary=f.summary
+        )
+        for f in files
+    ]
+    plan = replace(
+        ours[0], job_type="sweep", config={"trials": [t.trial_id for t in trials] + ["?"]}
+    )
+    foreign = replace(ours[0], run_id="z", config={"lr": 1})
+    unfinished = replace(ours[0], run_id="u", summary={}, state="running")
+    taken = replace(ours[0], run_id="t")
+    found = reader.found([*ours, plan, foreign, unfinished, taken], "wandb:e/p")
+    assert {(d.reason, d.n_rows) for d in found.dropped} == {
+        ("a W&B run that this toolkit did not write", 1),
+        ("a W&B run without a result: its trial has not ended (running)", 1),
+        ("a W&B run of a trial that another sweep took over", 1),
+    }
+    assert found.notes == ("1 trials that the sweep planned are not among the runs",)
+    with pytest.raises(InputError, match=r"no run there holds records .1 runs: a W&B run that"):
+        reader.found([foreign], "wandb:e/p")
+
+
+@pytest.mark.parametrize("source", ["wandb:e/p", "wandb-files:{root}"])
+def test_without_the_extra_a_source_names_it(source, ended, monkeypatch, capsys):
+    store, _ = ended
+    monkeypatch.setattr(load, "_READERS", {})
+    for name in ("wandb", "wandb.proto"):  # as in the base install; earlier tests loaded it
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(
+        sys, "argv", ["parcae", "fit", source.format(root=store.root), "--law", "training"]
+    )
+    with pytest.raises(SystemExit) as stop:
+        app.main()
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said == (
+        "parcae: this needs wandb, which is not installed: pip install 'parcae-scaling[sweep]'\n"
+    )
