@@ -57,7 +57,7 @@ def children_of(pid: int) -> list[int]:
         ["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True, check=False
     )
     lines = [line.split(None, 1) for line in listed.stdout.splitlines()]
-    return [int(child) for child, command in lines if "crew_member" in command]
+    return [int(child) for child, command in lines if "process_main" in command]
 
 
 def wait_until(condition, timeout_s: float = 60) -> None:
@@ -136,7 +136,7 @@ def test_a_process_that_raises_is_our_own_failure_with_its_last_lines(tmp_path):
     state = store.state(trial)
     assert state.state == "failed"
     assert "of 2)" in state.reason
-    assert "crew_member.py" in (store.folder(trial.trial_id) / "error.txt").read_text()
+    assert "process_main.py" in (store.folder(trial.trial_id) / "error.txt").read_text()
 
 
 def test_the_systems_failure_in_a_process_is_for_another_attempt(tmp_path):

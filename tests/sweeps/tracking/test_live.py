@@ -261,7 +261,7 @@ def test_sync_sends_what_is_offline_and_a_project_reads_back_as_the_store(sweep,
         assert (code, out) == (0, "")
         assert "0 runs sent" in err
 
-        reading = "import sys; from sweeps import wandb_source as w; from analysis import records\n"
+        reading = "import sys; from sweeps.tracking import reader as w; from analysis.table import records\n"
         reading += (
             "records.validate(w.read_server('wandb:ent/p/tiny').frame).to_parquet(sys.argv[1])\n"
         )
