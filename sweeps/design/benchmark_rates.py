@@ -39,7 +39,7 @@ class Row:
     source: str  # file and commit
 
     def fits(self, trial: Trial, device: str) -> bool:
-        near = abs(self.n_params - trial.n_params) <= SAME_SIZE * trial.n_params
+        near = abs(self.n_params - trial.cost.n_params) <= SAME_SIZE * trial.cost.n_params
         same = self.preset == trial.preset.split("/")[0] and self.precision == trial.precision
         return near and same and device.lower() in self.device.lower()
 

@@ -11,7 +11,7 @@ from parcae_core.trial import Resources
 from sweeps.cli.plan_table import as_data
 from sweeps.design import benchmark_rates
 from sweeps.design.benchmark_rates import best_share, measured_rate, with_measured_shares
-from sweeps.design.estimate import ASSUMED_FLOPS_PER_CPU, exact_flops, rate_of
+from sweeps.design.estimate import ASSUMED_FLOPS_PER_CPU, rate_of
 from sweeps.store import Store
 from tests.support.tiny import tiny_plan
 
@@ -28,7 +28,7 @@ SPEED = {
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     """A results folder of this test's own; rows are for the tiny plan's preset, or as changed."""
-    n_params = max(t.n_params for t in tiny_plan().trials)
+    n_params = max(t.cost.n_params for t in tiny_plan().trials)
     monkeypatch.setattr(benchmark_rates, "RESULTS", tmp_path)
 
     def write(file: str, *rows: dict) -> None:
@@ -47,7 +47,7 @@ def test_rows_of_the_named_device_and_preset_give_the_rate_and_the_last_one_hold
     trials = tiny_plan(resources=GPU).trials
     rate = rate_of(trials, None, device="nvidia h100")
     assert rate.source == "from benchmark rows for nvidia h100: speed.csv, commit abc"
-    assert rate.seconds(trials[0]) == exact_flops(trials[0]) / 2e9
+    assert rate.seconds(trials[0]) == trials[0].train_flops("exact") / 2e9
     assert rate_of(trials, None, 7e9, device="NVIDIA H100").flops_per_s == 7e9  # a given rate wins
     for gpus in (0.25, 0.5):
         trial = replace(trials[0], resources=Resources(cpus=1, gpus=gpus))
@@ -72,7 +72,9 @@ def test_an_assumed_share_of_the_peak_is_taken_only_when_given():
     trials = tiny_plan(resources={"cpus": 1, "gpus": 0.5}, precision="bfloat16").trials
     rate = rate_of(trials, None, device=H100, mfu=0.4)
     assert rate.source == f"assumed: 40% of the published peak of {H100}, 9.894e+14 FLOP/s"
-    assert rate.seconds(trials[0]) == pytest.approx(exact_flops(trials[0]) / (0.2 * 989.4e12))
+    assert rate.seconds(trials[0]) == pytest.approx(
+        trials[0].train_flops("exact") / (0.2 * 989.4e12)
+    )
     with pytest.raises(UserError, match=r"--mfu 0.4: no published peak is known for abacus"):
         rate_of(trials, None, device="abacus", mfu=0.4)
     assert peak_flops_per_s("NVIDIA H100 PCIe") < peak_flops_per_s(H100)
