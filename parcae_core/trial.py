@@ -27,7 +27,7 @@ class DataConfig:
     """Which tokens a trial sees, by content and not by place."""
 
     corpus: str  # a built-in corpus or a folder; a label, not part of the identity
-    fingerprint: str  # sha256 of the source text (see parcae_core.data.sources)
+    fingerprint: str  # sha256 of the source text (see parcae_core.data.corpus)
     tokenizer: str  # "bytes" or "bpe-<vocab_size>"
     vocab_size: int  # ids the tokenizer uses; the model's may be rounded up
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from parcae_core.data.sources import SPLITS, Split
+from parcae_core.data.corpus import SPLITS, Split
 from parcae_core.errors import UserError
 
 FORMAT_VERSION = 1

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from parcae_core.data.corpus import SPLITS, Fingerprint, Source, Split
 from parcae_core.data.encode import encode_stream
 from parcae_core.data.io import folder_lock, publish, write_synced
 from parcae_core.data.manifest import (
@@ -34,7 +35,7 @@ from parcae_core.data.manifest import (
 )
 from parcae_core.data.pack import BUFFER_PIECES, LongDocuments, Packer
 from parcae_core.data.permutation import permute
-from parcae_core.data.sources import SPLITS, Fingerprint, PreparedSource, Source, Split
+from parcae_core.data.sources import PreparedSource
 from parcae_core.data.tokenizer import (
     ByteTokenizer,
     Tokenizer,

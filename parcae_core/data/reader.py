@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from parcae_core.data.corpus import SPLITS, Split
 from parcae_core.data.manifest import check_sizes, read_manifest
 from parcae_core.data.permutation import permute
-from parcae_core.data.sources import SPLITS, Split
 from parcae_core.errors import UserError
 
 # Keeps the order of rows apart from every other use of the same seed.
