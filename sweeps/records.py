@@ -26,7 +26,7 @@ def collect(store: Store) -> Path | None:
     if table is None:
         return None
     path = records.save(table, store.root / records.FILE_NAME)
-    store.backing.publish(path)
+    store.storage.push(path)
     return path
 
 

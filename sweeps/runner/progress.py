@@ -53,7 +53,7 @@ class Progress(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         planned = self.trials[trial.config["trial_id"]]
-        self.store.backing.glance(now=True)
+        self.store.storage.poll(now=True)
         state = self.store.state(planned)
         self.ended[planned.trial_id] = state.state
         if state.state in ("failed", "diverged"):
@@ -80,7 +80,7 @@ class Progress(tune.Callback):
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         if time.monotonic() - self.said_at < self.every_s:
             return
-        self.store.backing.glance()
+        self.store.storage.poll()
         self.said_at = time.monotonic()
         running = {
             t.config["trial_id"]: self.store.state(self.trials[t.config["trial_id"]])
