@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from parcae_core.trial import Trial
-from sweeps.design.estimate import duration, exact_flops
+from sweeps.design.estimate import duration
 from sweeps.design.plan import short
 from sweeps.store import Store, TrialState
 
@@ -119,11 +119,11 @@ class Progress(tune.Callback):
 
     def _remaining(self, running: dict[str, TrialState]) -> str:
         """Time left, from the FLOPs made so far in this session."""
-        made = sum(exact_flops(self.trials[i]) for i in self.ended)
+        made = sum(self.trials[i].train_flops("exact") for i in self.ended)
         for trial_id, state in running.items():
             planned = self.trials[trial_id]
-            made += state.step / planned.n_steps * exact_flops(planned)
-        left = sum(map(exact_flops, self.trials.values())) - made
+            made += state.step / planned.n_steps * planned.train_flops("exact")
+        left = sum(t.train_flops("exact") for t in self.trials.values()) - made
         elapsed = time.monotonic() - self.started_at
         if elapsed < WARM_UP_S or made < 0.02 * (made + left):
             return ""
