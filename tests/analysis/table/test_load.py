@@ -91,7 +91,7 @@ def test_where_compares_numbers_and_text(records_frame, tmp_path):
     )
     assert load.load(path, where=("mu>=8", "D>1e9")).frame.mean_recurrence.min() == 8
     for bad, message in (
-        ("nu>2", "COLUMN OP VALUE .* did you mean 'mu'"),
+        ("mean_recurence>2", "COLUMN OP VALUE .* did you mean 'mean_recurrence'"),
         ("mean_recurrence>two", "'two' is not"),
         ("mean_recurrence>99", "no row meets"),
     ):
