@@ -14,6 +14,8 @@ from rich.table import Table
 from parcae_core.trial import Trial
 from sweeps.design.estimate import duration
 from sweeps.design.plan import short
+from sweeps.reports import FINISHED
+from sweeps.storage.base import Polling
 from sweeps.store import Store, TrialState
 
 EVERY_S = 5.0
@@ -25,7 +27,7 @@ class Progress(tune.Callback):
     """Lines of progress; told by Tune, but what ended how is read from the store."""
 
     def __init__(self, store: Store, trials: list[Trial], console: Console | None = None) -> None:
-        self.store = store
+        self.store, self.storage = store, Polling(store.storage)
         self.console = console or Console(stderr=True)
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
         self.every_s = LIVE_EVERY_S if self.console.is_terminal else EVERY_S
@@ -41,7 +43,9 @@ class Progress(tune.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks for a restore that we never ask for; terminals cannot be."""
-        return {k: v for k, v in vars(self).items() if k not in ("console", "live", "store")}
+        return {
+            k: v for k, v in vars(self).items() if k not in ("console", "live", "store", "storage")
+        }
 
     def __enter__(self) -> Progress:
         if self.console.is_terminal:
@@ -53,15 +57,15 @@ class Progress(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         planned = self.trials[trial.config["trial_id"]]
-        self.store.storage.poll(now=True)
+        self.storage.pull(now=True)
         state = self.store.state(planned)
         self.ended[planned.trial_id] = state.state
         if state.state in ("failed", "diverged"):
             self.say(f"{_label(planned)}: {state.state}: {state.reason}")
         elif state.state == "done" and (result := self.store.result(planned)):
-            loss = {r["n_loops"]: r["val_loss"] for r in result["evaluation"]}
+            loss = {r.n_loops: r.val_loss for r in result.evaluation}
             value = loss[planned.mean_recurrence]
-            done = sum(s in ("done", "diverged") for s in self.ended.values())
+            done = sum(s in FINISHED for s in self.ended.values())
             self.say(
                 f"{_label(planned)}: done, val_loss {value:.4f} "
                 f"({done} of {len(self.trials)} finished)"
@@ -80,7 +84,7 @@ class Progress(tune.Callback):
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         if time.monotonic() - self.said_at < self.every_s:
             return
-        self.store.storage.poll()
+        self.storage.pull()
         self.said_at = time.monotonic()
         running = {
             t.config["trial_id"]: self.store.state(self.trials[t.config["trial_id"]])
