@@ -18,7 +18,7 @@ import numpy as np
 import rustbpe
 import tiktoken
 
-from parcae_core.data.tokenizer import N_BYTES, SPECIALS, Tokenizer, id_dtype
+from parcae_core.data.tokenizer import N_BYTES, SPECIALS, ByteTokenizer, Tokenizer, id_dtype
 from parcae_core.errors import UserError
 
 # How GPT-4's tokenizer splits text before merging: contractions, letters with one leading mark,
@@ -204,6 +204,16 @@ def load_json(path: Path) -> Tokenizer:
         return BpeTokenizer(tokens, text)
     _check_byte_level(path, data)
     return JsonTokenizer(path, data, text)
+
+
+def load_prepared_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a prepared folder, for decoding rows and encoding prompts.
+
+    Raises:
+        UserError: if the folder's tokenizer.json is damaged.
+    """
+    path = folder / "tokenizer.json"
+    return load_json(path) if path.exists() else ByteTokenizer()
 
 
 def _is_ours(data: dict[str, Any], names: list[str]) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 
 def write_synced(path: Path, data: bytes) -> None:
@@ -29,7 +31,7 @@ def publish(folder: Path, final: Path) -> None:
     Whoever finds it there has to check it: it was made by a process that did not share our lock
     (another machine, a file system without locks).
     """
-    _sync_folder(folder)
+    sync(folder)
     with suppress(FileExistsError):
         try:
             folder.rename(final)
@@ -37,41 +39,43 @@ def publish(folder: Path, final: Path) -> None:
             if not final.is_dir():
                 raise
             raise FileExistsError(error.errno, error.strerror, str(final)) from error
-    _sync_folder(final.parent)
+    sync(final.parent)
 
 
 @contextmanager
-def folder_lock(folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Hold `<folder>.lock` exclusively among the processes of this machine."""
-    path = folder.with_name(f"{folder.name}.lock")
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_wait()
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        if _is_still(handle, path):
-            break
-        # Its last holder removed it while we waited; the name is another file by now.
-        os.close(handle)
+def file_lock(path: Path, *, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold `path` exclusively among the processes of this machine, however this one ends.
+
+    Args:
+        on_wait: called once if another process holds it, which is then waited for.
+
+    Raises:
+        filelock.Timeout: if another process holds it and `on_wait` is None.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        if on_wait is None:
+            raise
+        on_wait()
+        lock.acquire()
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
-        os.close(handle)
+        path.unlink(missing_ok=True)  # while it is held: whoever waits sees that the name is gone
+        lock.release()
 
 
-def _is_still(handle: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

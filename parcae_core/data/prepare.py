@@ -22,7 +22,7 @@ import numpy as np
 
 from parcae_core.data.corpus import SPLITS, Fingerprint, Source, Split
 from parcae_core.data.encode import encode_stream
-from parcae_core.data.io import folder_lock, publish, write_synced
+from parcae_core.data.io import file_lock, file_sha256, publish, write_synced
 from parcae_core.data.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -30,7 +30,6 @@ from parcae_core.data.manifest import (
     SplitManifest,
     check_hashes,
     check_sizes,
-    file_sha256,
     read_manifest,
 )
 from parcae_core.data.pack import BUFFER_PIECES, LongDocuments, Packer
@@ -170,7 +169,10 @@ class _Job:
         return final
 
     def make(self, workers: int) -> Path:
-        with folder_lock(self.work, lambda: self.progress("waiting for another process", 0, None)):
+        def waiting() -> None:
+            self.progress("waiting for another process", 0, None)
+
+        with file_lock(self.work.with_name(f"{self.work.name}.lock"), on_wait=waiting):
             # Another process may have finished while this one waited.
             if found := self.find():
                 return found

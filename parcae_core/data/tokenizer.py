@@ -130,17 +130,3 @@ class ByteTokenizer:
 
     def to_json(self) -> None:
         return None
-
-
-def load_prepared_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a prepared folder, for decoding rows and encoding prompts.
-
-    Raises:
-        UserError: if the folder's tokenizer.json is damaged.
-    """
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        return ByteTokenizer()
-    from parcae_core.data.bpe import load_json
-
-    return load_json(path)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from parcae_core.kernels.linear_cross_entropy import token_losses
 from parcae_core.model.parcae import Parcae
+from parcae_core.result import EvalRow
 
 
 class Rows(Protocol):
@@ -28,16 +28,6 @@ class Rows(Protocol):
     def rows(self, start: int, n: int) -> np.ndarray: ...
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoopLoss:
-    """Validation loss after `n_loops` steps."""
-
-    n_loops: int
-    val_loss: float  # nats per token, every token counted
-    val_bpb: float  # bits per byte of text; special tokens count in neither bits nor bytes
-    n_tokens: int
-
-
 @torch.no_grad()
 def evaluate(
     model: Parcae,
@@ -47,7 +37,7 @@ def evaluate(
     n_sequences: int,
     batch_sequences: int = 32,
     seed: int = 0,
-) -> list[LoopLoss]:
+) -> tuple[EvalRow, ...]:
     """Mean validation loss at every requested number of loops.
 
     Args:
@@ -84,15 +74,15 @@ def evaluate(
             losses = token_losses(final, model.head_weight, targets).double()
             nats[t] += losses.sum().item()
             text_nats[t] += losses[in_text > 0].sum().item()
-    return [
-        LoopLoss(
+    return tuple(
+        EvalRow(
             n_loops=t,
             val_loss=nats[t] / n_tokens,
             val_bpb=text_nats[t] / (math.log(2) * n_bytes) if n_bytes else math.nan,
             n_tokens=n_tokens,
         )
         for t in wanted
-    ]
+    )
 
 
 def _finals(model: Parcae, ids: Tensor, rows: range, wanted: list[int], seed: int):
