@@ -77,7 +77,7 @@ COLUMNS: tuple[Column, ...] = (
     _column("train_flops_paper", "float", "FLOPs", "spent, by Appendix D of the paper"),
     _column("train_flops_code", "float", "FLOPs", "spent, as the published code counts"),
     _column("train_flops_exact", "float", "FLOPs", "spent, by the matmuls that ran"),
-    _column("n_tokens", "int", "tokens", "trained on: n_steps * batch_tokens"),
+    _column("n_tokens", "int", "tokens", "trained on; n_steps * batch_tokens when done"),
     _column("n_steps", "int", "steps", "optimiser steps of the whole training"),
     _column("batch_tokens", "int", "tokens", "per optimiser step"),
     _column("context", "int", "tokens", "length of a sequence"),
@@ -109,14 +109,14 @@ _AT_LEAST_ONE = (
     "n_params_unrolled",
     "mean_recurrence",
     "mean_backprop_depth",
-    "n_tokens",
     "n_steps",
     "batch_tokens",
     "context",
     "n_loops",
     "vocab_size",
 )
-_POSITIVE = ("budget_flops", "train_flops_paper", "train_flops_code", "train_flops_exact")
+# what a run spent; one that ended before its first step spent nothing
+_SPENT = ("train_flops_paper", "train_flops_code", "train_flops_exact", "n_tokens")
 
 
 def validate(df: pd.DataFrame, where: str = "records") -> pd.DataFrame:
@@ -239,14 +239,20 @@ def _check_values(df: pd.DataFrame, where: str) -> None:
             )
     for name in _AT_LEAST_ONE:
         _refuse(df, where, df[name] < 1, name, "at least 1")
-    for name in _POSITIVE:
-        _refuse(df, where, df[name] <= 0, name, "above 0")
+    _refuse(df, where, df.budget_flops <= 0, "budget_flops", "above 0")
+    done = df.status == "done"
+    for name in _SPENT:
+        _refuse(df, where, done & (df[name] <= 0), name, "above 0 for a run that is done")
+        _refuse(df, where, df[name] < 0, name, "0 or more")
     shallow = df.mean_backprop_depth > df.mean_recurrence
     _refuse(df, where, shallow, "mean_backprop_depth", "at most mean_recurrence")
     looped = (df.architecture == "transformer") & (df.mean_recurrence != 1)
     _refuse(df, where, looped, "mean_recurrence", "1 for a transformer")
-    unequal = df.n_tokens != df.n_steps * df.batch_tokens
-    _refuse(df, where, unequal, "n_tokens", "n_steps * batch_tokens")
+    planned = df.n_steps * df.batch_tokens
+    unequal = done & (df.n_tokens != planned)
+    _refuse(df, where, unequal, "n_tokens", "n_steps * batch_tokens for a run that is done")
+    # not less: tables written before gave runs that had not ended well their planned tokens
+    _refuse(df, where, df.n_tokens > planned, "n_tokens", "at most n_steps * batch_tokens")
     unrolled = df.n_params + (df.mean_recurrence - 1) * df.n_params_core
     wrong = df.n_params_unrolled != unrolled
     _refuse(df, where, wrong, "n_params_unrolled", "n_params + (mean_recurrence - 1) * core")
