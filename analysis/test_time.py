@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis.errors import InputError
-from analysis.fitting import fit
-from analysis.fitting import intervals as uncertainty
+from analysis.fitting.dataset import Dataset
+from analysis.fitting.fit import Fit, at_bounds, fit, search_problems
+from analysis.fitting.options import FitOptions
 from analysis.fitting.result import Dropped, FitResult, Param
 from analysis.laws import library
 from analysis.misfit import misfit
@@ -22,7 +23,7 @@ from analysis.table import load
 from analysis.table.columns import written
 
 if TYPE_CHECKING:
-    from analysis.laws.library import Law
+    from analysis.laws.law import Law
     from analysis.table.load import Table
 
 MIN_LOOPS = 4  # three parameters, and one observation to judge them by
@@ -42,8 +43,7 @@ class Curve:
     intervals: dict[str, tuple[float | None, float | None]]
     objective: float | None  # half the sum of squared log residuals
     problem: str  # empty when the fit stands
-    scaled: fit.Scaled | None = None  # what was fitted, for questions that go on from there
-    theta: np.ndarray | None = None  # its optimum
+    fit: Fit | None = None  # for questions that go on from there
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ def _gather(table, law, curves, dropped, confidence, n_starts) -> FitResult:
         n_obs=sum(len(c.n_loops) for c in curves),
         dropped=dropped,
         objective=sum(c.objective for c in fitted) if fitted else None,
-        objective_name=f"{fit.objective_name('log-lsq', 0)} over {len(fitted)} runs",
+        objective_name=f"{FitOptions(loss='log-lsq').objective_name} over {len(fitted)} runs",
         n_starts=n_starts,
         n_starts_at_best=n_starts if fitted else 0,
         data_sha256=table.sha256,
@@ -235,21 +235,21 @@ def _curve(run, rows, law, confidence, n_starts) -> Curve:
                 f"; it is lowest at T = {loops[lowest]:g} ({loss[lowest]:.4f}) and rises after that"
             )
         return Curve(*common, None, {}, None, words)
-    columns = {"n_loops": loops}
-    scaled = fit.scale(law, columns, loss, "log-lsq")
-    best = fit.search(scaled, n_starts, np.random.default_rng(0))
-    bounds = uncertainty.linear(scaled, best.theta, confidence)
-    values = {k: float(v[0]) for k, v in scaled.values(best.theta[None]).items()}
+    options = FitOptions(
+        loss="log-lsq", interval="linear", n_starts=n_starts, confidence=confidence
+    )
+    fitted = fit(Dataset.of({"n_loops": loops}, loss), law, options)
+    bounds, values = fitted.intervals, fitted.params
     faults = [
-        *fit.search_problems(best),
-        *fit.at_bounds(scaled, best.theta).values(),
+        *search_problems(fitted.search),
+        *at_bounds(fitted.objective, fitted.theta).values(),
         *bounds.problems,
         *_plateau(loops, values),
     ]
     if words := misfit(law, values, loops, loss):
         faults.append(words)
     intervals = {n: (bounds.low.get(n), bounds.high.get(n)) for n in law.names}
-    return Curve(*common, values, intervals, best.objective, "; ".join(faults), scaled, best.theta)
+    return Curve(*common, values, intervals, fitted.search.objective, "; ".join(faults), fitted)
 
 
 def _values(curve: Curve) -> str:
