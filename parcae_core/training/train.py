@@ -44,7 +44,7 @@ from parcae_core.training.gradient import (
 )
 from parcae_core.training.metrics import Meter, MetricsLog, ProgressBar
 from parcae_core.training.optim import Optimizer
-from parcae_core.trial import Trial, planned_flops
+from parcae_core.trial import Trial
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -139,7 +139,7 @@ class _Run:
         )
         stack.enter_context(backend_order(self.device))
         self.optimizer = Optimizer(self.model, trial.optim, n_steps=trial.n_steps)
-        self.step_flops, self.planned_flops = StepFlops(trial), planned_flops(trial)
+        self.step_flops = StepFlops(trial)
         self.progress = self._restore_or_begin()
         if execution.compile:
             compile_blocks(self.model, cuda_graphs=execution.cuda_graphs)
@@ -326,8 +326,7 @@ class _Run:
             self.on_report(line)
 
     def _flops_spent(self) -> dict[str, float]:
-        share = self.progress.step / self.trial.n_steps
-        return {rule: flops * share for rule, flops in self.planned_flops.items()}
+        return self.trial.cost.spent(self.progress.step / self.trial.n_steps)
 
     def _finish(self) -> TrainResult:
         """Evaluate the final weights."""

@@ -275,7 +275,7 @@ def sync(
                 say(problem)
     except UserError:
         say(f"{store.where}: a `parcae run` is at work here; what it has not written yet waits")
-    store.backing.bring("wandb")
+    store.storage.pull_folder("wandb")
     waiting = unsynced(store.root)
     for i, folder in enumerate(waiting):
         problem = send(folder)
@@ -286,7 +286,7 @@ def sync(
                 f"`parcae sync {store.where}`"
             )
             raise typer.Exit(1)
-        store.backing.publish(*folder.glob("*.wandb.synced"))
+        store.storage.push(*folder.glob("*.wandb.synced"))
         typer.echo(folder.name.split("-", 3)[-1])
     say(f"{len(waiting)} runs sent")
 

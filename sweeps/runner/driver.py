@@ -135,15 +135,15 @@ def prepare_data(plan: Plan, store: Store, trials: Sequence[Trial]) -> dict[str,
             raise UserError(
                 f"{plan.where}: the corpus {trial.data.corpus} changed while planning; try again."
             )
-        path = prepare(*found, trial.context + 1, store.backing.data_root)
-        folders[data_key(trial)] = store.backing.share_data(path)
+        path = prepare(*found, trial.context + 1, store.storage.data_root)
+        folders[data_key(trial)] = store.storage.share_data(path)
     return folders
 
 
 def make_job(plan: Plan, store: Store, data_dirs: dict[str, str], options: Options) -> Job:
     """What the workers of one `run` need to know."""
     return Job(
-        out=store.backing.place,
+        out=store.storage.place,
         sweep=store.name,
         session=uuid.uuid4().hex[:12],
         data_dirs=data_dirs,
@@ -170,7 +170,7 @@ def schedule(job: Job, trials: list[Trial], options: Options, store: Store | Non
         by_id = {t.trial_id: t for t in trials}
         progress = Progress(store, trials)
         # Tune wants a place for its own bookkeeping, which nobody reads again
-        scratch = OwnedFolder("parcae-tune-")
+        tempdir = OwnedFolder("parcae-tune-")
         try:
             tuner = tune.Tuner(
                 tune.with_resources(
@@ -193,7 +193,7 @@ def schedule(job: Job, trials: list[Trial], options: Options, store: Store | Non
                 ),
                 run_config=tune.RunConfig(
                     name=job.session,
-                    storage_path=str(scratch.path),
+                    storage_path=str(tempdir.path),
                     verbose=0,
                     failure_config=tune.FailureConfig(max_failures=LOST_WORKERS_ALLOWED),
                     callbacks=[progress],
@@ -203,7 +203,7 @@ def schedule(job: Job, trials: list[Trial], options: Options, store: Store | Non
                 tuner.fit()
         finally:
             store.forget_stop(job.session)
-            scratch.close()
+            tempdir.close()
     return bool(stopped)
 
 

@@ -150,7 +150,7 @@ class _Pool:
             self.workers.remove(worker)
             worker.process.terminate()
             worker.process.join()
-        self.store.backing.glance(now=True)
+        self.store.storage.poll(now=True)
         self._tell(trial, problem)
 
     def _tell(self, trial: Trial, problem: str | None) -> None:

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from parcae_core.trial import Trial
-from sweeps.design.estimate import duration, exact_flops
+from sweeps.design.estimate import duration
 from sweeps.runner.trial_lines import ended_line, label
 from sweeps.store import Store, TrialState
 
@@ -53,7 +53,7 @@ class Progress(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         planned = self.trials[trial.config["trial_id"]]
-        self.store.backing.glance(now=True)
+        self.store.storage.poll(now=True)
         state = self.store.state(planned)
         self.ended[planned.trial_id] = state.state
         if (line := ended_line(self.store, planned)) is not None:
@@ -74,7 +74,7 @@ class Progress(tune.Callback):
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         if time.monotonic() - self.said_at < self.every_s:
             return
-        self.store.backing.glance()
+        self.store.storage.poll()
         self.said_at = time.monotonic()
         running = {
             t.config["trial_id"]: self.store.state(self.trials[t.config["trial_id"]])
@@ -113,11 +113,11 @@ class Progress(tune.Callback):
 
     def _remaining(self, running: dict[str, TrialState]) -> str:
         """Time left, from the FLOPs made so far in this session."""
-        made = sum(exact_flops(self.trials[i]) for i in self.ended)
+        made = sum(self.trials[i].train_flops("exact") for i in self.ended)
         for trial_id, state in running.items():
             planned = self.trials[trial_id]
-            made += state.step / planned.n_steps * exact_flops(planned)
-        left = sum(map(exact_flops, self.trials.values())) - made
+            made += state.step / planned.n_steps * planned.train_flops("exact")
+        left = sum(t.train_flops("exact") for t in self.trials.values()) - made
         elapsed = time.monotonic() - self.started_at
         if elapsed < WARM_UP_S or made < 0.02 * (made + left):
             return ""

@@ -151,7 +151,7 @@ def test_the_systems_failure_in_a_process_is_for_another_attempt(tmp_path):
             hear(None)
 
     with pytest.raises(ProcessFailed, match="no room") as error:
-        train_together(trial, data_dir=tmp_path, run_dir=tmp_path, members=[Broken(), Broken()])
+        train_together(trial, data_dir=tmp_path, run_dir=tmp_path, processes=[Broken(), Broken()])
     assert isinstance(error.value.__cause__, OSError)
 
 
