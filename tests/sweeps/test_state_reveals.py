@@ -54,4 +54,4 @@ def test_text_has_no_floor_and_no_labels(tmp_path):
     frame = load.load(collect(store)).frame
     assert frame.corpus[0] == str(tmp_path / "text")
     assert frame[["loss_floor", "loss_by_reach", "val_loss_by_label"]].isna().all(axis=None)
-    assert frame.val_loss.iloc[0] == pytest.approx(5.5, abs=0.3)
+    assert frame.val_loss.iloc[0] == pytest.approx(5.5, abs=1.0)
