@@ -71,6 +71,9 @@ class _Machine:
 def run_pool(job: Job, trials: Sequence[Trial], store: Store, *, cpus: int | None = None) -> bool:
     """Run the trials in the given order, as many at a time as the machine holds.
 
+    A sweep of several seeds runs one after the other, so that one that is stopped early, or looked at
+    while it runs, has whole grids.
+
     Args:
         cpus: cores to use; None: all that this process may use.
 
@@ -92,7 +95,7 @@ class _Pool:
 
     def __init__(self, job: Job, trials: Sequence[Trial], store: Store, cpus: int | None) -> None:
         self.job, self.store, self.storage = job, store, Polling(store.storage)
-        self.waiting, self.n = list(trials), len(trials)
+        self.waiting, self.n = sorted(trials, key=lambda t: t.seed), len(trials)
         self.lost: Counter[str] = Counter()
         self.ended, self.began = 0, time.monotonic()
         self.workers: list[_Worker] = []
@@ -181,9 +184,7 @@ def _gpus(trials: Sequence[Trial]) -> dict[int, float]:
 
 def _work(job: Job, pipe: Connection, gpus: tuple[int, ...]) -> None:
     """What a worker does: attempts, one after the other, until the pool is gone."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; the stop file is our word
+    os.setsid()  # Ctrl-C is for the parent, which asks us to stop through the store
     if gpus:
         given = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = given.split(",") if given else None
