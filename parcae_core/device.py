@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 from parcae_core.errors import UserError
@@ -37,3 +39,10 @@ def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
 def device_name(device: torch.device) -> str:
     """The device as results record it."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """bfloat16 autocast, or nothing for float32."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)

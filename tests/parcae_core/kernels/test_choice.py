@@ -12,7 +12,7 @@ from parcae_core.kernels import choice, dispatch
 from parcae_core.kernels.attention import backend_order, backends_taken
 from parcae_core.kernels.choice import TORCH, Kernels, choose
 from parcae_core.model.parcae import build_model
-from parcae_core.training.compile import compile_blocks
+from parcae_core.training.compile import compile_model
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -54,10 +54,10 @@ def test_a_build_for_cpus_is_spared_the_import():
     assert subprocess.run([sys.executable, "-c", code], env=clean).returncode == 0
 
 
-def test_compiled_blocks_are_torchs(tiny):
+def test_a_compiled_model_is_torchs(tiny):
     model = build_model(tiny(), seed=0)
     model.use(Kernels(ops="triton", cross_entropy="liger"))
-    compile_blocks(model, backend="eager")
+    compile_model(model, backend="eager")
     assert model.kernels == Kernels(ops="torch", cross_entropy="liger")
     assert {block.attn.impl for block in model.core} == {"torch"}
 
