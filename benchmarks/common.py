@@ -11,10 +11,14 @@ import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from parcae_core.accounting.hardware import cpu_device
+
+if TYPE_CHECKING:
+    from sweeps.design.benchmark_rates import Row
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -79,6 +83,8 @@ def provenance() -> dict[str, str]:
 def append_rows(name: str, rows: list[dict], results: Path = RESULTS) -> Path:
     """Append rows to <results>/<name>.csv, on the disk when this returns.
 
+    Rows of benchmarks/results also go to the table that plans read rates from.
+
     Raises:
         SystemExit: if the file has other columns, or the rows name no commit.
     """
@@ -99,4 +105,32 @@ def append_rows(name: str, rows: list[dict], results: Path = RESULTS) -> Path:
         if file.tell() == 0:
             writer.writeheader()
         writer.writerows(rows)
+    if results == RESULTS:
+        from sweeps.design import benchmark_rates  # reads specs, which a rented machine cannot
+
+        benchmark_rates.append(rate_rows(name, rows))
     return path
+
+
+def rate_rows(name: str, rows: list[dict]) -> list[Row]:
+    """Those of a file's rows that `parcae plan` rests on: our training steps, and packed trials."""
+    if name == "speed":
+        whole = ("train step + optimizer", "ours")
+        rows = [row for row in rows if (row["what"], row["variant"]) == whole]
+    elif name != "packing":
+        return []
+    from sweeps.design.benchmark_rates import Row
+
+    return [
+        Row(
+            what="step" if name == "speed" else "trials",
+            device=row["device"],
+            preset=row["preset"],
+            n_params=int(row["n_params"]),
+            precision=row["precision"],
+            concurrent=int(row.get("concurrent", 1)),
+            flops_per_s=float(row["flops_per_s"]),
+            source=f"{name}.csv, commit {row['commit']}",
+        )
+        for row in rows
+    ]

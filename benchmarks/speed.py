@@ -44,6 +44,7 @@ from benchmarks.rates import Rates, measure_rates
 from parcae_core.accounting.flops import eval_flops_per_token
 from parcae_core.accounting.hardware import peak_flops_per_s
 from parcae_core.accounting.params import count_params, layer_matmul_params
+from parcae_core.kernels.attention import backend_order
 
 ROOT = Path(__file__).parents[1]
 WHAT = ("step", "optimizer", "curve", "ops")
@@ -70,13 +71,14 @@ def main(argv: list[str] | None = None) -> None:
         if args.record or args.results:
             append_rows(file, [row], args.results or RESULTS)
 
-    for name in args.preset:
-        torch._dynamo.reset()
-        case = _case(args, name, device, precision)
-        _case_rows(case, args, rates, save)
-        if "ops" in args.what:
-            for row in op_rows(case.config, case.batch, case.seq_len, device, precision, rates):
-                save("ops", row)
+    with backend_order(device, args.attention):
+        for name in args.preset:
+            torch._dynamo.reset()
+            case = _case(args, name, device, precision)
+            _case_rows(case, args, rates, save)
+            if "ops" in args.what:
+                for row in op_rows(case.config, case.batch, case.seq_len, device, precision, rates):
+                    save("ops", row)
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -92,6 +94,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=("float32", "bfloat16"))
     parser.add_argument("--steps", type=int, default=8, help="timed steps (default 8)")
     parser.add_argument("--curve-batch", type=int, help="sequences of the curve (default: --batch)")
+    parser.add_argument(
+        "--attention", choices=("flash", "cudnn"), help="tried first (default: by the card)"
+    )
     parser.add_argument("--threads", type=int, help="of a CPU")
     parser.add_argument("--record", action="store_true", help="append the rows to results/")
     parser.add_argument("--results", type=Path, help="append the rows to files in this folder")

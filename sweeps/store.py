@@ -1,6 +1,6 @@
 """The folder of a sweep: the truth about what was planned, what ran and what came out.
 
-<out> is a folder that every node sees, or the URL of an object store (`sweeps.storage.backing`).
+<out> is a folder that every node sees, or the URL of an object store (`sweeps.storage.base`).
 
     <out>/<sweep>/sweep.json        name, spec hash, trial ids in plan order, commit
                   spec.yaml         the spec as it was given
@@ -29,9 +29,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from parcae_core.errors import UserError
-from parcae_core.trial import Trial, trial_from_dict, trial_to_dict
+from parcae_core.trial import Trial, planned_to_dict, trial_from_dict
 from sweeps.design.plan import Plan
-from sweeps.storage.backing import backing_of
+from sweeps.storage.base import storage_of
 from sweeps.storage.files import read_json, write_atomic, write_json
 from sweeps.storage.objects import is_url
 
@@ -84,14 +84,14 @@ class Store:
 
     def __init__(self, out: Path | str, name: str, *, working: bool = False) -> None:
         self.name = name
-        self.backing = backing_of(out, name, working=working)
-        self.out = self.backing.local
+        self.storage = storage_of(out, name, working=working)
+        self.out = self.storage.local
         self.root = self.out / name
 
     @property
     def where(self) -> str:
         """The sweep's place as a user names it: a folder or a URL."""
-        return f"{self.backing.place}/{self.name}"
+        return f"{self.storage.place}/{self.name}"
 
     def folder(self, trial_id: str) -> Path:
         return self.root / trial_id
@@ -108,7 +108,7 @@ class Store:
             UserError: if the object store cannot be read.
         """
         try:
-            self.backing.refresh()
+            self.storage.refresh()
         except OSError as error:
             raise UserError(
                 f"{self.where}: cannot be read ({error}); check the bucket's name, the network and "
@@ -178,7 +178,7 @@ class Store:
         """
         self.refresh()
         self._check_unchanged(plan, spec_path, extend=extend)
-        self.backing.require_writable()
+        self.storage.require_writable()
 
     def _check_unchanged(self, plan: Plan, spec_path: Path, *, extend: bool) -> None:
         before = self.sweep
@@ -204,9 +204,9 @@ class Store:
         for trial in plan.trials:
             folder = self.folder(trial.trial_id)
             folder.mkdir(exist_ok=True)
-            self._write_json(folder / "trial.json", trial_to_dict(trial))
+            self._write_json(folder / "trial.json", planned_to_dict(trial))
         write_atomic(self.root / "spec.yaml", spec_path.read_text(encoding="utf-8"))
-        self.backing.publish(self.root / "spec.yaml")
+        self.storage.push(self.root / "spec.yaml")
         sweep = {
             "name": plan.name,
             "design": plan.spec.design,
@@ -220,7 +220,7 @@ class Store:
         """Write and publish a file, unless it is there already."""
         if read_json(path) != data:
             write_json(path, data)
-            self.backing.publish(path)
+            self.storage.push(path)
 
     def write_state(self, trial_id: str, **said: Any) -> None:
         """Replace state.json in the folder here; `time` is added."""
@@ -233,10 +233,10 @@ class Store:
             trial_id -> name of the sweep it came from.
         """
         taken: dict[str, str] = {}
-        for name in self.backing.siblings() if trials else ():
+        for name in self.storage.siblings() if trials else ():
             left = [t for t in trials if t.trial_id not in taken]
-            sibling = Store(self.backing.place, name)
-            sibling.backing.refresh(only={t.trial_id for t in left})
+            sibling = Store(self.storage.place, name)
+            sibling.storage.refresh(only={t.trial_id for t in left})
             for trial in left:
                 if sibling.result(trial) is not None:
                     self._take_from(sibling, trial.trial_id)
@@ -245,23 +245,23 @@ class Store:
 
     def _take_from(self, sibling: Store, trial_id: str) -> None:
         theirs, folder = sibling.folder(trial_id), self.folder(trial_id)
-        sibling.backing.fetch(theirs / "metrics.jsonl")
+        sibling.storage.pull(theirs / "metrics.jsonl")
         said = read_json(theirs / "state.json") or {}
         self.write_state(trial_id, **(said | {"reused_from": sibling.name}))
         for name in ("metrics.jsonl", "result.json"):  # the result last: it counts
             if (theirs / name).exists():
                 write_atomic(folder / name, (theirs / name).read_text())
         files = (folder / n for n in ("state.json", "metrics.jsonl", "result.json"))
-        self.backing.publish(*(f for f in files if f.exists()))
+        self.storage.push(*(f for f in files if f.exists()))
 
     def forget_failure(self, trial_id: str) -> None:
         """Let a failed trial be planned again; its checkpoints stay."""
         folder = self.folder(trial_id)
-        self.backing.withdraw(folder / "state.json", folder / "error.txt")
+        self.storage.delete(folder / "state.json", folder / "error.txt")
 
     def driver_lock(self) -> AbstractContextManager[None]:
         """Hold the sweep for this process; UserError if another `parcae run` has it."""
-        return self.backing.driver_lock()
+        return self.storage.lock()
 
     def request_stop(self, session: str) -> threading.Thread:
         """Ask the workers of a `run` to end. Called by a signal's handler, so it waits for nothing.
@@ -270,7 +270,7 @@ class Store:
             The thread that tells the other nodes.
         """
         path = self.stop_file(session)
-        for folder in (self.root, *self.backing.worked_on_here()):  # even if the store is away
+        for folder in (self.root, *self.storage.worked_on_here()):  # even if the store is away
             (folder / path.name).touch()
         thread = threading.Thread(target=self._tell_others, args=(path,), daemon=True)
         thread.start()
@@ -278,18 +278,18 @@ class Store:
 
     def _tell_others(self, path: Path) -> None:
         try:
-            self.backing.publish(path)
+            self.storage.push(path)
         except OSError as error:
             print(f"{self.where}: workers elsewhere were not reached ({error})", file=sys.stderr)
 
     def forget_stop(self, session: str) -> None:
         """Take a request back once nobody is left to hear it."""
         path = self.stop_file(session)
-        for folder in self.backing.worked_on_here():
+        for folder in self.storage.worked_on_here():
             (folder / path.name).unlink(missing_ok=True)
         if path.exists():
             with suppress(OSError):  # of a session that is over, it stops nobody
-                self.backing.withdraw(path)
+                self.storage.delete(path)
 
     def stop_file(self, session: str) -> Path:
         """Exists once a `run` has been asked to stop."""

@@ -2,8 +2,8 @@
 
 import csv
 from argparse import Namespace
+from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
@@ -18,8 +18,9 @@ from benchmarks.ops import (
     inaccurate,
     least_bytes,
 )
-from benchmarks.packing import make_plan, together
+from benchmarks.packing import make_trials, together
 from benchmarks.rates import Rates
+from parcae_core.trial import DataConfig
 
 CPU = torch.device("cpu")
 EAGER = tuple(v for v in VARIANTS if "compile" not in v)
@@ -142,12 +143,10 @@ def test_tokens_count_only_while_all_trials_train():
         together([slow, late], batch_tokens=100)
 
 
-def test_packed_trials_differ_in_their_seed_and_share_the_device():
-    args = Namespace(
-        preset="nano", steps=10, batch=2, context=16, mean_recurrence=2, corpus="python-stdlib",
-        tokenizer="bytes", cpus=1,
-    )  # fmt: skip
-    trials = make_plan(args, 4, on_gpu=True).trials
+def test_packed_trials_differ_in_their_seed_alone():
+    args = Namespace(preset="nano", steps=10, batch=2, context=16, mean_recurrence=2)
+    data = DataConfig(corpus="c", fingerprint="f", tokenizer="bytes", vocab_size=264)
+    trials = make_trials(args, 4, data)
     assert len({t.trial_id for t in trials}) == 4
-    assert {(t.resources.cpus, t.resources.gpus, t.n_steps) for t in trials} == {(0.25, 0.25, 10)}
-    assert np.isclose(sum(t.resources.gpus for t in trials), 1)
+    assert len({replace(t, seed=0).trial_id for t in trials}) == 1
+    assert {t.n_steps for t in trials} == {10}

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from parcae_core.data.sources import Document, Source, Split, split_by_text
+from parcae_core.data.corpus import Document, Source, Split, split_by_text
 from parcae_core.errors import UserError
 
 TEXT_SUFFIXES = frozenset(

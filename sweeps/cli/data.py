@@ -70,9 +70,10 @@ def prepare_corpus(
 
         parcae data prepare s3://bucket/fineweb-edu/ --tokenizer bpe-32768 --context 2048 --val-share 0.001
     """
+    from parcae_core.data.corpus import DEFAULT_VAL_SHARE
     from parcae_core.data.manifest import read_manifest
     from parcae_core.data.prepare import prepare
-    from parcae_core.data.sources import DEFAULT_VAL_SHARE, resolve
+    from parcae_core.data.sources import resolve
     from parcae_core.errors import UserError
 
     if long_documents not in ("cut", "crop"):

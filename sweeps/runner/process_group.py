@@ -36,8 +36,8 @@ ASK_S = 0.2
 GRACE_S = 2.0
 
 
-class Member(Protocol):
-    """A process of the crew, seen from the one that waits for it."""
+class Process(Protocol):
+    """A process of the group, seen from the one that waits for it."""
 
     address: str | None
 
@@ -62,26 +62,26 @@ def train_together(
     on_report: Callable[[dict[str, Any]], None] | None = None,
     execution: Execution = Execution(),  # noqa: B008 - frozen
     keep_open: Sequence[int] = (),
-    members: Sequence[Member] | None = None,
+    processes: Sequence[Process] | None = None,
 ) -> TrainResult:
     """Train a trial with all its processes; what `train` returns and raises, and
 
     Args:
         keep_open: file descriptors that the processes inherit.
-        members: in place of children of this process.
+        processes: in place of children of this process.
 
     Raises:
         ProcessLost: if one of the processes ended without a word.
         ProcessFailed: if one raised; caused by an OSError if that is what it was.
     """
     n = trial.resources.processes
-    members = members or [Child(keep_open) for _ in range(n)]
+    processes = processes or [Child(keep_open) for _ in range(n)]
     settings = {
         f.name: getattr(execution, f.name) for f in fields(execution) if f.name != "stop_requested"
     }
-    with meeting_place(members) as where, ExitStack() as stack:
+    with meeting_place(processes) as where, ExitStack() as stack:
         words: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
-        for rank, member in enumerate(members):
+        for rank, process in enumerate(processes):
             task = {
                 "trial": trial_to_dict(trial),
                 "data_dir": str(data_dir),
@@ -92,19 +92,19 @@ def train_together(
                 # On one node all see all of the trial's GPUs; a bundle shows its own alone
                 "local_rank": rank if "file:" in where["meeting"] else 0,
             }
-            stack.callback(member.end)
-            member.start(task | where, lambda word, rank=rank: words.put((rank, word)))
-        crew = _Crew(members, words, on_report)
-        return crew.wait(execution.stop_requested or (lambda: False))
+            stack.callback(process.end)
+            process.start(task | where, lambda word, rank=rank: words.put((rank, word)))
+        group = _ProcessGroup(processes, words, on_report)
+        return group.wait(execution.stop_requested or (lambda: False))
 
 
-class _Crew:
+class _ProcessGroup:
     """Waiting for all processes of a trial."""
 
-    def __init__(self, members: Sequence[Member], words: queue.Queue, on_report: Any) -> None:
-        self.members, self.words, self.on_report = members, words, on_report
+    def __init__(self, processes: Sequence[Process], words: queue.Queue, on_report: Any) -> None:
+        self.processes, self.words, self.on_report = processes, words, on_report
         self.last: dict[int, dict[str, Any]] = {}  # last words by rank
-        self.left = set(range(len(members)))
+        self.left = set(range(len(processes)))
         self.stopping = False
 
     def wait(self, stop_requested: Callable[[], bool]) -> TrainResult:
@@ -112,7 +112,7 @@ class _Crew:
             self._hear(ASK_S)
             if not self.stopping and stop_requested():
                 self.stopping = True
-                self.members[0].stop()  # the trainer sees to it that all stop at the same step
+                self.processes[0].stop()  # the trainer sees to it that all stop at the same step
         if self._trouble():
             for _ in range(round(GRACE_S / ASK_S)):
                 if self.left:
@@ -131,7 +131,7 @@ class _Crew:
         if word is None:
             self.left.discard(rank)
             if rank not in self.last:
-                self.last[rank] = {"lost": self.members[rank].death()}
+                self.last[rank] = {"lost": self.processes[rank].death()}
         elif "report" not in word:
             self.last[rank] = word
         elif self.on_report is not None:
@@ -146,24 +146,24 @@ class _Crew:
         for rank, failure in failures.items():
             if failure["peer"]:
                 continue
-            said = ProcessFailed(f"{failure['reason']} (process {rank} of {len(self.members)})")
+            said = ProcessFailed(f"{failure['reason']} (process {rank} of {len(self.processes)})")
             said.add_note(failure["traceback"])
             if failure["environment"] is not None:
                 raise said from OSError(failure["environment"])
             raise said
         for rank, word in self.last.items():
             if "lost" in word:
-                raise ProcessLost(f"process {rank} of {len(self.members)} {word['lost']}")
+                raise ProcessLost(f"process {rank} of {len(self.processes)} {word['lost']}")
         reason = next(iter(failures.values()))["reason"]
         raise ProcessLost(f"the processes lost each other: {reason}")
 
 
 class Child:
-    """A process of the crew on this node."""
+    """A process of the group on this node."""
 
     def __init__(self, keep_open: Sequence[int] = ()) -> None:
         self.keep_open = tuple(keep_open)
-        self.address: str | None = None  # of its node, where the crew is on several
+        self.address: str | None = None  # of its node, where the group is on several
         self.process: subprocess.Popen | None = None
 
     def start(self, task: dict[str, Any], hear: Callable[[dict[str, Any] | None], None]) -> None:
@@ -218,11 +218,11 @@ def _read(descriptor: int, hear: Callable[[dict[str, Any] | None], None]) -> Non
 
 
 @contextmanager
-def meeting_place(members: Sequence[Member]) -> Iterator[dict[str, Any]]:
+def meeting_place(processes: Sequence[Process]) -> Iterator[dict[str, Any]]:
     """Where the processes find each other: a file on one machine, else a port of the first."""
-    addresses = {m.address for m in members}
+    addresses = {m.address for m in processes}
     if addresses == {None}:
-        with OwnedFolder("parcae-crew-") as folder:
+        with OwnedFolder("parcae-group-") as folder:
             yield {"meeting": f"file://{folder}/meeting", "one_machine": True}
         return
     import ray

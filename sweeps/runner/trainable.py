@@ -36,9 +36,6 @@ if TYPE_CHECKING:
     from sweeps.tracking.live import Live
 
 Train = Callable[..., TrainResult]
-# Of one process on a GPU beside its tensors: context, kernels, cuBLAS workspace. From experience
-# with H100s (0.5 to 0.7 GiB reported); not measured here.
-_CONTEXT_BYTES = 3 << 28
 ASK_EVERY_S = 1.0  # how often the stop file and the lease are looked at
 
 
@@ -49,7 +46,7 @@ class Job:
     out: str
     sweep: str
     session: str  # of this `run`; names the stop file
-    data_dirs: dict[int, str]  # by tokens per row
+    data_dirs: dict[str, str]  # by `data_key`
     spec_sha256: str
     git_commit: str | None
     design: str
@@ -66,12 +63,17 @@ class Job:
 
     def data_dir(self, trial: Trial) -> Path:
         """The prepared rows of a trial, on this node."""
-        return self.store.backing.data_dir(self.data_dirs[trial.context + 1])
+        return self.store.storage.data_dir(self.data_dirs[data_key(trial)])
 
     @property
     def stop_file(self) -> Path:
         """Exists once this `run` has been asked to stop."""
         return self.store.stop_file(self.session)
+
+
+def data_key(trial: Trial) -> str:
+    """What tells the prepared rows of trials apart: text, ids and length."""
+    return f"{trial.data.fingerprint[:16]}-{trial.data.tokenizer}-{trial.context + 1}"
 
 
 def run_trial(config: dict[str, Any]) -> None:
@@ -94,25 +96,25 @@ def attempt(job: Job, trial_id: str, report: Callable[[dict[str, Any]], None]) -
         Exception: only what another attempt may cure.
     """
     store = job.store
-    backing = store.backing
-    backing.arrive(trial_id, "sweep.json", job.stop_file.name)
+    storage = store.storage
+    storage.pull_trial(trial_id, "sweep.json", job.stop_file.name)
     trial = store.trial(trial_id)
     if trial is None:
         raise RuntimeError(f"{store.folder(trial_id)}: trial.json is missing or damaged")
     if store.result(trial) is not None:  # a retry after the result was written
-        backing.publish(store.folder(trial_id) / "result.json")
+        storage.push(store.folder(trial_id) / "result.json")
         return report({"state": "finished"})
     if job.stop_file.exists():
         return report({"state": "planned"})
     with (
-        lease(store.folder(trial_id), wait_s=job.lease_wait_s, backing=backing) as held,
-        backing.at_work(trial, held, follow=(job.stop_file,)),
+        lease(store.folder(trial_id), wait_s=job.lease_wait_s, storage=storage) as held,
+        storage.at_work(trial, held, follow=(job.stop_file,)),
         _shown(job, trial) as live,
     ):
-        pulse = _Pulse(store, trial, held)
-        with pulse:
-            outcome = _train(job, trial, held, pulse)
-        pulse.end(outcome)
+        heartbeat = Heartbeat(store, trial, held)
+        with heartbeat:
+            outcome = _train(job, trial, held, heartbeat)
+        heartbeat.end(outcome)
         if outcome["state"] in ("done", "diverged", "failed"):
             _mirror(job, trial, outcome, live)
     report({"state": outcome["state"], "step": outcome["step"]})
@@ -125,47 +127,45 @@ class WorkerRetired(Exception):
     """Makes Tune replace a worker process after a failure that is already on record."""
 
 
-def _train(job: Job, trial: Trial, held: Lease, pulse: _Pulse) -> dict[str, Any]:
+def _train(job: Job, trial: Trial, held: Lease, heartbeat: Heartbeat) -> dict[str, Any]:
     store = job.store
     folder = store.folder(trial.trial_id)
     said = read_json(folder / "state.json") or {}
     if said.get("state") == "failed" and said.get("session") == job.session:
         return said | {"retired": True}
-    pulse.begin(
+    heartbeat.begin(
         attempts=said.get("attempts", 0) + 1,
         session=job.session,
         spec_sha256=job.spec_sha256,
         git_commit=job.git_commit,
     )
     try:
-        result = _call_train(job, trial, held, pulse)
+        result = _call_train(job, trial, held, heartbeat)
     except Interrupted:
         held.require()
-        return pulse.said | {"state": "planned", "reason": "stopped on request"}
+        return heartbeat.report | {"state": "planned", "reason": "stopped on request"}
     except LeaseLost:
         raise
     except Exception as error:
         held.require()
         if (cause := environment(error)) is not None:
             store.write_state(
-                trial.trial_id, **(pulse.said | {"state": "planned", "reason": str(cause)})
+                trial.trial_id, **(heartbeat.report | {"state": "planned", "reason": str(cause)})
             )
             raise
         write_atomic(folder / "error.txt", traceback.format_exc())
-        return pulse.said | {"state": "failed", "reason": reason_of(error)}
+        return heartbeat.report | {"state": "failed", "reason": reason_of(error)}
     held.require()
     write_json(folder / "result.json", result.to_dict())
-    return pulse.said | {"state": result.status, "step": result.step, "reason": result.reason}
+    return heartbeat.report | {"state": result.status, "step": result.step, "reason": result.reason}
 
 
-def _call_train(job: Job, trial: Trial, held: Lease, pulse: _Pulse) -> TrainResult:
+def _call_train(job: Job, trial: Trial, held: Lease, heartbeat: Heartbeat) -> TrainResult:
     train, gpus = _trainer(job, trial, held), trial.resources.gpus
     if 0 < gpus < 1:
-        import torch
+        from parcae_core.device import keep_to_share
 
-        # CUDA_VISIBLE_DEVICES is shared by fractions of a GPU; memory is not divided unless asked
-        total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(memory_fraction(gpus, total))
+        keep_to_share(gpus)
     execution = Execution(
         device="cuda" if gpus else "cpu",
         threads=trial.resources.threads,
@@ -177,17 +177,9 @@ def _call_train(job: Job, trial: Trial, held: Lease, pulse: _Pulse) -> TrainResu
         trial,
         data_dir=job.data_dir(trial),
         run_dir=job.store.folder(trial.trial_id),
-        on_report=pulse.on_report,
+        on_report=heartbeat.on_report,
         execution=execution,
     )
-
-
-def memory_fraction(share: float, total_bytes: int) -> float:
-    """The part of a GPU's memory that a trial's tensors may take, for its share of the GPU.
-
-    Each process also has a context, which torch's allocator does not count.
-    """
-    return max(share - _CONTEXT_BYTES / total_bytes, share / 2)
 
 
 def _trainer(job: Job, trial: Trial, held: Lease) -> Train:
@@ -198,19 +190,19 @@ def _trainer(job: Job, trial: Trial, held: Lease) -> Train:
 
         return train
     from sweeps.runner.process_group import train_together
-    from sweeps.runner.process_group_ray import members_over_nodes
+    from sweeps.runner.process_group_ray import processes_over_nodes
 
     keep_open = () if held.lock is None else (held.lock,)
     checkpoints = sorted((job.store.folder(trial.trial_id) / "checkpoints").glob("step-*"))
-    arrive = partial(_arrive, job, trial, checkpoints[-1].name if checkpoints else None)
-    members = members_over_nodes(trial.resources.processes, keep_open, arrive)
-    return partial(train_together, keep_open=keep_open, members=members)
+    join = partial(_join, job, trial, checkpoints[-1].name if checkpoints else None)
+    processes = processes_over_nodes(trial.resources.processes, keep_open, join)
+    return partial(train_together, keep_open=keep_open, processes=processes)
 
 
-def _arrive(job: Job, trial: Trial, checkpoint: str | None) -> dict[str, Any]:
+def _join(job: Job, trial: Trial, checkpoint: str | None) -> dict[str, Any]:
     """On another node of a trial: where its data and its folder are there."""
     store = job.store
-    store.backing.join(trial, checkpoint)
+    store.storage.join(trial, checkpoint)
     return {
         "data_dir": str(job.data_dir(trial)),
         "run_dir": str(store.folder(trial.trial_id)),
@@ -233,15 +225,15 @@ class _StopRequested:
 
 
 @dataclass
-class _Pulse:
+class Heartbeat:
     """Keeps state.json fresh while a trial runs."""
 
     store: Store
     trial: Trial
     held: Lease
-    said: dict[str, Any] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
 
-    def __enter__(self) -> _Pulse:
+    def __enter__(self) -> Heartbeat:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
@@ -253,28 +245,28 @@ class _Pulse:
 
     def begin(self, **said: Any) -> None:
         host, pid = os.uname().nodename, os.getpid()
-        self.said = {"state": "running", "step": 0, "host": host, "pid": pid} | said
+        self.report = {"state": "running", "step": 0, "host": host, "pid": pid} | said
         self._write()
 
     def on_report(self, line: dict[str, Any]) -> None:
-        self.said = self.said | {  # a new dict: the other thread may be writing the old one
+        self.report = self.report | {  # a new dict: the other thread may be writing the old one
             "step": line["step"],
             "loss": line.get("train/loss"),
             "tokens_per_s": line.get("perf/tokens_per_s"),
         }
 
     def end(self, outcome: dict[str, Any]) -> None:
-        self.said = {k: v for k, v in outcome.items() if k not in ("time", "retired")}
+        self.report = {k: v for k, v in outcome.items() if k not in ("time", "retired")}
         self._write()
 
     def _beat(self) -> None:
         while not self._over.wait(HEARTBEAT_S):
-            if self.said and self.held.held():
+            if self.report and self.held.held():
                 self._write()
 
     def _write(self) -> None:
         try:
-            self.store.write_state(self.trial.trial_id, **_finite(self.said))
+            self.store.write_state(self.trial.trial_id, **_finite(self.report))
         except OSError as error:
             # The state is for people; the trainer meets the same disk and decides what it means
             print(f"{self.trial.trial_id}: state.json not written ({error})", flush=True)

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sweeps.storage.backing import Backing
+from sweeps.storage.base import Storage
 from sweeps.storage.files import read_json, write_json
 
 
@@ -55,18 +55,18 @@ class Lease:
 
 
 @contextmanager
-def lease(folder: Path, *, wait_s: float, backing: Backing | None = None) -> Iterator[Lease]:
+def lease(folder: Path, *, wait_s: float, storage: Storage | None = None) -> Iterator[Lease]:
     """Take the folder over and hold it.
 
     Args:
-        backing: of the folder, where that is not what every node sees.
+        storage: of the folder, where that is not what every node sees.
 
     Raises:
         LeaseBusy: if the former owner still runs after `wait_s` seconds.
     """
     path = folder / "lease.json"
-    if backing is not None:
-        backing.fetch(path)
+    if storage is not None:
+        storage.pull(path)
     before = read_json(path) or {}
     mine = Lease(folder, uuid.uuid4().hex, before.get("generation", 0) + 1)
     mine.orphan = bool(before) and not before.get("released", False)
@@ -77,8 +77,8 @@ def lease(folder: Path, *, wait_s: float, backing: Backing | None = None) -> Ite
         "pid": os.getpid(),
     }
     write_json(path, mine.said)
-    if backing is not None:
-        backing.publish(path)
+    if storage is not None:
+        storage.push(path)
     with (folder / ".worker").open("w") as file:
         deadline = time.monotonic() + wait_s
         while True:

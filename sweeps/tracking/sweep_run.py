@@ -70,25 +70,25 @@ def _in_a_process(root: Path, project: str, mode: str, deadline_s: float) -> lis
 
 @contextmanager
 def published(store: Store) -> Iterator[None]:
-    """What is written of W&B runs within counts for other nodes too (sweeps.storage.backing).
+    """What is written of W&B runs within counts for other nodes too (sweeps.storage.base).
 
     The folder here then knows which runs are written, and has the metrics of those that are not.
     """
     from analysis.table.records import STATUSES
     from sweeps.tracking.run_folder import MARKER, written
 
-    store.backing.bring("wandb", own=True)
+    store.storage.pull_folder("wandb", own=True)
     for trial in store.stored_trials():
         folder = store.folder(trial.trial_id)
         if store.state(trial).state in STATUSES:
-            store.backing.fetch(folder / "wandb" / MARKER)
+            store.storage.pull(folder / "wandb" / MARKER)
             if not written(folder):
-                store.backing.fetch(folder / "metrics.jsonl")
+                store.storage.pull(folder / "metrics.jsonl")
     before = _run_files(store.root)
     yield
     after = _run_files(store.root)
-    store.backing.withdraw(*(before.keys() - after.keys()))
-    store.backing.publish(*sorted(p for p, when in after.items() if before.get(p) != when))
+    store.storage.delete(*(before.keys() - after.keys()))
+    store.storage.push(*sorted(p for p, when in after.items() if before.get(p) != when))
 
 
 def _run_files(root: Path) -> dict[Path, int]:

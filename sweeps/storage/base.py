@@ -1,9 +1,9 @@
 """What a sweep's folder is kept in: a disk that every node sees, or an object store.
 
-A Store reads and writes local files only. Its backing makes them count for the other nodes:
+A Store reads and writes local files only. Its storage makes them count for the other nodes:
 
-    Disk     the folder itself is what everybody sees; there is nothing to do
-    Bucket   the folder here is a working copy (of a driver or a reader: a view of the small files,
+    LocalStorage     the folder itself is what everybody sees; there is nothing to do
+    ObjectStorage   the folder here is a working copy (of a driver or a reader: a view of the small files,
              removed afterwards; of a worker: the trial's folder), fetched and published
 
 What reaches an object store, and in which order, so that whatever is there is whole:
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
 
 # What a view of a sweep holds; checkpoints and metrics stay where they are
 _SMALL = re.compile(r"(sweep\.json|spec\.yaml|[^/]+/(trial|state|result)\.json|[^/]+/error\.txt)")
-GLANCE_EVERY_S = 2.0
+POLL_EVERY_S = 2.0
 # An object store has no lock that ends with a process, so the driver renews its own; one that was
 # not renewed for this long belongs to a dead driver
 DRIVER_RENEWS_S, DRIVER_GONE_S = 4.0, 16.0
 
 
-class Backing(Protocol):
+class Storage(Protocol):
     """How a sweep's local folder relates to what other nodes see."""
 
     place: str  # as a user would write it for --out
@@ -57,29 +57,29 @@ class Backing(Protocol):
     def refresh(self, only: set[str] | None = None) -> None:
         """Bring the small files here up to date (of all trials, or of some)."""
 
-    def glance(self, *, now: bool = False) -> None:
+    def poll(self, *, now: bool = False) -> None:
         """`refresh` for a display: not too often, and old news rather than an error."""
 
     def require_writable(self) -> None:
         """Raise UserError if nothing can be written there."""
 
-    def arrive(self, trial_id: str, *others: str) -> None:
+    def pull_trial(self, trial_id: str, *others: str) -> None:
         """Bring a trial's small files, and others of the sweep's folder, to a worker."""
 
-    def fetch(self, path: Path) -> None:
+    def pull(self, path: Path) -> None:
         """Bring one file here; remove it here if it is not there."""
 
-    def bring(self, folder: str, *, own: bool = False) -> None:
+    def pull_folder(self, folder: str, *, own: bool = False) -> None:
         """Bring what the sweep and all its trials (or, with `own`, the sweep alone) have in a folder
         of that name here."""
 
-    def publish(self, *paths: Path) -> None:
+    def push(self, *paths: Path) -> None:
         """Make files of the folder here count, in this order."""
 
-    def withdraw(self, *paths: Path) -> None:
+    def delete(self, *paths: Path) -> None:
         """Remove files, here and there."""
 
-    def driver_lock(self) -> contextlib.AbstractContextManager[None]:
+    def lock(self) -> contextlib.AbstractContextManager[None]:
         """Hold the sweep for this driver; UserError if another one has it."""
 
     def siblings(self) -> list[str]:
@@ -105,16 +105,20 @@ class Backing(Protocol):
         """A prepared folder on this node."""
 
 
-def backing_of(out: str | Path, sweep: str, *, working: bool) -> Backing:
-    """The backing for an --out.
+def storage_of(out: str | Path, sweep: str, *, working: bool) -> Storage:
+    """The storage for an --out.
 
     Args:
         working: for a worker, which keeps its trials' folders here from attempt to attempt.
     """
-    return Bucket(str(out), sweep, working=working) if is_url(out) else Disk(Path(out), sweep)
+    return (
+        ObjectStorage(str(out), sweep, working=working)
+        if is_url(out)
+        else LocalStorage(Path(out), sweep)
+    )
 
 
-class Disk:
+class LocalStorage:
     """A folder that every node sees at the same path: what is written there counts at once."""
 
     def __init__(self, out: Path, sweep: str) -> None:
@@ -125,30 +129,30 @@ class Disk:
     def refresh(self, only: set[str] | None = None) -> None:
         pass
 
-    def glance(self, *, now: bool = False) -> None:
+    def poll(self, *, now: bool = False) -> None:
         pass
 
     def require_writable(self) -> None:
         require_writable(self.root)
 
-    def arrive(self, trial_id: str, *others: str) -> None:
+    def pull_trial(self, trial_id: str, *others: str) -> None:
         pass
 
-    def fetch(self, path: Path) -> None:
+    def pull(self, path: Path) -> None:
         pass
 
-    def bring(self, folder: str, *, own: bool = False) -> None:
+    def pull_folder(self, folder: str, *, own: bool = False) -> None:
         pass
 
-    def publish(self, *paths: Path) -> None:
+    def push(self, *paths: Path) -> None:
         pass
 
-    def withdraw(self, *paths: Path) -> None:
+    def delete(self, *paths: Path) -> None:
         for path in paths:
             path.unlink(missing_ok=True)
 
     @contextmanager
-    def driver_lock(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """It goes with the process, however that ends."""
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / ".driver").open("a+") as file:
@@ -183,7 +187,7 @@ class Disk:
         return Path(shared)
 
 
-class Bucket:
+class ObjectStorage:
     """An object store, and a folder of this node for what is being worked on."""
 
     def __init__(self, out: str, sweep: str, *, working: bool) -> None:
@@ -198,7 +202,7 @@ class Bucket:
             self.local = self._view.path
         self.root = self.local / sweep
         self._seen: dict[str, str] = {}
-        self._glanced_at = 0.0
+        self._polled_at = 0.0
 
     # ---- a view --------------------------------------------------------------------------------
 
@@ -215,12 +219,12 @@ class Bucket:
             (self.root / name).unlink(missing_ok=True)
         self._seen = listed
 
-    def glance(self, *, now: bool = False) -> None:
-        if not now and time.monotonic() - self._glanced_at < GLANCE_EVERY_S:
+    def poll(self, *, now: bool = False) -> None:
+        if not now and time.monotonic() - self._polled_at < POLL_EVERY_S:
             return
         with contextlib.suppress(OSError):
             self.refresh()
-        self._glanced_at = time.monotonic()
+        self._polled_at = time.monotonic()
 
     def _write(self, name: str, content: bytes) -> None:
         path = self.root / name
@@ -244,7 +248,7 @@ class Bucket:
                 "that this machine's credentials may write there, or give another place with --out."
             ) from error
 
-    def arrive(self, trial_id: str, *others: str) -> None:
+    def pull_trial(self, trial_id: str, *others: str) -> None:
         names = [
             f"{trial_id}/{n}" for n in ("trial.json", "state.json", "result.json", "error.txt")
         ]
@@ -256,24 +260,24 @@ class Bucket:
             if name not in found and not name.endswith("/result.json"):
                 (self.root / name).unlink(missing_ok=True)
 
-    def fetch(self, path: Path) -> None:
+    def pull(self, path: Path) -> None:
         content = self.objects.read(self.name_of(path))
         if content is None:
             path.unlink(missing_ok=True)
         else:
             self._write(self.name_of(path), content)
 
-    def bring(self, folder: str, *, own: bool = False) -> None:
+    def pull_folder(self, folder: str, *, own: bool = False) -> None:
         for name in self.objects.listing():
             if folder in name.split("/")[: 1 if own else 2]:
                 (self.root / name).parent.mkdir(parents=True, exist_ok=True)
                 self.objects.download(name, self.root / name)
 
-    def publish(self, *paths: Path) -> None:
+    def push(self, *paths: Path) -> None:
         for path in paths:
             self.objects.upload(path, self.name_of(path))
 
-    def withdraw(self, *paths: Path) -> None:
+    def delete(self, *paths: Path) -> None:
         self.objects.remove(map(self.name_of, paths))
         for path in paths:
             path.unlink(missing_ok=True)
@@ -281,7 +285,7 @@ class Bucket:
     # ---- the sweep -----------------------------------------------------------------------------
 
     @contextmanager
-    def driver_lock(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """An object that is renewed: one that stays as it is belongs to a driver that is dead."""
         mine = {"owner": uuid.uuid4().hex, "who": _this_process()}
         began, before = time.monotonic(), self.objects.read(".driver")
