@@ -7,9 +7,9 @@ from pathlib import Path
 
 from parcae_core.checkpoints.native import DamagedCheckpoint, read_checkpoint
 from parcae_core.checkpoints.published import is_upstream, load_upstream
-from parcae_core.checkpoints.trained import Trained, load_trained
+from parcae_core.checkpoints.trained import Trained, load_trained, model_of
 from parcae_core.errors import UserError
-from parcae_core.model.parcae import Parcae, build_model
+from parcae_core.model.parcae import Parcae
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,8 +61,6 @@ def load_model(path: Path) -> TrainedModel:
 def _one_checkpoint(path: Path) -> Trained:
     try:
         found = read_checkpoint(path)
+        return Trained(model=model_of(found), trial=found.trial, step=found.step)
     except DamagedCheckpoint as error:
         raise UserError(f"{path}: {error}; its run's folder may hold an older, whole one") from None
-    model = build_model(found.trial.model, seed=found.trial.seed)
-    model.load_state_dict(found.weights, strict=True)
-    return Trained(model=model, trial=found.trial, step=found.step)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
 from parcae_core.data.corpus import DEFAULT_VAL_SHARE, Document, Source, Split, hash64
 from parcae_core.data.file_source import FileSource
+from parcae_core.data.manifest import read_manifest
 from parcae_core.data.python_source import BUILTIN_ROOTS, python_documents
 from parcae_core.errors import UserError
 
 
 def resolve(
-    corpus: str, *, text_column: str = "text", val_share: float = DEFAULT_VAL_SHARE
+    corpus: str,
+    *,
+    text_column: str = "text",
+    val_share: float = DEFAULT_VAL_SHARE,
+    follow_links: bool = False,
 ) -> Source:
     """The source behind the name or place a spec gives.
 
@@ -25,6 +29,7 @@ def resolve(
         text_column: field holding the text in JSONL and Parquet files.
         val_share: share of a user's documents held out for validation, by hash of their text. The
             built-in corpora have their own rule.
+        follow_links: read what links in the folder lead to outside of it; refused otherwise.
 
     Raises:
         UserError: if nothing is there, or what is there holds no text files.
@@ -33,11 +38,20 @@ def resolve(
         raise UserError(f"val_share is {val_share}; it must lie strictly between 0 and 1")
     if corpus in BUILTIN_ROOTS:
         return PythonSource(corpus)
-    if "://" not in corpus and (Path(corpus) / "manifest.json").is_file():
+    if "://" not in corpus and _exists(f"{corpus}/manifest.json"):
         return PreparedSource(Path(corpus))
-    if "://" not in corpus and not Path(corpus).exists():
+    if "://" not in corpus and not _exists(corpus):
         raise UserError(_not_found(corpus))
-    return FileSource(corpus, text_column=text_column, val_share=val_share)
+    return FileSource(
+        corpus, text_column=text_column, val_share=val_share, follow_links=follow_links
+    )
+
+
+def _exists(corpus: str) -> bool:
+    try:
+        return Path(corpus).exists()
+    except (OSError, ValueError):  # a name too long, or with a NUL
+        return False
 
 
 def _not_found(corpus: str) -> str:
@@ -71,15 +85,9 @@ class PreparedSource(Source):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            source = json.loads((path / "manifest.json").read_text())["source"]
-            super().__init__(source["name"])
-            self._fingerprint: str = source["fingerprint"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path / 'manifest.json'}: not a manifest of prepared data ({error!r}). Prepare "
-                "the corpus again with `parcae data prepare`"
-            ) from error
+        source = read_manifest(path).source
+        super().__init__(source.name)
+        self._fingerprint = source.fingerprint
 
     @property
     def fingerprint(self) -> str:
