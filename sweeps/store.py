@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from parcae_core.errors import UserError
-from parcae_core.trial import Trial, trial_from_dict, trial_to_dict
+from parcae_core.trial import Trial, planned_to_dict, trial_from_dict
 from sweeps.design.plan import Plan
 from sweeps.storage.base import storage_of
 from sweeps.storage.files import read_json, write_atomic, write_json
@@ -204,7 +204,7 @@ class Store:
         for trial in plan.trials:
             folder = self.folder(trial.trial_id)
             folder.mkdir(exist_ok=True)
-            self._write_json(folder / "trial.json", trial_to_dict(trial))
+            self._write_json(folder / "trial.json", planned_to_dict(trial))
         write_atomic(self.root / "spec.yaml", spec_path.read_text(encoding="utf-8"))
         self.storage.push(self.root / "spec.yaml")
         sweep = {

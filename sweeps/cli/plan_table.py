@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from parcae_core.accounting.memory import training_memory
-from parcae_core.trial import Trial, planned_flops
+from parcae_core.trial import Trial
 from sweeps.design.estimate import duration, longest_first, makespan, rate_of
 from sweeps.design.plan import Plan, short
 from sweeps.runner.cluster import usable_cpus
@@ -40,7 +39,7 @@ def as_data(
         state = store.state(trial).state if started else "planned"
         if state not in FINISHED:
             left.append(trial)
-        memory = training_memory(trial)
+        memory = trial.cost.memory
         trials.append(
             {
                 "trial_id": trial.trial_id,
@@ -53,12 +52,12 @@ def as_data(
                 "n_steps": trial.n_steps,
                 "batch_tokens": trial.batch_tokens,
                 "seed": trial.seed,
-                "n_params": trial.n_params,
+                "n_params": trial.cost.n_params,
                 "state_bytes": memory.state,
                 "activation_bytes_per_sequence": memory.per_sequence,
                 "peak_bytes": memory.peak(trial.batch_sequences),  # whole batch at a time
                 "peak_bytes_one_sequence": memory.peak(1),
-                "train_flops": planned_flops(trial),
+                "train_flops": trial.cost.train_flops,
                 "muon_lr": trial.optim.muon_lr,
                 "estimated_s": rate.seconds(trial),
                 "cpus": trial.resources.cpus,

@@ -102,11 +102,10 @@ def config_of(store: Store, trial: Trial) -> dict[str, Any]:
     """What a run's config holds: the trial, and under "record" what the records table has of it."""
     record = planned_columns(trial) | {"sweep": store.name}
     shown = ("trial_id", "mean_recurrence", "mean_backprop_depth", "n_tokens", "n_params")
-    flops = {rule: record[f"train_flops_{rule}"] for rule in ("paper", "code", "exact")}
     return (
         trial_to_dict(trial)
         | {name: record[name] for name in (*shown, "n_params_unrolled")}
-        | {"train_flops": flops, "record": record}
+        | {"train_flops": trial.cost.train_flops, "record": record}
     )
 
 

@@ -4,6 +4,7 @@ import time
 import pytest
 
 from parcae_core.errors import UserError
+from sweeps.records import records_of
 from sweeps.storage.files import read_json, write_atomic
 from sweeps.store import STALE_S, Store, open_sweep, result_problem
 from tests.support.tiny import tiny_plan, write_spec
@@ -74,6 +75,34 @@ def test_a_valid_result_counts_and_a_torn_one_does_not(planned):
     path.write_text(path.read_text()[:100])
     assert [store.state(t).state for t in plan.trials] == ["done", "diverged", "planned", "planned"]
     assert "not accepted" in store.state(torn).reason
+
+
+def test_a_diverged_or_failed_run_is_recorded_with_what_it_spent(planned):
+    store, plan, _ = planned
+    done, diverged, at_once, failed = plan.trials
+    put(store, done, good_result(done))
+    for trial, step in ((diverged, 3), (at_once, 0)):
+        lost = {"status": "diverged", "reason": f"step {step}: the loss is nan", "step": step}
+        put(store, trial, good_result(trial) | lost | {"evaluation": []})
+    store.write_state(failed.trial_id, state="failed", reason="no memory", step=5)
+    table = records_of(store).groupby("trial_id").first()
+    for trial, steps in ((done, done.n_steps), (diverged, 3), (at_once, 0), (failed, 5)):
+        row = table.loc[trial.trial_id]
+        assert row.n_tokens == steps * trial.batch_tokens
+        for rule, flops in trial.cost.train_flops.items():
+            assert row[f"train_flops_{rule}"] == flops * (steps / trial.n_steps)
+        assert (row.n_steps, row.budget_flops) == (trial.n_steps, trial.budget_flops)
+
+
+def test_folders_written_before_costs_were_stored_still_load(planned):
+    store, plan, _ = planned
+    trial = plan.trials[0]
+    path = store.folder(trial.trial_id) / "trial.json"
+    data = read_json(path)
+    cost = data.pop("cost")
+    assert cost["train_flops"]["paper"] == trial.train_flops("paper")
+    path.write_text(json.dumps(data))
+    assert store.trial(trial.trial_id).cost == trial.cost
 
 
 def test_running_is_believed_only_while_the_worker_speaks(planned, monkeypatch):

@@ -1,7 +1,7 @@
 import pytest
 
 from sweeps.cli.plan_table import as_data
-from sweeps.design.estimate import duration, exact_flops, longest_first, makespan, rate_of
+from sweeps.design.estimate import duration, longest_first, makespan, rate_of
 from sweeps.store import Store
 from tests.support.tiny import tiny_plan, write_spec
 from tests.sweeps.test_store import good_result, put
@@ -9,7 +9,7 @@ from tests.sweeps.test_store import good_result, put
 
 def test_the_longest_starts_first_and_no_slot_waits():
     trials = tiny_plan().trials
-    flops = [exact_flops(t) for t in longest_first(trials)]
+    flops = [t.train_flops("exact") for t in longest_first(trials)]
     assert flops == sorted(flops, reverse=True)
     assert makespan([4, 3, 2, 2, 1], slots=2) == 6
     assert makespan([], slots=3) == 0
