@@ -19,9 +19,12 @@ import numpy as np
 import rustbpe
 import tiktoken
 
+from parcae_core.data.manifest import read_manifest
 from parcae_core.data.tokenizer import (
     N_BYTES,
     SPECIALS,
+    ByteTokenizer,
+    CharacterTokenizer,
     Tokenizer,
     TokenizerLayout,
     id_dtype,
@@ -232,6 +235,19 @@ def _guarded(path: Path, call: Callable[[], T]) -> T:
             f"{path}: the tokenizers library cannot use it ({str(error)[:200]}); save it again with "
             "that library, or use 'bpe-<vocab_size>' to train one"
         ) from None
+
+
+def load_prepared_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a prepared folder, for decoding rows and encoding prompts.
+
+    Raises:
+        UserError: if the folder's tokenizer.json is damaged.
+    """
+    path = folder / "tokenizer.json"
+    if path.exists():
+        return load_json(path)
+    alphabet = read_manifest(folder).tokenizer.alphabet
+    return ByteTokenizer() if alphabet is None else CharacterTokenizer(alphabet)
 
 
 def _is_ours(data: dict[str, Any], names: list[str]) -> bool:
