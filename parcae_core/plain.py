@@ -102,7 +102,10 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
         needed = ", ".join(map(str, inner))
         raise ValueError(f"{where} is {_shown(value)}; it must be one of {needed}")
     elif origin in (tuple, list) and isinstance(value, (list, tuple)):
-        return origin(_checked(inner[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+        kinds = inner if origin is tuple and inner[-1] is not Ellipsis else inner[:1] * len(value)
+        if len(kinds) == len(value):
+            pairs = enumerate(zip(kinds, value, strict=True))
+            return origin(_checked(k, v, f"{where}[{i}]") for i, (k, v) in pairs)
     elif origin is dict and isinstance(value, dict):
         key, item = inner
         return {

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from parcae_core.checkpoints.native import (
     DamagedCheckpoint,
+    load_weights,
     newest_checkpoint,
     read_checkpoint,
-    require_weights,
 )
 from parcae_core.checkpoints.published import is_upstream, load_upstream
 from parcae_core.errors import UserError
-from parcae_core.model.parcae import Parcae, build_model
+from parcae_core.model.parcae import Parcae
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,11 +65,8 @@ def _native(path: Path) -> TrainedModel:
             "checkpoint.json, and a run's folder checkpoints/"
         )
     trial = found.trial
-    require_weights(build_model(trial.model, seed=trial.seed, device="meta"), found.weights)
-    model = build_model(trial.model, seed=trial.seed)
-    model.load_state_dict(found.weights, strict=True)
     return TrainedModel(
-        model=model,
+        model=load_weights(found),
         mean_recurrence=trial.mean_recurrence,
         seed=trial.seed,
         origin=f"trial {trial.trial_id} at step {found.step} of {trial.n_steps}",

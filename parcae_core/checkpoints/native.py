@@ -26,10 +26,11 @@ from typing import Any
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.nn import Module
 
+from parcae_core.accounting.params import count_params
 from parcae_core.data.io import Locked, file_lock, file_sha256, sync, write_synced
 from parcae_core.errors import UserError
+from parcae_core.model.parcae import Parcae, build_model
 from parcae_core.plain import build, read_json
 from parcae_core.trial import Trial, trial_from_dict, trial_to_dict
 
@@ -202,23 +203,26 @@ def read_checkpoint(path: Path) -> Checkpoint:
     )
 
 
-def require_weights(model: Module, weights: dict[str, Tensor]) -> None:
-    """Check weights against a model that holds no memory yet (`device="meta"`).
+def load_weights(found: Checkpoint) -> Parcae:
+    """The model of a checkpoint, on the CPU.
 
     Raises:
-        DamagedCheckpoint: if a tensor is missing, unknown, of another shape, or not finite.
+        DamagedCheckpoint: if its weights are not those of its trial's model, or not finite.
     """
-    needed = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    found = {name: tuple(t.shape) for name, t in weights.items()}
-    if odd := sorted(name for name in needed | found if needed.get(name) != found.get(name)):
-        name = odd[0]
-        raise DamagedCheckpoint(
-            f"{name} has the shape {found.get(name, 'of no tensor')}, and the model needs "
-            f"{needed.get(name, 'no such tensor')}"
-        )
+    config, weights = found.trial.model, found.weights
+    # By number first: what a configuration claims is only built once the file holds as much
+    needed, held = count_params(config).total, sum(t.numel() for t in weights.values())
+    if needed != held:
+        raise DamagedCheckpoint(f"it holds {held} parameters, and its trial's model has {needed}")
     for name, tensor in weights.items():
         if not (tensor.is_floating_point() and tensor.isfinite().all()):
             raise DamagedCheckpoint(f"{name} holds what is no finite number")
+    model = build_model(config, seed=found.trial.seed)
+    try:
+        model.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise DamagedCheckpoint(" ".join(str(error).split())[:300]) from None
+    return model
 
 
 def _read_index(path: Path) -> dict[str, Any]:

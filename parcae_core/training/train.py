@@ -152,7 +152,11 @@ class _Run:
         stack.callback(self.prefetch.close)
         self.meter = Meter()
         if group.is_first:
-            self.metrics = MetricsLog(run_dir / "metrics.jsonl", keep_until=self.progress.step)
+            self.metrics = MetricsLog(
+                run_dir / "metrics.jsonl",
+                keep_until=self.progress.step,
+                every=execution.log_every_steps or max(1, trial.n_steps // 200),
+            )
             stack.callback(self.metrics.close)
 
     def to_the_end(self) -> TrainResult:
@@ -280,6 +284,7 @@ class _Run:
 
     def _save(self) -> None:
         if self.group.is_first:
+            self.metrics.sync()
             save_checkpoint(
                 self.checkpoints,
                 trial=self.trial,
@@ -375,6 +380,7 @@ class _Run:
             n_out_of_memory=progress.n_out_of_memory,
             n_resumed=progress.n_resumed,
             n_processes=self.group.n,
+            notes=self.metrics.notes if self.group.is_first else (),
             threads=torch.get_num_threads(),
             device=device_name(self.device),
             torch_version=torch.__version__,

@@ -194,9 +194,11 @@ def sentences(error: ValidationError, model: type[BaseModel], where: str) -> lis
             out.append(f"{where}: {key + ': ' if key else ''}{item['ctx']['error']}")
         else:
             needed, subject = _needed(model, loc) or item["msg"], "it"
-            if isinstance(loc[-1], int):
+            if loc and isinstance(loc[-1], int):
                 subject = _dotted(loc[:-1])
-            out.append(f"{where}: {key} is {_shown(item['input'])}; {subject} must be {needed}.")
+            out.append(
+                f"{where}: {key or 'the spec'} is {_shown(item['input'])}; {subject} must be {needed}."
+            )
     return list(dict.fromkeys(out))  # a union reports the same problem once per branch
 
 

@@ -335,6 +335,8 @@ def damaged_tensors(draw: Draw, path: Path) -> bytes:
 
 class Published(Target):
     def prepare(self, folder: Path) -> Any:
+        import torch._dynamo  # noqa: F401 - loaded by the first model on "meta", in a minute if busy
+
         from tests.parcae_core.checkpoints.test_published import settings, tensors
 
         return SimpleNamespace(
