@@ -195,7 +195,7 @@ def _work(job: Job, pipe: Connection, gpus: tuple[int, ...]) -> None:
         except (EOFError, OSError):
             return
         try:
-            attempt(job, trial_id, report=lambda outcome: None)
+            attempt(job, trial_id, announce=lambda outcome: None)
         except Exception as error:  # noqa: BLE001 - what another attempt elsewhere may cure
             traceback.print_exc(file=sys.stderr)
             pipe.send(f"{type(error).__name__}: {error}")
