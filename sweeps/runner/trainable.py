@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from sweeps.tracking.live import Live
 
 Train = Callable[..., TrainResult]
+LOST_WORKERS_ALLOWED = 3  # per trial; node loss and pre-emption count, our own exceptions do not
 ASK_EVERY_S = 1.0  # how often the stop file and the lease are looked at
 
 
@@ -48,7 +49,7 @@ class Job:
     out: str
     sweep: str
     session: str  # of this `run`; names the stop file
-    data_dirs: dict[int, str]  # by tokens per row
+    data_dirs: dict[str, str]  # by `data_key`
     spec_sha256: str
     git_commit: str | None
     wandb_mode: str = "disabled"
@@ -64,12 +65,17 @@ class Job:
 
     def data_dir(self, trial: Trial) -> Path:
         """The prepared rows of a trial, on this node."""
-        return self.store.storage.pull_data(self.data_dirs[trial.context + 1])
+        return self.store.storage.pull_data(self.data_dirs[data_key(trial)])
 
     @property
     def stop_file(self) -> Path:
         """Exists once this `run` has been asked to stop."""
         return self.store.stop_file(self.session)
+
+
+def data_key(trial: Trial) -> str:
+    """What tells the prepared rows of trials apart: text, ids and length."""
+    return f"{trial.data.fingerprint[:16]}-{trial.data.tokenizer}-{trial.context + 1}"
 
 
 def run_trial(config: dict[str, Any]) -> None:
