@@ -5,6 +5,7 @@ The only atomic writer and the only file lock of the project.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ def write_synced(path: Path, data: bytes | str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync(path.parent)
 
 
 def publish(folder: Path, final: Path) -> None:
@@ -41,7 +42,7 @@ def publish(folder: Path, final: Path) -> None:
     Whoever finds it there has to check it: it was made by a process that did not share our lock
     (another machine, a file system without locks).
     """
-    _sync_folder(folder)
+    sync(folder)
     with suppress(FileExistsError):
         try:
             folder.rename(final)
@@ -49,7 +50,7 @@ def publish(folder: Path, final: Path) -> None:
             if not final.is_dir():
                 raise
             raise FileExistsError(error.errno, error.strerror, str(final)) from error
-    _sync_folder(final.parent)
+    sync(final.parent)
 
 
 @contextmanager
@@ -101,11 +102,16 @@ def folder_lock(folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable; a few file systems cannot sync folders and need not."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         with suppress(OSError):
             os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -24,15 +24,11 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from parcae_core.errors import UserError
 
@@ -110,29 +106,6 @@ class Meter:
         self._at = now
         self._tokens = self._wait_s = self._flops = 0.0
         return rates
-
-
-class ProgressBar:
-    """Bar on stderr; does nothing unless shown."""
-
-    def __init__(self, label: str, n_steps: int, *, shown: bool) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total} steps  {task.fields[note]}"),
-            TimeRemainingColumn(),
-            console=Console(file=sys.stderr),
-            disable=not shown,
-        )
-        self._task = self._progress.add_task(label, total=n_steps, note="")
-        self._progress.start()
-
-    def update(self, step: int, note: str | None = None) -> None:
-        fields = {} if note is None else {"note": note}
-        self._progress.update(self._task, completed=step, **fields)
-
-    def close(self) -> None:
-        self._progress.stop()
 
 
 def _finite(value: Any) -> Any:

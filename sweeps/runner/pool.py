@@ -70,6 +70,9 @@ class _Machine:
 def run_pool(job: Job, trials: Sequence[Trial], store: Store, *, cpus: int | None = None) -> bool:
     """Run the trials in the given order, as many at a time as the machine holds.
 
+    A sweep of several seeds runs one after the other, so that one that is stopped early, or looked at
+    while it runs, has whole grids.
+
     Args:
         cpus: cores to use; None: all that this process may use.
 
@@ -90,8 +93,8 @@ class _Pool:
     """Workers, what waits for one, and what has been lost."""
 
     def __init__(self, job: Job, trials: Sequence[Trial], store: Store, cpus: int | None) -> None:
-        self.job, self.store = job, store
-        self.waiting, self.n = list(trials), len(trials)
+        self.job, self.store, self.storage = job, store, Polling(store.storage)
+        self.waiting, self.n = sorted(trials, key=lambda t: t.seed), len(trials)
         self.lost: Counter[str] = Counter()
         self.ended, self.began = 0, time.monotonic()
         self.workers: list[_Worker] = []
@@ -148,7 +151,7 @@ class _Pool:
             self.workers.remove(worker)
             worker.process.terminate()
             worker.process.join()
-        Polling(self.store.storage).pull()
+        self.storage.pull(now=True)
         self._tell(trial, problem)
 
     def _tell(self, trial: Trial, problem: str | None) -> None:
@@ -180,9 +183,7 @@ def _gpus(trials: Sequence[Trial]) -> dict[int, float]:
 
 def _work(job: Job, pipe: Connection, gpus: tuple[int, ...]) -> None:
     """What a worker does: attempts, one after the other, until the pool is gone."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; the stop file is our word
+    os.setsid()  # Ctrl-C is for the parent, which asks us to stop through the store
     if gpus:
         given = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = given.split(",") if given else None
