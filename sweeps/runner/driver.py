@@ -18,8 +18,8 @@ from sweeps.design.estimate import longest_first
 from sweeps.design.plan import Plan, data_sections
 from sweeps.reports import FINISHED, State
 from sweeps.runner.cluster import ray_cluster, require_local, require_placeable
-from sweeps.runner.stopping import LOST_WORKERS_ALLOWED, say, stop_on_signals
-from sweeps.runner.trainable import Job, Train, data_key, run_trial
+from sweeps.runner.trainable import LOST_WORKERS_ALLOWED, Job, Train, data_key, run_trial
+from sweeps.runner.trial_lines import say, stop_on_signals
 from sweeps.storage.tempdir import OwnedFolder
 from sweeps.store import Store, git_commit
 from sweeps.tracking.sweep_run import mirror_sweep

@@ -20,11 +20,10 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from parcae_core.trial import Trial
-from sweeps.reports import FINISHED
+from sweeps.reports import ENDED
 from sweeps.runner.cluster import usable_cpus
-from sweeps.runner.stopping import LOST_WORKERS_ALLOWED, say, stop_on_signals
-from sweeps.runner.trainable import Job, attempt
-from sweeps.runner.trial_lines import ended_line, label
+from sweeps.runner.trainable import LOST_WORKERS_ALLOWED, Job, attempt
+from sweeps.runner.trial_lines import ended_line, label, say, stop_on_signals
 from sweeps.storage.base import Polling
 from sweeps.store import Store
 
@@ -157,7 +156,7 @@ class _Pool:
 
     def _tell(self, trial: Trial, problem: str | None) -> None:
         state = self.store.state(trial)
-        if problem is not None and state.state not in (*FINISHED, "failed"):
+        if problem is not None and state.state not in ENDED:
             self.lost[trial.trial_id] += 1
             again = self.lost[trial.trial_id] <= LOST_WORKERS_ALLOWED
             if again:
@@ -195,7 +194,7 @@ def _work(job: Job, pipe: Connection, gpus: tuple[int, ...]) -> None:
         except (EOFError, OSError):
             return
         try:
-            attempt(job, trial_id, announce=lambda outcome: None)
+            attempt(job, trial_id, lambda outcome: None)
         except Exception as error:  # noqa: BLE001 - what another attempt elsewhere may cure
             traceback.print_exc(file=sys.stderr)
             pipe.send(f"{type(error).__name__}: {error}")

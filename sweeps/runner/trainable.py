@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from sweeps.tracking.live import Live
 
 Train = Callable[..., TrainResult]
+LOST_WORKERS_ALLOWED = 3  # per trial; node loss and pre-emption count, our own exceptions do not
 ASK_EVERY_S = 1.0  # how often the stop file and the lease are looked at
 
 
