@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from analysis import known
 from analysis import test_time as testtime
 from analysis.errors import InputError
 from analysis.fitting import fit
@@ -66,10 +67,17 @@ class Study:
 
     def drawings(self) -> list[Drawing]:
         """The figures that the fits allow."""
+        from analysis.figures import known as plots_known
         from analysis.figures import parametric as plots_law
         from analysis.figures import sweeps
 
         out = []
+        if known.has_floor(self.table):
+            for draw in (plots_known.loss_by_gap, plots_known.equal_flops):
+                try:
+                    out.append(draw(self.table))
+                except InputError as error:
+                    self.refusals[draw.__name__] = str(error)
         if self.recurrence is not None:
             out += [sweeps.isoflop(self.recurrence), sweeps.power_laws(self.recurrence)]
         if self.test_time is not None:
