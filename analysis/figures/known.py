@@ -69,7 +69,9 @@ def loss_by_gap(table: Table) -> Drawing:
         "loss_by_gap",
         f"Loss of a revealed state above what can be known, by the number of actions composed, at "
         f"{top.budget_flops:.3g} FLOPs. One looped model, trained at a mean recurrence of "
-        f"{top.mean_recurrence:g}, read out after T loops; and the fixed-depth Transformer.",
+        f"{top.mean_recurrence:g}, read out after T loops; and the fixed-depth Transformer. A guess among "
+        "the states lies at their logarithm; where the longest gap is near, the loss above the floor is "
+        "of a surprise that few rows teach: that the gap must end.",
     )
     [ax] = drawing.axes
     ax.set(xscale="log", xlabel="gap: actions since the last revealed state")
@@ -79,9 +81,9 @@ def loss_by_gap(table: Table) -> Drawing:
         rows = looped[looped.n_loops == n_loops]
         _curve(drawing, ax, f"T = {n_loops}", rows, color, MARKERS[i % len(MARKERS)])
     fixed = known.by_gap(table, top.budget_flops, 1)
-    _curve(drawing, ax, "fixed depth", fixed, CYCLE[5], "x", dashed=True)
+    _curve(drawing, ax, "fixed depth", fixed, CYCLE[5], "<", dashed=True)
     figures.log_ticks(ax, "x", [1, 2, 4, 8, 16, 32])
-    drawing.legend(ax)
+    drawing.legend(ax, columns=4)
     return drawing
 
 
