@@ -31,7 +31,7 @@ from parcae_core.kernels.choice import TORCH, choose
 from parcae_core.kernels.linear_cross_entropy import token_losses
 from parcae_core.model.parcae import Parcae, build_model
 from parcae_core.presets import preset
-from parcae_core.training.batching import StepFlops, portions, take
+from parcae_core.training.batching import StepFlops, portions, select
 from parcae_core.training.compile import compile_blocks
 from parcae_core.training.gradient import autocast, is_out_of_memory
 from parcae_core.training.optim import Optimizer
@@ -138,7 +138,7 @@ def gradient(case: Case, variant: str, draw: DepthDraw, micro_batch: int) -> flo
         whole = part.size == case.batch
         index = torch.from_numpy(part).to(case.device)
         x, y, h = (t if whole else t[index] for t in (ids, targets, state))
-        depths = draw if whole else take(draw, part)
+        depths = draw if whole else select(draw, part)
         with autocast(case.device, case.precision), ops_of(variant):
             if variant.startswith("masked"):
                 loss = masked_loss(model, x, y, depths, h)[0]

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from parcae_core.depth import DepthDraw
 from parcae_core.model.parcae import Parcae
-from parcae_core.training.batching import portions, take
-from parcae_core.training.distributed import Workers
+from parcae_core.seeds import STATES_ON_DEVICE
+from parcae_core.training.batching import portions, select
+from parcae_core.training.distributed import Distributed
 from parcae_core.trial import Trial
 
-_STATE_STREAM = 0x57A7F  # keeps these draws apart from every other use of the seed
 _ROOT_MEAN_SQUARES = (
     "state_norm",
     "residual_norm",
@@ -73,7 +73,7 @@ def drawn_on(
     device: torch.device, model: Parcae, sequences: Sequence[int], trial: Trial, *, step: int
 ) -> Tensor:
     """h_0 of sequences of the global batch from a device's own generator, (n, T, S)."""
-    key = np.random.SeedSequence((trial.seed, _STATE_STREAM, step))
+    key = np.random.SeedSequence((trial.seed, STATES_ON_DEVICE, step))
     seeds = key.generate_state(trial.batch_sequences, np.uint64) >> np.uint64(1)  # signed in torch
     generator = torch.Generator(device)
     states = [
@@ -114,7 +114,7 @@ def local_gradient(
         with autocast(device, trial.precision):
             output = model(
                 ids[:, :-1],
-                1 if trial.depth is None else take(draw, part),
+                1 if trial.depth is None else select(draw, part),
                 targets=ids[:, 1:],
                 state=initial_states(model, part, trial, step=step),
                 instruments=instruments,
@@ -138,13 +138,13 @@ def _padded(instruments: dict[str, float], trial: Trial) -> dict[str, float]:
     return dict.fromkeys(names, instruments["state_norm"]) | instruments
 
 
-def gather_gradient(model: Parcae, local: LocalLoss, workers: Workers) -> BatchLoss:
+def all_reduce_gradient(model: Parcae, local: LocalLoss, group: Distributed) -> BatchLoss:
     """Sum the processes' losses and gradients; afterwards every process holds the whole."""
     squares = local.mean_squares
     counts = [local.core_sequence_steps, *squares.values()]
     sums = local.loss.new_tensor(counts)
-    loss, steps, *means = workers.sum(torch.cat([local.loss.view(1), sums])).tolist()
-    workers.sum_each(p.grad for p in model.parameters() if p.grad is not None)
+    loss, steps, *means = group.sum(torch.cat([local.loss.view(1), sums])).tolist()
+    group.sum_each(p.grad for p in model.parameters() if p.grad is not None)
     roots = {name: mean**0.5 for name, mean in zip(squares, means, strict=True)}
     return BatchLoss(loss, round(steps), local.radius | roots)
 

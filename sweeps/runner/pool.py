@@ -20,10 +20,12 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from parcae_core.trial import Trial
+from sweeps.reports import FINISHED
 from sweeps.runner.cluster import usable_cpus
 from sweeps.runner.driver import LOST_WORKERS_ALLOWED, say, stop_on_signals
 from sweeps.runner.trainable import Job, attempt
 from sweeps.runner.trial_lines import ended_line, label
+from sweeps.storage.base import Polling
 from sweeps.store import Store
 
 POLL_S = 1.0
@@ -92,7 +94,7 @@ class _Pool:
     """Workers, what waits for one, and what has been lost."""
 
     def __init__(self, job: Job, trials: Sequence[Trial], store: Store, cpus: int | None) -> None:
-        self.job, self.store = job, store
+        self.job, self.store, self.storage = job, store, Polling(store.storage)
         self.waiting, self.n = sorted(trials, key=lambda t: t.seed), len(trials)
         self.lost: Counter[str] = Counter()
         self.ended, self.began = 0, time.monotonic()
@@ -150,12 +152,12 @@ class _Pool:
             self.workers.remove(worker)
             worker.process.terminate()
             worker.process.join()
-        self.store.storage.poll(now=True)
+        self.storage.pull(now=True)
         self._tell(trial, problem)
 
     def _tell(self, trial: Trial, problem: str | None) -> None:
         state = self.store.state(trial)
-        if problem is not None and state.state not in ("done", "diverged", "failed"):
+        if problem is not None and state.state not in (*FINISHED, "failed"):
             self.lost[trial.trial_id] += 1
             again = self.lost[trial.trial_id] <= LOST_WORKERS_ALLOWED
             if again:
