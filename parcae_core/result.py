@@ -63,6 +63,8 @@ class EvalRow:
     val_loss: float  # nats per token, every token counted
     val_bpb: float  # bits per byte of text; special tokens count in neither bits nor bytes
     n_tokens: int
+    # label of a corpus that has them (the gap a state ends) -> (tokens, nats per token); else None
+    by_label: dict[str, tuple[int, float]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,4 +123,10 @@ class TrainResult:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TrainResult:
         """Inverse of `to_dict`; unknown or missing keys raise TypeError."""
-        return cls(**(data | {"evaluation": tuple(EvalRow(**row) for row in data["evaluation"])}))
+        return cls(**(data | {"evaluation": tuple(map(_row, data["evaluation"]))}))
+
+
+def _row(data: dict[str, Any]) -> EvalRow:
+    labels = data.get("by_label")
+    pairs = None if labels is None else {label: tuple(pair) for label, pair in labels.items()}
+    return EvalRow(**(data | {"by_label": pairs}))

@@ -147,7 +147,7 @@ class Store:
         result = read_json(folder / "result.json")
         problem = result_problem(trial, result)
         known = {"attempts": said.get("attempts", 0)}
-        if problem is None:
+        if result is not None and problem is None:
             return TrialState(
                 state=result["status"],
                 step=result["step"],

@@ -51,6 +51,8 @@ Report = Callable[[dict[str, Any]], None]
 # Root-mean-square entry of the last state past which a run counts as diverged. h_0 starts below 1;
 # beyond this the state has left every scale the norms after it can make use of.
 STATE_NORM_BOUND = 1e4
+# Evaluated together, at least, however small the micro-batch is
+EVALUATED_TOKENS = 4_096
 # Looked at in steps 0, 10, 20, ... whatever is logged, so that logging decides no run's fate.
 STATE_CHECK_EVERY = 10
 
@@ -334,13 +336,15 @@ class _Run:
 
     def _evaluate(self) -> tuple[EvalRow, ...]:
         wanted = self.trial.evaluation
+        # Without gradient a portion may be larger: tiny models spend their time between the products
+        portion = max(self.progress.micro_batch, EVALUATED_TOKENS // self.trial.context)
         with autocast(self.device, self.trial.precision):
             return evaluate(
                 self.model,
                 self.validation,
                 loops=wanted.loops,
                 n_sequences=wanted.n_sequences,
-                batch_sequences=min(self.progress.micro_batch, wanted.n_sequences),
+                batch_sequences=min(portion, wanted.n_sequences),
                 seed=self.trial.seed,
             )
 

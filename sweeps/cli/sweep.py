@@ -112,6 +112,9 @@ def run(
     wandb: Annotated[
         str | None, typer.Option(help="offline, online or disabled, in place of the spec's.")
     ] = None,
+    no_ray: Annotated[
+        bool, typer.Option("--no-ray", help="Plain processes on this machine; Ray is not needed.")
+    ] = False,
 ) -> None:
     """Run every trial that has no result yet. Safe to repeat: it goes on where it stopped.
 
@@ -123,6 +126,8 @@ def run(
 
         parcae run sweeps/specs/demo.yaml --smoke --out /tmp/smoke
 
+        parcae run pilot.yaml --no-ray --cpus 2
+
         parcae run my.yaml --address auto --out s3://bucket/runs
     """
     from sweeps.design.benchmark_rates import with_measured_shares
@@ -132,6 +137,8 @@ def run(
 
     if wandb not in (None, "offline", "online", "disabled"):
         raise UserError(f"--wandb is {wandb!r}; it must be offline, online or disabled.")
+    if no_ray and address is not None:
+        raise UserError("--no-ray runs on this machine, and --address names a cluster; give one.")
     can_add = None if node_cpus is None else {"CPU": node_cpus, "GPU": node_gpus}
     planned = load_plan(spec, smoke=smoke)
     if address is None:  # nobody here knows the GPUs of a cluster elsewhere: the spec's shares hold
@@ -144,7 +151,9 @@ def run(
         store,
         spec,
         extend=extend,
-        options=Options(cpus=cpus, address=address, can_add=can_add, wandb_mode=wandb),
+        options=Options(
+            cpus=cpus, address=address, can_add=can_add, wandb_mode=wandb, ray=not no_ray
+        ),
     )
     finish(outcome, store, again=_again(spec, out, smoke))
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from parcae_core.trial import Trial
 from sweeps.design.estimate import duration
-from sweeps.design.plan import short
+from sweeps.runner.trial_lines import ended_line, label
 from sweeps.store import Store, TrialState
 
 EVERY_S = 5.0
@@ -56,26 +56,20 @@ class Progress(tune.Callback):
         self.store.storage.poll(now=True)
         state = self.store.state(planned)
         self.ended[planned.trial_id] = state.state
-        if state.state in ("failed", "diverged"):
-            self.say(f"{_label(planned)}: {state.state}: {state.reason}")
-        elif state.state == "done" and (result := self.store.result(planned)):
-            loss = {r["n_loops"]: r["val_loss"] for r in result["evaluation"]}
-            value = loss[planned.mean_recurrence]
+        if (line := ended_line(self.store, planned)) is not None:
             done = sum(s in ("done", "diverged") for s in self.ended.values())
-            self.say(
-                f"{_label(planned)}: done, val_loss {value:.4f} "
-                f"({done} of {len(self.trials)} finished)"
-            )
+            of = f" ({done} of {len(self.trials)} finished)" if state.state == "done" else ""
+            self.say(line + of)
 
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         planned = self.trials[trial.config["trial_id"]]
         if self.store.state(planned).state != "failed":
-            self.say(f"{_label(planned)}: worker lost; starting again from its last checkpoint")
+            self.say(f"{label(planned)}: worker lost; starting again from its last checkpoint")
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         planned = self.trials[trial.config["trial_id"]]
         self.ended[planned.trial_id] = "lost"
-        self.say(f"{_label(planned)}: given up after {trial.num_failures} lost workers")
+        self.say(f"{label(planned)}: given up after {trial.num_failures} lost workers")
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         if time.monotonic() - self.said_at < self.every_s:
@@ -105,7 +99,7 @@ class Progress(tune.Callback):
         for trial_id, state in running.items():
             planned = self.trials[trial_id]
             table.add_row(
-                _label(planned),
+                label(planned),
                 f"{state.step}/{planned.n_steps}",
                 ProgressBar(total=planned.n_steps, completed=state.step, width=20),
                 f"{state.loss:.3f}" if isinstance(state.loss, float) else "-",
@@ -115,7 +109,7 @@ class Progress(tune.Callback):
 
     def _step(self, planned: Trial, state: TrialState) -> str:
         loss = f" loss {state.loss:.3f}" if isinstance(state.loss, float) else ""
-        return f"{_label(planned)} step {state.step}/{planned.n_steps}{loss}"
+        return f"{label(planned)} step {state.step}/{planned.n_steps}{loss}"
 
     def _remaining(self, running: dict[str, TrialState]) -> str:
         """Time left, from the FLOPs made so far in this session."""
@@ -128,9 +122,3 @@ class Progress(tune.Callback):
         if elapsed < WARM_UP_S or made < 0.02 * (made + left):
             return ""
         return f"; about {duration(left / made * elapsed)} left"
-
-
-def _label(trial: Trial) -> str:
-    budget = f" C={short(trial.budget_flops)}" if trial.budget_flops else ""
-    seed = f" seed={trial.seed}" if trial.seed else ""
-    return f"{trial.trial_id}{budget} mu={trial.mean_recurrence}{seed}"

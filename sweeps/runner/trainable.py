@@ -46,7 +46,7 @@ class Job:
     out: str
     sweep: str
     session: str  # of this `run`; names the stop file
-    data_dirs: dict[int, str]  # by tokens per row
+    data_dirs: dict[str, str]  # by `data_key`
     spec_sha256: str
     git_commit: str | None
     design: str
@@ -63,12 +63,17 @@ class Job:
 
     def data_dir(self, trial: Trial) -> Path:
         """The prepared rows of a trial, on this node."""
-        return self.store.storage.data_dir(self.data_dirs[trial.context + 1])
+        return self.store.storage.data_dir(self.data_dirs[data_key(trial)])
 
     @property
     def stop_file(self) -> Path:
         """Exists once this `run` has been asked to stop."""
         return self.store.stop_file(self.session)
+
+
+def data_key(trial: Trial) -> str:
+    """What tells the prepared rows of trials apart: text, ids and length."""
+    return f"{trial.data.fingerprint[:16]}-{trial.data.tokenizer}-{trial.context + 1}"
 
 
 def run_trial(config: dict[str, Any]) -> None:

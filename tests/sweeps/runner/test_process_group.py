@@ -94,7 +94,7 @@ def test_one_that_is_killed_ends_all_and_the_next_attempt_goes_on(tmp_path):
     with pytest.raises(ProcessLost, match=r"process [01] of 2 was killed by SIGKILL"):
         train_together(
             trial,
-            data_dir=Path(job.data_dirs[trial.context + 1]),
+            data_dir=job.data_dir(trial),
             run_dir=store.folder(trial.trial_id),
             on_report=kill_one,
             execution=Execution(device="cpu", threads=1, checkpoint_every_s=0.05),
@@ -129,7 +129,7 @@ def test_none_outlives_the_worker_that_started_them(tmp_path):
 
 def test_a_process_that_raises_is_our_own_failure_with_its_last_lines(tmp_path):
     store, trial, job = swept(tmp_path, 2)
-    data = Path(job.data_dirs[trial.context + 1])
+    data = job.data_dir(trial)
     for shard in data.glob("train*.bin"):
         shard.unlink()
     attempt(job, trial.trial_id, lambda _: None)
