@@ -24,11 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from filelock import Timeout
 from safetensors import SafetensorError
 from torch import Tensor
 
-from parcae_core.data.io import file_lock, file_sha256, sync, write_synced
+from parcae_core.data.io import Locked, file_lock, file_sha256, sync, write_synced
 from parcae_core.errors import UserError
 from parcae_core.trial import Trial, trial_from_dict, trial_to_dict
 
@@ -63,10 +62,10 @@ def only_writer(run_dir: Path) -> Iterator[None]:
         UserError: if another one trains in it.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
         try:
-            held.enter_context(file_lock(run_dir / ".lock"))
-        except Timeout:
+            stack.enter_context(file_lock(run_dir / ".lock"))
+        except Locked:
             raise UserError(
                 f"{run_dir}: another process is training in this folder; wait for it to end, "
                 "stop it, or choose another folder"

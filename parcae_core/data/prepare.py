@@ -22,7 +22,7 @@ import numpy as np
 
 from parcae_core.data.corpus import SPLITS, Fingerprint, Source, Split
 from parcae_core.data.encode import encode_stream
-from parcae_core.data.io import file_lock, file_sha256, publish, write_synced
+from parcae_core.data.io import file_sha256, folder_lock, publish, write_synced
 from parcae_core.data.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -174,10 +174,14 @@ class _Job:
         return final
 
     def make(self, workers: int) -> Path:
-        def waiting() -> None:
-            self.progress("waiting for another process", 0, None)
+        told: list[bool] = []
 
-        with file_lock(self.work.with_name(f"{self.work.name}.lock"), on_wait=waiting):
+        def waiting() -> None:  # asked at every look at the lock, said once
+            if not told:
+                self.progress("waiting for another process", 0, None)
+            told.append(True)
+
+        with folder_lock(self.work, waiting):
             # Another process may have finished while this one waited.
             if found := self.find():
                 return found

@@ -88,7 +88,7 @@ class RowReader:
         places = first + np.arange(n)
         if self.generator is not None:
             return Batch(self._rows[places].astype(np.int64), 0)
-        rows = np.empty(n, np.int64)
+        rows = np.empty(len(places), np.int64)
         epochs = places // self.n_rows
         for epoch in np.unique(epochs):
             here = epochs == epoch

@@ -58,10 +58,10 @@ def rate_of(
             source=f"given: {assumed_flops_per_s:.3g} FLOP/s a trial",
         )
     measured = []
-    for trial in trials:
-        result = None if store is None else store.result(trial)
-        if result is not None and result["status"] == "done":
-            measured.append(trial.train_flops("exact") / result["train_s"])
+    for trial in trials if store is not None else ():
+        result = store.result(trial)
+        if result is not None and result.status == "done":
+            measured.append(trial.train_flops("exact") / result.train_s)
     if measured:
         return Rate(
             flops_per_s=median(measured),

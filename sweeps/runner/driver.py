@@ -20,10 +20,11 @@ from parcae_core.errors import UserError
 from parcae_core.trial import Trial
 from sweeps.design.estimate import longest_first
 from sweeps.design.plan import Plan, data_sections
+from sweeps.reports import FINISHED, State
 from sweeps.runner.cluster import ray_cluster, require_local, require_placeable
 from sweeps.runner.trainable import Job, Train, data_key, run_trial
 from sweeps.storage.tempdir import OwnedFolder
-from sweeps.store import FINISHED, State, Store, git_commit
+from sweeps.store import Store, git_commit
 from sweeps.tracking.sweep_run import mirror_sweep
 
 LOST_WORKERS_ALLOWED = 3  # per trial; node loss and pre-emption count, our own exceptions do not
@@ -136,7 +137,7 @@ def prepare_data(plan: Plan, store: Store, trials: Sequence[Trial]) -> dict[str,
                 f"{plan.where}: the corpus {trial.data.corpus} changed while planning; try again."
             )
         path = prepare(*found, trial.context + 1, store.storage.data_root)
-        folders[data_key(trial)] = store.storage.share_data(path)
+        folders[data_key(trial)] = store.storage.push_data(path)
     return folders
 
 
@@ -149,7 +150,6 @@ def make_job(plan: Plan, store: Store, data_dirs: dict[str, str], options: Optio
         data_dirs=data_dirs,
         spec_sha256=plan.spec.sha256,
         git_commit=git_commit(),
-        design=plan.spec.design,
         wandb_mode=options.wandb_mode or plan.spec.wandb.mode,
         wandb_project=plan.spec.wandb.project,
         checkpoint_every_s=options.checkpoint_every_s,
