@@ -392,7 +392,7 @@ def _transposed(settings: dict[str, Any]) -> bool:
 
 
 def _freqs_cis(model: Parcae) -> Tensor:
-    return torch.view_as_real(model.rotary.turn)[None, :, None].clone()  # (1, context, 1, K/2, 2)
+    return model.rotary.turn[None, :, None].clone()  # (1, context, 1, K/2, 2)
 
 
 def _listed(where: Path | str, what: str, items: list[str]) -> str:

@@ -22,7 +22,7 @@ from multiprocessing.process import BaseProcess
 from parcae_core.trial import Trial
 from sweeps.reports import FINISHED
 from sweeps.runner.cluster import usable_cpus
-from sweeps.runner.driver import LOST_WORKERS_ALLOWED, say, stop_on_signals
+from sweeps.runner.stopping import LOST_WORKERS_ALLOWED, say, stop_on_signals
 from sweeps.runner.trainable import Job, attempt
 from sweeps.runner.trial_lines import ended_line, label
 from sweeps.storage.base import Polling
