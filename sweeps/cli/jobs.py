@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import shlex
 import time
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from parcae_core.errors import UserError
+from sweeps.cli.sweep import say
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
 _ADDRESS = typer.Option(help="The cluster's dashboard: http://host:8265.")
 _NAME = typer.Argument(help="A sweep's name; its newest job is meant.", metavar="SWEEP")
 
-# Not sent to the cluster: large, or of this machine only
-EXCLUDES = [".git", ".venv", "runs", "data", "*.egg-info", "__pycache__", ".hypothesis", "wandb"]
 # Between SIGTERM and SIGKILL when a job is stopped: trials write a checkpoint in it. Ray's is 3 s.
 STOP_GRACE_S = 120
 AGENT_WAIT_S = 60
@@ -44,11 +44,22 @@ def submit(
     detach: Annotated[bool, typer.Option("--detach", help="Return once it is queued.")] = False,
     extend: Annotated[bool, typer.Option("--extend", help="As for `parcae run`.")] = False,
     smoke: Annotated[bool, typer.Option("--smoke", help="As for `parcae run`.")] = False,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Send no file of this pattern, as in .gitignore.")
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A variable to send: NAME, NAME=VALUE or 'WANDB_*'. Ray shows it to all who may "
+            "use the cluster."
+        ),
+    ] = None,
 ) -> None:
     """Run a sweep on a Ray cluster: sends the current folder, starts the driver there, shows its log.
 
     The driver then no longer needs this machine. Submitting again is safe: it goes on where the last
-    job stopped. Where the cluster asks for a token, set RAY_AUTH_TOKEN_PATH.
+    job stopped. Where the cluster asks for a token, set RAY_AUTH_TOKEN_PATH. Runs, data and what
+    looks like a secret stay here; no variable is sent unless --env names it.
 
     Examples:
 
@@ -56,9 +67,10 @@ def submit(
 
         parcae submit sweeps/specs/demo.yaml --address http://127.0.0.1:8265 --out /mnt/sweep/runs
 
-        parcae stop demo --address http://127.0.0.1:8265
+        parcae submit my.yaml --address ... --out ... --env 'WANDB_*' --exclude '*.ipynb'
     """
     from sweeps.design.spec import load_spec
+    from sweeps.runner.jobs import commit_of, package_of, variables
 
     name = load_spec(spec).name  # a mistake in it is found here and not on the cluster
     here = Path.cwd()
@@ -68,8 +80,21 @@ def submit(
             "above it or copy it here."
         )
     inside = spec.resolve().relative_to(here)
+    package = package_of(here, exclude or ())
+    sent = variables(env or (), os.environ)
+    if inside.as_posix() not in package.files:
+        raise UserError(
+            f"{spec}: is not sent, since .gitignore, .rayignore or a pattern leaves it out; move it "
+            "or change the pattern."
+        )
+    package.require_sendable()
+    commit = commit_of(package)
     options = [f"--{n}" for n, on in (("extend", extend), ("smoke", smoke)) if on]
     command = ["python", "-m", "sweeps.cli", "run", str(inside), "--out", out, "--address", "auto"]
+    say(package.sentence())
+    say(f"commit {next(iter(commit.values()))}" if commit else "commit: of the cluster's own copy")
+    if sent:
+        say(f"variables sent: {', '.join(sorted(sent))}")
     with _jobs(address) as client:
         job = _submit(
             client,
@@ -77,8 +102,8 @@ def submit(
             submission_id=f"{name}-{time.strftime('%Y%m%d-%H%M%S')}",
             runtime_env={
                 "working_dir": str(here),
-                "excludes": EXCLUDES,
-                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S)},
+                "excludes": list(package.excludes),
+                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S)} | commit | sent,
             },
             metadata={STATE_KEY: name},
             entrypoint_num_cpus=0,
@@ -142,7 +167,11 @@ def _jobs(address: str) -> Iterator[JobSubmissionClient]:
         yield JobSubmissionClient(address)
     except typer.Exit:  # itself a RuntimeError
         raise
-    except (AuthenticationError, ConnectionError, RuntimeError) as error:
+    except (
+        AuthenticationError,
+        OSError,
+        RuntimeError,
+    ) as error:  # OSError: also what requests raises
         text = re.sub(r"\s+", " ", str(error)).strip(" .")
         raise UserError(
             f"--address {address}: {text[:300]}. Check the address, that `ray dashboard` is running, "
@@ -151,13 +180,19 @@ def _jobs(address: str) -> Iterator[JobSubmissionClient]:
 
 
 def _submit(client: JobSubmissionClient, **job: Any) -> str:
-    """`submit_job`, waiting for a head that has only just started to have its job agent up."""
+    """`submit_job`, again while a head that has only just started, or is busy, gives no answer.
+
+    The job has its name from us, so that a second request for it starts no second driver.
+    """
     deadline = time.monotonic() + AGENT_WAIT_S
     while True:
         try:
             return client.submit_job(**job)
-        except RuntimeError as error:
-            if "No available agent" not in str(error) or time.monotonic() > deadline:
+        except (OSError, RuntimeError) as error:
+            if f"{job['submission_id']} already exists" in str(error):
+                return job["submission_id"]  # the request came through, its answer did not
+            unanswered = isinstance(error, OSError) or "No available agent" in str(error)
+            if not unanswered or time.monotonic() > deadline:
                 raise
             time.sleep(1.0)
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from parcae_core.accounting.memory import training_memory
+from parcae_core.cpus import usable_cpus
 from parcae_core.trial import Trial, planned_flops
 from sweeps.design.estimate import duration, longest_first, makespan, rate_of
 from sweeps.design.plan import Plan, short
-from sweeps.runner.cluster import usable_cpus
 from sweeps.store import FINISHED, Store
 
 

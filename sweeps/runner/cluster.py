@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from parcae_core.cpus import usable_cpus
 from parcae_core.errors import UserError
 from parcae_core.trial import Resources, Trial
 from sweeps.storage.tempdir import OwnedFolder
@@ -89,11 +90,6 @@ def ray_cluster(address: str | None = None, cpus: int | None = None) -> Iterator
                 os.environ[name] = value
             elif name in wanted:
                 os.environ.pop(name, None)
-
-
-def usable_cpus() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0))
 
 
 def require_local(trials: Sequence[Trial], cpus: int | None) -> None:
