@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from parcae_core.accounting.hardware import cpu_device
+from sweeps.design import benchmark_rates as rates
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -67,7 +68,10 @@ def provenance() -> dict[str, str]:
 
 
 def append_rows(name: str, rows: list[dict]) -> Path:
-    """Append rows to benchmarks/results/<name>.csv; a changed set of columns is an error."""
+    """Append rows to benchmarks/results/<name>.csv, and what plans read of them to the rates table.
+
+    A changed set of columns is an error.
+    """
     path = RESULTS / f"{name}.csv"
     path.parent.mkdir(exist_ok=True)
     columns = list(rows[0])
@@ -81,4 +85,27 @@ def append_rows(name: str, rows: list[dict]) -> Path:
         if file.tell() == 0:
             writer.writeheader()
         writer.writerows(rows)
+    rates.append(rate_rows(name, rows))
     return path
+
+
+def rate_rows(name: str, rows: list[dict]) -> list[rates.Row]:
+    """Those of a file's rows that `parcae plan` rests on: our training steps, and packed trials."""
+    if name == "speed":
+        whole = ("train step + optimizer", "ours")
+        rows = [row for row in rows if (row["what"], row["variant"]) == whole]
+    elif name != "packing":
+        return []
+    return [
+        rates.Row(
+            what="step" if name == "speed" else "trials",
+            device=row["device"],
+            preset=row["preset"],
+            n_params=int(row["n_params"]),
+            precision=row["precision"],
+            concurrent=int(row.get("concurrent", 1)),
+            flops_per_s=float(row["flops_per_s"]),
+            source=f"{name}.csv, commit {row['commit']}",
+        )
+        for row in rows
+    ]

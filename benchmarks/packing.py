@@ -29,7 +29,6 @@ from benchmarks.common import append_rows, provenance
 from parcae_core.accounting.hardware import cpu_device
 from parcae_core.result import TrainResult
 from parcae_core.trial import Trial
-from sweeps.design.estimate import exact_flops
 from sweeps.design.plan import Plan, plan, resolve_data
 from sweeps.design.spec import parse_spec
 from sweeps.runner.driver import Options, make_job, prepare_data, schedule
@@ -138,7 +137,7 @@ def main() -> None:
         alone = next((r["tokens_per_s"] for r in rows if r["concurrent"] == 1), None)
         row = provenance() | {
             "preset": args.preset,
-            "n_params": trial.n_params,
+            "n_params": trial.cost.n_params,
             "precision": trial.precision,
             "context": trial.context,
             "batch_sequences": trial.batch_sequences,
@@ -147,7 +146,7 @@ def main() -> None:
             "fraction": round(1 / n, 4),
             "cpus": args.cpus,
             "tokens_per_s": round(per_s, 1),
-            "flops_per_s": f"{per_s * exact_flops(trial) / trial.n_tokens:.5g}",
+            "flops_per_s": f"{per_s * trial.train_flops('exact') / trial.n_tokens:.5g}",
             "seconds_together": round(seconds, 1),
             "over_one": "" if alone is None and n > 1 else round(per_s / (alone or per_s), 3),
             "load_1min": round(os.getloadavg()[0], 1),

@@ -61,9 +61,11 @@ class EvalRow:
     """Validation loss read out after `n_loops` steps."""
 
     n_loops: int
-    val_loss: float  # nats per token
-    val_bpb: float  # bits per byte of text
+    val_loss: float  # nats per token, every token counted
+    val_bpb: float  # bits per byte of text; special tokens count in neither bits nor bytes
     n_tokens: int
+    # label of a corpus that has them (the gap a state ends) -> (tokens, nats per token); else None
+    by_label: dict[str, tuple[int, float]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,4 +126,10 @@ class TrainResult:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TrainResult:
         """Inverse of `to_dict`; unknown or missing keys raise TypeError."""
-        return cls(**(data | {"evaluation": tuple(EvalRow(**row) for row in data["evaluation"])}))
+        return cls(**(data | {"evaluation": tuple(map(_row, data["evaluation"]))}))
+
+
+def _row(data: dict[str, Any]) -> EvalRow:
+    labels = data.get("by_label")
+    pairs = None if labels is None else {label: tuple(pair) for label, pair in labels.items()}
+    return EvalRow(**(data | {"by_label": pairs}))

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from parcae_core.accounting.flops import FLOPS_RULES, FlopsRule, train_flops_per_token
-from parcae_core.accounting.params import count_params
+from parcae_core.accounting.cost import TrialCost, trial_cost
+from parcae_core.accounting.flops import FlopsRule
 from parcae_core.config import ModelConfig, as_dict
 from parcae_core.depth import CurriculumDepth, DepthScheme, depth_from_dict, depth_to_dict
 
@@ -127,6 +127,8 @@ class Trial:
     budget_flops: float | None = None  # what the spec asked for; None when it fixed tokens
     budget_rule: FlopsRule = "paper"
     resources: Resources = Resources()
+    # neither given nor compared nor carried over by `replace`: it follows from the fields above
+    _cost: TrialCost | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("n_steps", "batch_sequences", "context"):
@@ -173,14 +175,24 @@ class Trial:
         """Tokens trained on; equal to what a finished run reports as spent."""
         return self.n_steps * self.batch_tokens
 
+    @property
+    def cost(self) -> TrialCost:
+        """As trial.json has it; counted at the first call where nothing is stored."""
+        if self._cost is None:
+            counted = trial_cost(
+                self.model,
+                self.depth,
+                context=self.context,
+                n_tokens=self.n_tokens,
+                precision=self.precision,
+                on_gpu=self.resources.gpus > 0,
+            )
+            object.__setattr__(self, "_cost", counted)
+        return self._cost
+
     def train_flops(self, rule: FlopsRule) -> float:
         """FLOPs of the whole training under a counting rule."""
-        per_token = train_flops_per_token(self.model, self.depth, self.context, rule)
-        return per_token.total * self.n_tokens
-
-    @property
-    def n_params(self) -> int:
-        return count_params(self.model).total
+        return self.cost.train_flops[rule]
 
     def identity(self) -> dict[str, Any]:
         """The canonical form that `trial_id` hashes."""
@@ -221,12 +233,22 @@ def trial_to_dict(trial: Trial) -> dict[str, Any]:
     }
 
 
+def planned_to_dict(trial: Trial) -> dict[str, Any]:
+    """What trial.json holds: the trial and its cost."""
+    return trial_to_dict(trial) | {"cost": trial.cost.to_dict()}
+
+
 def trial_from_dict(data: dict[str, Any]) -> Trial:
-    """Inverse of `trial_to_dict`; unknown or missing keys raise TypeError."""
+    """Inverse of `trial_to_dict` and `planned_to_dict`.
+
+    Raises:
+        TypeError: for unknown or missing keys; only the cost may be absent.
+    """
+    cost = TrialCost.from_dict(data.get("cost"))
     evaluation = data["evaluation"]
-    return Trial(
+    trial = Trial(
         **(
-            data
+            {k: v for k, v in data.items() if k != "cost"}
             | {
                 "model": ModelConfig(**data["model"]),
                 "depth": None if data["depth"] is None else depth_from_dict(data["depth"]),
@@ -237,8 +259,5 @@ def trial_from_dict(data: dict[str, Any]) -> Trial:
             }
         )
     )
-
-
-def planned_flops(trial: Trial) -> dict[str, float]:
-    """FLOPs of the whole training by every rule."""
-    return {rule: trial.train_flops(rule) for rule in FLOPS_RULES}
+    object.__setattr__(trial, "_cost", cost)
+    return trial

@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.errors import InputError
 from analysis.fitting.result import FitResult, Param
 from analysis.isoflop.power_law import PowerLine, fit_line, too_few
-from analysis.table import load
+from analysis.table import checks, load
 
 if TYPE_CHECKING:
     from analysis.table.load import Table
@@ -90,9 +89,12 @@ def fit_recurrence(table: Table, confidence: float = 0.95) -> Recurrence:
         table = table.keep(table.frame.budget_flops.notna(), "trained for tokens, not for a budget")
     needed = ("budget_flops", "mean_recurrence", "n_tokens", "val_loss")
     table = load.need(table, needed, "recurrence")
-    _refuse_mixed_sizes(table)
-    parabolas = fit_parabolas(table, confidence)
-    params, lines, notes, problems = [], {}, [*table.notes], load.disagreements(table)
+    checks.refuse_sizes(table, "recurrence")
+    problems = checks.disagreements(table)
+    seeds = checks.averaged_seeds(table)
+    table = seeds.table
+    parabolas = fit_parabolas(table, confidence, seeds)
+    params, lines, notes = [], {}, [*table.notes]
     used = {p.budget_flops for p in parabolas if p.axis == "mean_recurrence" and p.interpolated}
     for axis in _AXES:
         own = [p for p in parabolas if p.axis == axis]
@@ -124,8 +126,14 @@ def fit_recurrence(table: Table, confidence: float = 0.95) -> Recurrence:
     return Recurrence(result, tuple(parabolas), lines, table)
 
 
-def fit_parabolas(table: Table, confidence: float = 0.95) -> list[Parabola]:
-    """One per budget and axis, by budget; the residual variance is pooled over an axis' budgets."""
+def fit_parabolas(
+    table: Table, confidence: float = 0.95, seeds: checks.Averaged | None = None
+) -> list[Parabola]:
+    """One per budget and axis, by budget.
+
+    The variance is pooled over an axis' budgets: of the residuals, or of the seeds where they scatter
+    more than the parabolas miss.
+    """
     out = []
     for axis in _AXES:
         fits = []
@@ -134,6 +142,10 @@ def fit_parabolas(table: Table, confidence: float = 0.95) -> list[Parabola]:
         sse = sum(f[-1][2] for f in fits if f[-1] is not None)
         dof = sum(len(f[1]) - 3 for f in fits if f[-1] is not None)
         variance = sse / dof if dof > 0 else None
+        if seeds is not None and seeds.variance is not None:
+            of_means = seeds.variance / seeds.n_seeds
+            if variance is None or of_means > variance:
+                variance, dof = of_means, seeds.dof
         out += [_parabola(axis, *f, variance, dof, confidence) for f in fits]
     return out
 
@@ -282,14 +294,3 @@ def _power_law(axis, parabolas, used, confidence):
 def _line(parabolas, confidence) -> PowerLine:
     budgets = np.array([p.budget_flops for p in parabolas])
     return fit_line(budgets, np.array([p.optimum for p in parabolas]), confidence)
-
-
-def _refuse_mixed_sizes(table: Table) -> None:
-    if "n_params" in table.frame and "preset" in table.frame:
-        mixed = table.frame.groupby("preset").n_params.first()
-        if len(mixed) > 1:
-            raise InputError(
-                f"{table.source}: presets {', '.join(map(str, mixed.index))} are mixed; the "
-                "recurrence law is per size. Keep one with --where preset="
-                f"{mixed.index[0]}."
-            )

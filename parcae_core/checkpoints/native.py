@@ -13,7 +13,6 @@ with names, so it is safetensors as well: nothing is ever unpickled.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -29,6 +28,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from parcae_core.data.io import Locked, file_lock
 from parcae_core.errors import UserError
 from parcae_core.trial import Trial, trial_from_dict, trial_to_dict
 
@@ -63,10 +63,10 @@ def only_writer(run_dir: Path) -> Iterator[None]:
         UserError: if another one trains in it.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / ".lock").open("w") as file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            stack.enter_context(file_lock(run_dir / ".lock"))
+        except Locked:
             raise UserError(
                 f"{run_dir}: another process is training in this folder; wait for it to end, "
                 "stop it, or choose another folder"

@@ -59,12 +59,14 @@ class Source(ABC):
         name: a label for people; not part of any identity.
         is_quick: whether the whole text may be read just to know its fingerprint.
         total_bytes: size on disk of what `stream` reads, for progress; None if unknown.
+        alphabet: characters of a corpus that brings a vocabulary of its own; None for text.
         skipped: reason -> files or documents left out, counted by the latest full pass.
     """
 
     name: str
     is_quick: bool = True
     total_bytes: int | None = None
+    alphabet: str | None = None
 
     def __init__(self, name: str) -> None:
         self.name = name

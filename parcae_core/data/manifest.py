@@ -47,6 +47,9 @@ class Manifest:
     dtype: str  # of the ids on disk, little-endian
     splits: dict[Split, SplitManifest]
     files: dict[str, str]  # other files -> sha256
+    # Of a corpus drawn while it is read, whose splits have no file: what it is called, and what is
+    # known of its loss in rows of this length (see state_reveals); None for text
+    generated: dict[str, Any] | None = None
     version: int = FORMAT_VERSION
 
     @property
@@ -54,6 +57,8 @@ class Manifest:
         return {"uint16": 2, "uint32": 4}[self.dtype]
 
     def shard_bytes(self, split: Split) -> int:
+        if self.generated is not None:
+            return 0
         return self.splits[split].rows * self.row_tokens * self.itemsize
 
     def to_json(self) -> str:
@@ -94,7 +99,7 @@ def check_sizes(folder: Path, manifest: Manifest) -> None:
     Raises:
         UserError: naming the file, its size and the size needed.
     """
-    for split in SPLITS:
+    for split in SPLITS if manifest.generated is None else ():
         path = folder / manifest.splits[split].file
         needed = manifest.shard_bytes(split)
         found = _size(path)
@@ -116,7 +121,7 @@ def check_hashes(folder: Path, manifest: Manifest) -> None:
         UserError: naming the first file that differs.
     """
     check_sizes(folder, manifest)
-    shards = {s.file: s.sha256 for s in manifest.splits.values()}
+    shards = {s.file: s.sha256 for s in manifest.splits.values() if s.file}
     for name, needed in (manifest.files | shards).items():
         path = folder / name
         found = file_sha256(path) if path.exists() else "nothing"

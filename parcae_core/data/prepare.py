@@ -36,9 +36,10 @@ from parcae_core.data.manifest import (
 )
 from parcae_core.data.pack import BUFFER_PIECES, LongDocuments, Packer
 from parcae_core.data.permutation import permute
-from parcae_core.data.sources import PreparedSource
+from parcae_core.data.sources import GeneratedSource, PreparedSource
 from parcae_core.data.tokenizer import (
     ByteTokenizer,
+    CharacterTokenizer,
     Tokenizer,
     TokenizerName,
     id_dtype,
@@ -53,6 +54,10 @@ BPE_TEXT_BYTES = 256 << 20
 HASH_ON_REUSE_BYTES = 512 << 20
 # Trials are evaluated on the first validation rows; in document order those would be one document.
 VAL_ORDER_KEY = "parcae validation order 1"
+
+# A generated corpus has no end; these say how far `batch` and `rows` may be asked
+GENERATED_TRAIN_ROWS = 1 << 40
+GENERATED_VAL_ROWS = 1 << 20
 
 Progress = Callable[[str, int, int | None], None]  # (stage, bytes of text done, bytes on disk)
 
@@ -84,7 +89,7 @@ def prepare(
         UserError: if the corpus, the tokenizer or the disk does not allow it, or a finished folder
             is damaged.
     """
-    name = parse_tokenizer(tokenizer)
+    name = parse_tokenizer(tokenizer, source.alphabet)
     if row_tokens < 2:
         raise UserError(f"row_tokens is {row_tokens}; a row needs a BOS and at least one token")
     if isinstance(source, PreparedSource):
@@ -195,6 +200,8 @@ class _Job:
     def _build(self, workers: int) -> Manifest:
         out = self.work / "out"
         tokenizer = self._tokenizer()
+        if isinstance(self.source, GeneratedSource):
+            return self._write_manifest(out, tokenizer, self._endless(), self.source.fingerprint)
         fingerprint = Fingerprint()
         with ExitStack() as files:
             shards = {split: _Shard(out, split, tokenizer, self) for split in SPLITS}
@@ -205,6 +212,23 @@ class _Job:
             splits = {split: shard.finish() for split, shard in shards.items()}
         self._check_rows(splits)
         return self._write_manifest(out, tokenizer, splits, fingerprint.hexdigest())
+
+    def _endless(self) -> dict[Split, SplitManifest]:
+        """Splits of a generated corpus: no file, and more rows than anyone reads."""
+        length = self.row_tokens - 1
+        return {
+            split: SplitManifest(
+                file="",
+                documents=rows,
+                text_bytes=rows * length,
+                pieces=rows,
+                tokens=rows * self.row_tokens,
+                rows=rows,
+                cropped_tokens=0,
+                sha256="",
+            )
+            for split, rows in (("train", GENERATED_TRAIN_ROWS), ("val", GENERATED_VAL_ROWS))
+        }
 
     def _encode(
         self,
@@ -226,6 +250,8 @@ class _Job:
         """The tokenizer, trained first if the name asks for one; its file is part of the output."""
         if self.name.kind == "bytes":
             return ByteTokenizer()
+        if self.name.kind == "characters":
+            return CharacterTokenizer(self.source.alphabet)
         from parcae_core.data.bpe import load_json, train_bpe
 
         if self.name.path is not None:
@@ -277,15 +303,23 @@ class _Job:
                 "bos_id": tokenizer.bos_id,
                 "eos_id": tokenizer.eos_id,
                 "pad_id": tokenizer.pad_id,
+                **({"alphabet": self.source.alphabet} if self.source.alphabet else {}),
             },
             packing={"long_documents": self.long_documents, "buffer_pieces": BUFFER_PIECES},
             row_tokens=self.row_tokens,
             dtype=id_dtype(tokenizer.vocab_size).name,
             splits=splits,
             files={p.name: file_sha256(p) for p in others},
+            generated=self._known(),
         )
         write_synced(out / MANIFEST_NAME, manifest.to_json().encode())
         return manifest
+
+    def _known(self) -> dict[str, object] | None:
+        if not isinstance(self.source, GeneratedSource):
+            return None
+        known = self.source.generator.known(self.row_tokens - 1)
+        return {"corpus": self.source.name, **known}
 
     def _check_rows(self, splits: dict[Split, SplitManifest]) -> None:
         for split, s in splits.items():

@@ -15,6 +15,7 @@ import numpy as np
 from parcae_core.data.corpus import SPLITS, Split
 from parcae_core.data.manifest import check_sizes, read_manifest
 from parcae_core.data.permutation import permute
+from parcae_core.data.state_reveals import StateRevealRows, StateReveals
 from parcae_core.errors import UserError
 
 # Keeps the order of rows apart from every other use of the same seed.
@@ -36,12 +37,13 @@ class Batch:
 
 
 class RowReader:
-    """Memory-mapped rows of one split of a prepared folder.
+    """Rows of one split of a prepared folder: memory-mapped, or drawn while they are read.
 
     Attributes:
         manifest: of the folder.
         n_rows, row_tokens: shape of the split.
         token_bytes: (vocab_size,) int32, UTF-8 bytes each id stands for; 0 for specials.
+        generator: of a corpus that is drawn while it is read, None for text.
     """
 
     def __init__(self, path: Path, split: Split, *, data_seed: int) -> None:
@@ -61,6 +63,14 @@ class RowReader:
         self.row_tokens = self.manifest.row_tokens
         self.n_rows = self.manifest.splits[split].rows
         self.token_bytes = _token_bytes(path, self.manifest.tokenizer["vocab_size"])
+        self.generator = None
+        if (generated := self.manifest.generated) is not None:
+            self.generator = StateReveals.named(generated["corpus"])
+            # An order has its own stream, so every seed draws other rows; validation is one for all
+            stream = (0, data_seed) if split == "train" else (1,)
+            bos_id = self.manifest.tokenizer["bos_id"]
+            self._rows = StateRevealRows(self.generator, self.row_tokens, bos_id, stream)
+            return
         self._rows = np.memmap(
             path / self.manifest.splits[split].file,
             dtype=np.dtype(self.manifest.dtype).newbyteorder("<"),
@@ -82,6 +92,8 @@ class RowReader:
         first = step * n
         chosen = np.arange(n) if members is None else np.asarray(members, dtype=np.int64)
         places = first + chosen
+        if self.generator is not None:
+            return Batch(self._rows[places].astype(np.int64), 0)
         rows = np.empty(len(places), np.int64)
         epochs = places // self.n_rows
         for epoch in np.unique(epochs):
@@ -101,7 +113,14 @@ class RowReader:
                 f"{self.manifest.data_id}: rows {start} to {start + n} asked for, and the "
                 f"{self.split} split has {self.n_rows}; ask for fewer or give more text"
             )
-        return self._rows[start : start + n].astype(np.int64)
+        return self._rows[np.arange(start, start + n)].astype(np.int64)
+
+    def labels(self, rows: np.ndarray) -> np.ndarray | None:
+        """(n, context) int64, a class of every target by which to tell losses apart; 0: none.
+
+        None for a corpus that has no such classes. Those of state-reveals are the gaps.
+        """
+        return None if self.generator is None else self.generator.gaps(rows)
 
     def epochs(self, n_rows: int) -> float:
         """Passes over the split that reading `n_rows` rows amounts to."""

@@ -1,4 +1,4 @@
-"""The source behind a name: a built-in corpus, a folder of files, or a folder `prepare` wrote."""
+"""The source behind a name: built in, generated, a folder of files, or one `prepare` wrote."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from parcae_core.data.corpus import DEFAULT_VAL_SHARE, Document, Source, Split, hash64
 from parcae_core.data.file_source import FileSource
 from parcae_core.data.python_source import BUILTIN_ROOTS, python_documents
+from parcae_core.data.state_reveals import NAME as STATE_REVEALS
+from parcae_core.data.state_reveals import StateReveals
 from parcae_core.errors import UserError
 
 
@@ -20,7 +22,7 @@ def resolve(
     """The source behind the name or place a spec gives.
 
     Args:
-        corpus: `python-stdlib`, `python-env`, a folder (or one file) of text, JSONL or Parquet, an
+        corpus: `python-stdlib`, `python-env`, `state-reveals`, a folder (or one file) of text, JSONL or Parquet, an
             fsspec URL of one (`s3://bucket/folder`), or a folder that `prepare` wrote.
         text_column: field holding the text in JSONL and Parquet files.
         val_share: share of a user's documents held out for validation, by hash of their text. The
@@ -33,6 +35,8 @@ def resolve(
         raise UserError(f"val_share is {val_share}; it must lie strictly between 0 and 1")
     if corpus in BUILTIN_ROOTS:
         return PythonSource(corpus)
+    if corpus.partition("(")[0] == STATE_REVEALS:
+        return GeneratedSource(StateReveals.named(corpus))
     if "://" not in corpus and (Path(corpus) / "manifest.json").is_file():
         return PreparedSource(Path(corpus))
     if "://" not in corpus and not Path(corpus).exists():
@@ -41,11 +45,12 @@ def resolve(
 
 
 def _not_found(corpus: str) -> str:
-    near = difflib.get_close_matches(corpus, BUILTIN_ROOTS, n=1)
+    builtin = (*BUILTIN_ROOTS, STATE_REVEALS)
+    near = difflib.get_close_matches(corpus, builtin, n=1)
     if near:
         return f"corpus {corpus!r}: no such built-in corpus or folder; did you mean {near[0]!r}?"
     return (
-        f"corpus {corpus!r}: no such folder. Needed: one of {', '.join(BUILTIN_ROOTS)}, a folder "
+        f"corpus {corpus!r}: no such folder. Needed: one of {', '.join(builtin)}, a folder "
         "with text, .jsonl or .parquet files, or a folder written by `parcae data prepare`; "
         f"relative paths start at {Path.cwd()}"
     )
@@ -66,14 +71,35 @@ class PythonSource(Source):
             yield "val" if is_val else "train", Document(path, text)
 
 
+class GeneratedSource(Source):
+    """A corpus that is drawn while it is read; see `state_reveals`."""
+
+    def __init__(self, generator: StateReveals) -> None:
+        super().__init__(generator.label)
+        self.generator = generator
+        self.alphabet = generator.alphabet
+
+    @property
+    def fingerprint(self) -> str:
+        return self.generator.fingerprint
+
+    def stream(self) -> Iterator[tuple[Split, Document]]:
+        raise UserError(
+            f"{self.name}: a generated corpus has rows without end and no documents; name it as "
+            "corpus, with tokenizer: characters"
+        )
+
+
 class PreparedSource(Source):
     """A folder `prepare` wrote: its fingerprint is that of the text it was made from."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            source = json.loads((path / "manifest.json").read_text())["source"]
+            manifest = json.loads((path / "manifest.json").read_text())
+            source = manifest["source"]
             super().__init__(source["name"])
+            self.alphabet = manifest["tokenizer"].get("alphabet")
             self._fingerprint: str = source["fingerprint"]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Text to token ids and back: bytes, byte-level BPE, or a given tokenizer.json.
+"""Text to token ids and back: bytes, byte-level BPE, a tokenizer.json, or a corpus's characters.
 
 Importing this module and reading a name is free of torch and of the BPE libraries, because every
 plan needs a vocabulary size. The special ids are the last three: bos, eos, pad.
@@ -19,6 +19,7 @@ from parcae_core.errors import UserError
 
 N_BYTES = 256
 SPECIALS = ("<|bos|>", "<|eos|>", "<|pad|>")
+CHARACTERS = "characters"
 BYTES_VOCAB_SIZE = N_BYTES + len(SPECIALS)
 MIN_BPE_VOCAB_SIZE = BYTES_VOCAB_SIZE + 1  # at least one merge
 MAX_BPE_VOCAB_SIZE = 1 << 20
@@ -28,8 +29,10 @@ MAX_BPE_VOCAB_SIZE = 1 << 20
 class TokenizerName:
     """What a spec's tokenizer entry says, before any text is read."""
 
-    name: str  # "bytes", "bpe-<vocab_size>", or "json-<12 hexadecimal digits of the file's sha256>"
-    kind: Literal["bytes", "bpe", "json"]
+    name: (
+        str  # "bytes", "characters", "bpe-<vocab_size>", or "json-<12 digits of the file's sha256>"
+    )
+    kind: Literal["bytes", "characters", "bpe", "json"]
     vocab_size: int
     path: Path | None = None  # of the given tokenizer.json
 
@@ -59,12 +62,23 @@ class Tokenizer(Protocol):
         ...
 
 
-def parse_tokenizer(name: str) -> TokenizerName:
-    """Read a tokenizer's name: `bytes`, `bpe-4096`, or the path of a tokenizer.json.
+def parse_tokenizer(name: str, alphabet: str | None = None) -> TokenizerName:
+    """Read a tokenizer's name: `bytes`, `characters`, `bpe-4096`, or the path of a tokenizer.json.
+
+    Args:
+        alphabet: of a generated corpus, whose tokenizer is `characters` and nothing else.
 
     Raises:
         UserError: if it is none of these, or the vocabulary size is out of range.
     """
+    if (name == CHARACTERS) != (alphabet is not None):
+        raise UserError(
+            f"tokenizer {name!r}: a generated corpus has {CHARACTERS!r} and text has another; leave "
+            "the tokenizer out, and each gets its own"
+        )
+    if alphabet is not None:
+        n_ids = len(alphabet) + len(SPECIALS)
+        return TokenizerName(name=name, kind=CHARACTERS, vocab_size=n_ids)
     if name == "bytes":
         return TokenizerName(name=name, kind="bytes", vocab_size=BYTES_VOCAB_SIZE)
     if name.endswith(".json"):
@@ -132,15 +146,46 @@ class ByteTokenizer:
         return None
 
 
+class CharacterTokenizer:
+    """The characters of a generated corpus, in its order; then bos, eos and pad."""
+
+    def __init__(self, alphabet: str) -> None:
+        self.alphabet = alphabet
+        self.vocab_size = len(alphabet) + len(SPECIALS)
+        self.bos_id, self.eos_id, self.pad_id = range(len(alphabet), self.vocab_size)
+
+    def encode(self, text: str) -> np.ndarray:
+        unknown = sorted(set(text) - set(self.alphabet))
+        if unknown:
+            raise UserError(
+                f"{unknown[0]!r} is not in this corpus's alphabet, which is {self.alphabet}"
+            )
+        return np.array([self.alphabet.index(c) for c in text], np.uint16)
+
+    def decode_bytes(self, ids: np.ndarray) -> bytes:
+        return "".join(self.alphabet[i] for i in ids if i < len(self.alphabet)).encode()
+
+    def token_bytes(self) -> np.ndarray:
+        table = np.ones(self.vocab_size, np.int32)
+        table[len(self.alphabet) :] = 0
+        return table
+
+    def to_json(self) -> None:
+        return None
+
+
 def load_prepared_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a prepared folder, for decoding rows and encoding prompts.
 
     Raises:
         UserError: if the folder's tokenizer.json is damaged.
     """
+    from parcae_core.data.manifest import read_manifest
+
     path = folder / "tokenizer.json"
     if not path.exists():
-        return ByteTokenizer()
+        alphabet = read_manifest(folder).tokenizer.get("alphabet")
+        return ByteTokenizer() if alphabet is None else CharacterTokenizer(alphabet)
     from parcae_core.data.bpe import load_json
 
     return load_json(path)

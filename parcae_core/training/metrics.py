@@ -27,7 +27,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,21 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from parcae_core.errors import UserError
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, each step once (its last line), in order of steps."""
+    by_step = {row["step"]: row for row in parse_lines(path.read_bytes() if path.exists() else b"")}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def parse_lines(text: bytes) -> list[dict[str, Any]]:
+    """The lines in a piece of a metrics.jsonl; one that a kill cut short is left out."""
+    rows = []
+    for line in text.splitlines():
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
 
 
 class MetricsLog:
@@ -48,7 +63,7 @@ class MetricsLog:
 
     def __init__(self, path: Path, *, keep_until: int) -> None:
         self.path = path
-        kept = [line for line in _whole_lines(path) if line["step"] <= keep_until]
+        kept = [line for line in read_metrics(path) if line["step"] <= keep_until]
         temporary = path.with_suffix(".tmp")
         with _readable_error(path):
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -134,16 +149,3 @@ def _readable_error(path: Path) -> Iterator[None]:
             f"{path}: cannot be written ({error}); make room on the disk or choose another folder, "
             "and start the run again: it goes on from its last checkpoint"
         ) from error
-
-
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """Lines of the log; a last line cut short by a kill is left out."""
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines

@@ -44,13 +44,15 @@ from parcae_core.training.gradient import (
 )
 from parcae_core.training.metrics import Meter, MetricsLog, ProgressBar
 from parcae_core.training.optim import Optimizer
-from parcae_core.trial import Trial, planned_flops
+from parcae_core.trial import Trial
 
 Report = Callable[[dict[str, Any]], None]
 
 # Root-mean-square entry of the last state past which a run counts as diverged. h_0 starts below 1;
 # beyond this the state has left every scale the norms after it can make use of.
 STATE_NORM_BOUND = 1e4
+# Evaluated together, at least, however small the micro-batch is
+EVALUATED_TOKENS = 4_096
 # Looked at in steps 0, 10, 20, ... whatever is logged, so that logging decides no run's fate.
 STATE_CHECK_EVERY = 10
 
@@ -137,7 +139,7 @@ class _Run:
         )
         stack.enter_context(backend_order(self.device))
         self.optimizer = Optimizer(self.model, trial.optim, n_steps=trial.n_steps)
-        self.step_flops, self.planned_flops = StepFlops(trial), planned_flops(trial)
+        self.step_flops = StepFlops(trial)
         self.progress = self._restore_or_begin()
         if execution.compile:
             compile_blocks(self.model, cuda_graphs=execution.cuda_graphs)
@@ -324,8 +326,7 @@ class _Run:
             self.on_report(line)
 
     def _flops_spent(self) -> dict[str, float]:
-        share = self.progress.step / self.trial.n_steps
-        return {rule: flops * share for rule, flops in self.planned_flops.items()}
+        return self.trial.cost.spent(self.progress.step / self.trial.n_steps)
 
     def _finish(self) -> TrainResult:
         """Evaluate the final weights."""
@@ -341,24 +342,18 @@ class _Run:
 
     def _evaluate(self) -> tuple[EvalRow, ...]:
         wanted = self.trial.evaluation
+        # Without gradient a portion may be larger: tiny models spend their time between the products
+        portion = max(self.progress.micro_batch, EVALUATED_TOKENS // self.trial.context)
         with autocast(self.device, self.trial.precision):
             losses = evaluate(
                 self.model,
                 self.validation,
                 loops=wanted.loops,
                 n_sequences=wanted.n_sequences,
-                batch_sequences=min(self.progress.micro_batch, wanted.n_sequences),
+                batch_sequences=min(portion, wanted.n_sequences),
                 seed=self.trial.seed,
             )
-        return tuple(
-            EvalRow(
-                n_loops=loss.n_loops,
-                val_loss=loss.val_loss,
-                val_bpb=loss.val_bpb,
-                n_tokens=loss.n_tokens,
-            )
-            for loss in losses
-        )
+        return tuple(losses)
 
     def _result(
         self, status: str, *, reason: str | None = None, evaluation: Sequence[EvalRow] = ()

@@ -12,6 +12,8 @@ from pydantic import ValidationError
 
 from parcae_core.errors import UserError
 from sweeps.design.spec import (
+    DataSection,
+    DepthSection,
     GridSpec,
     IsoDepthSpec,
     IsoflopSpec,
@@ -33,6 +35,9 @@ class Cell:
     n_tokens: int | None = None
     mean_backprop_depth: int | None = None  # None: by the spec's rule
     batch_sequences: int | None = None  # None: the spec's
+    context: int | None = None  # None: the spec's
+    data: DataSection | None = None  # None: the spec's
+    depth: DepthSection | None = None  # None: the spec's
     model: dict[str, Any] = field(default_factory=dict)
     optim: dict[str, Any] = field(default_factory=dict)
     variant: str | None = None  # added to the preset's label
@@ -48,7 +53,8 @@ def cells(spec: SweepSpec, where: str) -> list[Cell]:
         case IsoflopSpec():
             return [
                 Cell(mean_recurrence=mu, budget_flops=c)
-                for c, mu in itertools.product(spec.budgets_flops, spec.mean_recurrence)
+                for c in spec.budgets_flops
+                for mu in spec.window(c)
             ]
         case TestTimeSpec():
             return [Cell(mean_recurrence=mu, n_tokens=spec.n_tokens) for mu in spec.mean_recurrence]
@@ -57,10 +63,10 @@ def cells(spec: SweepSpec, where: str) -> list[Cell]:
         case IsoDepthSpec():
             return list(_iso_depth(spec))
         case GridSpec():
-            return _checked(_grid(spec, where), where)
+            return _checked(spec, _grid(spec, where), where)
         case ListSpec():
             trials = [_merged(spec.base, v) for v in spec.trials]
-            return _checked(trials, where)
+            return _checked(spec, trials, where)
 
 
 def _stability(spec: StabilitySpec) -> Iterator[Cell]:
@@ -119,11 +125,14 @@ def given_fields(variation: Variation) -> dict[str, Any]:
         "budget_flops",
         "n_tokens",
         "batch_sequences",
+        "context",
+        "data",
+        "depth",
     )
     return {n: v for n in names if (v := getattr(variation, n)) is not None}
 
 
-def _checked(variations: list[Variation], where: str) -> list[Cell]:
+def _checked(spec: SweepSpec, variations: list[Variation], where: str) -> list[Cell]:
     out, problems = [], []
     for i, v in enumerate(variations):
         if v.mean_recurrence is None:
@@ -137,6 +146,9 @@ def _checked(variations: list[Variation], where: str) -> list[Cell]:
         if not problems:
             cell = Cell(mean_recurrence=v.mean_recurrence)
             plain = given_fields(v) | {"model": given(v.model), "optim": given(v.optim)}
+            if v.depth is not None:  # its keys over the spec's
+                said = {k: getattr(v.depth, k) for k in v.depth.model_fields_set}
+                plain["depth"] = DepthSection(**(spec.depth.model_dump() | said))
             out.append(dataclasses.replace(cell, **plain))
     if problems:
         raise UserError("\n".join(problems))

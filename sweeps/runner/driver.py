@@ -15,17 +15,18 @@ from pathlib import Path
 from parcae_core.errors import UserError
 from parcae_core.trial import Resources, Trial
 from sweeps.design.estimate import longest_first
-from sweeps.design.plan import Plan
+from sweeps.design.plan import Plan, data_sections
+from sweeps.reports import FINISHED, State
 from sweeps.runner.cluster import must_send_aws_keys, ray_cluster, require_local, require_placeable
 from sweeps.runner.signals import ClusterLost, say, stop_on_signals, wait_until, watched_cluster
-from sweeps.runner.trainable import Job, Train, run_trial
+from sweeps.runner.trainable import LOST_WORKERS_ALLOWED, Job, Train, data_key, run_trial
+from sweeps.storage.base import Polling
 from sweeps.storage.tempdir import OwnedFolder
-from sweeps.store import FINISHED, State, Store, git_commit
+from sweeps.store import Store, git_commit
 from sweeps.tracking.sweep_run import mirror_sweep
 
 GCS_PATIENCE_S = 30.0  # of a cluster that may start it again; Ray ends its drivers after 60 s
 WORKERS_END_S = 15.0  # for those that outlive their raylet to write a checkpoint
-LOST_WORKERS_ALLOWED = 3  # per trial; node loss and pre-emption count, our own exceptions do not
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +41,7 @@ class Options:
     wandb_mode: str | None = None  # None: as the spec says
     train: Train | None = None  # in place of parcae_core.training.train.train
     reuse_workers: bool = True
+    ray: bool = True  # False: plain processes on this machine, see sweeps.runner.pool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +87,12 @@ def run(
         if left:
             data_dirs = prepare_data(plan, store, left)
             job = make_job(plan, store, data_dirs, options)
-            stopped = schedule(job, longest_first(left), options, store)
+            if options.ray:
+                stopped = schedule(job, longest_first(left), options, store)
+            else:
+                from sweeps.runner.pool import run_pool
+
+                stopped = run_pool(job, longest_first(left), store, cpus=options.cpus)
             store.refresh()
         states = {t.trial_id: store.state(t).state for t in plan.trials}
         if not stopped:  # who stops a sweep does not wait for its figures
@@ -104,34 +111,36 @@ def _left(plan: Plan, store: Store) -> list[Trial]:
     return [t for t in plan.trials if store.state(t).state not in (*FINISHED, "failed")]
 
 
-def prepare_data(plan: Plan, store: Store, trials: Sequence[Trial]) -> dict[int, str]:
-    """Tokenise the corpus once for every length of row; finished folders are reused.
+def prepare_data(plan: Plan, store: Store, trials: Sequence[Trial]) -> dict[str, str]:
+    """Tokenise each corpus once for every length of row; finished folders are reused.
 
     Returns:
-        tokens per row -> how a worker's store asks for the folder.
+        `data_key` of a trial -> how a worker's store asks for its folder.
     """
     from parcae_core.data.prepare import prepare
     from parcae_core.data.sources import resolve
+    from parcae_core.data.tokenizer import parse_tokenizer
 
-    source = resolve(plan.spec.data.corpus)
-    planned = {t.data.fingerprint for t in trials}
-    if {source.fingerprint} != planned:
-        raise UserError(
-            f"{plan.where}: the corpus {source.name} changed while planning; try again."
-        )
+    by_text = {}
+    for section in data_sections(plan.spec, plan.where):
+        source = resolve(section.place(plan.where), val_share=section.val_share)
+        name = parse_tokenizer(section.tokenizer, source.alphabet).name
+        by_text[source.fingerprint, name] = source, section.tokenizer
     folders = {}
-    for row_tokens in sorted({t.context + 1 for t in trials}):
-        path = prepare(
-            source,
-            tokenizer=plan.spec.data.tokenizer,
-            row_tokens=row_tokens,
-            root=store.storage.data_root,
-        )
-        folders[row_tokens] = store.storage.share_data(path)
+    for trial in trials:
+        if data_key(trial) in folders:
+            continue
+        found = by_text.get((trial.data.fingerprint, trial.data.tokenizer))
+        if found is None:
+            raise UserError(
+                f"{plan.where}: the corpus {trial.data.corpus} changed while planning; try again."
+            )
+        path = prepare(*found, trial.context + 1, store.storage.data_root)
+        folders[data_key(trial)] = store.storage.push_data(path)
     return folders
 
 
-def make_job(plan: Plan, store: Store, data_dirs: dict[int, str], options: Options) -> Job:
+def make_job(plan: Plan, store: Store, data_dirs: dict[str, str], options: Options) -> Job:
     """What the workers of one `run` need to know."""
     return Job(
         out=store.storage.place,
@@ -140,7 +149,6 @@ def make_job(plan: Plan, store: Store, data_dirs: dict[int, str], options: Optio
         data_dirs=data_dirs,
         spec_sha256=plan.spec.sha256,
         git_commit=git_commit(),
-        design=plan.spec.design,
         wandb_mode=options.wandb_mode or plan.spec.wandb.mode,
         wandb_project=plan.spec.wandb.project,
         checkpoint_every_s=options.checkpoint_every_s,
@@ -222,7 +230,7 @@ def _fit(
 
 
 def _any_running(store: Store, trials: list[Trial]) -> bool:
-    store.storage.poll(now=True)
+    Polling(store.storage).pull(now=True)
     return any(store.state(t).state == "running" for t in trials)
 
 

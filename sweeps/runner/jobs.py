@@ -1,152 +1,120 @@
-"""What `parcae submit` sends to a cluster: the files of a folder, its commit, chosen variables."""
+"""A sweep whose driver lives on a Ray cluster: the client of Ray Jobs that the command line uses."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from pathlib import Path
+import re
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobSubmissionClient
 
 from parcae_core.errors import UserError
-from sweeps.store import COMMIT_VARIABLE, git_commit
+from sweeps.runner.package import Package
 
-# Patterns as in .gitignore: a leading slash means the top of what is sent, and no other `data`.
-# Large, or of this machine only:
-_LOCAL = (
-    *("/runs", "/data", "/wandb", ".git", ".venv", "*.egg-info"),
-    *("__pycache__", ".hypothesis", ".pytest_cache", ".ruff_cache"),
-)
-# What logs a person in somewhere. Whoever may submit to a cluster can read what was sent to it.
-SECRETS = (
-    *(".env", ".env.*", ".envrc", ".netrc", "_netrc", ".git-credentials", ".npmrc", ".pypirc"),
-    *(".aws", ".azure", ".config/gcloud", ".docker", ".gnupg", ".huggingface", ".kube", ".ray"),
-    *(".ssh", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*.pem", "*.key", "*.p12", "*.pfx"),
-    *("credentials", "credentials.*", "application_default_credentials*", "service-account*.json"),
-    *("token", "token.txt", "*.token", "*_token", "*-token", "secrets", "secrets.*", "*.secret"),
-)
-EXCLUDES = (*_LOCAL, *SECRETS)
-MIB = 1 << 20
+# Between SIGTERM and SIGKILL when a job is stopped: trials write a checkpoint in it. Ray's is 3 s.
+STOP_GRACE_S = 120
+AGENT_WAIT_S = 60
+STATE_KEY = "parcae_sweep"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Package:
-    """The files that a submission sends, as Ray itself will choose them."""
-
-    folder: Path
-    excludes: tuple[str, ...]
-    files: tuple[str, ...]  # relative to the folder
-    n_bytes: int
-    left_out: tuple[str, ...]  # by the patterns of ours and the user's; .gitignore leaves out more
-
-    @property
-    def has_code(self) -> bool:
-        """Whether the cluster will run the product as it is here, and not its own copy."""
-        return "sweeps/store.py" in self.files
-
-    @property
-    def secrets(self) -> tuple[str, ...]:
-        """Of what is left out, what looks like keys and tokens."""
-        from ray._private.runtime_env.packaging import _get_excludes
-
-        secret = _get_excludes(self.folder, list(SECRETS))
-        return tuple(name for name in self.left_out if secret(self.folder / name))
-
-    def sentence(self) -> str:
-        """What is sent and what is not, for the user."""
-        plain = [name for name in self.left_out if name not in self.secrets]
-        text = f"sends {len(self.files)} files, {self.n_bytes / MIB:.1f} MiB, of {self.folder}"
-        if plain:
-            text += f"; left out: {_some(plain)}"
-        if self.secrets:
-            text += f"; kept here as possible secrets: {_some(self.secrets)}"
-        return text
-
-    def require_sendable(self) -> None:
-        """Refuse what Ray's dashboard would not take.
-
-        Raises:
-            UserError: with the size and the largest files.
-        """
-        from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
-
-        if self.n_bytes < DASHBOARD_CLIENT_MAX_SIZE:
-            return
-        size = {name: (self.folder / name).stat().st_size for name in self.files}
-        largest = sorted(size, key=size.__getitem__, reverse=True)[:3]
-        named = ", ".join(f"{name} ({size[name] / MIB:.0f} MiB)" for name in largest)
-        raise UserError(
-            f"{self.folder}: {self.n_bytes / MIB:.0f} MiB would be sent, and Ray takes "
-            f"{DASHBOARD_CLIENT_MAX_SIZE / MIB:.0f} MiB; the largest: {named}. Leave files out with "
-            "--exclude PATTERN or a .rayignore, or submit from a folder that holds the spec alone."
-        )
-
-
-def package_of(folder: Path, excludes: Sequence[str] = ()) -> Package:
-    """What a submission of a folder sends.
-
-    Args:
-        excludes: further patterns, as in .gitignore.
-    """
-    from ray._private.ray_constants import RAY_RUNTIME_ENV_IGNORE_GITIGNORE
-    from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
-
-    patterns = (*EXCLUDES, *excludes)
-    matches, files, left_out = _get_excludes(folder, list(patterns)), {}, []
-
-    def leave_out(path: Path) -> bool:
-        if not matches(path):
-            return False
-        left_out.append(str(path.relative_to(folder)))
-        return True
-
-    def keep(path: Path) -> None:
-        if path.is_file():
-            files[str(path.relative_to(folder))] = path.stat().st_size
-
-    # Ray's own walk, so that what is said here is what it does
-    with_gitignore = os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE, "0") != "1"
-    _dir_travel(folder, [leave_out], keep, with_gitignore, logger=logging.getLogger(__name__))
-    return Package(
-        folder=folder,
-        excludes=patterns,
-        files=tuple(sorted(files)),
-        n_bytes=sum(files.values()),
-        left_out=tuple(sorted(left_out)),
-    )
-
-
-def variables(wanted: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that travel with a job.
-
-    Args:
-        wanted: NAME, NAME=VALUE, or a pattern such as WANDB_*.
+@contextmanager
+def connected(address: str) -> Iterator[JobSubmissionClient]:
+    """A client of the cluster's dashboard.
 
     Raises:
-        UserError: for a name that is not set here.
+        UserError: whatever goes wrong between here and there, also within the block.
     """
-    found: dict[str, str] = {}
-    for text in wanted:
-        name, has_value, value = text.partition("=")
-        if has_value:
-            found[name] = value
-            continue
-        matching = {k: v for k, v in environment.items() if fnmatchcase(k, name)}
-        if not matching:
-            raise UserError(
-                f"--env {text}: no such variable is set here; set it, or say NAME=VALUE."
+    logging.getLogger("ray.dashboard").setLevel(logging.WARNING)  # its upload notes
+    try:
+        yield JobSubmissionClient(address)
+    except (AuthenticationError, OSError, RuntimeError) as error:  # requests raises OSErrors
+        text = re.sub(r"\s+", " ", str(error)).strip(" .")
+        raise UserError(
+            f"--address {address}: {text[:300]}. Check the address, that `ray dashboard` is running, "
+            "and, where the cluster asks for one, RAY_AUTH_TOKEN_PATH with RAY_AUTH_MODE=token."
+        ) from error
+
+
+def submit(
+    client: JobSubmissionClient,
+    name: str,
+    command: Sequence[str],
+    package: Package,
+    variables: Mapping[str, str],
+) -> str:
+    """Send a folder and run a command of ours in it; the job's id.
+
+    The job has its name from us, so that a request repeated for want of an answer starts no second
+    driver.
+
+    Args:
+        name: of the sweep.
+        command: what follows `parcae`.
+        variables: sent with it, beside the commit.
+    """
+    stop = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S)}
+    job = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    deadline = time.monotonic() + AGENT_WAIT_S
+    while True:
+        try:
+            return client.submit_job(
+                entrypoint=shlex.join(["python", "-m", "sweeps.cli", *command]),
+                submission_id=job,
+                runtime_env={
+                    "working_dir": str(package.folder),
+                    "excludes": list(package.excludes),
+                    "env_vars": stop | package.commit | variables,
+                },
+                metadata={STATE_KEY: name},
+                entrypoint_num_cpus=0,
             )
-        found |= matching
-    return found
+        except (OSError, RuntimeError) as error:
+            if f"{job} already exists" in str(error):
+                return job  # the request came through, its answer did not
+            # A head that has only just started has no job agent, and a busy one drops connections
+            unanswered = isinstance(error, OSError) or "No available agent" in str(error)
+            if not unanswered or time.monotonic() > deadline:
+                raise
+            time.sleep(1.0)
 
 
-def commit_of(package: Package) -> dict[str, str]:
-    """The commit as a variable, since .git is not sent; empty where the cluster runs its own copy."""
-    commit = git_commit(package.folder) if package.has_code else None
-    return {COMMIT_VARIABLE: commit} if commit else {}
+def newest(client: JobSubmissionClient, sweep: str) -> str:
+    """The id of a sweep's newest job.
+
+    Raises:
+        UserError: if it has none.
+    """
+    jobs = [j for j in client.list_jobs() if (j.metadata or {}).get(STATE_KEY) == sweep]
+    if not jobs:
+        raise UserError(f"{sweep}: no job of that sweep on this cluster; start it: parcae submit.")
+    return max(jobs, key=lambda j: j.start_time or 0).submission_id
 
 
-def _some(names: Sequence[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def follow(client: JobSubmissionClient, job: str) -> None:
+    """Show a job's log on stderr until it ends."""
+
+    async def lines() -> None:
+        async for text in client.tail_job_logs(job):
+            print(text, end="", file=sys.stderr, flush=True)
+
+    asyncio.run(lines())
+
+
+def line_of(client: JobSubmissionClient, job: str, *, message: bool = True) -> str:
+    """A job's state in a line."""
+    info: Any = client.get_job_info(job)
+    text = (info.message or "") if message else ""
+    return f"{job}: {info.status.value.lower()}: {text}".rstrip(": ")
+
+
+def exit_code(client: JobSubmissionClient, job: str) -> int:
+    """0 if the job succeeded, else its driver's exit code."""
+    info: Any = client.get_job_info(job)
+    return 0 if info.status.value == "SUCCEEDED" else info.driver_exit_code or 1

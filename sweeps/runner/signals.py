@@ -22,8 +22,13 @@ class ClusterLost(BaseException):
 
 
 @contextmanager
-def stop_on_signals(request_stop: Callable[[], object]) -> Iterator[list[int]]:
+def stop_on_signals(
+    request_stop: Callable[[], object], end_at_once: Callable[[], object] | None = None
+) -> Iterator[list[int]]:
     """First SIGINT, SIGTERM or SIGHUP: trials write a checkpoint and end. Second: end at once.
+
+    Args:
+        end_at_once: on the second; None is Tune's own way to end without the trials.
 
     Yields:
         The signals received so far.
@@ -37,8 +42,10 @@ def stop_on_signals(request_stop: Callable[[], object]) -> Iterator[list[int]]:
         if len(received) == 1:
             say("stopping: running trials write a checkpoint first; once more to stop at once")
             request_stop()
+        elif end_at_once is not None:
+            end_at_once()
         else:
-            os.kill(os.getpid(), signal.SIGUSR1)  # Tune's own way to end without the trials
+            os.kill(os.getpid(), signal.SIGUSR1)
 
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup means to go on

@@ -26,7 +26,7 @@ from parcae_core.training.batching import StepFlops, depths_of_step, portions, s
 from parcae_core.training.evaluate import evaluate
 from parcae_core.training.gradient import drawn_on, local_gradient
 from parcae_core.training.train import train
-from parcae_core.trial import OptimConfig, planned_flops
+from parcae_core.trial import OptimConfig
 from tests.support.interrupt import StopFlag, stop_on_signal
 from tests.support.training import CONTEXT, EXECUTION, metrics, tiny_trial, write_data
 
@@ -77,7 +77,7 @@ def test_steps_tokens_and_flops_spent_are_the_planned_ones(
     assert result.status == "done"
     assert result.step == trial.n_steps
     assert result.n_tokens == trial.n_tokens
-    assert result.train_flops == planned_flops(trial)
+    assert result.train_flops == trial.cost.train_flops
     assert [row.n_loops for row in result.evaluation] == list(trial.evaluation.loops)
     assert all(0 < row.val_loss < 10 for row in result.evaluation)
     drawn = [depths_of_step(trial, s).total.sum() for s in range(trial.n_steps)]
@@ -123,7 +123,7 @@ def test_a_line_of_metrics_holds_what_the_module_says(data_dir, tmp_path):
         assert key in text or numbered, f"{key} is not in the module's docstring"
     last = lines[-1]
     assert last["n_tokens"] == trial.n_tokens
-    assert {r: last[f"flops/{r}"] for r in ("paper", "code", "exact")} == planned_flops(trial)
+    assert {r: last[f"flops/{r}"] for r in ("paper", "code", "exact")} == trial.cost.train_flops
     assert last["depth/mean"] == depths_of_step(trial, 11).total.mean()
     assert last["depth/executed_over_ideal"] == 1.0
     assert last["perf/mfu"] == pytest.approx(last["perf/flops_per_s"] / 1e12)

@@ -12,7 +12,7 @@ from parcae_core.data.sources import resolve
 from parcae_core.errors import UserError
 from parcae_core.model.parcae import build_model
 from parcae_core.presets import preset
-from sweeps.cli.evaluate import parse_loops
+from sweeps.cli.model import parse_loops
 from tests.parcae_core.conftest import randomise
 
 

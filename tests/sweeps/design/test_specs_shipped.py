@@ -44,10 +44,10 @@ def test_isoflop_specs_are_the_papers_trials(name, budgets, n_params, n_baseline
     assert [(t.budget_flops, t.mean_recurrence) for t in looped] == [
         (c, mu) for c in budgets for mu in (2, 4, 6, 8, 10, 12)
     ]
-    assert {t.n_params for t in looped} == {n_params}
+    assert {t.cost.n_params for t in looped} == {n_params}
     baselines = [t for t in planned if t.depth is None]
     assert [t.budget_flops for t in baselines] == budgets
-    assert {t.n_params for t in baselines} == {n_baseline}
+    assert {t.cost.n_params for t in baselines} == {n_baseline}
     assert {t.batch_tokens for t in planned} == {524_288}
     assert {t.depth.mean_backprop_depth / t.depth.mean_recurrence for t in looped} == {0.5}
     for t in looped:  # the unified law's runs are these, read out at its depths
@@ -68,7 +68,7 @@ def test_the_stability_spec_compares_three_ways_at_five_rates():
     assert len(planned) == 15
     assert {(t.mean_recurrence, t.mean_backprop_depth) for t in planned} == {(16, 8)}
     # RDM-100M is the concatenation with norms on the residual sums
-    assert {t.n_params for t in planned if t.model.residual_norm} == {114_242_560}
+    assert {t.cost.n_params for t in planned if t.model.residual_norm} == {114_242_560}
 
 
 def test_the_iso_depth_spec_keeps_depth_equal():

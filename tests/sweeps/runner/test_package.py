@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from parcae_core.errors import UserError
-from sweeps.runner.jobs import EXCLUDES, MIB, SECRETS, commit_of, package_of, variables
+from sweeps.runner.package import EXCLUDES, MIB, SECRETS, package_of, variables
 from sweeps.store import COMMIT_VARIABLE, git_commit
 
 ROOT = Path(__file__).parents[3]
@@ -85,13 +85,13 @@ def test_the_commit_travels_with_the_code_and_only_with_it(tmp_path, monkeypatch
     name = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
     git(*name, "commit", "-qm", "one", folder=tmp_path)
     [commit] = git("rev-parse", "HEAD", folder=tmp_path)
-    assert commit_of(package_of(tmp_path)) == {COMMIT_VARIABLE: commit}
+    assert package_of(tmp_path).commit == {COMMIT_VARIABLE: commit}
     monkeypatch.setenv(COMMIT_VARIABLE, commit)  # as in the job, whose files come without .git
     arrived = tmp_path / "arrived"
     shutil.copytree(tmp_path / "sweeps", arrived / "sweeps")
     assert git_commit(arrived) == commit
     monkeypatch.delenv(COMMIT_VARIABLE)
-    assert commit_of(package_of(tmp_path, ["sweeps"])) == {}
+    assert package_of(tmp_path, ["sweeps"]).commit == {}
     assert git_commit(arrived) is None
 
 
