@@ -97,6 +97,22 @@ def newest(client: JobSubmissionClient, sweep: str) -> str:
     return max(jobs, key=lambda j: j.start_time or 0).submission_id
 
 
+def wait(client: JobSubmissionClient, job: str, timeout_s: float = 180.0) -> None:
+    """Wait until a job has ended.
+
+    Raises:
+        RuntimeError: if it has not in time.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not client.get_job_status(job).is_terminal():
+        if time.monotonic() > deadline:
+            client.stop_job(job)
+            raise RuntimeError(
+                f"{job} did not end within {timeout_s:.0f} s; is some node too busy?"
+            )
+        time.sleep(0.5)
+
+
 def follow(client: JobSubmissionClient, job: str) -> None:
     """Show a job's log on stderr until it ends."""
 
