@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from sweeps.storage.tempdir import OwnedFolder
 # is about 70
 MAX_TEMP_PATH = 36
 OBJECT_STORE_BYTES = 100 << 20  # nothing of size goes through it; Ray's default is 30 % of memory
+STARTS = 3  # of a private cluster: on a busy machine Ray's own 30 s may not be enough
 PROBE_S = 4.0  # for the port, and again for what listens there
 
 LAUNCHER_FILE = Path("~/ray_bootstrap_config.yaml").expanduser()  # `ray up` leaves it on the head
@@ -98,22 +100,27 @@ def _private_cluster(cpus: int | None) -> Iterator[None]:
             _environment(_DEFAULTS | _PRIVATE_DEFAULTS, closed, _OF_ANOTHER_CLUSTER),
             _ray(send_aws_keys=False) as init,  # its workers inherit this environment
         ):
-            with _own_session():
-                try:
-                    init(
-                        address="local",
-                        num_cpus=cpus or usable_cpus(),
-                        include_dashboard=False,
-                        object_store_memory=OBJECT_STORE_BYTES,
-                        _temp_dir=str(folder / "r"),  # Ray opens it to all; ours is around it
-                    )
-                except Exception as error:
-                    if "timed out during startup" not in str(error):
-                        raise
-                    raise UserError(
-                        "Ray did not start on this machine within its 30 s; it is very busy, or short "
-                        "of memory. Nothing was run; try again."
-                    ) from error
+            for attempt in range(STARTS):
+                with _own_session() as processes:
+                    try:
+                        init(
+                            address="local",
+                            num_cpus=cpus or usable_cpus(),
+                            include_dashboard=False,
+                            object_store_memory=OBJECT_STORE_BYTES,
+                            _temp_dir=str(folder / "r"),  # Ray opens it to all; ours is around it
+                        )
+                        break
+                    except Exception as error:
+                        if "timed out during startup" not in str(error):
+                            raise
+                        _end(processes)
+                        if attempt + 1 == STARTS:
+                            raise UserError(
+                                f"Ray did not start on this machine in {STARTS} x 30 s; it is very busy, "
+                                "or short of memory. Nothing was run; try again, or --no-ray."
+                            ) from error
+                        print("Ray did not start in its 30 s; trying again", file=sys.stderr)
             yield
 
 
@@ -188,21 +195,36 @@ def _read_settings() -> None:
 
 
 @contextmanager
-def _own_session() -> Iterator[None]:
+def _own_session() -> Iterator[list[subprocess.Popen]]:
     """Ray's processes in sessions of their own: a signal to our group, or a terminal that closes,
     reaches the driver alone, and trials can write a checkpoint.
 
     On Linux only: elsewhere Ray's reaper ends them by their group.
+
+    Yields:
+        The processes started so far.
     """
     from ray._private import services
 
-    popen = services.ConsolePopen
-    if sys.platform == "linux":
-        services.ConsolePopen = functools.partial(popen, start_new_session=True)
+    popen, started = services.ConsolePopen, []
+
+    def start(*arguments: Any, **options: Any) -> subprocess.Popen:
+        options["start_new_session"] = sys.platform == "linux"
+        started.append(popen(*arguments, **options))
+        return started[-1]
+
+    services.ConsolePopen = start
     try:
-        yield
+        yield started
     finally:
         services.ConsolePopen = popen
+
+
+def _end(processes: Sequence[subprocess.Popen]) -> None:
+    """End what Ray left behind when it gave up starting."""
+    for process in reversed(processes):
+        process.kill()
+        process.wait()
 
 
 def require_reachable(address: str) -> str:
