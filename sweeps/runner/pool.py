@@ -19,11 +19,12 @@ from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
+from parcae_core.cpus import usable_cpus
 from parcae_core.trial import Trial
 from sweeps.reports import ENDED
-from sweeps.runner.cluster import usable_cpus
+from sweeps.runner.signals import say, stop_on_signals
 from sweeps.runner.trainable import LOST_WORKERS_ALLOWED, Job, attempt
-from sweeps.runner.trial_lines import ended_line, label, say, stop_on_signals
+from sweeps.runner.trial_lines import ended_line, label
 from sweeps.storage.base import Polling
 from sweeps.store import Store
 
@@ -110,7 +111,7 @@ class _Pool:
     def end(self) -> None:
         """End every worker at once; a trial in hand goes on from its last checkpoint next time."""
         for worker in self.workers:
-            worker.process.terminate()
+            worker.process.kill()
         for worker in self.workers:
             worker.process.join()
         self.workers.clear()
@@ -149,7 +150,7 @@ class _Pool:
             problem = "its process is gone"
         if problem is not None:
             self.workers.remove(worker)
-            worker.process.terminate()
+            worker.process.kill()
             worker.process.join()
         self.storage.pull(now=True)
         self._tell(trial, problem)
