@@ -22,12 +22,11 @@ from sweeps.design.estimate import longest_first
 from sweeps.design.plan import Plan, data_sections
 from sweeps.reports import FINISHED, State
 from sweeps.runner.cluster import ray_cluster, require_local, require_placeable
+from sweeps.runner.losses import LOST_WORKERS_ALLOWED
 from sweeps.runner.trainable import Job, Train, data_key, run_trial
 from sweeps.storage.tempdir import OwnedFolder
 from sweeps.store import Store, git_commit
 from sweeps.tracking.sweep_run import mirror_sweep
-
-LOST_WORKERS_ALLOWED = 3  # per trial; node loss and pre-emption count, our own exceptions do not
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +37,7 @@ class Options:
     address: str | None = None  # of a running cluster; None: a private one
     can_add: dict[str, float] | None = None  # resources of the largest node the cluster may add
     checkpoint_every_s: float = 120.0
+    lost_workers: int = LOST_WORKERS_ALLOWED  # without progress, per trial
     lease_wait_s: float = 60.0
     wandb_mode: str | None = None  # None: as the spec says
     train: Train | None = None  # in place of parcae_core.training.train.train
@@ -93,7 +93,13 @@ def run(
             else:
                 from sweeps.runner.pool import run_pool
 
-                stopped = run_pool(job, longest_first(left), store, cpus=options.cpus)
+                stopped = run_pool(
+                    job,
+                    longest_first(left),
+                    store,
+                    cpus=options.cpus,
+                    lost_workers=options.lost_workers,
+                )
             store.refresh()
         states = {t.trial_id: store.state(t).state for t in plan.trials}
         if not stopped:  # who stops a sweep does not wait for its figures
@@ -168,7 +174,7 @@ def schedule(job: Job, trials: list[Trial], options: Options, store: Store | Non
 
         bundles = require_placeable(trials, options.can_add)
         by_id = {t.trial_id: t for t in trials}
-        progress = Progress(store, trials)
+        progress = Progress(store, trials, lost_workers=options.lost_workers)
         # Tune wants a place for its own bookkeeping, which nobody reads again
         tempdir = OwnedFolder("parcae-tune-")
         try:
@@ -195,7 +201,7 @@ def schedule(job: Job, trials: list[Trial], options: Options, store: Store | Non
                     name=job.session,
                     storage_path=str(tempdir.path),
                     verbose=0,
-                    failure_config=tune.FailureConfig(max_failures=LOST_WORKERS_ALLOWED),
+                    failure_config=tune.FailureConfig(max_failures=options.lost_workers),
                     callbacks=[progress],
                 ),
             )
