@@ -24,12 +24,12 @@ class Execution:
     micro_batch_sequences: int | Literal["auto"] | None = None  # per process; None: whole share
     threads: int | None = None  # of torch's own pool; None: leave it as it is
     impl: Literal["auto", "torch", "triton"] = "auto"  # of the ops; "auto": triton on a GPU
-    compile: bool = False  # torch.compile, block by block, of torch's ops
-    cuda_graphs: bool = False  # with compile on CUDA: replay what needs no gradient; unmeasured
+    compile: bool = False  # torch.compile, in static shapes, of torch's ops
+    cuda_graphs: bool = False  # on CUDA: replay the whole step, compiled or not; unmeasured
     log_every_steps: int | None = None  # None: about 200 lines over the run
     checkpoint_every_s: float | None = 300.0  # None: not by time
     checkpoint_every_steps: int | None = None
-    peak_flops_per_s: float | None = None  # of the device, for the utilisation in the metrics
+    peak_flops_per_s: float | None = None  # of one device; None: its data sheet's, where known
     stop_requested: Callable[[], bool] | None = None  # asked before every step
 
     def __post_init__(self) -> None:
@@ -45,8 +45,6 @@ class Execution:
                 "impl='triton' and compile exclude each other: the compiler cannot see into the "
                 "kernels and fuses torch's operations itself; use impl='torch' or leave compile out"
             )
-        if self.cuda_graphs and not self.compile:
-            raise ValueError("cuda_graphs is true and compile false; graphs are of compiled blocks")
         for name in ("threads", "log_every_steps", "checkpoint_every_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:

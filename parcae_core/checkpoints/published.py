@@ -434,7 +434,7 @@ def _rotary(config: ModelConfig) -> Rotary:
 
 
 def _freqs_cis(rotary: Rotary) -> Tensor:
-    return torch.view_as_real(rotary.turn)[None, :, None].clone()  # (1, context, 1, K/2, 2)
+    return rotary.turn[None, :, None].clone()  # (1, context, 1, K/2, 2)
 
 
 def _listed(where: Path | str, what: str, items: list[str]) -> str:

@@ -11,7 +11,7 @@ Keys, as W&B shows them (group/name_unit):
     flops/<rule>                spent so far by each rule: tokens times cost per token
     flops/sampled               the exact rule with the depths that were drawn
     perf/tokens_per_s  perf/flops_per_s         since the line before; the latter by flops/sampled
-    perf/mfu                    flops_per_s over the device's peak, when the peak was given
+    perf/mfu                    flops_per_s over the peak of all whole devices at work, where known
     perf/data_wait_share        of the time since the line before
     perf/wall_s                 in the training loop, all attempts
     data/epoch                  0-based epoch of the training rows

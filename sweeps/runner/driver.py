@@ -6,12 +6,8 @@ left, so a killed driver, a new spec and a second start are all the same case.
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +19,7 @@ from sweeps.design.plan import Plan, data_sections
 from sweeps.reports import FINISHED, State
 from sweeps.runner.cluster import ray_cluster, require_local, require_placeable
 from sweeps.runner.losses import LOST_WORKERS_ALLOWED
+from sweeps.runner.stopping import say, stop_on_signals
 from sweeps.runner.trainable import Job, Train, data_key, run_trial
 from sweeps.storage.tempdir import OwnedFolder
 from sweeps.store import Store, git_commit
@@ -215,40 +212,3 @@ def schedule(job: Job, trials: list[Trial], options: Options, store: Store | Non
 
 def _trial_id(trial) -> str:
     return trial.config["trial_id"]
-
-
-@contextmanager
-def stop_on_signals(
-    request_stop: Callable[[], object], end_at_once: Callable[[], object] | None = None
-) -> Iterator[list[int]]:
-    """First SIGINT or SIGTERM: trials write a checkpoint and end. Second: end at once.
-
-    Args:
-        end_at_once: on the second; None is Tune's own way to end without the trials.
-
-    Yields:
-        The signals received so far.
-    """
-    received: list[int] = []
-
-    def handle(number: int, frame: object) -> None:
-        received.append(number)
-        if len(received) == 1:
-            say("stopping: running trials write a checkpoint first; once more to stop at once")
-            request_stop()
-        elif end_at_once is not None:
-            end_at_once()
-        else:
-            os.kill(os.getpid(), signal.SIGUSR1)
-
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def say(text: str) -> None:
-    """A line of progress."""
-    print(text, file=sys.stderr, flush=True)

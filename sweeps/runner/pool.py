@@ -21,8 +21,8 @@ from multiprocessing.process import BaseProcess
 from parcae_core.trial import Trial
 from sweeps.reports import FINISHED
 from sweeps.runner.cluster import usable_cpus
-from sweeps.runner.driver import say, stop_on_signals
 from sweeps.runner.losses import LOST_WORKERS_ALLOWED, Loss, Losses, loss_of_process
+from sweeps.runner.stopping import say, stop_on_signals
 from sweeps.runner.trainable import Job, attempt
 from sweeps.runner.trial_lines import ended_line, label
 from sweeps.storage.base import Polling

@@ -146,10 +146,9 @@ def _train(job: Job, trial: Trial, held: Lease, heartbeat: Heartbeat) -> TrainRe
     try:
         train = _trainer(job, trial, held)
         if 0 < gpus < 1:
-            import torch
+            from parcae_core.device import keep_to_share
 
-            # CUDA_VISIBLE_DEVICES is shared by fractions of a GPU; memory is not divided unless asked
-            torch.cuda.set_per_process_memory_fraction(gpus)
+            keep_to_share(gpus)
         return train(
             trial,
             data_dir=job.data_dir(trial),

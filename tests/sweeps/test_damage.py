@@ -164,9 +164,7 @@ def test_a_full_disk_outside_a_trial_is_a_sentence(done):
         )  # every write is refused, as on a full disk
 
     command = [sys.executable, "-m", "sweeps.cli", "collect", str(store.root)]
-    ended = subprocess.run(
-        command, preexec_fn=no_room, stderr=subprocess.PIPE, stdout=subprocess.PIPE, check=False
-    )
+    ended = subprocess.run(command, preexec_fn=no_room, capture_output=True, check=False)
     assert ended.returncode in (1, 2)
     assert b"records.parquet: cannot be written" in ended.stderr
     assert b"Traceback" not in ended.stderr
@@ -213,6 +211,6 @@ def test_a_name_in_sweep_json_that_leads_out_is_refused(done):
 
 
 def test_json_of_a_result_survives_being_sealed(done):
-    store, plan, _ = done
+    _store, plan, _ = done
     result = good_result(plan.trials[0])
     assert json.loads(json.dumps(sealed(result)))["sha256"] == sealed(sealed(result))["sha256"]
