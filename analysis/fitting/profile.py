@@ -155,6 +155,7 @@ def profile(
     floor = param.kind != "coefficient" or name in objective.law.floors or not objective.terms
     is_log = not floor and at > 0
     unit = 1.0 if param.kind == "coefficient" else objective.scale_of(index)
+
     def pinned(theta):
         value = objective.natural(theta)[name]
         return (np.log(value) if is_log else value), _with(theta, index, value * unit)
