@@ -53,32 +53,42 @@ def inverted(values: dict[str, np.ndarray], target: float) -> np.ndarray:
 def _by_curves(table: Table, target: float, confidence: float) -> Answer:
     found = test_time.fit_test_time(table, "test-time", confidence)
     sound = [c for c in found.curves if c.values is not None and not c.problem]
-    if not sound:
-        raise InputError(
-            f"{table.source}: no run has a curve to read loops from: {found.result.problems[0]}"
-        )
     values, notes = [], []
-    for curve in sound:
-        value, low, high = _one(curve, target, confidence)
+    for curve in found.curves:
+        name = f"T[{curve.label}]" if len(found.curves) > 1 else "T"
+        measured = np.sort(curve.n_loops[curve.val_loss <= target])
+        if len(measured):
+            seen = ", ".join(f"{t:g}" for t in measured)
+            notes.append(f"{curve.label}: the losses measured at T = {seen} reach it")
+        value, low, high = (
+            _one(curve, target, confidence) if curve in sound else (np.inf, None, None)
+        )
+        if np.isinf(value) and len(measured):
+            value, low, high = float(measured[0]), None, None
         if np.isinf(value):
-            notes.append(
-                f"{curve.label}: never reached; its curve levels off at L_inf = "
-                f"{curve.values['L_inf']:.4f}"
-            )
+            if curve in sound:
+                notes.append(
+                    f"{curve.label}: never reached; its curve levels off at L_inf = "
+                    f"{curve.values['L_inf']:.4f}"
+                )
             continue
-        name = f"T[{curve.label}]" if len(sound) > 1 else "T"
         values.append(Param(name=name, value=value, ci_low=low, ci_high=high, unit=_UNIT))
         if value > curve.n_loops.max():
             notes.append(f"{curve.label}: beyond the {curve.n_loops.max():g} loops measured")
         elif value == 1.0:
             notes.append(f"{curve.label}: one loop already reaches it")
+    if not values and not sound:
+        raise InputError(
+            f"{table.source}: no run has a curve to read loops from, and no measured loss is as low as "
+            f"{target:.4f}: {found.result.problems[0]}"
+        )
     if not values:
         lowest = min(sound, key=lambda c: c.values["L_inf"])
         raise InputError(
             f"--loss {target:.4f}: no run reaches it with any number of loops; the lowest floor is "
             f"L_inf = {lowest.values['L_inf']:.4f} ({lowest.label}). Ask for more than that."
         )
-    notes += [f"left out: {p}" for p in found.result.problems]
+    notes += [f"no curve: {p}" for p in found.result.problems]
     return Answer(
         question=f"loops at test time for a loss of {target:.5g} nats per token",
         values=tuple(values),

@@ -18,7 +18,9 @@ from analysis.fitting.fit import Fit, at_bounds, fit, search_problems
 from analysis.fitting.options import FitOptions
 from analysis.fitting.result import Dropped, FitResult, Param
 from analysis.laws import library
+from analysis.misfit import misfit
 from analysis.table import load
+from analysis.table.columns import written
 
 if TYPE_CHECKING:
     from analysis.laws.law import Law
@@ -91,8 +93,12 @@ def fit_test_time(
         )
     table = load.need(table, ("n_loops", "val_loss"), law.name)
     _refuse_below_one(table)
+    twice = _counted_twice(table)
     curves, dropped = [], []
     for run, rows in _runs(table):
+        if str(run) in twice:
+            curves.append(_unfitted(run, rows, twice[str(run)]))
+            continue
         distinct = rows.n_loops.nunique()
         if distinct < MIN_LOOPS:
             dropped.append((run, len(rows), distinct))
@@ -166,24 +172,68 @@ def _row(curve: Curve) -> dict:
     return row
 
 
-def _curve(run, rows, law, confidence, n_starts) -> Curve:
+def _measured(run, rows) -> tuple:
+    """The first fields of a `Curve`: what was run, not what was fitted."""
     loops, loss = np.array(rows.n_loops, dtype=float), np.array(rows.val_loss, dtype=float)
     mu, budget = _one(rows, "mean_recurrence"), _one(rows, "budget_flops")
-    label = ", ".join(
-        text
-        for text in (
-            "" if mu is None else f"mu {mu:g}",
-            "" if budget is None else f"{budget:.3g} FLOPs",
+    words = ("" if mu is None else f"mu {mu:g}", "" if budget is None else f"{budget:.3g} FLOPs")
+    label = ", ".join(text for text in words if text)
+    return str(run), label or str(run), mu, budget, loops, loss
+
+
+def _unfitted(run, rows, problem: str) -> Curve:
+    return Curve(*_measured(run, rows), None, {}, None, problem)
+
+
+def _counted_twice(table: Table) -> dict[str, str]:
+    """Runs with several losses at one T, with a sentence each: two curves are not one.
+
+    Raises:
+        InputError: when that is so in every run, or there is no run to tell them by.
+    """
+    frame = table.frame
+    if "trial_id" not in frame:
+        again = frame[frame.n_loops.duplicated(keep=False)]
+        if len(again):
+            first = again[again.n_loops == again.n_loops.iloc[0]]
+            losses = ", ".join(f"{v:.4f}" for v in first.val_loss[:4])
+            raise InputError(
+                f"{table.source}: {len(first)} losses at T = {first.n_loops.iloc[0]:g} ({losses}) and no "
+                "column that tells runs apart. Map it with "
+                f"{written(table.columns, trial_id='COLUMN')}, or keep one run with --where."
+            )
+        return {}
+    key = ["trial_id", "n_loops"]
+    twice = {}
+    for run, rows in frame[frame.duplicated(key, keep=False)].groupby("trial_id", sort=False):
+        first = rows[rows.n_loops == rows.n_loops.iloc[0]]
+        losses = ", ".join(f"{v:.4f}" for v in first.val_loss[:4])
+        more = rows.n_loops.nunique() - 1
+        twice[str(run)] = (
+            f"{len(first)} losses at T = {first.n_loops.iloc[0]:g} ({losses})"
+            f"{f', and at {more} more T' if more else ''}; one curve has one: keep one evaluation of it, or "
+            "map run to a column that tells them apart"
         )
-        if text
-    )
-    common = (str(run), label or str(run), mu, budget, loops, loss)
+    if twice and len(twice) == frame.trial_id.nunique():
+        run, words = next(iter(twice.items()))
+        raise InputError(f"{table.source}: run {run} has {words}.")
+    return twice
+
+
+def _curve(run, rows, law, confidence, n_starts) -> Curve:
+    common = _measured(run, rows)
+    loops, loss = common[-2:]
     order = np.argsort(loops)
     if loss[order[-1]] >= loss[order[0]]:
         words = (
             f"the loss does not fall with loops ({loss[order[0]]:.4f} at T = {loops[order[0]]:g}, "
             f"{loss[order[-1]]:.4f} at T = {loops[order[-1]]:g}); a saturating curve does not apply"
         )
+        lowest = int(np.argmin(loss))
+        if loss[lowest] < loss[order[0]] and loops[lowest] < loops[order[-1]]:
+            words += (
+                f"; it is lowest at T = {loops[lowest]:g} ({loss[lowest]:.4f}) and rises after that"
+            )
         return Curve(*common, None, {}, None, words)
     options = FitOptions(
         loss="log-lsq", interval="linear", n_starts=n_starts, confidence=confidence
@@ -196,6 +246,8 @@ def _curve(run, rows, law, confidence, n_starts) -> Curve:
         *bounds.problems,
         *_plateau(loops, values),
     ]
+    if words := misfit(law, values, loops, loss):
+        faults.append(words)
     intervals = {n: (bounds.low.get(n), bounds.high.get(n)) for n in law.names}
     return Curve(*common, values, intervals, fitted.search.objective, "; ".join(faults), fitted)
 

@@ -24,9 +24,10 @@ from tokenizers import Tokenizer as HfTokenizer
 
 from benchmarks.common import append_rows, provenance, quantiles
 from parcae_core.data.bpe import train_bpe
+from parcae_core.data.corpus import Source
 from parcae_core.data.manifest import read_manifest
 from parcae_core.data.prepare import prepare
-from parcae_core.data.sources import Source, resolve
+from parcae_core.data.sources import resolve
 from parcae_core.data.tokenizer import ByteTokenizer, Tokenizer, parse_tokenizer
 
 CHECKED_BYTES = 2_000_000

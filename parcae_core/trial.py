@@ -9,17 +9,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from parcae_core.accounting.flops import FLOPS_RULES, FlopsRule, train_flops_per_token
-from parcae_core.accounting.params import count_params
+from parcae_core.accounting.cost import TrialCost, trial_cost
+from parcae_core.accounting.flops import FlopsRule
 from parcae_core.config import ModelConfig, as_dict
-from parcae_core.depth import CurriculumDepth, DepthScheme, depth_from_dict, depth_to_dict
+from parcae_core.depth import (
+    MAX_LOOPS,
+    CurriculumDepth,
+    DepthScheme,
+    depth_from_dict,
+    depth_to_dict,
+)
+from parcae_core.plain import build
 
 # Raise when the same fields come to mean another training (a changed optimiser, initialisation,
 # data order): old results then no longer count as this trial's.
 TRAINING_REVISION = 1
+MAX_STEPS = 100_000_000  # a curriculum's FLOPs are a sum over its steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +35,7 @@ class DataConfig:
     """Which tokens a trial sees, by content and not by place."""
 
     corpus: str  # a built-in corpus or a folder; a label, not part of the identity
-    fingerprint: str  # sha256 of the source text (see parcae_core.data.sources)
+    fingerprint: str  # sha256 of the source text (see parcae_core.data.corpus)
     tokenizer: str  # "bytes" or "bpe-<vocab_size>"
     vocab_size: int  # ids the tokenizer uses; the model's may be rounded up
 
@@ -72,6 +80,8 @@ class EvalConfig:
             raise ValueError(
                 f"loops is {list(self.loops)}; give rising numbers of loops, each >= 1"
             )
+        if self.loops[-1] > MAX_LOOPS:
+            raise ValueError(f"loops has {self.loops[-1]}; at most {MAX_LOOPS} are evaluated")
         if self.n_sequences < 1:
             raise ValueError(f"n_sequences is {self.n_sequences}; it must be >= 1")
 
@@ -127,11 +137,18 @@ class Trial:
     budget_flops: float | None = None  # what the spec asked for; None when it fixed tokens
     budget_rule: FlopsRule = "paper"
     resources: Resources = Resources()
+    # neither given nor compared nor carried over by `replace`: it follows from the fields above
+    _cost: TrialCost | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("n_steps", "batch_sequences", "context"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 1")
+        if self.n_steps > MAX_STEPS:
+            raise ValueError(
+                f"n_steps is {self.n_steps}; at most {MAX_STEPS} steps are made: raise batch_sequences "
+                "or lower the budget"
+            )
         if self.context > self.model.context:
             raise ValueError(
                 f"context={self.context} is longer than the model's {self.model.context}; "
@@ -173,14 +190,25 @@ class Trial:
         """Tokens trained on; equal to what a finished run reports as spent."""
         return self.n_steps * self.batch_tokens
 
+    @property
+    def cost(self) -> TrialCost:
+        """As trial.json has it; counted at the first call where nothing is stored."""
+        cost = self._cost
+        if cost is None:
+            cost = trial_cost(
+                self.model,
+                self.depth,
+                context=self.context,
+                n_tokens=self.n_tokens,
+                precision=self.precision,
+                on_gpu=self.resources.gpus > 0,
+            )
+            object.__setattr__(self, "_cost", cost)
+        return cost
+
     def train_flops(self, rule: FlopsRule) -> float:
         """FLOPs of the whole training under a counting rule."""
-        per_token = train_flops_per_token(self.model, self.depth, self.context, rule)
-        return per_token.total * self.n_tokens
-
-    @property
-    def n_params(self) -> int:
-        return count_params(self.model).total
+        return self.cost.train_flops[rule]
 
     def identity(self) -> dict[str, Any]:
         """The canonical form that `trial_id` hashes."""
@@ -199,46 +227,34 @@ class Trial:
 
 def trial_to_dict(trial: Trial) -> dict[str, Any]:
     """Plain data for JSON."""
-    return {
-        "preset": trial.preset,
-        "model": as_dict(trial.model),
-        "depth": None if trial.depth is None else depth_to_dict(trial.depth),
-        "data": as_dict(trial.data),
-        "optim": as_dict(trial.optim),
-        "evaluation": {
-            "loops": list(trial.evaluation.loops),
-            "n_sequences": trial.evaluation.n_sequences,
-        },
-        "n_steps": trial.n_steps,
-        "batch_sequences": trial.batch_sequences,
-        "context": trial.context,
-        "seed": trial.seed,
-        "data_seed": trial.data_seed,
-        "precision": trial.precision,
-        "budget_flops": trial.budget_flops,
-        "budget_rule": trial.budget_rule,
-        "resources": as_dict(trial.resources),
+    parts = {
+        name: as_dict(getattr(trial, name)) for name in ("model", "data", "optim", "resources")
     }
-
-
-def trial_from_dict(data: dict[str, Any]) -> Trial:
-    """Inverse of `trial_to_dict`; unknown or missing keys raise TypeError."""
-    evaluation = data["evaluation"]
-    return Trial(
-        **(
-            data
-            | {
-                "model": ModelConfig(**data["model"]),
-                "depth": None if data["depth"] is None else depth_from_dict(data["depth"]),
-                "data": DataConfig(**data["data"]),
-                "optim": OptimConfig(**data["optim"]),
-                "evaluation": EvalConfig(**(evaluation | {"loops": tuple(evaluation["loops"])})),
-                "resources": Resources(**data["resources"]),
-            }
-        )
+    return (
+        {k: v for k, v in as_dict(trial).items() if k != "_cost"}
+        | parts
+        | {
+            "depth": None if trial.depth is None else depth_to_dict(trial.depth),
+            "evaluation": as_dict(trial.evaluation) | {"loops": list(trial.evaluation.loops)},
+        }
     )
 
 
-def planned_flops(trial: Trial) -> dict[str, float]:
-    """FLOPs of the whole training by every rule."""
-    return {rule: trial.train_flops(rule) for rule in FLOPS_RULES}
+def planned_to_dict(trial: Trial) -> dict[str, Any]:
+    """What trial.json holds: the trial and its cost."""
+    return trial_to_dict(trial) | {"cost": trial.cost.to_dict()}
+
+
+def trial_from_dict(data: dict[str, Any]) -> Trial:
+    """Inverse of `trial_to_dict` and `planned_to_dict`.
+
+    Raises:
+        ValueError: for an unknown or missing key, or a value that is not of its type; only the cost
+            may be absent.
+    """
+    plain = {k: v for k, v in data.items() if k != "cost"}
+    if plain.get("depth") is not None:
+        plain["depth"] = depth_from_dict(plain["depth"])
+    trial = build(Trial, plain, "trial")
+    object.__setattr__(trial, "_cost", TrialCost.from_dict(data.get("cost")))
+    return trial

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.errors import InputError
+from analysis import known
 from analysis.fitting.result import FitResult, Param
 from analysis.isoflop.power_law import PowerLine, fit_line, too_few
-from analysis.table import load
+from analysis.table import checks, load
 
 if TYPE_CHECKING:
     from analysis.table.load import Table
@@ -75,10 +75,36 @@ class Recurrence:
     table: Table
 
 
-def fit_recurrence(table: Table, confidence: float = 0.95) -> Recurrence:
+def without_shallow(table: Table) -> Table:
+    """Without what does not lie on the looped model's curve, which a parabola is drawn through.
+
+    At mu_rec = 1 stands another architecture, the fixed-depth Transformer. With gradient through one
+    loop alone (mu_rec = 2 with the paper's mu_bwd = ceil(mu/2)) a model does not learn to loop: at mu = 2
+    a gradient through both lowered the loss by 0.021 nats (docs/results.md).
+    """
+    frame = table.frame
+    if "architecture" in frame and (frame.architecture == "transformer").any():
+        rows = known.equal_flops(table)
+        better = sum(r.gain < 0 for r in rows)
+        table = table.noting(
+            f"the fixed-depth Transformer is better than every looped model at {better} of "
+            f"{len(rows)} budgets"
+        )
+        reason = "mean_recurrence=1 is the fixed-depth Transformer, another architecture"
+        table = table.keep(frame.architecture != "transformer", reason)
+    if "mean_backprop_depth" in frame:
+        one = (table.frame.mean_backprop_depth == 1) & (table.frame.mean_recurrence > 1)
+        table = table.keep(~one, "gradient through one loop alone (mean_backprop_depth=1)")
+    return table
+
+
+def fit_recurrence(
+    table: Table, confidence: float = 0.95, *, all_depths: bool = False
+) -> Recurrence:
     """Parabolas per budget and axis, then the two power laws over the budgets that enclose a minimum.
 
     Args:
+        all_depths: keep the rows that `without_shallow` leaves out.
         table: rows with budget_flops, mean_recurrence, n_tokens, val_loss; those evaluated at
             another number of loops than mean_recurrence are left out.
 
@@ -88,11 +114,16 @@ def fit_recurrence(table: Table, confidence: float = 0.95) -> Recurrence:
     table = load.at_training_depth(table)
     if "budget_flops" in table.frame:
         table = table.keep(table.frame.budget_flops.notna(), "trained for tokens, not for a budget")
+    if not all_depths:
+        table = without_shallow(table)
     needed = ("budget_flops", "mean_recurrence", "n_tokens", "val_loss")
     table = load.need(table, needed, "recurrence")
-    _refuse_mixed_sizes(table)
-    parabolas = fit_parabolas(table, confidence)
-    params, lines, notes, problems = [], {}, [*table.notes], load.disagreements(table)
+    checks.refuse_sizes(table, "recurrence")
+    problems = checks.disagreements(table)
+    seeds = checks.averaged_seeds(table)
+    table = seeds.table
+    parabolas = fit_parabolas(table, confidence, seeds)
+    params, lines, notes = [], {}, [*table.notes]
     used = {p.budget_flops for p in parabolas if p.axis == "mean_recurrence" and p.interpolated}
     for axis in _AXES:
         own = [p for p in parabolas if p.axis == axis]
@@ -124,8 +155,14 @@ def fit_recurrence(table: Table, confidence: float = 0.95) -> Recurrence:
     return Recurrence(result, tuple(parabolas), lines, table)
 
 
-def fit_parabolas(table: Table, confidence: float = 0.95) -> list[Parabola]:
-    """One per budget and axis, by budget; the residual variance is pooled over an axis' budgets."""
+def fit_parabolas(
+    table: Table, confidence: float = 0.95, seeds: checks.Averaged | None = None
+) -> list[Parabola]:
+    """One per budget and axis, by budget.
+
+    The variance is pooled over an axis' budgets: of the residuals, or of the seeds where they scatter
+    more than the parabolas miss.
+    """
     out = []
     for axis in _AXES:
         fits = []
@@ -134,6 +171,10 @@ def fit_parabolas(table: Table, confidence: float = 0.95) -> list[Parabola]:
         sse = sum(f[-1][2] for f in fits if f[-1] is not None)
         dof = sum(len(f[1]) - 3 for f in fits if f[-1] is not None)
         variance = sse / dof if dof > 0 else None
+        if seeds is not None and seeds.variance is not None:
+            of_means = seeds.variance / seeds.n_seeds
+            if variance is None or of_means > variance:
+                variance, dof = of_means, seeds.dof
         out += [_parabola(axis, *f, variance, dof, confidence) for f in fits]
     return out
 
@@ -282,14 +323,3 @@ def _power_law(axis, parabolas, used, confidence):
 def _line(parabolas, confidence) -> PowerLine:
     budgets = np.array([p.budget_flops for p in parabolas])
     return fit_line(budgets, np.array([p.optimum for p in parabolas]), confidence)
-
-
-def _refuse_mixed_sizes(table: Table) -> None:
-    if "n_params" in table.frame and "preset" in table.frame:
-        mixed = table.frame.groupby("preset").n_params.first()
-        if len(mixed) > 1:
-            raise InputError(
-                f"{table.source}: presets {', '.join(map(str, mixed.index))} are mixed; the "
-                "recurrence law is per size. Keep one with --where preset="
-                f"{mixed.index[0]}."
-            )

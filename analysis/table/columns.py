@@ -1,106 +1,195 @@
 """The quantities that laws know, and how a file's own columns are taken for them.
 
 N="Model Size",C="Training FLOP",loss=loss      names or letters; the quotes are optional
-D=tokens_b*1e9                                  a factor converts
+D=tokens_b*1e9,C=10**log10_C                    a factor or a base converts
 """
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from analysis.errors import InputError, nearest
-from analysis.table import units
+from analysis.table import numbers
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# name in our tables: (letter of the papers, unit, smallest allowed value)
+    from analysis.table.files import Raw
+
+# name in our tables: (letter of the papers, unit, values must lie above)
 LAW_COLUMNS: dict[str, tuple[str, str, float]] = {
     "val_loss": ("loss", "nats per token", 0.0),
     "n_tokens": ("D", "tokens", 0.0),
     "n_params": ("N", "parameters", 0.0),
     "n_params_unrolled": ("N_mu", "parameters", 0.0),
     "n_params_core": ("N_rec", "parameters", -1.0),
-    "n_params_once": ("N_once", "parameters", 0.0),
+    "n_params_once": ("N_once", "parameters", -1.0),
     "train_flops": ("C", "FLOPs", 0.0),
     "budget_flops": ("budget", "FLOPs", 0.0),
     "mean_recurrence": ("mu", "loops", 0.0),
     "n_loops": ("T", "loops", 0.0),
     "trial_id": ("run", "-", 0.0),
+    "seed": ("seed", "-", -1.0),
     "x": ("x", "-", 0.0),
     "y": ("y", "-", 0.0),
     "weight": ("weight", "-", 0.0),
 }
-_LETTERS = {letter: name for name, (letter, _, _) in LAW_COLUMNS.items()}
+LETTERS = {letter: name for name, (letter, _, _) in LAW_COLUMNS.items()}
+# What tells rows apart that no law may mix; found by these names, case and folders aside
+LABELS: dict[str, tuple[str, ...]] = {
+    "tokenizer": ("tokenizer", "tokeniser", "tokenizer_name"),
+    "vocab_size": ("vocab_size", "vocab", "n_vocab"),
+    "data_fingerprint": ("data_fingerprint", "dataset", "corpus", "dataset_name", "train_data"),
+    "flops_rule": ("flops_rule", "flop_rule", "flops_convention"),
+    "seed": ("seed", "random_seed", "rng_seed"),
+}
+_TEXT = ("trial_id", *LABELS)  # compared, never computed with
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """A file's rows under our names, and the file's own column behind each."""
+
+    frame: pd.DataFrame
+    own: dict[str, str]  # our name -> the file's column
 
 
 def parse_columns(text: str, option: str = "--columns") -> dict[str, str]:
-    """`N="Model Size",C="Training FLOP"` as a mapping; the quotes are optional.
+    """`N="Model Size",C="Training FLOP"` as a mapping; quotes protect a comma or a factor's sign.
 
-    `D=tokens_b*1e9` multiplies a column on its way.
+    `D=tokens_b*1e9` multiplies a column on its way, `C=10**log10_C` takes a logarithm back.
 
     Raises:
-        InputError: for a part without "=" or an unknown name.
+        InputError: for a part without "=", an unknown name or one given twice.
     """
-    out = {}
-    for part in text.split(","):
+    quoted: list[str] = []
+
+    def hide(found: re.Match) -> str:
+        quoted.append(found[0])
+        return f"\0{len(quoted) - 1}\0"
+
+    hidden = re.sub(r"\"[^\"]*\"|'[^']*'", hide, text)
+    out: dict[str, str] = {}
+    # a comma inside a column's name is not followed by NAME=
+    for part in re.split(r",(?=\s*\w+\s*=)", hidden):
         name, sign, column = part.partition("=")
-        name, column = name.strip(), column.strip().strip("\"'")
+        column = re.sub(r"\0(\d+)\0", lambda m: quoted[int(m[1])], column)
+        name, column = name.strip(), _unquoted(column)
         if not sign or not name or not column:
             raise InputError(
                 f'{option}: {part.strip()!r} is not NAME=COLUMN; write it like N="Model Size",loss=loss.'
             )
-        out[canonical(name, option)] = column
+        name = canonical(name, option)
+        if name in out:
+            raise InputError(f"{option}: {LAW_COLUMNS[name][0]} is given twice; keep one.")
+        out[name] = column
     return out
 
 
-def own_names(frame: pd.DataFrame, where: str) -> dict[str, str]:
+def _unquoted(column: str) -> str:
+    column = column.strip()
+    whole = re.fullmatch(r"\"([^\"]*)\"|'([^']*)'", column)
+    return column if not whole else whole[1] or whole[2] or ""
+
+
+def written(columns: dict[str, str], **changed: str) -> str:
+    """A mapping as `--columns` takes it, with some of it changed: advice that can be pasted."""
+    parts = [
+        f"{LAW_COLUMNS[n][0] if n in LAW_COLUMNS else n}={c if c.isidentifier() else _protected(c)}"
+        for n, c in (columns | changed).items()
+    ]
+    text = ",".join(parts)
+    return f"--columns '{text}'" if re.search(r"[^\w=,.]", text) else f"--columns {text}"
+
+
+def _protected(column: str) -> str:
+    return f'"{column}"' if re.search(r"[,=]", column) else column
+
+
+def own_names(names: list[str], where: str) -> dict[str, str]:
     """Columns that already carry our names, or the papers' letters."""
-    found = {n: n for n in LAW_COLUMNS if n in frame.columns}
-    found |= {n: s for s, n in _LETTERS.items() if s in frame.columns and n not in found}
-    if not found:
+    found = {n: n for n in LAW_COLUMNS if n in names}
+    found |= {n: s for s, n in LETTERS.items() if s in names and n not in found}
+    if not set(found) - {"trial_id", "seed"}:
         raise InputError(
-            f"{where}: has columns {', '.join(map(str, frame.columns))}; none is a name of ours. "
+            f"{where}: has columns {', '.join(names)}; none is a name of ours. "
             'Say which is which with --columns, like N="Model Size",C="Training FLOP",loss=loss.'
         )
     return found
 
 
-def mapped(
-    frame: pd.DataFrame, columns: dict[str, str], where: str
-) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """The named columns under our names, and notes on their units.
+def mapped(raw: Raw, columns: dict[str, str], where: str) -> Mapped:
+    """The named columns under our names, and beside them the labels that the file has.
 
     Raises:
-        InputError: for a column that is absent, an unknown quantity, or a loss in another unit.
+        InputError: for a column that is absent, or an unknown quantity.
     """
     import pandas as pd
 
-    picked, plain = {}, {}
-    for name, column in columns.items():
+    frame = raw.frame
+    picked, own = {}, {}
+    for name, expression in columns.items():
         name = canonical(name)
-        column, factor = _factor(column, frame)
+        column, convert = _conversion(expression, tuple(map(str, frame.columns)))
         if column not in frame.columns:
             raise InputError(
                 f"{where}: has no column {column!r}{nearest(column, tuple(map(str, frame.columns)))}. "
                 f"It has {', '.join(map(str, frame.columns))}."
             )
+        own[name] = column
         values = frame[column]
-        plain[name] = column
-        picked[name] = (values if factor == 1 else values * factor).to_numpy()
-    out = pd.DataFrame(picked)
-    return out, units.check_mapped(out, plain, where)
+        if name not in _TEXT:
+            values = _converted(numbers.parse(values, _comma(name, raw)), convert)
+        picked[name] = values
+    for name, column in _labels(frame).items():
+        if name not in picked and column not in own.values():
+            own[name], picked[name] = column, frame[column]
+    return Mapped(pd.DataFrame(picked), own)
 
 
-def _factor(column: str, frame: pd.DataFrame) -> tuple[str, float]:
-    """`params_m*1e6` as column and factor; a column of that very name comes first."""
-    name, star, factor = column.rpartition("*")
-    if column in frame.columns or not star:
-        return column, 1.0
-    try:
-        return name.strip().strip("\"'"), float(factor)
-    except ValueError:
-        return column, 1.0
+def _comma(name: str, raw: Raw) -> str | None:
+    """What 3,245 means in a column whose other cells leave it open."""
+    if raw.decimal_comma or name == "val_loss":  # 3245 nats per token do not exist
+        return "decimal"
+    return None if name in ("x", "y", "weight") else "thousands"
+
+
+def _labels(frame: pd.DataFrame) -> dict[str, str]:
+    """Columns that say what may not be mixed: `dataset`, `config/tokenizer`, `Seed`."""
+    found = {}
+    for column in map(str, frame.columns):
+        last = re.split(r"[/.]", column)[-1].strip().lower().replace(" ", "_").replace("-", "_")
+        for name, spellings in LABELS.items():
+            if last in spellings and frame[column].notna().any():
+                found.setdefault(name, column)
+    return found
+
+
+def _conversion(expression: str, names: tuple[str, ...]):
+    """`params_m*1e6` or `10**log10_C` as (column, function); a column of that very name comes first."""
+    if expression in names:
+        return expression, None
+    if found := re.fullmatch(r"(10|2|e)(?:\*\*|\^)\s*(.+)", expression):
+        base = 2.718281828459045 if found[1] == "e" else float(found[1])
+        return _unquoted(found[2]), lambda values: base**values
+    column, _, factor = expression.rpartition("*")
+    number = numbers.one(factor) if column else None
+    if number is None:
+        return expression, None
+    return _unquoted(column), lambda values: values * number
+
+
+def _converted(values: pd.Series, convert) -> pd.Series:
+    """A conversion of the cells that are numbers; the others stay, for a message to show."""
+    import pandas as pd
+
+    if convert is None:
+        return values
+    read = pd.to_numeric(values, errors="coerce").astype("float64")
+    done = convert(read)
+    return done if values.dtype.kind == "f" else done.astype(object).where(read.notna(), values)
 
 
 def canonical(name: str, option: str = "--columns") -> str:
@@ -109,9 +198,9 @@ def canonical(name: str, option: str = "--columns") -> str:
     Raises:
         InputError: for an unknown one, with the nearest.
     """
-    name = _LETTERS.get(name, name)
-    if name not in LAW_COLUMNS:
-        known = tuple(LAW_COLUMNS) + tuple(_LETTERS)
+    name = LETTERS.get(name, name)
+    if name not in LAW_COLUMNS and name not in LABELS:
+        known = tuple(LAW_COLUMNS) + tuple(LETTERS)
         raise InputError(
             f"{option}: {name!r} is not a quantity a law knows{nearest(name, known)}. Known: "
             + ", ".join(f"{letter} ({name})" for name, (letter, _, _) in LAW_COLUMNS.items())

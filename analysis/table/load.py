@@ -14,54 +14,18 @@ from typing import TYPE_CHECKING
 
 from analysis.errors import InputError, nearest
 from analysis.fitting.result import Dropped
-from analysis.table import records, units
-from analysis.table.columns import LAW_COLUMNS, mapped, own_names
+from analysis.table import checks, files, filters, records, units
+from analysis.table.columns import LAW_COLUMNS, canonical, mapped, own_names, written
+from analysis.table.table import Table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_UNMIXABLE = {
-    "flops_rule": "budgets counted by different rules are different budgets",
-    "tokenizer": "losses per token of different tokenizers are different quantities",
-    "vocab_size": "losses per token of different vocabularies are different quantities",
-    "data_fingerprint": "losses on different texts are different quantities",
-}
+_DONE = ("finished", "done", "completed", "success", "succeeded", "ok")
 BUNDLED = {
     "parcae-140m": "parcae_140m_isoflop.csv",  # points of the paper's figure
     "nano-isoflop": "nano_isoflop.parquet",  # records of sweeps/specs/nano-isoflop.yaml
 }
-
-
-@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
-class Table:
-    """Rows of evaluations under canonical names, and where they came from."""
-
-    frame: pd.DataFrame
-    source: str  # one phrase for a reader: "sweep demo (runs/demo)"
-    kind: str  # "sweep", "records", "points"
-    origin: str  # who measured, for the report: "measured by this sweep"
-    flops_rule: str | None = None
-    dropped: tuple[Dropped, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the rows, not of the file that carried them."""
-        return records.sha256(self.frame)
-
-    def keep(self, mask, reason: str) -> Table:
-        """The rows where `mask` holds; the others are listed as dropped for `reason`."""
-        n_lost = int((~mask).sum())
-        if not n_lost:
-            return self
-        return replace(
-            self,
-            frame=self.frame[mask].reset_index(drop=True),
-            dropped=(*self.dropped, Dropped(reason=reason, n_rows=n_lost)),
-        )
-
-    def noting(self, *notes: str) -> Table:
-        return replace(self, notes=tuple(dict.fromkeys((*self.notes, *notes))))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -118,17 +82,15 @@ def load(
         table = from_records(found.frame, found.where)
         table = replace(table, dropped=(*found.dropped, *table.dropped)).noting(*found.notes)
     else:
-        path = records.find(source)
-        frame = records.read_any(path)
-        if columns:
-            table = _points(frame, columns, path)
-        elif set(records.NAMES) <= set(frame.columns):
-            table = from_records(frame, str(path))
-        else:
-            table = _points(frame, own_names(frame, str(path)), path)
+        path = files.find(source)
+        raw = files.read(path)
+        if columns or not set(records.NAMES) <= set(raw.frame.columns):
+            return _points(raw, columns, where, path)
+        table = from_records(raw.frame, str(path))
     for condition in where:
-        table = _filtered(table, condition)
-    _refuse_mixtures(table)
+        met = filters.keep(condition, table.frame, None, table.source)
+        table = table.keep(met, f"not {condition}")
+    checks.refuse_mixtures(table)
     return table
 
 
@@ -199,57 +161,60 @@ def need(table: Table, names: tuple[str, ...], law: str) -> Table:
         InputError: naming the column, or the first row that no law can use.
     """
     import numpy as np
-    import pandas as pd
 
     table = _derived(table, names)
     for name in names:
         if name not in table.frame:
-            letter, unit, _ = LAW_COLUMNS[name]
-            raise InputError(
-                f"{table.source}: law {law!r} needs {name} ({unit}) and the table has "
-                f"{', '.join(table.frame.columns)}. Map it with --columns {letter}=COLUMN."
-            )
+            raise InputError(_missing(table, name, law))
         if name == "trial_id":
             continue
-        values = pd.to_numeric(table.frame[name], errors="coerce").to_numpy(float, na_value=np.nan)
+        values = units.numeric(table.frame[name])
         above = LAW_COLUMNS[name][2]
         bad = ~(np.isfinite(values) & (values > above))
         if bad.any():
-            row = int(np.flatnonzero(bad)[0])
-            raise InputError(
-                f"{table.source}: {name} is {table.frame[name].iloc[row]} in row {row + 1}; law "
-                f"{law!r} needs finite values above {above:g} ({int(bad.sum())} rows have none). "
-                f'Correct them, or leave them out with --where "{name}>{above:g}".'
-            )
+            raise InputError(_unusable(table, name, np.flatnonzero(bad), law))
+        if table.frame[name].dtype.kind not in "iuf":
+            table = replace(table, frame=table.frame.assign(**{name: values}))
     return table
 
 
-def disagreements(table: Table) -> list[str]:
-    """Runs of the same setting, seeds included, whose losses differ: a sentence for each setting."""
-    known = (
-        "budget_flops",
-        "mean_recurrence",
-        "n_tokens",
-        "n_params",
-        "n_loops",
-        "injection",
-        "muon_lr",
-        "adamw_lr",
-        "seed",
-        "data_seed",
+def _unusable(table: Table, name: str, rows, law: str) -> str:
+    above = LAW_COLUMNS[name][2]
+    needed, least = (
+        (f"above {above:g}", f">{above:g}")
+        if above >= 0
+        else (f"of at least {above + 1:g}", f">={above + 1:g}")
     )
-    same = [c for c in known if c in table.frame]
-    spread = table.frame.groupby(same, dropna=False).val_loss.agg(["min", "max", "size"])
-    bad = spread[(spread["size"] > 1) & (spread["max"] > spread["min"] * 1.001)]
-    sentences = []
-    for setting, row in bad.iterrows():
-        named = dict(zip(same, setting if isinstance(setting, tuple) else (setting,), strict=True))
-        text = ", ".join(f"{k} {v:.4g}" for k, v in named.items() if k in known[:5] and v == v)
-        sentences.append(
-            f"{int(row['size'])} runs of the same setting ({text}) have losses {row['min']:.4f} to "
-            f"{row['max']:.4f}: keep one, or say what differs"
+    found = (
+        f"{table.source}: {name} is {table.frame[name].iloc[rows[0]]} in row {rows[0] + 1}; law {law!r} "
+        f"needs finite values {needed}"
+    )
+    if len(rows) == len(table.frame):
+        cure = written(table.columns, **{name: "COLUMN"})
+        return f"{found}, and none of the {len(rows)} rows has one. Map another column with {cure}."
+    return (
+        f"{found} ({len(rows)} rows have none). Correct them, or leave them out with "
+        f'--where "{name}{least}".'
+    )
+
+
+def _missing(table: Table, name: str, law: str) -> str:
+    unit = LAW_COLUMNS[name][1]
+    known = ", ".join(table.frame.columns)
+    others = f"; its other columns are {', '.join(table.unmapped)}" if table.unmapped else ""
+    cure = f"Map it with {written(table.columns, **{name: 'COLUMN'})}"
+    if name == "n_tokens" and "n_params" in table.frame:
+        log = next((c for c in table.unmapped if "log" in c.lower()), "")
+        spent = f"10**{log}" if log else "COLUMN"
+        cure += (
+            f", or the FLOPs, for D = C / (6 N), with {written(table.columns, train_flops=spent)}"
         )
-    return sentences
+    if name == "val_loss" and len(table.unmapped) > 1:
+        cure += (
+            "; a file with a column of losses per run needs a row per run and loss first, as pandas' "
+            "DataFrame.melt makes it"
+        )
+    return f"{table.source}: law {law!r} needs {name} ({unit}) and the table has {known}{others}. {cure}."
 
 
 def columns_of(table: Table, names: tuple[str, ...]):
@@ -284,7 +249,7 @@ def _bundled(name: str) -> Table:
     path = Path(__file__).parents[1] / "bundled" / BUNDLED[name]
     if path.suffix == ".parquet":
         return replace(
-            from_records(records.read_any(path), str(path)),
+            from_records(files.read(path).frame, str(path)),
             source=f"bundled:{name}",
             origin=f"measured by this project: its sweep sweeps/specs/{name}.yaml",
         )
@@ -302,90 +267,106 @@ def _bundled(name: str) -> Table:
     )
 
 
-def _points(frame: pd.DataFrame, columns: dict[str, str], path: Path) -> Table:
-    picked, notes = mapped(frame, columns, str(path))
-    return Table(
-        frame=picked,
+def _points(
+    raw: files.Raw, columns: dict[str, str] | None, where: tuple[str, ...], path: Path
+) -> Table:
+    """A file's rows under our names; conditions act before anything is judged."""
+    names = list(map(str, raw.frame.columns))
+    if not len(raw.frame):
+        raise InputError(f"{path}: has a header ({', '.join(names)}) and no rows; add the runs.")
+    columns = {canonical(k): v for k, v in (columns or own_names(names, str(path))).items()}
+    found = mapped(raw, columns, str(path))
+    table = Table(
+        frame=found.frame,
         source=str(path),
         kind="points",
         origin=f"rows of {path.name} as given",
-        notes=notes,
+        own=found.own,
+        unmapped=tuple(n for n in names if n not in found.own.values()),
+        columns=columns,
+        notes=raw.notes,
     )
+    rows = raw.frame
+    for condition in where:
+        met = filters.keep(condition, table.frame, rows, table.source)
+        table, rows = table.keep(met, f"not {condition}"), rows[met].reset_index(drop=True)
+    # one measurement listed twice; two measurements differ in the last digits of the loss
+    table = table.keep(~rows.astype("str").duplicated(), "equal to another row in every cell")
+    table = _with_run_names(table)
+    table = table.noting(*units.check_mapped(table.frame, columns, str(path)), *_unfinished(rows))
+    checks.refuse_mixtures(table)
+    return checks.with_grouped_budgets(table) if "budget_flops" in table.frame else table
+
+
+def _with_run_names(table: Table) -> Table:
+    if "trial_id" not in table.frame:
+        return table
+    called = table.called("trial_id")
+    known = table.frame.trial_id.notna()
+    if not known.any():
+        raise InputError(
+            f"{table.source}: column {called!r} names no run; map another with run=COLUMN."
+        )
+    table = table.keep(known, f"no run is named in column {called!r}")
+    return replace(table, frame=table.frame.assign(trial_id=table.frame.trial_id.astype("str")))
+
+
+def _unfinished(rows: pd.DataFrame) -> list[str]:
+    """Runs that a state column calls crashed or running are named: their losses are in the fit."""
+    out = []
+    for column in map(str, rows.columns):
+        if column.lower().rpartition("_")[2] not in ("state", "status"):
+            continue
+        states = rows[column].dropna().astype(str)
+        done = states[states.str.lower().isin(_DONE)]
+        if len(done) and len(done) < len(states):
+            rest = states.drop(done.index).value_counts()
+            text = " and ".join(f"{n} as {state}" for state, n in rest.items())
+            out.append(
+                f"column {column!r} gives {text} of {len(states)} rows, and they are fitted too; leave "
+                f"them out with --where {column}={done.iloc[0]}"
+            )
+    return out
 
 
 def _derived(table: Table, names: tuple[str, ...]) -> Table:
     """Columns that follow from others by a definition; each derivation is noted."""
-    frame = table.frame
-    if (
-        "n_tokens" in names
-        and "n_tokens" not in frame
-        and {"n_params", "train_flops"} <= set(frame)
-    ):
-        frame = frame.assign(n_tokens=frame.train_flops / (6 * frame.n_params))
-        table = replace(table, frame=frame).noting("no tokens given: D taken as C / (6 N)")
+
+    def add(name: str, needed: set[str], value, note: str) -> None:
+        nonlocal table
+        if name in names and name not in table.frame and needed <= set(table.frame):
+            numbers = {n: units.numeric(table.frame[n]) for n in needed}
+            table = replace(table, frame=table.frame.assign(**{name: value(numbers)})).noting(note)
+
     parts = {"n_params", "n_params_core", "mean_recurrence"}
-    if "n_params_unrolled" in names and "n_params_unrolled" not in frame and parts <= set(frame):
-        unrolled = frame.n_params + (frame.mean_recurrence - 1) * frame.n_params_core
-        table = replace(table, frame=frame.assign(n_params_unrolled=unrolled)).noting(
-            "N(mu) taken as total + (mu - 1) core parameters"
-        )
-        frame = table.frame
-    if "n_params_once" in names and "n_params_once" not in frame and parts <= set(frame):
-        table = replace(
-            table, frame=frame.assign(n_params_once=frame.n_params - frame.n_params_core)
-        )
-        frame = table.frame
-    spent = {"budget_flops", "n_tokens"} <= set(frame) and "train_flops" not in frame
-    if "train_flops" in names and spent:
-        table = replace(table, frame=frame.assign(train_flops=frame.budget_flops)).noting(
-            "no FLOPs spent given: the budget is taken for them"
-        )
-        frame = table.frame
-    if "budget_flops" in names and "budget_flops" not in frame and "train_flops" in frame:
-        table = replace(table, frame=frame.assign(budget_flops=frame.train_flops)).noting(
-            "no budget given: rows of exactly equal train_flops form one"
-        )
+    if "n_tokens" in names and "n_tokens" not in table.frame and "train_flops" in table.frame:
+        units.refuse_other_flops(table.frame.train_flops, table.columns, table.source)
+    add(
+        "n_tokens",
+        {"n_params", "train_flops"},
+        lambda c: c["train_flops"] / (6 * c["n_params"]),
+        "no tokens given: D taken as C / (6 N)",
+    )
+    add(
+        "n_params_unrolled",
+        parts,
+        lambda c: c["n_params"] + (c["mean_recurrence"] - 1) * c["n_params_core"],
+        "N(mu) taken as total + (mu - 1) core parameters",
+    )
+    add(
+        "n_params_once",
+        parts,
+        lambda c: c["n_params"] - c["n_params_core"],
+        "N_once taken as total - core parameters",
+    )
+    add(
+        "train_flops",
+        {"budget_flops", "n_tokens"},
+        lambda c: c["budget_flops"],
+        "no FLOPs spent given: the budget is taken for them",
+    )
+    if "budget_flops" in names and "budget_flops" not in table.frame:
+        add("budget_flops", {"train_flops"}, lambda c: c["train_flops"], "no budget given: C taken")
+        if "budget_flops" in table.frame:
+            table = checks.with_grouped_budgets(table)
     return table
-
-
-def _filtered(table: Table, condition: str) -> Table:
-    import operator
-    import re
-
-    found = re.fullmatch(r"\s*(\w+)\s*(<=|>=|!=|=|<|>)\s*(.+?)\s*", condition)
-    if not found or found[1] not in table.frame:
-        raise InputError(
-            f"--where {condition!r}: COLUMN OP VALUE is needed, with OP one of = != < <= > >= and "
-            f"COLUMN one of {', '.join(table.frame.columns)}."
-        )
-    name, sign, value = found.groups()
-    column = table.frame[name]
-    numeric = column.dtype.kind in "iuf"
-    try:
-        wanted = float(value) if numeric else value
-    except ValueError as error:
-        raise InputError(
-            f"--where {condition!r}: {name} is a number and {value!r} is not."
-        ) from error
-    compare = {
-        "=": operator.eq,
-        "!=": operator.ne,
-        "<": operator.lt,
-        "<=": operator.le,
-        ">": operator.gt,
-        ">=": operator.ge,
-    }[sign]
-    mask = compare(column, wanted).fillna(False).astype(bool)
-    if not mask.any():
-        raise InputError(f"{table.source}: no row meets --where {condition!r}; loosen it.")
-    return table.keep(mask, f"not {condition}")
-
-
-def _refuse_mixtures(table: Table) -> None:
-    for name, why in _UNMIXABLE.items():
-        if name in table.frame and table.frame[name].nunique() > 1:
-            values = table.frame[name].unique()
-            raise InputError(
-                f"{table.source}: the rows mix {name} {' and '.join(str(v)[:12] for v in values[:3])}; "
-                f"{why}. Keep one with --where {name}={values[0]}."
-            )

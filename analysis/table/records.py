@@ -7,14 +7,14 @@ neither pandas nor NumPy.
 
 from __future__ import annotations
 
-import atexit
-import shutil
-import tempfile
+import os
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from analysis.errors import InputError, nearest
+from analysis.table import files
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 STATUSES = ("done", "diverged", "failed")
 ARCHITECTURES = ("parcae", "transformer")
 FLOPS_RULES = ("paper", "code", "exact")
-FILE_NAME = "records.parquet"
+FILE_NAME = files.FOLDER_HOLDS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +79,7 @@ COLUMNS: tuple[Column, ...] = (
     _column("train_flops_paper", "float", "FLOPs", "spent, by Appendix D of the paper"),
     _column("train_flops_code", "float", "FLOPs", "spent, as the published code counts"),
     _column("train_flops_exact", "float", "FLOPs", "spent, by the matmuls that ran"),
-    _column("n_tokens", "int", "tokens", "trained on: n_steps * batch_tokens"),
+    _column("n_tokens", "int", "tokens", "trained on; n_steps * batch_tokens when done"),
     _column("n_steps", "int", "steps", "optimiser steps of the whole training"),
     _column("batch_tokens", "int", "tokens", "per optimiser step"),
     _column("context", "int", "tokens", "length of a sequence"),
@@ -103,6 +103,26 @@ COLUMNS: tuple[Column, ...] = (
     _column("git_commit", "text", "-", "of this project; null outside a checkout", True),
     _column("spec_sha256", "text", "-", "of the spec the run was planned from", True),
 )
+# Of a generated corpus, of which more is known than its text; tables of before have none of them
+KNOWN_COLUMNS: tuple[Column, ...] = (
+    _column("corpus", "text", "-", "what was read, by name", True),
+    _column("loss_floor", "float", "nats per token", "no model can be better; null for text", True),
+    _column(
+        "loss_by_reach",
+        "text",
+        "nats per token",
+        "JSON: steps that a reader composes -> the loss it is bound by",
+        True,
+    ),
+    _column("floor_by_label", "text", "nats per token", "JSON: label -> its tokens' floor", True),
+    _column(
+        "val_loss_by_label",
+        "text",
+        "nats per token",
+        "JSON: label -> [tokens, loss]; the label is a gap, the actions before a state",
+        True,
+    ),
+)
 NAMES = tuple(c.name for c in COLUMNS)
 _AT_LEAST_ONE = (
     "d_model",
@@ -111,14 +131,14 @@ _AT_LEAST_ONE = (
     "n_params_unrolled",
     "mean_recurrence",
     "mean_backprop_depth",
-    "n_tokens",
     "n_steps",
     "batch_tokens",
     "context",
     "n_loops",
     "vocab_size",
 )
-_POSITIVE = ("budget_flops", "train_flops_paper", "train_flops_code", "train_flops_exact")
+# what a run spent; one that ended before its first step spent nothing
+_SPENT = ("train_flops_paper", "train_flops_code", "train_flops_exact", "n_tokens")
 
 
 def validate(df: pd.DataFrame, where: str = "records") -> pd.DataFrame:
@@ -131,8 +151,9 @@ def validate(df: pd.DataFrame, where: str = "records") -> pd.DataFrame:
         InputError: at the first thing that does not fit `COLUMNS` or contradicts itself.
     """
     _check_names(df, where)
-    out = df[list(NAMES)].copy()
-    for column in COLUMNS:
+    present = [*COLUMNS, *(c for c in KNOWN_COLUMNS if c.name in df.columns)]
+    out = df[[c.name for c in present]].copy()
+    for column in present:
         out[column.name] = _typed(out[column.name], column, where)
     _check_values(out, where)
     _check_losses(out, where)
@@ -152,8 +173,8 @@ def load(source: str | Path) -> pd.DataFrame:
     Raises:
         InputError: no such source, not readable, or not a records table.
     """
-    path = find(source)
-    return validate(read_any(path), where=str(path))
+    path = files.find(source)
+    return validate(files.read(path).frame, where=str(path))
 
 
 def save(df: pd.DataFrame, path: str | Path) -> Path:
@@ -169,74 +190,21 @@ def save(df: pd.DataFrame, path: str | Path) -> Path:
             f"{path}: records are written as .parquet or .csv, not {path.suffix or 'without a suffix'!r}."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    if path.suffix == ".parquet":
-        table.to_parquet(partial, index=False)
-    else:
-        table.to_csv(partial, index=False, lineterminator="\n")
-    partial.replace(path)
-    return path
-
-
-def find(source: str | Path) -> Path:
-    """The records file that a source names: itself, or records.parquet in a sweep folder or URL."""
-    if "://" in str(source):
-        return _download(str(source))
-    path = Path(source)
-    if path.is_dir():
-        inside = path / FILE_NAME
-        if not inside.is_file():
-            raise InputError(
-                f"{path}: the folder holds no {FILE_NAME}; a finished `parcae run` or "
-                "`parcae collect` writes it there. Give a sweep folder, a .parquet or a .csv file."
-            )
-        return inside
-    if not path.is_file():
-        raise InputError(
-            f"{path}: no such file or folder; give a sweep folder, a .parquet or a .csv file."
-        )
-    return path
-
-
-def _download(url: str) -> Path:
-    """A copy of a records file behind a URL, removed when the process ends."""
-    import fsspec
-
-    target = url if url.endswith((".parquet", ".csv")) else f"{url.rstrip('/')}/{FILE_NAME}"
-    folder = Path(tempfile.mkdtemp(prefix="parcae-records-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    path = folder / target.rpartition("/")[2]
-    try:
-        with fsspec.open(target, "rb") as file:
-            path.write_bytes(file.read())
-    except (OSError, ImportError, ValueError) as error:
-        raise InputError(
-            f"{target}: cannot be read ({error}); give the URL of a sweep's folder that "
-            "`parcae collect` has been run on, or of a .parquet or .csv file."
-        ) from error
-    return path
-
-
-def read_any(path: Path) -> pd.DataFrame:
-    """A Parquet or CSV file as it stands, unchecked.
-
-    Raises:
-        InputError: another suffix, or content that does not parse.
-    """
-    import pandas as pd
-
+    # Unique, since two may write at once, also on two machines
+    partial = path.with_name(f".{path.name}.{os.uname().nodename}-{uuid.uuid4().hex[:12]}.tmp")
     try:
         if path.suffix == ".parquet":
-            return pd.read_parquet(path)
-        if path.suffix == ".csv":
-            # an identifier of digits alone must stay text, or its leading zeros are lost
-            text = {c.name: "string" for c in COLUMNS if c.kind == "text"}
-            return pd.read_csv(path, dtype=text)
-    except (ValueError, OSError) as error:  # pyarrow's and pandas' parse errors are ValueErrors
+            table.to_parquet(partial, index=False)
+        else:
+            table.to_csv(partial, index=False, lineterminator="\n")
+        partial.replace(path)
+    except OSError as error:
         raise InputError(
-            f"{path}: cannot be read as {path.suffix[1:]} ({error}); write it again."
+            f"{path}: cannot be written ({error}); make room or see to the permissions, and run it again."
         ) from error
-    raise InputError(f"{path}: the suffix is {path.suffix!r}; .parquet or .csv is needed.")
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
 
 
 def sha256(df: pd.DataFrame) -> str:
@@ -249,7 +217,8 @@ def sha256(df: pd.DataFrame) -> str:
 
 def _check_names(df: pd.DataFrame, where: str) -> None:
     missing = [n for n in NAMES if n not in df.columns]
-    unknown = [str(n) for n in df.columns if n not in NAMES]
+    known = (*NAMES, *(c.name for c in KNOWN_COLUMNS))
+    unknown = [str(n) for n in df.columns if n not in known]
     if unknown:
         raise InputError(
             f"{where}: unknown column {unknown[0]!r}{nearest(unknown[0], missing or NAMES)}. "
@@ -302,14 +271,20 @@ def _check_values(df: pd.DataFrame, where: str) -> None:
             )
     for name in _AT_LEAST_ONE:
         _refuse(df, where, df[name] < 1, name, "at least 1")
-    for name in _POSITIVE:
-        _refuse(df, where, df[name] <= 0, name, "above 0")
+    _refuse(df, where, df.budget_flops <= 0, "budget_flops", "above 0")
+    done = df.status == "done"
+    for name in _SPENT:
+        _refuse(df, where, done & (df[name] <= 0), name, "above 0 for a run that is done")
+        _refuse(df, where, df[name] < 0, name, "0 or more")
     shallow = df.mean_backprop_depth > df.mean_recurrence
     _refuse(df, where, shallow, "mean_backprop_depth", "at most mean_recurrence")
     looped = (df.architecture == "transformer") & (df.mean_recurrence != 1)
     _refuse(df, where, looped, "mean_recurrence", "1 for a transformer")
-    unequal = df.n_tokens != df.n_steps * df.batch_tokens
-    _refuse(df, where, unequal, "n_tokens", "n_steps * batch_tokens")
+    planned = df.n_steps * df.batch_tokens
+    unequal = done & (df.n_tokens != planned)
+    _refuse(df, where, unequal, "n_tokens", "n_steps * batch_tokens for a run that is done")
+    # not less: tables written before gave runs that had not ended well their planned tokens
+    _refuse(df, where, df.n_tokens > planned, "n_tokens", "at most n_steps * batch_tokens")
     unrolled = df.n_params + (df.mean_recurrence - 1) * df.n_params_core
     wrong = df.n_params_unrolled != unrolled
     _refuse(df, where, wrong, "n_params_unrolled", "n_params + (mean_recurrence - 1) * core")

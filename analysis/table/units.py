@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING
 
 from analysis.errors import InputError
+from analysis.table.columns import written
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,16 +28,18 @@ _SMALLEST = {
 }
 _BITS = re.compile(r"(^|[^a-z])(bpb|bits?|bpc)([^a-z]|$)", re.IGNORECASE)
 _PERPLEXITY = re.compile(r"(^|[^a-z])(ppl|perplexity)([^a-z]|$)", re.IGNORECASE)
+_LOGARITHM = re.compile(r"(?:^|[^a-z])(log10|log2|log|lg|ln)(?:[^a-z]|$)", re.IGNORECASE)
+_BASES = {"log10": "10", "lg": "10", "log2": "2", "ln": "e", "log": "10"}
 
 
 def check_mapped(frame: pd.DataFrame, columns: dict[str, str], where: str) -> tuple[str, ...]:
     """Notes on the mapped columns of a file that is not a records table.
 
     Args:
-        columns: our name -> the file's column, without its factor.
+        columns: our name -> the file's column, or a conversion of it.
 
     Raises:
-        InputError: for a loss that is certainly not in nats per token.
+        InputError: for a column that is certainly in another unit.
     """
     column = columns.get("val_loss", "")
     for pattern, what, cure in (
@@ -48,19 +51,68 @@ def check_mapped(frame: pd.DataFrame, columns: dict[str, str], where: str) -> tu
                 f"{where}: column {column!r} for the loss says it holds {what}; the laws take nats "
                 f"per token ({cure}). Map another column, or rename this one if the name misleads."
             )
-    loss = frame.get("val_loss")
-    if loss is not None and loss.dtype.kind in "fiu":
-        largest = loss[loss < float("inf")].max()  # an infinite one is refused by the laws
-        if largest > MAX_NATS:
+    _refuse_high_losses(frame, where)
+    notes = []
+    for name, (least, unit, others) in _SMALLEST.items():
+        if name not in frame:
+            continue
+        largest = numeric(frame[name]).max()
+        if not largest < least:
+            continue
+        own = columns.get(name, name)
+        if found := _LOGARITHM.search(own):
             raise InputError(
-                f"{where}: the largest loss is {largest:.4g}; nats per token never exceed {MAX_NATS:g}. "
-                "Is it a perplexity? Store its natural logarithm."
+                f"{where}: column {own!r} says it holds a logarithm (at most {largest:.4g}); {name} is "
+                f"in {unit}. Take it back with "
+                f"{written(columns, **{name: f'{_BASES[found[1].lower()]}**{own}'})}."
             )
-    return tuple(
-        f"{name} is at most {frame[name].max():.4g}: is it in {others}? The fit holds in any unit, "
-        f"but D = C / (6 N) and predictions take {unit}; convert with --columns NAME=COLUMN*FACTOR"
-        for name, (least, unit, others) in _SMALLEST.items()
-        if name in frame and frame[name].dtype.kind in "fiu" and frame[name].max() < least
+        notes.append(
+            f"{name} is at most {largest:.4g}: is it in {others}? The fit holds in any unit, but "
+            f"D = C / (6 N) and predictions take {unit}; convert with "
+            f"{written(columns, **{name: f'{own}*FACTOR'})}"
+        )
+    return tuple(notes)
+
+
+def refuse_other_flops(flops: pd.Series, columns: dict[str, str], where: str) -> None:
+    """FLOPs that tokens are to be computed from; another unit would change them unseen.
+
+    Raises:
+        InputError: with the factors that convert.
+    """
+    largest, least = numeric(flops).max(), _SMALLEST["train_flops"][0]
+    if largest < least:
+        own = columns.get("train_flops", "train_flops")
+        raise InputError(
+            f"{where}: train_flops is at most {largest:.4g}, and D = C / (6 N) needs FLOPs. Convert EFLOPs "
+            f"with {written(columns, train_flops=f'{own}*1e18')}, PFLOPs with {own}*1e15 there, a logarithm "
+            f"with 10**{own}; or map the tokens, D=COLUMN."
+        )
+
+
+def numeric(values: pd.Series) -> pd.Series:
+    """The column as floats, NaN where a cell is no number."""
+    import pandas as pd
+
+    return pd.to_numeric(values, errors="coerce").astype("float64")
+
+
+def _refuse_high_losses(frame: pd.DataFrame, where: str) -> None:
+    """A perplexity in every row, or a run that diverged in some."""
+    if "val_loss" not in frame:
+        return
+    loss = numeric(frame.val_loss)
+    loss = loss[loss < float("inf")]  # an infinite one is refused by the laws
+    if not loss.max() > MAX_NATS:
+        return
+    found = (
+        f"{where}: the largest loss is {loss.max():.4g}; nats per token never exceed {MAX_NATS:g}."
+    )
+    if loss.median() > MAX_NATS:
+        raise InputError(f"{found} Is it a perplexity? Store its natural logarithm.")
+    raise InputError(
+        f"{found} {int((loss > MAX_NATS).sum())} of {len(loss)} rows are that high, as runs that diverged "
+        f'are. Leave them out with --where "val_loss<{MAX_NATS:g}".'
     )
 
 

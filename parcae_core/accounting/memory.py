@@ -15,12 +15,12 @@ from dataclasses import dataclass
 
 from parcae_core.accounting.params import count_params, kv_width, layer_matmul_params
 from parcae_core.config import ModelConfig
-from parcae_core.trial import Trial
 
 WIDE = 4  # bytes of a float32: weights, residual stream, loop state
 # Weights, gradients and two moments; Muon's matrices have one moment and need less
 STATE_BYTES_PER_PARAMETER = 4 * WIDE
-# Logits of one chunk as parcae_core.kernels.linear_cross_entropy cuts them, and as many tensors of their size
+# float32 logits that parcae_core.kernels.linear_cross_entropy holds at a time (64 MiB fill a GPU, a
+# CPU's products want about 16 MiB), and as many tensors of their size
 CHUNK_LOGITS = {"cuda": 1 << 24, "cpu": 1 << 22}
 CHUNK_TENSORS = 4
 
@@ -43,21 +43,23 @@ class MemoryEstimate:
         return self.state + self.fixed + micro_batch * self.per_sequence
 
 
-def training_memory(trial: Trial) -> MemoryEstimate:
-    """The estimate for a trial, every sequence with as many gradient steps as its scheme has at most."""
-    model, low = trial.model, 2 if trial.precision == "bfloat16" else WIDE
-    chunk = CHUNK_TENSORS * WIDE * CHUNK_LOGITS["cuda" if trial.resources.gpus else "cpu"]
+def training_memory(
+    model: ModelConfig, *, grad_steps: int, context: int, precision: str, on_gpu: bool
+) -> MemoryEstimate:
+    """The estimate with `grad_steps` loop steps that carry gradient, the most a scheme has."""
+    low = 2 if precision == "bfloat16" else WIDE
+    chunk = CHUNK_TENSORS * WIDE * CHUNK_LOGITS["cuda" if on_gpu else "cpu"]
     head = model.vocab_size * model.d_model
     copies = low * (_matmul_params(model) + head) if low < WIDE else 0
-    saved = saved_bytes_per_token(model, trial.mean_backprop_depth, trial.precision)
+    saved = saved_bytes_per_token(model, grad_steps, precision)
     widest = max(range(model.n_layers), key=model.layer_ff)
     working = 3 * WIDE * model.state_width  # h, the drive, and the gradient of the drive
     working += 2 * low * model.layer_ff(widest) + 4 * WIDE * model.layer_width(widest)
     return MemoryEstimate(
         state=STATE_BYTES_PER_PARAMETER * count_params(model).total,
         fixed=copies + WIDE * head + chunk,
-        saved_per_sequence=trial.context * saved,
-        working_per_sequence=trial.context * working,
+        saved_per_sequence=context * saved,
+        working_per_sequence=context * working,
     )
 
 

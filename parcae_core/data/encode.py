@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from parcae_core.data.sources import Document, Split
+from parcae_core.data.corpus import Document, Split
 from parcae_core.data.tokenizer import Tokenizer, id_dtype
 
 BATCH_BYTES = 4 << 20

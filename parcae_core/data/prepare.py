@@ -20,23 +20,26 @@ from pathlib import Path
 
 import numpy as np
 
+from parcae_core.data.corpus import SPLITS, Fingerprint, Source, Split
 from parcae_core.data.encode import encode_stream
-from parcae_core.data.io import folder_lock, publish, write_synced
+from parcae_core.data.io import file_sha256, folder_lock, publish, write_synced
 from parcae_core.data.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     Manifest,
+    SourceManifest,
     SplitManifest,
+    TokenizerManifest,
     check_hashes,
     check_sizes,
-    file_sha256,
     read_manifest,
 )
 from parcae_core.data.pack import BUFFER_PIECES, LongDocuments, Packer
 from parcae_core.data.permutation import permute
-from parcae_core.data.sources import SPLITS, Fingerprint, PreparedSource, Source, Split
+from parcae_core.data.sources import GeneratedSource, PreparedSource
 from parcae_core.data.tokenizer import (
     ByteTokenizer,
+    CharacterTokenizer,
     Tokenizer,
     TokenizerName,
     id_dtype,
@@ -51,6 +54,10 @@ BPE_TEXT_BYTES = 256 << 20
 HASH_ON_REUSE_BYTES = 512 << 20
 # Trials are evaluated on the first validation rows; in document order those would be one document.
 VAL_ORDER_KEY = "parcae validation order 1"
+
+# A generated corpus has no end; these say how far `batch` and `rows` may be asked
+GENERATED_TRAIN_ROWS = 1 << 40
+GENERATED_VAL_ROWS = 1 << 20
 
 Progress = Callable[[str, int, int | None], None]  # (stage, bytes of text done, bytes on disk)
 
@@ -82,7 +89,7 @@ def prepare(
         UserError: if the corpus, the tokenizer or the disk does not allow it, or a finished folder
             is damaged.
     """
-    name = parse_tokenizer(tokenizer)
+    name = parse_tokenizer(tokenizer, source.alphabet)
     if row_tokens < 2:
         raise UserError(f"row_tokens is {row_tokens}; a row needs a BOS and at least one token")
     if isinstance(source, PreparedSource):
@@ -105,11 +112,11 @@ def _n_cores() -> int:
 def _given(source: PreparedSource, name: TokenizerName, row_tokens: int) -> Path:
     """The folder a spec names itself, if it holds what is asked for."""
     manifest = read_manifest(source.path)
-    found = (manifest.tokenizer["name"], manifest.row_tokens)
+    found = (manifest.tokenizer.name, manifest.row_tokens)
     if found != (name.name, row_tokens):
         raise UserError(
             f"{source.path}: prepared with tokenizer {found[0]!r} and rows of {found[1]} ids; "
-            f"{name.name!r} and {row_tokens} are needed. Prepare {manifest.source['name']} with "
+            f"{name.name!r} and {row_tokens} are needed. Prepare {manifest.source.name} with "
             f"`--tokenizer {name.name} --context {row_tokens - 1}`, or change the spec"
         )
     _check_finished(source.path, manifest)
@@ -169,7 +176,14 @@ class _Job:
         return final
 
     def make(self, workers: int) -> Path:
-        with folder_lock(self.work, lambda: self.progress("waiting for another process", 0, None)):
+        told: list[bool] = []
+
+        def waiting() -> None:  # asked at every look at the lock, said once
+            if not told:
+                self.progress("waiting for another process", 0, None)
+            told.append(True)
+
+        with folder_lock(self.work, waiting):
             # Another process may have finished while this one waited.
             if found := self.find():
                 return found
@@ -180,7 +194,7 @@ class _Job:
             _check_finished(final, read_manifest(final))
             if not self.source.is_quick:
                 self.memo.parent.mkdir(exist_ok=True)
-                write_synced(self.memo, manifest.source["fingerprint"].encode() + b"\n")
+                write_synced(self.memo, manifest.source.fingerprint.encode() + b"\n")
             shutil.rmtree(self.work)
             return final
 
@@ -200,6 +214,8 @@ class _Job:
     def _build(self, workers: int) -> Manifest:
         out = self.work / "out"
         tokenizer = self._tokenizer()
+        if isinstance(self.source, GeneratedSource):
+            return self._write_manifest(out, tokenizer, self._endless(), self.source.fingerprint)
         fingerprint = Fingerprint()
         with ExitStack() as files:
             shards = {split: _Shard(out, split, tokenizer, self) for split in SPLITS}
@@ -210,6 +226,23 @@ class _Job:
             splits = {split: shard.finish() for split, shard in shards.items()}
         self._check_rows(splits)
         return self._write_manifest(out, tokenizer, splits, fingerprint.hexdigest())
+
+    def _endless(self) -> dict[Split, SplitManifest]:
+        """Splits of a generated corpus: no file, and more rows than anyone reads."""
+        length = self.row_tokens - 1
+        return {
+            split: SplitManifest(
+                file="",
+                documents=rows,
+                text_bytes=rows * length,
+                pieces=rows,
+                tokens=rows * self.row_tokens,
+                rows=rows,
+                cropped_tokens=0,
+                sha256="",
+            )
+            for split, rows in (("train", GENERATED_TRAIN_ROWS), ("val", GENERATED_VAL_ROWS))
+        }
 
     def _encode(
         self,
@@ -231,6 +264,8 @@ class _Job:
         """The tokenizer, trained first if the name asks for one; its file is part of the output."""
         if self.name.kind == "bytes":
             return ByteTokenizer()
+        if self.name.kind == "characters":
+            return CharacterTokenizer(self.source.alphabet)
         from parcae_core.data.bpe import load_json, train_bpe
 
         if self.name.path is not None:
@@ -270,27 +305,35 @@ class _Job:
         others = [p for p in sorted(out.iterdir()) if p.suffix != ".bin"]
         manifest = Manifest(
             data_id=self.data_id(fingerprint),
-            source={
-                "name": self.source.name,
-                "fingerprint": fingerprint,
-                "skipped": dict(sorted(self.source.skipped.items())),
-            },
-            tokenizer={
-                "name": self.name.name,
-                "sha256": hashlib.sha256((text or self.name.name).encode()).hexdigest(),
-                "vocab_size": tokenizer.vocab_size,
-                "bos_id": tokenizer.bos_id,
-                "eos_id": tokenizer.eos_id,
-                "pad_id": tokenizer.pad_id,
-            },
+            source=SourceManifest(
+                name=self.source.name,
+                fingerprint=fingerprint,
+                skipped=dict(sorted(self.source.skipped.items())),
+            ),
+            tokenizer=TokenizerManifest(
+                name=self.name.name,
+                sha256=hashlib.sha256((text or self.name.name).encode()).hexdigest(),
+                vocab_size=tokenizer.vocab_size,
+                bos_id=tokenizer.bos_id,
+                eos_id=tokenizer.eos_id,
+                pad_id=tokenizer.pad_id,
+                alphabet=self.source.alphabet,
+            ),
             packing={"long_documents": self.long_documents, "buffer_pieces": BUFFER_PIECES},
             row_tokens=self.row_tokens,
             dtype=id_dtype(tokenizer.vocab_size).name,
             splits=splits,
             files={p.name: file_sha256(p) for p in others},
+            generated=self._known(),
         )
         write_synced(out / MANIFEST_NAME, manifest.to_json().encode())
         return manifest
+
+    def _known(self) -> dict[str, object] | None:
+        if not isinstance(self.source, GeneratedSource):
+            return None
+        known = self.source.generator.known(self.row_tokens - 1)
+        return {"corpus": self.source.name, **known}
 
     def _check_rows(self, splits: dict[Split, SplitManifest]) -> None:
         for split, s in splits.items():

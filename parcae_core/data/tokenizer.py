@@ -1,4 +1,4 @@
-"""Text to token ids and back: bytes, byte-level BPE, or a given tokenizer.json.
+"""Text to token ids and back: bytes, byte-level BPE, a tokenizer.json, or a corpus's characters.
 
 Importing this module and reading a name is free of torch and of the BPE libraries, because every
 plan needs a vocabulary size. The special ids are the last three: bos, eos, pad.
@@ -7,18 +7,19 @@ plan needs a vocabulary size. The special ids are the last three: bos, eos, pad.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from parcae_core.errors import UserError
+from parcae_core.plain import parse_json
 
 N_BYTES = 256
 SPECIALS = ("<|bos|>", "<|eos|>", "<|pad|>")
+CHARACTERS = "characters"
 BYTES_VOCAB_SIZE = N_BYTES + len(SPECIALS)
 MIN_BPE_VOCAB_SIZE = BYTES_VOCAB_SIZE + 1  # at least one merge
 MAX_BPE_VOCAB_SIZE = 1 << 20
@@ -28,8 +29,10 @@ MAX_BPE_VOCAB_SIZE = 1 << 20
 class TokenizerName:
     """What a spec's tokenizer entry says, before any text is read."""
 
-    name: str  # "bytes", "bpe-<vocab_size>", or "json-<12 hexadecimal digits of the file's sha256>"
-    kind: Literal["bytes", "bpe", "json"]
+    name: (
+        str  # "bytes", "characters", "bpe-<vocab_size>", or "json-<12 digits of the file's sha256>"
+    )
+    kind: Literal["bytes", "characters", "bpe", "json"]
     vocab_size: int
     path: Path | None = None  # of the given tokenizer.json
 
@@ -59,17 +62,28 @@ class Tokenizer(Protocol):
         ...
 
 
-def parse_tokenizer(name: str) -> TokenizerName:
-    """Read a tokenizer's name: `bytes`, `bpe-4096`, or the path of a tokenizer.json.
+def parse_tokenizer(name: str, alphabet: str | None = None) -> TokenizerName:
+    """Read a tokenizer's name: `bytes`, `characters`, `bpe-4096`, or the path of a tokenizer.json.
+
+    Args:
+        alphabet: of a generated corpus, whose tokenizer is `characters` and nothing else.
 
     Raises:
         UserError: if it is none of these, or the vocabulary size is out of range.
     """
+    if (name == CHARACTERS) != (alphabet is not None):
+        raise UserError(
+            f"tokenizer {name!r}: a generated corpus has {CHARACTERS!r} and text has another; leave "
+            "the tokenizer out, and each gets its own"
+        )
+    if alphabet is not None:
+        n_ids = len(alphabet) + len(SPECIALS)
+        return TokenizerName(name=name, kind=CHARACTERS, vocab_size=n_ids)
     if name == "bytes":
         return TokenizerName(name=name, kind="bytes", vocab_size=BYTES_VOCAB_SIZE)
     if name.endswith(".json"):
         return _parse_file(Path(name))
-    match = re.fullmatch(r"bpe-(\d+)", name)
+    match = re.fullmatch(r"bpe-([0-9]{1,9})", name)
     if not match:
         raise UserError(
             f"tokenizer {name!r}: needed 'bytes', 'bpe-<vocab_size>' such as 'bpe-4096', or the "
@@ -87,22 +101,56 @@ def parse_tokenizer(name: str) -> TokenizerName:
 def _parse_file(path: Path) -> TokenizerName:
     try:
         text = path.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise UserError(
-            f"tokenizer {str(path)!r}: cannot read it ({error.strerror}); relative paths start at "
-            f"{Path.cwd()}"
+            f"tokenizer {str(path)!r}: cannot read it ({getattr(error, 'strerror', error)}); "
+            f"relative paths start at {Path.cwd()}"
         ) from error
+    layout = parse_layout(text, path)
+    digest = hashlib.sha256(text).hexdigest()[:12]
+    return TokenizerName(
+        name=f"json-{digest}", kind="json", vocab_size=layout.vocab_size, path=path
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerLayout:
+    """What a tokenizer.json holds, its ids and their types checked."""
+
+    data: dict[str, Any]
+    vocab: dict[str, int]
+    added: dict[str, int]
+    special_ids: frozenset[int]
+    vocab_size: int
+
+
+def parse_layout(text: bytes, path: Path) -> TokenizerLayout:
+    """Check the parts of a tokenizer.json that we read ourselves.
+
+    Raises:
+        UserError: if it has no vocabulary, or ids that are not small whole numbers.
+    """
+    data = parse_json(text, path)
     try:
-        data = json.loads(text)
-        ids = [*data["model"]["vocab"].values(), *(t["id"] for t in data["added_tokens"])]
-        vocab_size = 1 + max(ids)
+        vocab, tokens = data["model"]["vocab"], data["added_tokens"]
+        added = {str(t["content"]): t["id"] for t in tokens}
+        special_ids = frozenset(t["id"] for t in tokens if t["special"])
+        ids = [*vocab.values(), *added.values()]
+        odd = [i for i in ids if type(i) is not int or not 0 <= i < MAX_BPE_VOCAB_SIZE]
+        if odd or not ids:
+            raise ValueError(
+                f"an id is {odd[0]!r:.40}; ids are whole numbers from 0 to {MAX_BPE_VOCAB_SIZE - 1}"
+                if odd
+                else "it has no ids"
+            )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path}: not a tokenizer.json with model.vocab and added_tokens ({error!r}); save one "
-            "with the tokenizers library, or use 'bpe-<vocab_size>' to train one"
+            f"{path}: not a tokenizer.json with model.vocab and added_tokens ({error!r:.200}); save "
+            "one with the tokenizers library, or use 'bpe-<vocab_size>' to train one"
         ) from error
-    digest = hashlib.sha256(text).hexdigest()[:12]
-    return TokenizerName(name=f"json-{digest}", kind="json", vocab_size=vocab_size, path=path)
+    return TokenizerLayout(
+        data=data, vocab=vocab, added=added, special_ids=special_ids, vocab_size=1 + max(ids)
+    )
 
 
 def id_dtype(vocab_size: int) -> np.dtype:
@@ -132,15 +180,29 @@ class ByteTokenizer:
         return None
 
 
-def load_prepared_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a prepared folder, for decoding rows and encoding prompts.
+class CharacterTokenizer:
+    """The characters of a generated corpus, in its order; then bos, eos and pad."""
 
-    Raises:
-        UserError: if the folder's tokenizer.json is damaged.
-    """
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        return ByteTokenizer()
-    from parcae_core.data.bpe import load_json
+    def __init__(self, alphabet: str) -> None:
+        self.alphabet = alphabet
+        self.vocab_size = len(alphabet) + len(SPECIALS)
+        self.bos_id, self.eos_id, self.pad_id = range(len(alphabet), self.vocab_size)
 
-    return load_json(path)
+    def encode(self, text: str) -> np.ndarray:
+        unknown = sorted(set(text) - set(self.alphabet))
+        if unknown:
+            raise UserError(
+                f"{unknown[0]!r} is not in this corpus's alphabet, which is {self.alphabet}"
+            )
+        return np.array([self.alphabet.index(c) for c in text], np.uint16)
+
+    def decode_bytes(self, ids: np.ndarray) -> bytes:
+        return "".join(self.alphabet[i] for i in ids if i < len(self.alphabet)).encode()
+
+    def token_bytes(self) -> np.ndarray:
+        table = np.ones(self.vocab_size, np.int32)
+        table[len(self.alphabet) :] = 0
+        return table
+
+    def to_json(self) -> None:
+        return None

@@ -16,12 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from parcae_core.accounting.memory import CHUNK_LOGITS
 from parcae_core.kernels.dispatch import DTYPES, unavailable
 
 CrossEntropy = Literal["torch", "liger"]
-
-# float32 logits alive at a time: 64 MiB fill a GPU; a CPU's products want about 16 MiB
-_CHUNK_LOGITS = {"cuda": 1 << 24, "cpu": 1 << 22}
 
 
 def linear_cross_entropy_ref(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -127,6 +125,6 @@ def _logits(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _chunks(n: int, weight: Tensor) -> list[slice]:
-    limit = _CHUNK_LOGITS.get(weight.device.type, _CHUNK_LOGITS["cuda"])
+    limit = CHUNK_LOGITS.get(weight.device.type, CHUNK_LOGITS["cuda"])
     size = max(1, limit // weight.shape[0])
     return [slice(i, min(i + size, n)) for i in range(0, n, size)]

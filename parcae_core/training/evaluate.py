@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from parcae_core.kernels.linear_cross_entropy import token_losses
 from parcae_core.model.parcae import Parcae
+from parcae_core.result import EvalRow
 
 
 class Rows(Protocol):
@@ -27,15 +27,7 @@ class Rows(Protocol):
 
     def rows(self, start: int, n: int) -> np.ndarray: ...
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoopLoss:
-    """Validation loss after `n_loops` steps."""
-
-    n_loops: int
-    val_loss: float  # nats per token, every token counted
-    val_bpb: float  # bits per byte of text; special tokens count in neither bits nor bytes
-    n_tokens: int
+    def labels(self, rows: np.ndarray) -> np.ndarray | None: ...
 
 
 @torch.no_grad()
@@ -47,8 +39,8 @@ def evaluate(
     n_sequences: int,
     batch_sequences: int = 32,
     seed: int = 0,
-) -> list[LoopLoss]:
-    """Mean validation loss at every requested number of loops.
+) -> tuple[EvalRow, ...]:
+    """Mean validation loss at every requested number of loops, and by label where there are labels.
 
     Args:
         reader: validation rows of context + 1 ids; the first `n_sequences` are used.
@@ -72,10 +64,13 @@ def evaluate(
     token_bytes = torch.as_tensor(np.asarray(reader.token_bytes, dtype=np.int64), device=device)
     nats = dict.fromkeys(wanted, 0.0)
     text_nats = dict.fromkeys(wanted, 0.0)
+    by_label = {t: _LabelSums() for t in wanted}
     n_tokens = n_bytes = 0
     for start in range(0, n_sequences, batch_sequences):
         n = min(batch_sequences, n_sequences - start)
-        rows = torch.from_numpy(np.asarray(reader.rows(start, n), dtype=np.int64)).to(device)
+        stored = np.asarray(reader.rows(start, n), dtype=np.int64)
+        labels = reader.labels(stored)
+        rows = torch.from_numpy(stored).to(device)
         ids, targets = rows[:, :-1], rows[:, 1:]
         in_text = token_bytes[targets]
         n_tokens += targets.numel()
@@ -84,15 +79,42 @@ def evaluate(
             losses = token_losses(final, model.head_weight, targets).double()
             nats[t] += losses.sum().item()
             text_nats[t] += losses[in_text > 0].sum().item()
-    return [
-        LoopLoss(
+            if labels is not None:
+                by_label[t].add(labels, losses.cpu().numpy())
+    return tuple(
+        EvalRow(
             n_loops=t,
             val_loss=nats[t] / n_tokens,
             val_bpb=text_nats[t] / (math.log(2) * n_bytes) if n_bytes else math.nan,
             n_tokens=n_tokens,
+            by_label=by_label[t].means(),
         )
         for t in wanted
-    ]
+    )
+
+
+class _LabelSums:
+    """Tokens and nats by label, over batches."""
+
+    def __init__(self) -> None:
+        self.n, self.nats = np.zeros(0, np.int64), np.zeros(0)
+
+    def add(self, labels: np.ndarray, losses: np.ndarray) -> None:
+        flat = labels.ravel()
+        length = max(len(self.n), int(flat.max()) + 1)
+        self.n = np.bincount(flat, minlength=length) + np.pad(self.n, (0, length - len(self.n)))
+        nats = np.bincount(flat, weights=losses.ravel(), minlength=length)
+        self.nats = nats + np.pad(self.nats, (0, length - len(self.nats)))
+
+    def means(self) -> dict[str, tuple[int, float]] | None:
+        """label -> (tokens, nats per token); None if no batch had labels, and 0 is not one."""
+        if not len(self.n):
+            return None
+        return {
+            str(i): (int(self.n[i]), float(self.nats[i] / self.n[i]))
+            for i in range(1, len(self.n))
+            if self.n[i]
+        }
 
 
 def _finals(model: Parcae, ids: Tensor, rows: range, wanted: list[int], seed: int):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,8 @@ from pydantic import ValidationError
 
 from parcae_core.errors import UserError
 from sweeps.design.spec import (
+    DataSection,
+    DepthSection,
     GridSpec,
     IsoDepthSpec,
     IsoflopSpec,
@@ -21,7 +24,7 @@ from sweeps.design.spec import (
     TestTimeSpec,
     Variation,
 )
-from sweeps.design.validation import given, sentences
+from sweeps.design.validation import MAX_TRIALS, given, sentences
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +36,9 @@ class Cell:
     n_tokens: int | None = None
     mean_backprop_depth: int | None = None  # None: by the spec's rule
     batch_sequences: int | None = None  # None: the spec's
+    context: int | None = None  # None: the spec's
+    data: DataSection | None = None  # None: the spec's
+    depth: DepthSection | None = None  # None: the spec's
     model: dict[str, Any] = field(default_factory=dict)
     optim: dict[str, Any] = field(default_factory=dict)
     variant: str | None = None  # added to the preset's label
@@ -42,13 +48,19 @@ def cells(spec: SweepSpec, where: str) -> list[Cell]:
     """The cells of a spec, in the order they are written.
 
     Raises:
-        UserError: if a grid's axis or a list's trial does not make sense, or a cell has no length.
+        UserError: if a grid's axis or a list's trial does not make sense, or a cell has no length;
+            or there are more trials than anybody means.
     """
+    if (n_trials := _n_trials(spec)) > MAX_TRIALS:
+        raise UserError(
+            f"{where}: {n_trials} trials; a spec has at most {MAX_TRIALS}. Shorten its lists."
+        )
     match spec:
         case IsoflopSpec():
             return [
                 Cell(mean_recurrence=mu, budget_flops=c)
-                for c, mu in itertools.product(spec.budgets_flops, spec.mean_recurrence)
+                for c in spec.budgets_flops
+                for mu in spec.window(c)
             ]
         case TestTimeSpec():
             return [Cell(mean_recurrence=mu, n_tokens=spec.n_tokens) for mu in spec.mean_recurrence]
@@ -57,10 +69,28 @@ def cells(spec: SweepSpec, where: str) -> list[Cell]:
         case IsoDepthSpec():
             return list(_iso_depth(spec))
         case GridSpec():
-            return _checked(_grid(spec, where), where)
+            return _checked(spec, _grid(spec, where), where)
         case ListSpec():
             trials = [_merged(spec.base, v) for v in spec.trials]
-            return _checked(trials, where)
+            return _checked(spec, trials, where)
+
+
+def _n_trials(spec: SweepSpec) -> int:
+    """Cells times seeds, without making any."""
+    match spec:
+        case IsoflopSpec():
+            n_cells = sum(len(spec.window(c)) for c in spec.budgets_flops)
+        case TestTimeSpec():
+            n_cells = len(spec.mean_recurrence)
+        case StabilitySpec():
+            n_cells = len(spec.variants) * len(spec.learning_rates)
+        case IsoDepthSpec():
+            n_cells = len(spec.budgets_flops) * len(spec.widths) * len(spec.mean_recurrence)
+        case GridSpec():
+            n_cells = math.prod(map(len, spec.axes.values()))
+        case ListSpec():
+            n_cells = len(spec.trials)
+    return n_cells * len(spec.seeds)
 
 
 def _stability(spec: StabilitySpec) -> Iterator[Cell]:
@@ -119,11 +149,14 @@ def given_fields(variation: Variation) -> dict[str, Any]:
         "budget_flops",
         "n_tokens",
         "batch_sequences",
+        "context",
+        "data",
+        "depth",
     )
     return {n: v for n in names if (v := getattr(variation, n)) is not None}
 
 
-def _checked(variations: list[Variation], where: str) -> list[Cell]:
+def _checked(spec: SweepSpec, variations: list[Variation], where: str) -> list[Cell]:
     out, problems = [], []
     for i, v in enumerate(variations):
         if v.mean_recurrence is None:
@@ -137,6 +170,9 @@ def _checked(variations: list[Variation], where: str) -> list[Cell]:
         if not problems:
             cell = Cell(mean_recurrence=v.mean_recurrence)
             plain = given_fields(v) | {"model": given(v.model), "optim": given(v.optim)}
+            if v.depth is not None:  # its keys over the spec's
+                said = {k: getattr(v.depth, k) for k in v.depth.model_fields_set}
+                plain["depth"] = DepthSection(**(spec.depth.model_dump() | said))
             out.append(dataclasses.replace(cell, **plain))
     if problems:
         raise UserError("\n".join(problems))

@@ -6,7 +6,6 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from statistics import median
 
 from parcae_core.accounting.hardware import peak_flops_per_s
@@ -32,13 +31,7 @@ class Rate:
     def seconds(self, trial: Trial) -> float | None:
         """Estimated training time of a trial."""
         rate = self.by_trial.get(trial.trial_id, self.flops_per_s)
-        return None if rate is None else exact_flops(trial) / rate
-
-
-@cache
-def exact_flops(trial: Trial) -> float:
-    """FLOPs of the matrix products of a whole training."""
-    return trial.train_flops("exact")
+        return None if rate is None else trial.train_flops("exact") / rate
 
 
 def rate_of(
@@ -67,8 +60,8 @@ def rate_of(
     measured = []
     for trial in trials if store is not None else ():
         result = store.result(trial)
-        if result is not None and result["status"] == "done":
-            measured.append(exact_flops(trial) / result["train_s"])
+        if result is not None and result.status == "done":
+            measured.append(trial.train_flops("exact") / result.train_s)
     if measured:
         return Rate(
             flops_per_s=median(measured),
@@ -126,7 +119,7 @@ def _assumed(trials: Sequence[Trial], named: str | None, mfu: float | None) -> R
 
 def longest_first(trials: Sequence[Trial]) -> list[Trial]:
     """Order in which to start: the longest may not be left for the end."""
-    return sorted(trials, key=exact_flops, reverse=True)
+    return sorted(trials, key=lambda t: t.train_flops("exact"), reverse=True)
 
 
 def makespan(seconds: Sequence[float], slots: int) -> float:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from parcae_core.accounting.flops import train_flops_per_token
 from parcae_core.config import ModelConfig
+from parcae_core.data.tokenizer import CHARACTERS
 from parcae_core.depth import CurriculumDepth, DepthScheme, FixedDepth, PoissonDepth
 from parcae_core.errors import UserError
 from parcae_core.presets import preset
 from parcae_core.trial import DataConfig, EvalConfig, OptimConfig, Trial
 from sweeps.design.designs import Cell, cells
-from sweeps.design.spec import SweepSpec
+from sweeps.design.spec import DataSection, DepthSection, SweepSpec
 from sweeps.design.validation import given
 
 # Fields of the model that only a loop has; a Transformer baseline drops them
@@ -34,32 +36,45 @@ class Plan:
         return tuple(t.trial_id for t in self.trials)
 
 
-def resolve_data(spec: SweepSpec, where: str) -> DataConfig:
-    """Which text and which ids the spec means: reads the corpus, trains nothing.
+Data = Mapping[DataSection, DataConfig]
+
+
+def data_sections(spec: SweepSpec, where: str) -> list[DataSection]:
+    """The corpora that the trials of a spec read: one, unless a grid or list varies it."""
+    return list(dict.fromkeys(cell.data or spec.data for cell in cells(spec, where)))
+
+
+def resolve_data(spec: SweepSpec, where: str) -> Data:
+    """Which text and which ids the spec means: reads each corpus, trains nothing.
 
     Raises:
-        UserError: if the corpus or the tokenizer cannot be had.
+        UserError: if a corpus or a tokenizer cannot be had.
     """
+    return {section: _resolve(section, where) for section in data_sections(spec, where)}
+
+
+def _resolve(section: DataSection, where: str) -> DataConfig:
     from parcae_core.data.sources import resolve
     from parcae_core.data.tokenizer import parse_tokenizer
 
     try:
-        source = resolve(spec.data.corpus)
-        tokenizer = parse_tokenizer(spec.data.tokenizer)
+        source = resolve(section.place(where), val_share=section.val_share)
+        tokenizer = parse_tokenizer(section.tokenizer, source.alphabet)
     except ValueError as error:
         raise UserError(f"{where}: data: {error}") from error
     return DataConfig(
-        corpus=spec.data.corpus,
+        corpus=section.corpus if source.alphabet is None else source.name,
         fingerprint=source.fingerprint,
         tokenizer=tokenizer.name,  # a tokenizer.json counts by its content, not by its path
         vocab_size=tokenizer.vocab_size,
     )
 
 
-def plan(spec: SweepSpec, data: DataConfig, where: str = "plan") -> Plan:
+def plan(spec: SweepSpec, data: Data | DataConfig, where: str = "plan") -> Plan:
     """Resolve every cell of a spec for every seed.
 
     Args:
+        data: of each corpus, from `resolve_data`; or the one that all trials read.
         where: named in messages; the spec's path.
 
     Raises:
@@ -70,7 +85,8 @@ def plan(spec: SweepSpec, data: DataConfig, where: str = "plan") -> Plan:
     for cell in cells(spec, where):
         for seed in spec.seeds:
             try:
-                trial = _trial(spec, cell, seed, data)
+                read = data if isinstance(data, DataConfig) else data[cell.data or spec.data]
+                trial = _trial(spec, cell, seed, read)
             except ValueError as error:  # UserError too
                 problems.append(f"{where}: {error}")
                 break  # the other seeds fail alike
@@ -97,13 +113,13 @@ def describe(trial: Trial) -> str:
 
 def _trial(spec: SweepSpec, cell: Cell, seed: int, data: DataConfig) -> Trial:
     as_transformer = cell.mean_recurrence == 1 and spec.recurrence_one == "transformer"
-    model = _model(spec, cell.model, transformer=as_transformer)
+    model = _model(spec, cell.model, data, transformer=as_transformer)
     if model.is_transformer and cell.mean_recurrence != 1:
         raise UserError(
             f"model.injection is 'none' at mean_recurrence={cell.mean_recurrence}; a model without "
             "a loop has mean_recurrence 1."
         )
-    context = spec.context or model.context
+    context = cell.context or spec.context or model.context
     batch = cell.batch_sequences or spec.batch_sequences
     loops = (1,) if model.is_transformer else _loops(spec, cell)
     n_steps = _steps(spec, cell, model, context, batch)
@@ -126,8 +142,12 @@ def _trial(spec: SweepSpec, cell: Cell, seed: int, data: DataConfig) -> Trial:
     )
 
 
-def _model(spec: SweepSpec, variation: dict[str, Any], *, transformer: bool) -> ModelConfig:
+def _model(
+    spec: SweepSpec, variation: dict[str, Any], data: DataConfig, *, transformer: bool
+) -> ModelConfig:
     changes = given(spec.model) | variation
+    if data.tokenizer == CHARACTERS:  # a preset's vocabulary is for text
+        changes = {"vocab_size": data.vocab_size} | changes
     if transformer:
         changes = {k: v for k, v in changes.items() if k not in _LOOP_ONLY}
     if spec.preset is not None:
@@ -144,22 +164,23 @@ def _model(spec: SweepSpec, variation: dict[str, Any], *, transformer: bool) -> 
 def _depth(spec: SweepSpec, cell: Cell, n_steps: int) -> DepthScheme:
     """The scheme of a cell; `n_steps` matters to a curriculum alone."""
     mu = cell.mean_recurrence
-    mu_bwd = cell.mean_backprop_depth or spec.depth.backprop_depth(mu)
+    section = cell.depth or spec.depth
+    mu_bwd = cell.mean_backprop_depth or section.backprop_depth(mu)
     if mu_bwd > mu:
         raise UserError(
             f"depth.mean_backprop_depth is {mu_bwd} at mean_recurrence={mu}; gradient flows through "
             "at most mean_recurrence steps. Lower it, or use 'ceil(mu/2)' as the paper does."
         )
-    if mu == 1 or spec.depth.kind == "fixed":
+    if mu == 1 or section.kind == "fixed":
         # Poisson(1) cut at 1 has a mean of 1.37 loops: "once" has to be fixed
         return FixedDepth(mean_recurrence=mu, mean_backprop_depth=mu_bwd)
-    if spec.depth.kind == "curriculum":
-        return _curriculum(spec, mu, mu_bwd, n_steps)
+    if section.kind == "curriculum":
+        return _curriculum(section, mu, mu_bwd, n_steps)
     return PoissonDepth(
         mean_recurrence=mu,
         mean_backprop_depth=mu_bwd,
-        per=spec.depth.per,
-        split=spec.depth.split,
+        per=section.per,
+        split=section.split,
     )
 
 
@@ -167,13 +188,13 @@ def _loops(spec: SweepSpec, cell: Cell) -> tuple[int, ...]:
     return tuple(sorted({*spec.evaluation.loops, cell.mean_recurrence}))
 
 
-def _curriculum(spec: SweepSpec, mu: int, mu_bwd: int, n_steps: int) -> CurriculumDepth:
+def _curriculum(section: DepthSection, mu: int, mu_bwd: int, n_steps: int) -> CurriculumDepth:
     if mu_bwd == mu:
         raise UserError(
             f"depth.kind is curriculum and mean_backprop_depth is {mu_bwd} at mean_recurrence={mu}: "
             "there are no steps without gradient that could grow. Lower mean_backprop_depth."
         )
-    ramp_steps = spec.depth.ramp(n_steps)
+    ramp_steps = section.ramp(n_steps)
     if ramp_steps > n_steps:
         raise UserError(
             f"depth.ramp_steps is {ramp_steps} and the training at mean_recurrence={mu} has {n_steps} "
@@ -184,7 +205,7 @@ def _curriculum(spec: SweepSpec, mu: int, mu_bwd: int, n_steps: int) -> Curricul
         mean_backprop_depth=mu_bwd,
         ramp_steps=ramp_steps,
         n_steps=n_steps,
-        shape=spec.depth.ramp_shape,
+        shape=section.ramp_shape,
     )
 
 
@@ -222,18 +243,19 @@ def _bought(
         return None if model.is_transformer else _depth(spec, cell, n_steps)
 
     # A ramp of one step is next to none, so this is the full depth for a curriculum too
-    plain = spec.depth.kind != "curriculum" or cell.mean_recurrence == 1 or model.is_transformer
+    section = cell.depth or spec.depth
+    plain = section.kind != "curriculum" or cell.mean_recurrence == 1 or model.is_transformer
     if plain:
         cost = per_step(scheme(1))
         return math.floor(cell.budget_flops / cost), cost
-    mu_bwd = cell.mean_backprop_depth or spec.depth.backprop_depth(cell.mean_recurrence)
+    mu_bwd = cell.mean_backprop_depth or section.backprop_depth(cell.mean_recurrence)
     full, shallow = (
         per_step(PoissonDepth(mean_recurrence=mu, mean_backprop_depth=min(mu, mu_bwd)))
         for mu in (cell.mean_recurrence, mu_bwd)
     )
     # What a step costs on average depends on how many there are. The whole costs more with every
     # step, and lies between all of them shallow and all of them at full depth
-    fewest = max(math.floor(cell.budget_flops / full), spec.depth.ramp_steps or 1)
+    fewest = max(math.floor(cell.budget_flops / full), section.ramp_steps or 1)
     most = math.floor(cell.budget_flops / shallow)
     while fewest < most:
         middle = (fewest + most + 1) // 2

@@ -11,11 +11,22 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from analysis.errors import nearest
 from parcae_core.accounting.flops import FlopsRule
 from parcae_core.config import ModelConfig
+from parcae_core.data.corpus import DEFAULT_VAL_SHARE
+from parcae_core.data.state_reveals import NAME as STATE_REVEALS
+from parcae_core.data.state_reveals import StateReveals
+from parcae_core.data.tokenizer import CHARACTERS
 from parcae_core.depth import default_backprop_depth
 from parcae_core.errors import UserError
 from parcae_core.presets import PRESETS
@@ -34,16 +45,58 @@ _TOKENS = "a number of tokens >= 1, such as 11.2e9"
 _RATE = "a list of learning rates above 0, such as [2e-4, 4e-4]"
 
 ModelOverrides = overrides_of(ModelConfig, "ModelOverrides")
-# Learning rates, clip and schedule; the schedule's own checks live in OptimConfig
-OptimOverrides = overrides_of(OptimConfig, "OptimOverrides")
+
+
+class OptimOverrides(overrides_of(OptimConfig, "_OptimKeys")):
+    """Learning rates, clip and schedule; the schedule's own checks live in OptimConfig.
+
+    `lr` is the rate of both optimisers.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _both_rates(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "lr" not in data:
+            return data
+        rest = {k: v for k, v in data.items() if k != "lr"}
+        if twice := {"muon_lr", "adamw_lr"} & rest.keys():
+            raise ValueError(f"lr sets the rate of both optimisers; leave {min(twice)} out.")
+        return rest | {"muon_lr": data["lr"], "adamw_lr": data["lr"]}
 
 
 class DataSection(Section):
     corpus: str = Field(
         min_length=1,
-        description="a built-in corpus (python-stdlib) or the path of a folder of text",
+        description="a built-in corpus (python-stdlib), the path of a folder of text, or a generated "
+        "corpus such as {name: state-reveals, actions: 4, longest_gap: 32}",
     )
-    tokenizer: str = Field(default="bytes", description="bytes, or bpe-<vocabulary size>")
+    tokenizer: str = Field(
+        description="bytes or bpe-<vocabulary size>; a generated corpus has its own characters"
+    )
+    val_share: Annotated[Number, Field(gt=0, lt=1)] = Field(
+        DEFAULT_VAL_SHARE, description="a share of the documents above 0 and below 1"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _normal(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        corpus = data.get("corpus")
+        if isinstance(corpus, dict):
+            params = {k: v for k, v in corpus.items() if k != "name"}
+            if corpus.get("name") != STATE_REVEALS:
+                raise ValueError(
+                    f"corpus.name is {corpus.get('name')!r}; the generated corpus is {STATE_REVEALS}."
+                )
+            corpus = StateReveals.of(params).label
+        generated = isinstance(corpus, str) and corpus.startswith(STATE_REVEALS)
+        return {"tokenizer": CHARACTERS if generated else "bytes"} | data | {"corpus": corpus}
+
+    def place(self, where: str) -> str:
+        """The corpus as `resolve` takes it: a path starts at the folder of the spec file `where`."""
+        inside = Path(where).parent / self.corpus
+        return str(inside) if "://" not in self.corpus and inside.exists() else self.corpus
 
 
 class DepthSection(Section):
@@ -139,6 +192,9 @@ class WandbSection(Section):
 class Variation(Section):
     """What one trial of a `list`, or one axis of a `grid`, may set."""
 
+    data: DataSection | None = Field(None, description="a mapping with corpus and tokenizer")
+    context: Count | None = Field(None, description="tokens per sequence >= 1")
+    depth: DepthSection | None = Field(None, description="a mapping: kind, per, split, ...")
     mean_recurrence: Count | None = Field(None, description="a whole number of loops >= 1")
     mean_backprop_depth: Count | None = Field(None, description="a whole number of loops >= 1")
     budget_flops: Positive | None = Field(None, description="FLOPs above 0, such as 1e18")
@@ -194,12 +250,84 @@ class _Common(Section):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+class PriorSection(Section):
+    """Where the best mean_recurrence is expected: mean_recurrence * (C / budget_flops)^exponent."""
+
+    mean_recurrence: Positive = Field(description="loops that are best at budget_flops, above 0")
+    budget_flops: Positive = Field(description="FLOPs above 0, such as 1e18")
+    exponent: Number = Field(description="a number, such as the paper's 0.40")
+    factor: Annotated[Number, Field(gt=1)] = Field(
+        2.5, description="a number above 1: the window goes this far below and above"
+    )
+
+    def window(self, budget: float) -> list[int]:
+        """Numbers of loops to try at a budget, and 1, the fixed-depth Transformer, beside them."""
+        best = self.mean_recurrence * (budget / self.budget_flops) ** self.exponent
+        inside = [n for n in LADDER if best / self.factor <= n <= best * self.factor]
+        return sorted({1, *inside})
+
+
+# Numbers of loops in steps of 1.3 to 1.5; 2 is left out: with mu_bwd = ceil(mu/2) it carries gradient
+# through a single loop, and lies above its neighbours
+LADDER = (3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+# Of the paper's models: the fit of `parcae fit bundled:parcae-140m --law recurrence`
+_PUBLISHED = PriorSection(mean_recurrence=5.96, budget_flops=8e18, exponent=0.396)
+
+
+def _kind_of_windows(value: Any) -> str:
+    return {dict: "dict[]", list: "list[]"}.get(type(value), "literal")
+
+
+# Told apart by what is written, so that a wrong number is one problem and not one of each kind
+Windows = Annotated[
+    Annotated[Loops, Tag("list[]")]
+    | Annotated[dict[Positive, Loops], Tag("dict[]")]
+    | Annotated[Literal["auto"], Tag("literal")],
+    Discriminator(_kind_of_windows),
+]
+
+
 class IsoflopSpec(_Common):
-    """Every budget buys a training at every mean_recurrence; tokens follow from the budget."""
+    """Every budget buys a training at every mean_recurrence; tokens follow from the budget.
+
+    The best mean_recurrence moves with the budget, so a budget may have a window of its own: by a
+    mapping, or by `auto`, around the optimum that a prior expects.
+    """
 
     design: Literal["isoflop"] = Field(description="isoflop")
     budgets_flops: Budgets = Field(description=_BUDGETS)
-    mean_recurrence: Loops = Field(description=_LOOPS)
+    mean_recurrence: Windows = Field(
+        description=_LOOPS + ", a mapping of each budget to such a list, or auto"
+    )
+    prior: PriorSection | None = Field(
+        None, description="with auto: a mapping of mean_recurrence, budget_flops and exponent"
+    )
+
+    @model_validator(mode="after")
+    def _windows_fit(self) -> IsoflopSpec:
+        by_budget, budgets = self.mean_recurrence, set(self.budgets_flops)
+        if isinstance(by_budget, dict) and by_budget.keys() != budgets:
+            odd = min(by_budget.keys() ^ budgets)
+            where = "budgets_flops" if odd in by_budget else "mean_recurrence"
+            raise ValueError(
+                f"{odd:g} FLOPs are missing from {where}; a mapping needs every budget, and no other."
+            )
+        if (by_budget == "auto") < (self.prior is not None):
+            raise ValueError("prior belongs to mean_recurrence: auto.")
+        if by_budget == "auto" and self.prior is None and self.preset not in ("140m", "370m"):
+            raise ValueError(
+                "mean_recurrence: auto knows the optimum of the presets 140m and 370m alone; add prior "
+                "with mean_recurrence, budget_flops and exponent."
+            )
+        return self
+
+    def window(self, budget: float) -> list[int]:
+        """Numbers of loops to train at a budget."""
+        if self.mean_recurrence == "auto":
+            return (self.prior or _PUBLISHED).window(budget)
+        if isinstance(self.mean_recurrence, dict):
+            return self.mean_recurrence[budget]
+        return self.mean_recurrence
 
 
 class TestTimeSpec(_Common):

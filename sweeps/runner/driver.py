@@ -6,12 +6,8 @@ left, so a killed driver, a new spec and a second start are all the same case.
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,14 +15,14 @@ from pathlib import Path
 from parcae_core.errors import UserError
 from parcae_core.trial import Trial
 from sweeps.design.estimate import longest_first
-from sweeps.design.plan import Plan
+from sweeps.design.plan import Plan, data_sections
+from sweeps.reports import FINISHED, State
 from sweeps.runner.cluster import ray_cluster, require_local, require_placeable
-from sweeps.runner.trainable import Job, Train, run_trial
+from sweeps.runner.trainable import LOST_WORKERS_ALLOWED, Job, Train, data_key, run_trial
+from sweeps.runner.trial_lines import say, stop_on_signals
 from sweeps.storage.tempdir import OwnedFolder
-from sweeps.store import FINISHED, State, Store, git_commit
+from sweeps.store import Store, git_commit
 from sweeps.tracking.sweep_run import mirror_sweep
-
-LOST_WORKERS_ALLOWED = 3  # per trial; node loss and pre-emption count, our own exceptions do not
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +37,7 @@ class Options:
     wandb_mode: str | None = None  # None: as the spec says
     train: Train | None = None  # in place of parcae_core.training.train.train
     reuse_workers: bool = True
+    ray: bool = True  # False: plain processes on this machine, see sweeps.runner.pool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +83,12 @@ def run(
         if left:
             data_dirs = prepare_data(plan, store, left)
             job = make_job(plan, store, data_dirs, options)
-            stopped = schedule(job, longest_first(left), options, store)
+            if options.ray:
+                stopped = schedule(job, longest_first(left), options, store)
+            else:
+                from sweeps.runner.pool import run_pool
+
+                stopped = run_pool(job, longest_first(left), store, cpus=options.cpus)
             store.refresh()
         states = {t.trial_id: store.state(t).state for t in plan.trials}
         if not stopped:  # who stops a sweep does not wait for its figures
@@ -105,43 +107,44 @@ def _left(plan: Plan, store: Store) -> list[Trial]:
     return [t for t in plan.trials if store.state(t).state not in (*FINISHED, "failed")]
 
 
-def prepare_data(plan: Plan, store: Store, trials: Sequence[Trial]) -> dict[int, str]:
-    """Tokenise the corpus once for every length of row; finished folders are reused.
+def prepare_data(plan: Plan, store: Store, trials: Sequence[Trial]) -> dict[str, str]:
+    """Tokenise each corpus once for every length of row; finished folders are reused.
 
     Returns:
-        tokens per row -> how a worker's store asks for the folder.
+        `data_key` of a trial -> how a worker's store asks for its folder.
     """
     from parcae_core.data.prepare import prepare
     from parcae_core.data.sources import resolve
+    from parcae_core.data.tokenizer import parse_tokenizer
 
-    source = resolve(plan.spec.data.corpus)
-    planned = {t.data.fingerprint for t in trials}
-    if {source.fingerprint} != planned:
-        raise UserError(
-            f"{plan.where}: the corpus {source.name} changed while planning; try again."
-        )
+    by_text = {}
+    for section in data_sections(plan.spec, plan.where):
+        source = resolve(section.place(plan.where), val_share=section.val_share)
+        name = parse_tokenizer(section.tokenizer, source.alphabet).name
+        by_text[source.fingerprint, name] = source, section.tokenizer
     folders = {}
-    for row_tokens in sorted({t.context + 1 for t in trials}):
-        path = prepare(
-            source,
-            tokenizer=plan.spec.data.tokenizer,
-            row_tokens=row_tokens,
-            root=store.backing.data_root,
-        )
-        folders[row_tokens] = store.backing.share_data(path)
+    for trial in trials:
+        if data_key(trial) in folders:
+            continue
+        found = by_text.get((trial.data.fingerprint, trial.data.tokenizer))
+        if found is None:
+            raise UserError(
+                f"{plan.where}: the corpus {trial.data.corpus} changed while planning; try again."
+            )
+        path = prepare(*found, trial.context + 1, store.storage.data_root)
+        folders[data_key(trial)] = store.storage.push_data(path)
     return folders
 
 
-def make_job(plan: Plan, store: Store, data_dirs: dict[int, str], options: Options) -> Job:
+def make_job(plan: Plan, store: Store, data_dirs: dict[str, str], options: Options) -> Job:
     """What the workers of one `run` need to know."""
     return Job(
-        out=store.backing.place,
+        out=store.storage.place,
         sweep=store.name,
         session=uuid.uuid4().hex[:12],
         data_dirs=data_dirs,
         spec_sha256=plan.spec.sha256,
         git_commit=git_commit(),
-        design=plan.spec.design,
         wandb_mode=options.wandb_mode or plan.spec.wandb.mode,
         wandb_project=plan.spec.wandb.project,
         checkpoint_every_s=options.checkpoint_every_s,
@@ -162,7 +165,7 @@ def schedule(job: Job, trials: list[Trial], options: Options, store: Store | Non
         by_id = {t.trial_id: t for t in trials}
         progress = Progress(store, trials)
         # Tune wants a place for its own bookkeeping, which nobody reads again
-        scratch = OwnedFolder("parcae-tune-")
+        tempdir = OwnedFolder("parcae-tune-")
         try:
             tuner = tune.Tuner(
                 tune.with_resources(
@@ -185,7 +188,7 @@ def schedule(job: Job, trials: list[Trial], options: Options, store: Store | Non
                 ),
                 run_config=tune.RunConfig(
                     name=job.session,
-                    storage_path=str(scratch.path),
+                    storage_path=str(tempdir.path),
                     verbose=0,
                     failure_config=tune.FailureConfig(max_failures=LOST_WORKERS_ALLOWED),
                     callbacks=[progress],
@@ -195,39 +198,9 @@ def schedule(job: Job, trials: list[Trial], options: Options, store: Store | Non
                 tuner.fit()
         finally:
             store.forget_stop(job.session)
-            scratch.close()
+            tempdir.close()
     return bool(stopped)
 
 
 def _trial_id(trial) -> str:
     return trial.config["trial_id"]
-
-
-@contextmanager
-def stop_on_signals(request_stop: Callable[[], object]) -> Iterator[list[int]]:
-    """First SIGINT or SIGTERM: trials write a checkpoint and end. Second: end at once.
-
-    Yields:
-        The signals received so far.
-    """
-    received: list[int] = []
-
-    def handle(number: int, frame: object) -> None:
-        received.append(number)
-        if len(received) == 1:
-            say("stopping: running trials write a checkpoint first; once more to stop at once")
-            request_stop()
-        else:
-            os.kill(os.getpid(), signal.SIGUSR1)  # Tune's own way to end without the trials
-
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def say(text: str) -> None:
-    """A line of progress."""
-    print(text, file=sys.stderr, flush=True)

@@ -14,31 +14,31 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from sweeps.runner.process_group import Child, Member
+from sweeps.runner.process_group import LocalProcess, Process
 
-Arrive = Callable[[], dict[str, Any]]  # what a task says differently on that node
+Join = Callable[[], dict[str, Any]]  # what a task says differently on that node
 
 
-def members_over_nodes(n: int, keep_open: Sequence[int], arrive: Arrive) -> list[Member] | None:
-    """One member per bundle of this trial's placement group; None if it has a single one.
+def processes_over_nodes(n: int, keep_open: Sequence[int], join: Join) -> list[Process] | None:
+    """One process per bundle of this trial's placement group; None if it has a single one.
 
     Args:
-        arrive: called on every other node before its process starts.
+        join: called on every other node before its process starts.
     """
     group = ray.util.get_current_placement_group() if ray.is_initialized() else None
     if group is None or group.bundle_count == 1:
         return None
-    first = Child(keep_open)
+    first = LocalProcess(keep_open)
     first.address = ray.util.get_node_ip_address()
-    return [first, *(Elsewhere(group, bundle, arrive) for bundle in range(1, n))]
+    return [first, *(RemoteProcess(group, bundle, join) for bundle in range(1, n))]
 
 
-class Elsewhere:
-    """A process of the crew in another bundle."""
+class RemoteProcess:
+    """A process of the group in another bundle."""
 
-    def __init__(self, group: Any, bundle: int, arrive: Arrive) -> None:
+    def __init__(self, group: Any, bundle: int, join: Join) -> None:
         wanted = group.bundle_specs[bundle]
-        self.arrive = arrive
+        self.join = join
         self.actor = _Host.options(
             num_cpus=wanted.get("CPU", 0),
             num_gpus=wanted.get("GPU", 0),
@@ -49,15 +49,15 @@ class Elsewhere:
         self.address = ray.get(self.actor.address.remote())
         self._death = "is gone"
 
-    def start(self, task: dict[str, Any], hear: Callable[[dict[str, Any] | None], None]) -> None:
-        word = self.actor.run.remote(task, self.arrive)
+    def start(self, task: dict[str, Any], receive: Callable[[dict[str, Any] | None], None]) -> None:
+        message = self.actor.run.remote(task, self.join)
 
         def wait() -> None:
             try:
-                hear(ray.get(word))
+                receive(ray.get(message))
             except Exception as error:  # noqa: BLE001 - its node or its actor is gone, or arriving failed
                 self._death = f"on {self.address} is gone: {str(error).strip().splitlines()[-1]}"
-            hear(None)
+            receive(None)
 
         threading.Thread(target=wait, daemon=True).start()
 
@@ -78,14 +78,14 @@ class _Host:
     def address(self) -> str:
         return ray.util.get_node_ip_address()
 
-    def run(self, task: dict[str, Any], arrive: Arrive) -> dict[str, Any]:
-        """Start the process and wait for its last word."""
-        words: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        child, last = Child(), None
+    def run(self, task: dict[str, Any], join: Join) -> dict[str, Any]:
+        """Start the process and wait for its last message."""
+        messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        child, last = LocalProcess(), None
         try:
-            child.start(task | arrive(), words.put)
-            while (word := words.get()) is not None:
-                last = word
+            child.start(task | join(), messages.put)
+            while (message := messages.get()) is not None:
+                last = message
             return last or {"lost": child.death()}
         finally:
             child.end()

@@ -12,8 +12,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from parcae_core.trial import Trial
-from sweeps.design.estimate import duration, exact_flops
-from sweeps.design.plan import short
+from sweeps.design.estimate import duration
+from sweeps.reports import FINISHED
+from sweeps.runner.trial_lines import ended_line, label
+from sweeps.storage.base import Polling
 from sweeps.store import Store, TrialState
 
 EVERY_S = 5.0
@@ -25,7 +27,7 @@ class Progress(tune.Callback):
     """Lines of progress; told by Tune, but what ended how is read from the store."""
 
     def __init__(self, store: Store, trials: list[Trial], console: Console | None = None) -> None:
-        self.store = store
+        self.store, self.storage = store, Polling(store.storage)
         self.console = console or Console(stderr=True)
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
         self.every_s = LIVE_EVERY_S if self.console.is_terminal else EVERY_S
@@ -41,7 +43,9 @@ class Progress(tune.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks for a restore that we never ask for; terminals cannot be."""
-        return {k: v for k, v in vars(self).items() if k not in ("console", "live", "store")}
+        return {
+            k: v for k, v in vars(self).items() if k not in ("console", "live", "store", "storage")
+        }
 
     def __enter__(self) -> Progress:
         if self.console.is_terminal:
@@ -53,34 +57,28 @@ class Progress(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         planned = self.trials[trial.config["trial_id"]]
-        self.store.backing.glance(now=True)
+        self.storage.pull(now=True)
         state = self.store.state(planned)
         self.ended[planned.trial_id] = state.state
-        if state.state in ("failed", "diverged"):
-            self.say(f"{_label(planned)}: {state.state}: {state.reason}")
-        elif state.state == "done" and (result := self.store.result(planned)):
-            loss = {r["n_loops"]: r["val_loss"] for r in result["evaluation"]}
-            value = loss[planned.mean_recurrence]
-            done = sum(s in ("done", "diverged") for s in self.ended.values())
-            self.say(
-                f"{_label(planned)}: done, val_loss {value:.4f} "
-                f"({done} of {len(self.trials)} finished)"
-            )
+        if (line := ended_line(self.store, planned)) is not None:
+            done = sum(s in FINISHED for s in self.ended.values())
+            of = f" ({done} of {len(self.trials)} finished)" if state.state == "done" else ""
+            self.say(line + of)
 
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         planned = self.trials[trial.config["trial_id"]]
         if self.store.state(planned).state != "failed":
-            self.say(f"{_label(planned)}: worker lost; starting again from its last checkpoint")
+            self.say(f"{label(planned)}: worker lost; starting again from its last checkpoint")
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         planned = self.trials[trial.config["trial_id"]]
         self.ended[planned.trial_id] = "lost"
-        self.say(f"{_label(planned)}: given up after {trial.num_failures} lost workers")
+        self.say(f"{label(planned)}: given up after {trial.num_failures} lost workers")
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         if time.monotonic() - self.said_at < self.every_s:
             return
-        self.store.backing.glance()
+        self.storage.pull()
         self.said_at = time.monotonic()
         running = {
             t.config["trial_id"]: self.store.state(self.trials[t.config["trial_id"]])
@@ -105,7 +103,7 @@ class Progress(tune.Callback):
         for trial_id, state in running.items():
             planned = self.trials[trial_id]
             table.add_row(
-                _label(planned),
+                label(planned),
                 f"{state.step}/{planned.n_steps}",
                 ProgressBar(total=planned.n_steps, completed=state.step, width=20),
                 f"{state.loss:.3f}" if isinstance(state.loss, float) else "-",
@@ -115,22 +113,16 @@ class Progress(tune.Callback):
 
     def _step(self, planned: Trial, state: TrialState) -> str:
         loss = f" loss {state.loss:.3f}" if isinstance(state.loss, float) else ""
-        return f"{_label(planned)} step {state.step}/{planned.n_steps}{loss}"
+        return f"{label(planned)} step {state.step}/{planned.n_steps}{loss}"
 
     def _remaining(self, running: dict[str, TrialState]) -> str:
         """Time left, from the FLOPs made so far in this session."""
-        made = sum(exact_flops(self.trials[i]) for i in self.ended)
+        made = sum(self.trials[i].train_flops("exact") for i in self.ended)
         for trial_id, state in running.items():
             planned = self.trials[trial_id]
-            made += state.step / planned.n_steps * exact_flops(planned)
-        left = sum(map(exact_flops, self.trials.values())) - made
+            made += state.step / planned.n_steps * planned.train_flops("exact")
+        left = sum(t.train_flops("exact") for t in self.trials.values()) - made
         elapsed = time.monotonic() - self.started_at
         if elapsed < WARM_UP_S or made < 0.02 * (made + left):
             return ""
         return f"; about {duration(left / made * elapsed)} left"
-
-
-def _label(trial: Trial) -> str:
-    budget = f" C={short(trial.budget_flops)}" if trial.budget_flops else ""
-    seed = f" seed={trial.seed}" if trial.seed else ""
-    return f"{trial.trial_id}{budget} mu={trial.mean_recurrence}{seed}"

@@ -46,7 +46,7 @@ def sweep_with_checkpoints(process, out: str, n: int = 2):
         except ValueError:
             continue
         trials = store.stored_trials()
-        ready = [t for t in trials if checkpoints_in(store.backing.objects, t.trial_id)]
+        ready = [t for t in trials if checkpoints_in(store.storage.objects, t.trial_id)]
         if len(ready) >= n:
             return store, ready
     raise AssertionError("no checkpoints in the store in time")
@@ -55,7 +55,7 @@ def sweep_with_checkpoints(process, out: str, n: int = 2):
 def require_same(store, undisturbed) -> None:
     store.refresh()
     assert records_of(store)[COMPARED].equals(undisturbed[1])
-    assert any(store.result(t)["n_resumed"] > 0 for t in store.stored_trials())
+    assert any(store.result(t).n_resumed > 0 for t in store.stored_trials())
 
 
 @pytest.mark.parametrize("nodes", [(), ("node",)], ids=["worker", "node"])

@@ -23,7 +23,7 @@ def spec_of(folder: Path, budget: float) -> Path:
     return write_spec(folder, mean_recurrence=[2], budgets_flops=[budget], resources=TOGETHER)
 
 
-def crew_of(driver: int) -> list[int]:
+def group_of(driver: int) -> list[int]:
     """The processes of trials that descend from a driver, whatever node's they are."""
     listed = subprocess.run(
         ["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
@@ -36,8 +36,8 @@ def crew_of(driver: int) -> list[int]:
             pid = parent.get(pid, 0)
         return pid == driver
 
-    members = [int(r[0]) for r in rows if len(r) > 2 and "-m sweeps.runner.process_main" in r[2]]
-    return [pid for pid in members if descends(pid)]
+    processes = [int(r[0]) for r in rows if len(r) > 2 and "-m sweeps.runner.process_main" in r[2]]
+    return [pid for pid in processes if descends(pid)]
 
 
 def only_result(out: Path):
@@ -50,7 +50,7 @@ def test_a_trial_of_two_processes_runs_through_ray(tmp_path):
     spec = spec_of(tmp_path, 2e8)
     finish(start(spec, tmp_path / "out"))
     store, result = only_result(tmp_path / "out")
-    assert result["n_processes"] == 2
+    assert result.n_processes == 2
     alone, trial, job = swept(tmp_path / "alone", 1, budgets_flops=[2e8])
     attempt(job, trial.trial_id, lambda _: None)
     losses = [list(records_of(s).val_loss) for s in (store, alone)]
@@ -67,18 +67,18 @@ def test_a_killed_process_ends_the_attempt_and_the_next_goes_on(tmp_path, nodes)
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "no checkpoints in time"
         time.sleep(0.05)
-    crew = crew_of(process.pid)
-    assert len(crew) == 2
-    os.kill(crew[-1], signal.SIGKILL)
+    group = group_of(process.pid)
+    assert len(group) == 2
+    os.kill(group[-1], signal.SIGKILL)
     err = finish(process)
     assert "worker lost" in err
-    assert not any(map(running, crew))
+    assert not any(map(running, group))
     tables = []
     for out in ("whole", "killed"):
         store, result = only_result(tmp_path / out)
         tables.append(records_of(store)[COMPARED])
-        assert result["n_processes"] == 2
-    assert result["n_resumed"] == 1
+        assert result.n_processes == 2
+    assert result.n_resumed == 1
     assert tables[0].equals(tables[1])  # bit for bit: two processes sum in one order
 
 
@@ -87,11 +87,11 @@ def test_a_killed_driver_leaves_no_process_behind(tmp_path):
     while not checkpoints(tmp_path / "out"):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    crew = crew_of(process.pid)
-    assert len(crew) == 2
+    group = group_of(process.pid)
+    assert len(group) == 2
     process.kill()
     process.communicate()
     deadline = time.monotonic() + 30
-    while any(map(running, crew)):
+    while any(map(running, group)):
         assert time.monotonic() < deadline, "a process outlived its driver"
         time.sleep(0.2)

@@ -14,7 +14,7 @@ from parcae_core.trial import (
     OptimConfig,
     Resources,
     Trial,
-    planned_flops,
+    planned_to_dict,
     trial_from_dict,
     trial_to_dict,
 )
@@ -44,6 +44,29 @@ def test_json_round_trip_keeps_the_identity():
     again = trial_from_dict(json.loads(json.dumps(trial_to_dict(trial))))
     assert again == trial
     assert again.trial_id == trial.trial_id
+
+
+def test_the_cost_is_stored_with_the_trial_and_changes_no_identity():
+    trial = make(resources=Resources(gpus=1), precision="bfloat16")
+    stored = json.loads(json.dumps(planned_to_dict(trial), sort_keys=True))
+    again = trial_from_dict(stored)
+    assert again._cost == trial.cost
+    assert list(again.cost.train_flops) == ["paper", "code", "exact"]
+    assert again.trial_id == make(precision="bfloat16").trial_id
+    # read and not counted again, unless another version counted it
+    stored["cost"]["n_params"] += 1
+    assert trial_from_dict(stored).cost.n_params == trial.cost.n_params + 1
+    stored["cost"]["version"] = 0
+    assert trial_from_dict(stored).cost == trial.cost
+    del stored["cost"]
+    assert trial_from_dict(stored).cost == trial.cost
+
+
+def test_a_changed_trial_does_not_keep_the_cost_of_the_old():
+    trial = make()
+    assert trial.cost.train_flops["paper"] > 0
+    longer = dataclasses.replace(trial, n_steps=2 * trial.n_steps)
+    assert longer.train_flops("paper") == 2 * trial.train_flops("paper")
 
 
 def test_labels_budget_and_resources_are_not_part_of_the_identity():
@@ -79,14 +102,14 @@ def test_everything_that_is_trained_is_part_of_the_identity(field):
 
 
 def test_every_field_of_a_trial_is_covered_here():
-    named = set(CHANGES) | {"preset", "budget_flops", "budget_rule", "resources"}
+    named = set(CHANGES) | {"preset", "budget_flops", "budget_rule", "resources", "_cost"}
     assert {f.name for f in dataclasses.fields(Trial)} == named
 
 
 def test_planned_flops_are_tokens_times_the_rule():
     trial = make()
     assert trial.n_tokens == 100 * 8 * 128
-    flops = planned_flops(trial)
+    flops = trial.cost.train_flops
     assert set(flops) == {"paper", "code", "exact"}
     # 1/1/1 layers of width 32, context 128: written out by hand for the paper's rule
     layers = 2 * (12 * 32**2 + 2 * 32 + 2 * 32)  # prelude and coda: matrices, norms, gates

@@ -89,8 +89,8 @@ def test_what_does_not_fit_is_refused_with_its_place(records_table, change, mess
     ("name", "content", "message"),
     [
         ("a.parquet", "not parquet", "cannot be read as parquet"),
-        ("a.txt", "", "the suffix is '.txt'"),
-        ("a.csv", "", "cannot be read as csv"),
+        ("a.xlsx", "", "the suffix is '.xlsx'"),
+        ("a.csv", "", "the file is empty"),
     ],
 )
 def test_unreadable_files_are_named(tmp_path, name, content, message):

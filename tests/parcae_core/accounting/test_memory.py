@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from parcae_core.accounting.memory import saved_bytes_per_token, training_memory
+from parcae_core.accounting.memory import saved_bytes_per_token
 from parcae_core.config import ModelConfig
 from parcae_core.depth import FixedDepth
+from parcae_core.device import autocast
 from parcae_core.model.parcae import build_model
 from parcae_core.presets import preset
-from parcae_core.training.gradient import autocast
 from tests.support.training import tiny_trial
 
 BATCH, SEQ_LEN = 2, 32
@@ -98,8 +98,8 @@ def test_the_estimate_meets_the_measured_peaks_of_committed_rows():
         model = preset("small").replace(context=int(row["seq_len"]))
         depth = FixedDepth(mean_recurrence=8, mean_backprop_depth=4)
         trial = tiny_trial(model=as_changes(model), depth=depth, context=model.context)
-        memory = training_memory(trial)
-        estimate = 4 * trial.n_params + memory.fixed + int(row["batch"]) * memory.per_sequence
+        memory = trial.cost.memory
+        estimate = 4 * trial.cost.n_params + memory.fixed + int(row["batch"]) * memory.per_sequence
         assert estimate / 2**20 == pytest.approx(float(row["peak_mib"]), rel=0.25)
 
 
@@ -108,8 +108,8 @@ def as_changes(model: ModelConfig) -> dict:
 
 
 def test_memory_grows_with_the_micro_batch_and_not_with_the_state():
-    memory = training_memory(tiny_trial(precision="bfloat16"))
+    memory = tiny_trial(precision="bfloat16").cost.memory
     assert memory.peak(3) - memory.peak(2) == memory.per_sequence
-    assert memory.state == 16 * tiny_trial().n_params
+    assert memory.state == 16 * tiny_trial().cost.n_params
     deeper = tiny_trial(depth=FixedDepth(mean_recurrence=4, mean_backprop_depth=4))
-    assert training_memory(deeper).per_sequence > training_memory(tiny_trial()).per_sequence
+    assert deeper.cost.memory.per_sequence > tiny_trial().cost.memory.per_sequence

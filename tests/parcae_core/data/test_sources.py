@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from parcae_core.data import python_source
+from parcae_core.data.corpus import Document, Fingerprint, hash64, split_by_text
 from parcae_core.data.python_source import python_documents
-from parcae_core.data.sources import Document, Fingerprint, hash64, resolve, split_by_text
+from parcae_core.data.sources import resolve
 from parcae_core.errors import UserError
 
 

@@ -24,6 +24,9 @@ class Rows:
     def rows(self, start, n):
         return self.table[start : start + n]
 
+    def labels(self, rows):
+        return None
+
 
 @pytest.fixture
 def model(tiny):

@@ -1,0 +1,206 @@
+"""What may not lie in one table: two sizes, two texts, a run counted twice; and seeds, which may.
+
+Each check names the rows in the file's own words, and a `--where` that takes them apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from analysis.errors import InputError
+from analysis.table import units
+from analysis.table.columns import LAW_COLUMNS
+
+if TYPE_CHECKING:
+    from analysis.table.table import Table
+
+UNMIXABLE = {
+    "flops_rule": "budgets counted by different rules are different budgets",
+    "tokenizer": "losses per token of different tokenizers are different quantities",
+    "vocab_size": "losses per token of different vocabularies are different quantities",
+    "data_fingerprint": "losses on different texts are different quantities",
+}
+SAME_SIZE = 0.05  # a transformer lacks the injection of its looped twin, a few per cent of it
+SAME_BUDGET = 0.01  # achieved FLOPs miss a budget by part of a step; budgets differ by far more
+SAME_LOSS = 1e-3  # two losses of one setting further apart than this share are not one measurement
+# What a law is fitted over; rows that differ in none of these are one setting
+_SETTING = ("budget_flops", "mean_recurrence", "n_tokens", "n_params", "n_loops")
+_RECIPE = ("injection", "muon_lr", "adamw_lr")
+_SEEDS = ("seed", "data_seed")
+
+
+def refuse_mixtures(table: Table) -> None:
+    """Rows whose losses or budgets are different quantities.
+
+    Raises:
+        InputError: naming the column, its values and the filter that keeps one of them.
+    """
+    for name, why in UNMIXABLE.items():
+        if name not in table.frame or table.frame[name].nunique(dropna=False) < 2:
+            continue
+        values = table.frame[name].dropna().unique()
+        shown = [str(v)[:12] for v in values[:3]]
+        if table.frame[name].isna().any():
+            shown.append("(empty)")
+        called = table.called(name)
+        raise InputError(
+            f"{table.source}: the rows mix {called} {' and '.join(shown)}; {why}. "
+            f"Keep one with --where {_quoted(f'{called}={values[0]}')}."
+        )
+
+
+def refuse_sizes(table: Table, law: str) -> None:
+    """Two models in a law that is per size. A size that is a function of mu is the unrolled one.
+
+    Raises:
+        InputError: naming the sizes and the filter that keeps one.
+    """
+    frame = table.frame
+    if "n_params" not in frame:
+        return
+    if "preset" in frame:
+        presets = frame.preset.unique()
+        if len(presets) > 1:
+            raise InputError(
+                f"{table.source}: presets {', '.join(map(str, presets))} are mixed; the {law} law is "
+                f"per size. Keep one with --where preset={presets[0]}."
+            )
+        return
+    sizes = units.numeric(frame.n_params)
+    ends = grouped(sizes, SAME_SIZE)
+    if ends.nunique() < 2 or _by_depth(ends, frame):
+        return
+    groups = sizes.groupby(ends)
+    low, high = groups.min().iloc[0], groups.max().iloc[0]
+    keep = f"N={low:.15g}" if low == high else f"N<={high:.15g}"
+    shown = ", ".join(f"{v:.4g}" for v in groups.min())
+    raise InputError(
+        f"{table.source}: {len(groups)} model sizes ({table.called('n_params')} {shown}) are mixed; the "
+        f"{law} law is per size. Keep one with --where {_quoted(keep)}."
+    )
+
+
+def _by_depth(sizes, frame) -> bool:
+    """Whether a size belongs to each mean recurrence, as unrolled parameters do."""
+    return bool((sizes.groupby(frame.mean_recurrence).nunique() == 1).all()) and bool(
+        (frame.groupby(sizes).mean_recurrence.nunique() == 1).all()
+    )
+
+
+def grouped(values, tolerance: float):
+    """Each value's group, named by its smallest: a group spans at most 1 + tolerance."""
+    import numpy as np
+
+    unique = np.unique(values.dropna())
+    start, of = -np.inf, {}
+    for value in unique:
+        if value > start * (1 + tolerance) or not of:
+            start = value
+        of[value] = start
+    return values.map(of)
+
+
+def with_grouped_budgets(table: Table, name: str = "budget_flops") -> Table:
+    """Budgets within `SAME_BUDGET` of one another are one, at their mean; said in a note."""
+    budgets = units.numeric(table.frame[name])
+    group = grouped(budgets, SAME_BUDGET)
+    if group.nunique() == budgets.nunique():
+        return table
+    mean = budgets.groupby(group).transform("mean")
+    # budgets that were spelt exactly keep their number
+    typical = budgets.groupby(group).transform("nunique") > 1
+    frame = table.frame.assign(budget_flops=budgets.where(~typical, mean))
+    return replace(table, frame=frame).noting(
+        f"{budgets.nunique()} values of {table.called(name)} make {group.nunique()} budgets: those within "
+        f"{SAME_BUDGET:.0%} of one another are one"
+    )
+
+
+def repeated(table: Table) -> list[str]:
+    """The same run and setting twice, with other losses: a sentence for each run."""
+    if "trial_id" not in table.frame:
+        return []
+    frame = table.frame
+    key = ["trial_id", *(c for c in (*_SETTING, *_SEEDS) if c in frame)]
+    twice = frame[frame.duplicated(key, keep=False)]
+    out = []
+    for run, rows in twice.groupby("trial_id", sort=False):
+        groups = rows.groupby(key, dropna=False, sort=False)
+        first = next(iter(groups))[1]
+        losses = ", ".join(f"{v:.4f}" for v in units.numeric(first.val_loss))
+        place = next((c for c in ("n_loops", "n_tokens") if c in key), "")
+        where = f" at {LAW_COLUMNS[place][0]} = {first[place].iloc[0]:.6g}" if place else ""
+        more = f", and likewise at {len(groups) - 1} more" if len(groups) > 1 else ""
+        out.append(
+            f"run {run} has {len(first)} losses{where} ({losses}){more}: keep one evaluation of it, or "
+            "map run to a column that tells the two apart"
+        )
+    return out
+
+
+def disagreements(table: Table) -> list[str]:
+    """A run counted twice, and runs of one setting, seeds included, whose losses differ."""
+    frame = table.frame
+    twice = repeated(table)
+    if twice:
+        return twice
+    same = [c for c in (*_SETTING, *_RECIPE, *_SEEDS) if c in frame]
+    if not same or "val_loss" not in frame:
+        return []
+    frame = frame.assign(val_loss=units.numeric(frame.val_loss))
+    spread = frame.groupby(same, dropna=False).val_loss.agg(["min", "max", "size"])
+    bad = spread[(spread["size"] > 1) & (spread["max"] > spread["min"] * (1 + SAME_LOSS))]
+    cure = "" if "seed" in frame else "; if they are seeds, map the column that tells: seed=COLUMN"
+    sentences = []
+    for setting, row in bad.iterrows():
+        named = dict(zip(same, setting if isinstance(setting, tuple) else (setting,), strict=True))
+        text = ", ".join(f"{k} {v:.4g}" for k, v in named.items() if k in _SETTING and v == v)
+        sentences.append(
+            f"{int(row['size'])} runs of the same setting ({text}) have losses {row['min']:.4f} to "
+            f"{row['max']:.4f}: keep one, or say what differs{cure}"
+        )
+    return sentences
+
+
+@dataclass(frozen=True, slots=True)
+class Averaged:
+    """Rows with the seeds of a setting averaged, and what the seeds say of the noise."""
+
+    table: Table
+    variance: float | None  # of one run's loss about its setting's mean, pooled; None without seeds
+    dof: int
+    n_seeds: float  # per setting, the harmonic mean: a mean's variance is variance / n_seeds
+
+
+def averaged_seeds(table: Table) -> Averaged:
+    """One row per setting: seeds are replicas, and a parabola through each alone counts them twice."""
+    frame = table.frame
+    if "seed" not in frame or "val_loss" not in frame:
+        return Averaged(table, None, 0, 1.0)
+    same = [c for c in (*_SETTING, *_RECIPE) if c in frame]
+    settings = frame.groupby(same, dropna=False, sort=False)
+    size = settings.val_loss.transform("size")
+    if size.max() < 2:
+        return Averaged(table, None, 0, 1.0)
+    mean = settings.val_loss.transform("mean")
+    dof = int(len(frame) - settings.ngroups)
+    variance = float(((frame.val_loss - mean) ** 2).sum() / dof)
+    first = ~frame.duplicated(same)
+    few = int((size[first] < 2).sum())
+    kept = replace(table, frame=frame.assign(val_loss=mean)[first].reset_index(drop=True))
+    alone = f", {few} have one alone" if few else ""
+    return Averaged(
+        kept.noting(
+            f"{settings.ngroups} settings are means over up to {int(size.max())} seeds each{alone}; one "
+            f"run's loss scatters by {variance**0.5:.2g} nats about its setting's mean"
+        ),
+        variance,
+        dof,
+        float(1 / (1 / size[first]).mean()),
+    )
+
+
+def _quoted(condition: str) -> str:
+    plain = condition.replace("=", "").replace("_", "").replace(".", "").replace("+", "")
+    return condition if plain.isalnum() else f'"{condition}"'

@@ -1,0 +1,51 @@
+"""The table that every law sees: rows under canonical names, and what was left out on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from analysis.fitting.result import Dropped
+from analysis.table import records
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Table:
+    """Rows of evaluations under canonical names, and where they came from."""
+
+    frame: pd.DataFrame
+    source: str  # one phrase for a reader: "sweep demo (runs/demo)"
+    kind: str  # "sweep", "records", "points"
+    origin: str  # who measured, for the report: "measured by this sweep"
+    flops_rule: str | None = None
+    dropped: tuple[Dropped, ...] = ()
+    notes: tuple[str, ...] = ()
+    own: dict[str, str] = field(default_factory=dict)  # our name -> the file's own column
+    unmapped: tuple[str, ...] = ()  # the file's other columns
+    columns: dict[str, str] = field(default_factory=dict)  # the mapping, as `--columns` gives it
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the rows, not of the file that carried them."""
+        return records.sha256(self.frame)
+
+    def keep(self, mask, reason: str) -> Table:
+        """The rows where `mask` holds; the others are listed as dropped for `reason`."""
+        n_lost = int((~mask).sum())
+        if not n_lost:
+            return self
+        return replace(
+            self,
+            frame=self.frame[mask].reset_index(drop=True),
+            dropped=(*self.dropped, Dropped(reason=reason, n_rows=n_lost)),
+        )
+
+    def noting(self, *notes: str) -> Table:
+        return replace(self, notes=tuple(dict.fromkeys((*self.notes, *notes))))
+
+    def called(self, name: str) -> str:
+        """The word for a column that `--where` takes: the file's own, else ours."""
+        return self.own.get(name, name)

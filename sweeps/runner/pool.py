@@ -1,0 +1,202 @@
+"""`parcae run --no-ray`: the trials of a sweep as plain processes on this machine.
+
+For pilots, single machines and rented ones without Ray, which is never imported here. The store is
+the same, and so is every rule about it: a worker of the pool runs `attempt` as a worker of Ray does.
+A process stays for the next trial, since starting one costs seconds of imports.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+from parcae_core.trial import Trial
+from sweeps.reports import ENDED
+from sweeps.runner.cluster import usable_cpus
+from sweeps.runner.trainable import LOST_WORKERS_ALLOWED, Job, attempt
+from sweeps.runner.trial_lines import ended_line, label, say, stop_on_signals
+from sweeps.storage.base import Polling
+from sweeps.store import Store
+
+POLL_S = 1.0
+
+
+@dataclass(eq=False, slots=True)
+class _Worker:
+    """A process and the trial that it has in hand."""
+
+    process: BaseProcess
+    pipe: Connection
+    gpus: tuple[int, ...]  # that it sees; its share of one, if the trials take fractions
+    trial: Trial | None = None
+
+
+@dataclass(slots=True)
+class _Machine:
+    """Cores and GPUs that are free."""
+
+    cpus: float
+    gpus: dict[int, float] = field(default_factory=dict)
+
+    def take(self, trial: Trial) -> tuple[int, ...] | None:
+        """Reserve what a trial needs; its GPUs, or None if they are not free now."""
+        wanted = trial.resources
+        each = min(wanted.gpus, 1.0)
+        n_gpus = 0 if not wanted.gpus else max(1, int(wanted.gpus))
+        free = [i for i, share in self.gpus.items() if share >= each - 1e-9][:n_gpus]
+        if wanted.cpus > self.cpus + 1e-9 or len(free) < n_gpus:
+            return None
+        self._add(-wanted.cpus, free, -each)
+        return tuple(free)
+
+    def give_back(self, trial: Trial, gpus: tuple[int, ...]) -> None:
+        self._add(trial.resources.cpus, gpus, min(trial.resources.gpus, 1.0))
+
+    def _add(self, cpus: float, gpus: Sequence[int], each: float) -> None:
+        self.cpus += cpus
+        for i in gpus:
+            self.gpus[i] += each
+
+
+def run_pool(job: Job, trials: Sequence[Trial], store: Store, *, cpus: int | None = None) -> bool:
+    """Run the trials in the given order, as many at a time as the machine holds.
+
+    A sweep of several seeds runs one after the other, so that one that is stopped early, or looked at
+    while it runs, has whole grids.
+
+    Args:
+        cpus: cores to use; None: all that this process may use.
+
+    Returns:
+        Whether a signal ended it.
+    """
+    pool = _Pool(job, trials, store, cpus)
+    try:
+        with stop_on_signals(partial(store.request_stop, job.session), pool.end) as stopped:
+            pool.run(stopped)
+    finally:
+        pool.end()
+        store.forget_stop(job.session)
+    return bool(stopped)
+
+
+class _Pool:
+    """Workers, what waits for one, and what has been lost."""
+
+    def __init__(self, job: Job, trials: Sequence[Trial], store: Store, cpus: int | None) -> None:
+        self.job, self.store, self.storage = job, store, Polling(store.storage)
+        self.waiting, self.n = sorted(trials, key=lambda t: t.seed), len(trials)
+        self.lost: Counter[str] = Counter()
+        self.ended, self.began = 0, time.monotonic()
+        self.workers: list[_Worker] = []
+        self.machine = _Machine(cpus or usable_cpus(), _gpus(trials))
+
+    def run(self, stopped: Sequence[int]) -> None:
+        while (self.waiting and not stopped) or self._busy():
+            if not stopped:
+                self._start_what_fits()
+            for worker in self._heard():
+                self._end_of_trial(worker)
+
+    def end(self) -> None:
+        """End every worker at once; a trial in hand goes on from its last checkpoint next time."""
+        for worker in self.workers:
+            worker.process.terminate()
+        for worker in self.workers:
+            worker.process.join()
+        self.workers.clear()
+
+    def _busy(self) -> list[_Worker]:
+        return [w for w in self.workers if w.trial is not None]
+
+    def _start_what_fits(self) -> None:
+        while self.waiting and (gpus := self.machine.take(self.waiting[0])) is not None:
+            trial = self.waiting.pop(0)
+            idle = (w for w in self.workers if w.trial is None and w.gpus == gpus)
+            worker = next(idle, None) or self._start_worker(gpus)
+            worker.trial = trial
+            worker.pipe.send(trial.trial_id)
+
+    def _start_worker(self, gpus: tuple[int, ...]) -> _Worker:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(self.job, theirs, gpus), daemon=False)
+        process.start()
+        theirs.close()
+        self.workers.append(_Worker(process, ours, gpus))
+        return self.workers[-1]
+
+    def _heard(self) -> list[_Worker]:
+        """Workers that are done with their trial, or gone."""
+        busy = {w.pipe: w for w in self._busy()}
+        return [busy[pipe] for pipe in wait(list(busy), timeout=POLL_S)]
+
+    def _end_of_trial(self, worker: _Worker) -> None:
+        trial, worker.trial = worker.trial, None
+        self.machine.give_back(trial, worker.gpus)
+        try:
+            problem = worker.pipe.recv()
+        except (EOFError, OSError):
+            problem = "its process is gone"
+        if problem is not None:
+            self.workers.remove(worker)
+            worker.process.terminate()
+            worker.process.join()
+        self.storage.pull(now=True)
+        self._tell(trial, problem)
+
+    def _tell(self, trial: Trial, problem: str | None) -> None:
+        state = self.store.state(trial)
+        if problem is not None and state.state not in ENDED:
+            self.lost[trial.trial_id] += 1
+            again = self.lost[trial.trial_id] <= LOST_WORKERS_ALLOWED
+            if again:
+                self.waiting.insert(0, trial)
+            then = "starting again from its last checkpoint" if again else "given up"
+            self._say(f"{label(trial)}: {problem}; {then}")
+            return
+        self.ended += 1
+        if (line := ended_line(self.store, trial)) is not None:
+            self._say(f"{line} ({self.ended} of {self.n} ended)")
+
+    def _say(self, text: str) -> None:
+        say(f"[{time.monotonic() - self.began:7.1f} s] {text}")
+
+
+def _gpus(trials: Sequence[Trial]) -> dict[int, float]:
+    """GPU number -> what is free of it; empty when no trial wants one."""
+    if not any(t.resources.gpus for t in trials):
+        return {}
+    import torch
+
+    return dict.fromkeys(range(torch.cuda.device_count()), 1.0)
+
+
+def _work(job: Job, pipe: Connection, gpus: tuple[int, ...]) -> None:
+    """What a worker does: attempts, one after the other, until the pool is gone."""
+    os.setsid()  # Ctrl-C is for the parent, which asks us to stop through the store
+    if gpus:
+        given = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = given.split(",") if given else None
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names[i] if names else str(i) for i in gpus)
+    while True:
+        try:
+            trial_id = pipe.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            attempt(job, trial_id, lambda outcome: None)
+        except Exception as error:  # noqa: BLE001 - what another attempt elsewhere may cure
+            traceback.print_exc(file=sys.stderr)
+            pipe.send(f"{type(error).__name__}: {error}")
+            return
+        pipe.send(None)
