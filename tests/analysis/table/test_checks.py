@@ -122,7 +122,7 @@ def test_filters_act_first_and_know_the_files_own_words(tmp_path):
         conditions = ("loss!=12000", where) if "tokens" in where else (where,)
         assert len(load.load(path, columns, conditions).frame) == n
     with pytest.raises(
-        InputError, match="no row meets --where 'State=done'.*finished, crashed, running"
+        InputError, match=r"no row meets --where 'State=done'.*finished, crashed, running"
     ):
         load.load(path, columns, ("State=done",))
     noted = load.load(path, columns, ("loss!=12000",)).notes
