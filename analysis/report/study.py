@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis import test_time, validate
+from analysis import known, test_time, validate
 from analysis.errors import InputError
+from analysis.figures import known as known_figures
 from analysis.figures import parametric as parametric_figures
 from analysis.figures import sweeps
 from analysis.fitting.fit import Fit, fit_table
@@ -70,6 +71,9 @@ class Study:
     def drawings(self) -> list[Drawing]:
         """The figures that the fits allow; of the others `refusals` says why not."""
         draws: dict[str, Callable[[], Drawing]] = {}
+        if known.has_floor(self.table):
+            draws["loss_by_gap"] = lambda: known_figures.loss_by_gap(self.table)
+            draws["equal_flops"] = lambda: known_figures.equal_flops(self.table)
         if self.recurrence is not None:
             draws["isoflop"] = lambda: sweeps.isoflop(self.recurrence)
             draws["power_laws"] = lambda: sweeps.power_laws(self.recurrence)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from parcae_core.accounting.flops import train_flops_per_token
@@ -63,7 +63,7 @@ def _resolve(section: DataSection, where: str) -> DataConfig:
     except ValueError as error:
         raise UserError(f"{where}: data: {error}") from error
     return DataConfig(
-        corpus=section.corpus,
+        corpus=section.corpus if source.alphabet is None else source.name,
         fingerprint=source.fingerprint,
         tokenizer=tokenizer.name,  # a tokenizer.json counts by its content, not by its path
         vocab_size=tokenizer.vocab_size,
@@ -138,7 +138,7 @@ def _trial(spec: SweepSpec, cell: Cell, seed: int, data: DataConfig) -> Trial:
         precision=spec.precision,
         budget_flops=cell.budget_flops,
         budget_rule=spec.budget_rule,
-        resources=spec.resources.resolve(),
+        resources=replace(spec.resources.resolve(), compile=spec.compile),
     )
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from sweeps.runner.progress import Progress
 from sweeps.store import Store
 from tests.support.tiny import tiny_plan, write_spec
-from tests.sweeps.test_store import good_result, put
+from tests.sweeps.test_store import good_result, put, report
 
 
 @pytest.fixture
@@ -37,29 +37,30 @@ def watched(tmp_path):
 def test_plain_lines_say_what_runs_and_what_ended(watched):
     make, store, trials, views = watched
     progress, out = make(terminal=False)
-    store.write_state(trials[0].trial_id, state="running", step=40, loss=2.5)
+    report(store, trials[0], state="running", step=40, loss=2.5)
     with progress:
         progress.on_step_end(1, views[:1])
         put(store, trials[0], good_result(trials[0]))
         progress.on_trial_complete(2, views, views[0])
         progress.on_trial_recover(3, views, views[1])
         progress.on_trial_error(4, views, views[1])
-        store.write_state(trials[2].trial_id, state="failed", reason="ValueError: [no] such thing")
+        report(store, trials[2], state="failed", reason="ValueError: [no] such thing")
         progress.on_trial_complete(5, views, views[2])
     text = out.getvalue()
     pickle.dumps(progress)  # as Tune does with every callback
     assert "\x1b" not in text
     assert f"0 of 4 ended; {trials[0].trial_id} C=4e8 mu=1 step 40/86 loss 2.500" in text
     assert "mu=1: done, val_loss 3.0000 (1 of 4 finished)" in text
-    assert "worker lost; starting again" in text
-    assert "given up after 4 lost workers" in text
+    assert "worker lost at step 0: its worker is gone, and nothing says why; starting again" in text
+    assert "(2 of 3 losses without progress)" in text
+    assert views[1].max_failures == 4 + 1  # Tune's count and what is left
     assert "failed: ValueError: [no] such thing" in text
 
 
 def test_a_terminal_gets_a_live_table(watched):
     make, store, trials, views = watched
     progress, out = make(terminal=True)
-    store.write_state(trials[1].trial_id, state="running", step=40, loss=2.5, tokens_per_s=1234.0)
+    report(store, trials[1], state="running", step=40, loss=2.5, tokens_per_s=1234.0)
     with progress:
         progress.on_step_end(1, views[1:2])
     text = out.getvalue()
