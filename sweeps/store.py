@@ -16,6 +16,7 @@ A state is derived, never believed: "done" and "diverged" mean that result.json 
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -52,6 +53,9 @@ from sweeps.storage.objects import is_url
 HEARTBEAT_S = 4.0
 STALE_S = 60.0
 
+PROJECT = Path(__file__).resolve().parents[1]
+COMMIT_VARIABLE = "PARCAE_GIT_COMMIT"  # of a job whose files came without .git
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialState:
@@ -63,6 +67,8 @@ class TrialState:
     loss: float | None = None  # training loss last reported, nats per token
     attempts: int = 0
     tokens_per_s: float | None = None
+    lost_workers: int = 0
+    lost_reason: str | None = None  # of the last of them
 
 
 class Store:
@@ -190,6 +196,8 @@ class Store:
                 loss=result.final_train_loss,
                 tokens_per_s=result.tokens_per_s,
                 attempts=report.attempts,
+                lost_workers=report.lost_workers,
+                lost_reason=report.lost_reason,
             )
         loss = report.loss if isinstance(report.loss, (int, float)) else None
         known = TrialState(
@@ -198,6 +206,8 @@ class Store:
             loss=loss,
             reason=report.reason,
             attempts=report.attempts,
+            lost_workers=report.lost_workers,
+            lost_reason=report.lost_reason,
         )
         if report.state == "failed":
             return replace(known, state="failed")
@@ -339,12 +349,16 @@ class Store:
         return self.root / f".stop-{session}"
 
 
-def git_commit() -> str | None:
-    """The commit of this project's checkout, `-dirty` appended if files differ; None outside one."""
-    here = Path(__file__).resolve().parents[1]
-    if shutil.which("git") is None or not (here / ".git").exists():
-        return None
-    head = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+def git_commit(checkout: Path = PROJECT) -> str | None:
+    """The commit of a checkout, by default this project's, with `-dirty` if files differ.
+
+    Returns:
+        The commit; outside a checkout what `parcae submit` says it was, or None.
+    """
+    if shutil.which("git") is None or not (checkout / ".git").exists():
+        return os.environ.get(COMMIT_VARIABLE) or None
+    head = ["git", "-C", str(checkout)]
+    head += ["describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     done = subprocess.run(head, capture_output=True, text=True, check=False)
     return done.stdout.strip() or None if done.returncode == 0 else None
 
