@@ -93,6 +93,7 @@ class Resources:
     cpus: float = 1.0
     gpus: float = 0.0
     processes: int = 1  # that train it together, each with an equal share of every batch
+    compile: bool = False  # torch.compile, and CUDA graphs on a GPU; changes rounding only
 
     def __post_init__(self) -> None:
         if self.cpus <= 0 or self.gpus < 0:
@@ -193,8 +194,9 @@ class Trial:
     @property
     def cost(self) -> TrialCost:
         """As trial.json has it; counted at the first call where nothing is stored."""
-        if self._cost is None:
-            counted = trial_cost(
+        cost = self._cost
+        if cost is None:
+            cost = trial_cost(
                 self.model,
                 self.depth,
                 context=self.context,
@@ -202,8 +204,8 @@ class Trial:
                 precision=self.precision,
                 on_gpu=self.resources.gpus > 0,
             )
-            object.__setattr__(self, "_cost", counted)
-        return self._cost
+            object.__setattr__(self, "_cost", cost)
+        return cost
 
     def train_flops(self, rule: FlopsRule) -> float:
         """FLOPs of the whole training under a counting rule."""

@@ -16,6 +16,7 @@ A state is derived, never believed: "done" and "diverged" mean that result.json 
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -51,6 +52,9 @@ from sweeps.storage.objects import is_url
 # A worker renews its state at least this often; older than STALE_S, it is taken for dead
 HEARTBEAT_S = 4.0
 STALE_S = 60.0
+
+PROJECT = Path(__file__).resolve().parents[1]
+COMMIT_VARIABLE = "PARCAE_GIT_COMMIT"  # of a job whose files came without .git
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -345,12 +349,16 @@ class Store:
         return self.root / f".stop-{session}"
 
 
-def git_commit() -> str | None:
-    """The commit of this project's checkout, `-dirty` appended if files differ; None outside one."""
-    here = Path(__file__).resolve().parents[1]
-    if shutil.which("git") is None or not (here / ".git").exists():
-        return None
-    head = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+def git_commit(checkout: Path = PROJECT) -> str | None:
+    """The commit of a checkout, by default this project's, with `-dirty` if files differ.
+
+    Returns:
+        The commit; outside a checkout what `parcae submit` says it was, or None.
+    """
+    if shutil.which("git") is None or not (checkout / ".git").exists():
+        return os.environ.get(COMMIT_VARIABLE) or None
+    head = ["git", "-C", str(checkout)]
+    head += ["describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     done = subprocess.run(head, capture_output=True, text=True, check=False)
     return done.stdout.strip() or None if done.returncode == 0 else None
 

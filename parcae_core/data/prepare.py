@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from parcae_core.cpus import usable_cpus
 from parcae_core.data.corpus import SPLITS, Fingerprint, Source, Split
 from parcae_core.data.encode import encode_stream
 from parcae_core.data.io import file_sha256, folder_lock, publish, write_synced
@@ -97,16 +98,9 @@ def prepare(
     job = _Job(source, name, row_tokens, long_documents, Path(root), progress or (lambda *_: None))
     try:
         job.root.mkdir(parents=True, exist_ok=True)
-        return job.find() or job.make(workers or _n_cores())
+        return job.find() or job.make(workers or usable_cpus())
     except OSError as error:
         raise job.disk_error(error) from error
-
-
-def _n_cores() -> int:
-    """Cores this process may use; where affinity is unknown, all of them."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _given(source: PreparedSource, name: TokenizerName, row_tokens: int) -> Path:

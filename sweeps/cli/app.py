@@ -33,6 +33,7 @@ _EXTRAS = {
 _ROOMS = (
     "sweeps.cli.sweep",
     "sweeps.cli.jobs",
+    "sweeps.cli.cluster",
     "sweeps.cli.laws",
     "sweeps.cli.data",
     "sweeps.cli.model",

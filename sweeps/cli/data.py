@@ -28,14 +28,19 @@ def prepare_corpus(
     corpus: Annotated[
         str,
         typer.Argument(
-            help="python-stdlib, python-env, a folder or file of text, .jsonl or .parquet, or a "
-            "URL such as s3://bucket/folder."
+            help="python-stdlib, python-env, state-reveals, a folder or file of text, .jsonl or "
+            ".parquet, or a URL such as s3://bucket/folder."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder of prepared folders.")] = Path("data"),
     tokenizer: Annotated[
-        str, typer.Option("--tokenizer", help="bytes, bpe-<vocab_size>, or a tokenizer.json.")
-    ] = "bytes",
+        str | None,
+        typer.Option(
+            "--tokenizer",
+            help="bytes (default), bpe-<vocab_size>, or a tokenizer.json; a generated corpus has "
+            "its own characters.",
+        ),
+    ] = None,
     context: Annotated[
         int, typer.Option("--context", min=1, help="Trained tokens per row; a row has one more.")
     ] = 128,
@@ -78,6 +83,7 @@ def prepare_corpus(
     from parcae_core.data.manifest import read_manifest
     from parcae_core.data.prepare import prepare
     from parcae_core.data.sources import resolve
+    from parcae_core.data.tokenizer import CHARACTERS
     from parcae_core.errors import UserError
 
     if long_documents not in ("cut", "crop"):
@@ -87,7 +93,7 @@ def prepare_corpus(
     with _progress() as report:
         path = prepare(
             source,
-            tokenizer,
+            tokenizer or ("bytes" if source.alphabet is None else CHARACTERS),
             context + 1,
             out,
             long_documents=long_documents,
@@ -151,7 +157,13 @@ def _show(
     tokenizer = manifest.tokenizer
     typer.echo(f"  tokenizer  {tokenizer.name}, {tokenizer.vocab_size:,} ids")
     typer.echo(f"  rows       {manifest.row_tokens} ids each, {manifest.dtype}")
-    for name, s in manifest.splits.items():
+    if (known := manifest.generated) is not None:
+        typer.echo("  generated  rows without end, drawn while they are read")
+        typer.echo(f"  floor      {known['floor']:.4f} nats per token")
+        reaches = sorted(known["loss_by_reach"].items(), key=lambda pair: int(pair[0]))
+        reach = ", ".join(f"{r}: {nats:.4f}" for r, nats in reaches)
+        typer.echo(f"  by reach   {reach}")
+    for name, s in manifest.splits.items() if known is None else ():
         typer.echo(
             f"  {name:<9}  {s.documents:,} documents, {s.text_bytes:,} bytes, {s.tokens:,} tokens, "
             f"{s.rows:,} rows, {s.cropped_share:.2%} cropped"

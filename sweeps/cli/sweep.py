@@ -170,7 +170,7 @@ def run(
             checkpoint_every_s=checkpoint_every,
         ),
     )
-    finish(outcome, store, again=_again(spec, out, smoke))
+    finish(outcome, store, again=_again(spec, out, smoke, no_ray))
 
 
 def status(
@@ -374,6 +374,6 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _again(spec: Path, out: str, smoke: bool) -> str:
+def _again(spec: Path, out: str, smoke: bool, no_ray: bool) -> str:
     options = "" if out == "runs" else f" --out {out}"
-    return f"parcae run {spec}{options}{' --smoke' if smoke else ''}"
+    return f"parcae run {spec}{options}{' --smoke' if smoke else ''}{' --no-ray' * no_ray}"

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from parcae_core.cpus import usable_cpus
 from parcae_core.trial import Trial
 from sweeps.design.estimate import duration, longest_first, makespan, rate_of
 from sweeps.design.plan import Plan, short
 from sweeps.reports import FINISHED
-from sweeps.runner.cluster import usable_cpus
 from sweeps.store import Store
 
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
+from parcae_core.cpus import usable_cpus
 from parcae_core.trial import Trial
-from sweeps.reports import FINISHED
-from sweeps.runner.cluster import usable_cpus
+from sweeps.reports import ENDED
 from sweeps.runner.losses import LOST_WORKERS_ALLOWED, Loss, Losses, loss_of_process
-from sweeps.runner.stopping import say, stop_on_signals
+from sweeps.runner.signals import say, stop_on_signals
 from sweeps.runner.trainable import Job, attempt
 from sweeps.runner.trial_lines import ended_line, label
 from sweeps.storage.base import Polling
@@ -126,7 +126,7 @@ class _Pool:
     def end(self) -> None:
         """End every worker at once; a trial in hand goes on from its last checkpoint next time."""
         for worker in self.workers:
-            worker.process.terminate()
+            worker.process.kill()
         for worker in self.workers:
             worker.process.join()
         self.workers.clear()
@@ -167,14 +167,14 @@ class _Pool:
             problem = loss_of_process(worker.process.exitcode)
         if problem is not None:
             self.workers.remove(worker)
-            worker.process.terminate()
+            worker.process.kill()
             worker.process.join()
         self.storage.pull(now=True)
         self._tell(trial, problem)
 
     def _tell(self, trial: Trial, problem: Loss | None) -> None:
         state = self.store.state(trial)
-        if problem is not None and state.state not in (*FINISHED, "failed"):
+        if problem is not None and state.state not in ENDED:
             self._say(f"{label(trial)}: {self.losses.record(trial, problem)}")
             if self.losses.counted[trial.trial_id] <= self.losses.allowed:
                 self.waiting.insert(0, trial)
@@ -209,7 +209,7 @@ def _work(job: Job, pipe: Connection, gpus: tuple[int, ...]) -> None:
         except (EOFError, OSError):
             return
         try:
-            attempt(job, trial_id, announce=lambda outcome: None)
+            attempt(job, trial_id, lambda outcome: None)
         except Exception as error:  # noqa: BLE001 - what another attempt elsewhere may cure
             traceback.print_exc(file=sys.stderr)
             pipe.send(f"{type(error).__name__}: {error}")

@@ -44,6 +44,7 @@ class Progress(tune.Callback):
         self.every_s = LIVE_EVERY_S if self.console.is_terminal else EVERY_S
         self.trials = {t.trial_id: t for t in trials}
         self.ended: dict[str, str] = {}
+        self.n_running = 0
         self.started_at = self.said_at = time.monotonic()
         self.last = ""
 
@@ -95,6 +96,7 @@ class Progress(tune.Callback):
         trial.max_failures = trial.num_failures + self.losses.left(trial.config["trial_id"])
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
+        self.n_running = sum(t.status == "RUNNING" for t in trials)
         if time.monotonic() - self.said_at < self.every_s:
             return
         self.storage.pull()
@@ -148,6 +150,22 @@ class Progress(tune.Callback):
         if elapsed < WARM_UP_S or made < 0.02 * (made + left):
             return ""
         return f"; about {duration(left / made * elapsed)} left"
+
+
+class StopWhenIdle(tune.Stopper):
+    """Once a signal has asked for it, ends the run as soon as no trial is at work.
+
+    Trials that wait for a node or a core would otherwise have to be placed to learn of it.
+    """
+
+    def __init__(self, signals: list[int], progress: Progress) -> None:
+        self.signals, self.progress = signals, progress
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return bool(self.signals) and self.progress.n_running == 0
 
 
 def _error_of(trial: Any) -> BaseException | str | None:

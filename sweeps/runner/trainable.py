@@ -157,6 +157,8 @@ def _train(job: Job, trial: Trial, held: Lease, heartbeat: Heartbeat) -> TrainRe
             execution=Execution(
                 device="cuda" if gpus else "cpu",
                 threads=trial.resources.threads,
+                compile=trial.resources.compile,
+                cuda_graphs=trial.resources.compile and gpus > 0,
                 micro_batch_sequences="auto" if gpus else None,
                 checkpoint_every_s=job.checkpoint_every_s,
                 stop_requested=_StopRequested(job, held),
