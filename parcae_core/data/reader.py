@@ -117,7 +117,7 @@ class RowReader:
         Raises:
             UserError: for one outside the vocabulary, which would read past the model's tables.
         """
-        if (highest := int(ids.max())) >= len(self.token_bytes):
+        if (highest := int(ids.max(initial=0))) >= len(self.token_bytes):
             raise UserError(
                 f"{self.manifest.data_id}: the {self.split} split holds the id {highest}, and its "
                 f"tokenizer has {len(self.token_bytes)}. Delete the folder and prepare it again"
