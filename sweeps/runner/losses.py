@@ -94,8 +94,11 @@ class Losses:
         """Losses that may follow now; the next one is free after progress."""
         return self.allowed - self.counted[trial_id] + self.has_progressed(trial_id)
 
-    def record(self, trial: Trial, loss: Loss) -> str:
+    def record(self, trial: Trial, loss: Loss, *, given_up: bool = False) -> str:
         """Count a loss, and leave it in state.json.
+
+        Args:
+            given_up: whoever schedules makes no further attempt, whatever is allowed.
 
         Returns:
             A line for the person who watches.
@@ -118,7 +121,7 @@ class Losses:
         ).write(path)
         self.store.storage.push(path)
         n = self.counted[trial_id]
-        if n > self.allowed:
+        if given_up or n > self.allowed:
             return f"worker lost at step {report.step}: {loss}; given up after {n} losses without progress"
         count = "" if progressed else f" ({n} of {self.allowed} losses without progress)"
         return (
