@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.table import records
 from parcae_core.accounting.flops import FlopsRule
+from parcae_core.data.state_reveals import StateReveals
+from parcae_core.data.tokenizer import CHARACTERS
 from parcae_core.depth import CurriculumDepth, DepthScheme, PoissonDepth
 from parcae_core.trial import Trial
 from sweeps.store import Store
@@ -80,6 +83,21 @@ def planned_columns(trial: Trial) -> dict[str, Any]:
         "vocab_size": trial.data.vocab_size,
         "muon_lr": trial.optim.muon_lr,
         "adamw_lr": trial.optim.adamw_lr,
+        **_known_columns(trial),
+    }
+
+
+def _known_columns(trial: Trial) -> dict[str, Any]:
+    """The corpus's name, and what is known of its loss if it is generated."""
+    names = ("loss_floor", "loss_by_reach", "floor_by_label")
+    columns = {"corpus": trial.data.corpus} | dict.fromkeys(names)
+    if trial.data.tokenizer != CHARACTERS:
+        return columns
+    known = StateReveals.named(trial.data.corpus).known(trial.context)
+    return columns | {
+        "loss_floor": known["floor"],
+        "loss_by_reach": json.dumps(known["loss_by_reach"]),
+        "floor_by_label": json.dumps(known["floor_by_label"]),
     }
 
 
@@ -134,6 +152,7 @@ def evaluated(store: Store, trial: Trial) -> list[dict[str, Any]]:
             "val_loss": row.val_loss,
             "val_bpb": row.val_bpb,
             "val_tokens": row.n_tokens,
+            "val_loss_by_label": json.dumps(row.by_label) if row.by_label else None,
         }
         for row in result.evaluation
     ]

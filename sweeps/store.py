@@ -27,7 +27,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from parcae_core.data.io import write_synced
+from parcae_core import plain
+from parcae_core.data.io import remove_leftovers, write_synced
 from parcae_core.errors import UserError
 from parcae_core.result import TrainResult
 from parcae_core.trial import Trial, planned_to_dict, trial_from_dict
@@ -36,7 +37,15 @@ from sweeps.design.spec import load_spec
 from sweeps.reports import FINISHED, State, StateReport, read_result
 from sweeps.storage.base import Storage, require_writable
 from sweeps.storage.bucket import ObjectStorage
-from sweeps.storage.files import TrialFiles, read_json, write_json
+from sweeps.storage.files import (
+    TrialFiles,
+    problem_of,
+    read_json,
+    require_plain_name,
+    sealed,
+    without_seal,
+    write_json,
+)
 from sweeps.storage.local import LocalStorage
 from sweeps.storage.objects import is_url
 
@@ -87,8 +96,25 @@ class Store:
 
     @property
     def sweep(self) -> dict[str, Any] | None:
-        """sweep.json, or None before the first `run`."""
-        return read_json(self.root / "sweep.json")
+        """sweep.json, or None before the first `run`.
+
+        Raises:
+            UserError: if it is damaged.
+        """
+        path = self.root / "sweep.json"
+        try:
+            sweep = plain.read_json(path) if path.exists() else None
+            if sweep is not None and not isinstance(sweep.get("trials"), list):
+                raise UserError(
+                    f"{path}: trials is {sweep.get('trials')!r:.60}; a list was expected"
+                )
+            for trial_id in (sweep or {}).get("trials", ()):
+                require_plain_name(trial_id, str(path))
+        except UserError as error:
+            raise UserError(
+                f"{error}. Remove it and start `parcae run` again: what has finished counts as before"
+            ) from None
+        return sweep
 
     def refresh(self) -> None:
         """See what others have written since.
@@ -108,21 +134,44 @@ class Store:
 
     def stored_trials(self) -> list[Trial]:
         """Every trial that has a folder here, the current plan's first and in its order."""
-        order = (self.sweep or {}).get("trials", [])
-        found = sorted(p.parent.name for p in self.root.glob("*/trial.json"))
-        ranked = sorted(found, key=lambda i: (order.index(i) if i in order else len(order), i))
-        return [t for i in ranked if (t := self.trial(i)) is not None]
+        return [t for i in self._stored_ids() if (t := self.trial(i)) is not None]
+
+    def problems(self) -> dict[str, str]:
+        """trial_id -> what is damaged of a trial that the sweep planned or has a folder of."""
+        found = {}
+        for trial_id in self._stored_ids():
+            trial, problem = self._read_trial(trial_id)
+            path = self.files(trial_id).result
+            if trial is not None and path.exists():
+                problem = read_result(path, trial)[1]
+                problem = problem and f"{path.name} is not accepted: {problem}"
+            if problem:
+                found[trial_id] = problem
+        return found
+
+    def _stored_ids(self) -> list[str]:
+        order = {i: n for n, i in enumerate((self.sweep or {}).get("trials", []))}
+        found = {p.parent.name for p in self.root.glob("*/trial.json")}
+        return sorted(found | order.keys(), key=lambda i: (order.get(i, len(order)), i))
 
     def trial(self, trial_id: str) -> Trial | None:
         """The stored trial; None if it is absent, damaged, or hashes to another id."""
-        data = read_json(self.files(trial_id).trial)
+        return self._read_trial(trial_id)[0]
+
+    def _read_trial(self, trial_id: str) -> tuple[Trial | None, str]:
+        path = self.files(trial_id).trial
+        if problem := problem_of(path):
+            return None, problem
+        data = read_json(path)
         if data is None:
-            return None
+            return None, f"{path}: not there, and sweep.json names the trial"
         try:
-            trial = trial_from_dict(data)
-        except (TypeError, ValueError, KeyError):
-            return None
-        return trial if trial.trial_id == trial_id else None
+            trial = trial_from_dict(without_seal(data))
+        except ValueError as error:
+            return None, f"{path}: {error}"
+        if trial.trial_id != trial_id:
+            return None, f"{path}: it describes trial {trial.trial_id}, a value has changed"
+        return trial, ""
 
     def result(self, trial: Trial) -> TrainResult | None:
         """The result if it shows that the trial ended as planned."""
@@ -162,6 +211,8 @@ class Store:
             return replace(
                 known, reason=f"result.json is not accepted: {problem}; it will run again"
             )
+        if damage := problem_of(files.state):
+            return replace(known, reason=damage)
         if report.state == "running":
             silent = f"its worker went silent at step {known.step}; it will go on from there"
             return replace(known, reason=silent)
@@ -200,9 +251,11 @@ class Store:
     def write_plan(self, plan: Plan, spec_path: Path) -> None:
         """Record the plan: sweep.json, spec.yaml and one trial.json per trial."""
         self.root.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.root)
         for trial in plan.trials:
             self.folder(trial.trial_id).mkdir(exist_ok=True)
-            self._write_json(self.files(trial.trial_id).trial, planned_to_dict(trial))
+            remove_leftovers(self.folder(trial.trial_id))
+            self._write_json(self.files(trial.trial_id).trial, sealed(planned_to_dict(trial)))
         write_synced(self.root / "spec.yaml", spec_path.read_text(encoding="utf-8"))
         self.storage.push(self.root / "spec.yaml")
         sweep = {

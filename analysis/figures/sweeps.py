@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from analysis.errors import InputError
 from analysis.figures import drawing as figures
 from analysis.figures.drawing import MARKERS, Drawing
 
@@ -40,6 +41,8 @@ def isoflop(recurrence: Recurrence) -> Drawing:
             _budget(drawing, ax, recurrence, parabola, color, MARKERS[i % len(MARKERS)])
         if axis == "mean_recurrence":
             figures.log_ticks(ax, "x", recurrence.table.frame.mean_recurrence)
+        else:
+            figures.plain_ticks(ax, "x")
     drawing.legend(drawing.axes[0], "budget (FLOPs)")
     return drawing
 
@@ -84,7 +87,16 @@ def _budget(drawing: Drawing, ax, recurrence, p: Parabola, color, marker) -> Non
 
 
 def power_laws(recurrence: Recurrence) -> Drawing:
-    """mu* and D* against compute, with the fitted line and its band where an exponent follows."""
+    """mu* and D* against compute, with the fitted line and its band where an exponent follows.
+
+    Raises:
+        InputError: when no budget has a minimum to draw.
+    """
+    if all(p.optimum is None for p in recurrence.parabolas):
+        raise InputError(
+            f"{recurrence.result.source}: no parabola has a minimum on its grid, so there is none to draw "
+            "against compute. Widen the grid of mean_recurrence."
+        )
     percent = f"{recurrence.result.confidence:.0%}"
     drawing = figures.new(
         "power_laws",
@@ -157,8 +169,7 @@ def test_time(curves: TestTime) -> Drawing:
             place = depths.index(curve.mean_recurrence) if curve.mean_recurrence in depths else 0
             color = colors.get(curve.mean_recurrence, figures.CYCLE[0])
             _curve(drawing, ax, panel, curve, curves.law, color, MARKERS[place % len(MARKERS)])
-    fullest = max(drawing.axes, key=lambda ax: len(ax.get_legend_handles_labels()[1]))
-    drawing.legend(fullest)
+    drawing.legend(drawing.axes, order=lambda label: (len(label), label))  # mu 4 before mu 16
     return drawing
 
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis import test_time as testtime
+from analysis import known, test_time, validate
 from analysis.errors import InputError
-from analysis.fitting import fit
+from analysis.figures import known as known_figures
+from analysis.figures import parametric as parametric_figures
+from analysis.figures import sweeps
+from analysis.fitting.fit import Fit, fit_table
 from analysis.fitting.result import FitResult
 from analysis.isoflop import bias, parabolas
 from analysis.laws import library
-from analysis.table import load as sources
+from analysis.table import load as table_load
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from analysis.figures.drawing import Drawing
     from analysis.table.load import Table
 
@@ -25,20 +31,18 @@ class Study:
 
     table: Table
     recurrence: parabolas.Recurrence | None
-    test_time: testtime.TestTime | None
-    parametric: dict[str, FitResult]  # training, unified
+    test_time: test_time.TestTime | None
+    parametric: dict[str, Fit]  # training, unified
     refusals: dict[str, str]  # law -> sentence
 
     def judgements(self) -> dict[str, list[dict]]:
         """Tables on whether the laws hold where they were not fitted, by title; as `parcae judge`."""
-        from analysis import api
-
         out = {}
         for result in self.results:
             if result.law == "unified":  # a minute of refits: `parcae judge --law unified`
                 continue
             try:
-                tables = api.judge_table(self.table, result.law)
+                tables = validate.judge(self.table, result.law)
             except InputError as error:
                 out[f"{result.law}: {error}"] = []
                 continue
@@ -49,13 +53,13 @@ class Study:
     @property
     def results(self) -> tuple[FitResult, ...]:
         closed = tuple(f.result for f in (self.recurrence, self.test_time) if f is not None)
-        return (*closed, *self.parametric.values())
+        return (*closed, *(f.result for f in self.parametric.values()))
 
     def summaries(self) -> list[str]:
         """One line per law: exponents with intervals, or why there are none."""
         return [
             *self.headlines(),
-            *(r.summary() for r in self.parametric.values()),
+            *(f.result.summary() for f in self.parametric.values()),
             *(f"{law} [{self.table.source}]: {why}" for law, why in self.refusals.items()),
         ]
 
@@ -65,28 +69,29 @@ class Study:
         return lines if self.test_time is None else [*lines, self.test_time.summary()]
 
     def drawings(self) -> list[Drawing]:
-        """The figures that the fits allow."""
-        from analysis.figures import parametric as plots_law
-        from analysis.figures import sweeps
-
-        out = []
+        """The figures that the fits allow; of the others `refusals` says why not."""
+        draws: dict[str, Callable[[], Drawing]] = {}
+        if known.has_floor(self.table):
+            draws["loss_by_gap"] = lambda: known_figures.loss_by_gap(self.table)
+            draws["equal_flops"] = lambda: known_figures.equal_flops(self.table)
         if self.recurrence is not None:
-            out += [sweeps.isoflop(self.recurrence), sweeps.power_laws(self.recurrence)]
+            draws["isoflop"] = lambda: sweeps.isoflop(self.recurrence)
+            draws["power_laws"] = lambda: sweeps.power_laws(self.recurrence)
         if self.test_time is not None:
-            out.append(sweeps.test_time(self.test_time))
-        out += [
-            plots_law.observed(self.table, library.get(n), r) for n, r in self.parametric.items()
-        ]
+            draws["test-time"] = lambda: sweeps.test_time(self.test_time)
+        for name, fitted in self.parametric.items():
+            draws[f"observed_{name}"] = partial(parametric_figures.observed, fitted)
         if "training" in self.parametric:
-            out.append(plots_law.profiles(self.table, library.get("training")))
-            for draw in (
-                lambda: plots_law.contours(self.table, self.parametric["training"]),
-                lambda: plots_law.frontiers(self.table),
-            ):
-                try:
-                    out.append(draw())
-                except InputError as error:
-                    self.refusals[f"figure {len(out) + 1}"] = str(error)
+            fitted = self.parametric["training"]
+            draws["profiles_training"] = lambda: parametric_figures.profiles(fitted)
+            draws["contours"] = lambda: parametric_figures.contours(fitted)
+            draws["frontiers"] = lambda: parametric_figures.frontiers(self.table)
+        out = []
+        for name, draw in draws.items():
+            try:
+                out.append(draw())
+            except InputError as error:
+                self.refusals[f"figure {name}"] = str(error)
         return out
 
 
@@ -100,7 +105,7 @@ def study(table: Table, confidence: float = 0.95) -> Study:
     found = {}
     for name, fitter in (
         ("recurrence", _recurrence),
-        ("test-time", testtime.fit_test_time),
+        ("test-time", test_time.fit_test_time),
     ):
         try:
             found[name] = fitter(table, confidence=confidence)
@@ -111,9 +116,7 @@ def study(table: Table, confidence: float = 0.95) -> Study:
         if name == "unified" and "n_loops" not in table.frame:
             continue  # the same rows as the training law, which says what is missing
         try:
-            law = library.get(name)
-            kind = fit.default_interval(law)
-            parametric[name] = fit.fit_law(table, law, interval=kind, confidence=confidence)
+            parametric[name] = fit_table(table, library.get(name), confidence=confidence)
         except InputError as error:
             refusals[name] = str(error)
     if not found and not parametric:
@@ -126,5 +129,5 @@ def _recurrence(table: Table, confidence: float) -> parabolas.Recurrence:
 
 
 def load(source: str | Path, **options) -> Study:
-    """`study` of a source; options as for `sources.load`."""
-    return study(sources.load(source, **options))
+    """`study` of a source; options as for `table.load.load`."""
+    return study(table_load.load(source, **options))

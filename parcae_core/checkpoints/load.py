@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from parcae_core.checkpoints.native import DamagedCheckpoint, read_checkpoint
+from parcae_core.checkpoints.native import (
+    DamagedCheckpoint,
+    load_weights,
+    newest_checkpoint,
+    read_checkpoint,
+)
 from parcae_core.checkpoints.published import is_upstream, load_upstream
-from parcae_core.checkpoints.trained import Trained, load_trained
 from parcae_core.errors import UserError
-from parcae_core.model.parcae import Parcae, build_model
+from parcae_core.model.parcae import Parcae
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +31,7 @@ def load_model(path: Path) -> TrainedModel:
 
     Args:
         path: a published checkpoint (config.json and weights), one of our checkpoints
-            (checkpoint.json), or a run folder, whose newest whole one is read.
+            (checkpoint.json), or a run folder, finished or not, whose newest whole one is read.
 
     Raises:
         UserError: nothing there that we know, or it is damaged.
@@ -40,29 +44,30 @@ def load_model(path: Path) -> TrainedModel:
             seed=0,
             origin=f"published checkpoint {path}",
         )
+    try:
+        return _native(path)
+    except DamagedCheckpoint as error:
+        raise UserError(f"{path}: {error}; its run's folder may hold an older, whole one") from None
+
+
+def _native(path: Path) -> TrainedModel:
     if (path / "checkpoint.json").is_file():
-        trained = _one_checkpoint(path)
+        found = read_checkpoint(path)
     elif (path / "checkpoints").is_dir():
-        trained = load_trained(path, device="cpu")
+        found = newest_checkpoint(path / "checkpoints")
+        if found is None:
+            raise UserError(
+                f"{path}: there is no whole checkpoint in its folder checkpoints/; train the trial first"
+            )
     else:
         raise UserError(
             f"{path}: no model found; looked for config.json with _class_name (published format), "
             "checkpoint.json, and a run's folder checkpoints/"
         )
-    trial = trained.trial
+    trial = found.trial
     return TrainedModel(
-        model=trained.model,
+        model=load_weights(found),
         mean_recurrence=trial.mean_recurrence,
         seed=trial.seed,
-        origin=f"trial {trial.trial_id} at step {trained.step} of {trial.n_steps}",
+        origin=f"trial {trial.trial_id} at step {found.step} of {trial.n_steps}",
     )
-
-
-def _one_checkpoint(path: Path) -> Trained:
-    try:
-        found = read_checkpoint(path)
-    except DamagedCheckpoint as error:
-        raise UserError(f"{path}: {error}; its run's folder may hold an older, whole one") from None
-    model = build_model(found.trial.model, seed=found.trial.seed)
-    model.load_state_dict(found.weights, strict=True)
-    return Trained(model=model, trial=found.trial, step=found.step)

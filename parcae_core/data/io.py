@@ -5,8 +5,11 @@ The only atomic writer and the only file lock of the project.
 
 from __future__ import annotations
 
+import hashlib
 import os
-import threading
+import re
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,7 +24,7 @@ def write_synced(path: Path, data: bytes | str) -> None:
 
     Readers see the old content or the new. A str is written as UTF-8.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    temporary = temporary_beside(path)
     data = data.encode() if isinstance(data, str) else data
     try:
         with temporary.open("wb") as file:
@@ -32,7 +35,21 @@ def write_synced(path: Path, data: bytes | str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync(path.parent)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A name that no other process of any machine takes, for a file that is renamed to `path`."""
+    return path.with_name(f".{path.name}.{os.uname().nodename}-{uuid.uuid4().hex[:12]}.tmp")
+
+
+def remove_leftovers(folder: Path, older_than_s: float = 600.0) -> None:
+    """Remove what killed processes left under names of `temporary_beside`; younger ones may be live."""
+    for path in folder.glob(".*.tmp"):
+        with suppress(OSError):
+            is_ours = re.fullmatch(r"\..+-[0-9a-f]{12}\.tmp", path.name) is not None
+            if is_ours and time.time() - path.stat().st_mtime > older_than_s:
+                path.unlink()
 
 
 def publish(folder: Path, final: Path) -> None:
@@ -41,7 +58,7 @@ def publish(folder: Path, final: Path) -> None:
     Whoever finds it there has to check it: it was made by a process that did not share our lock
     (another machine, a file system without locks).
     """
-    _sync_folder(folder)
+    sync(folder)
     with suppress(FileExistsError):
         try:
             folder.rename(final)
@@ -49,7 +66,7 @@ def publish(folder: Path, final: Path) -> None:
             if not final.is_dir():
                 raise
             raise FileExistsError(error.errno, error.strerror, str(final)) from error
-    _sync_folder(final.parent)
+    sync(final.parent)
 
 
 @contextmanager
@@ -101,11 +118,16 @@ def folder_lock(folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable; a few file systems cannot sync folders and need not."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         with suppress(OSError):
             os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -23,15 +23,16 @@ import numpy as np
 from parcae_core.cpus import usable_cpus
 from parcae_core.data.corpus import SPLITS, Fingerprint, Source, Split
 from parcae_core.data.encode import encode_stream
-from parcae_core.data.io import folder_lock, publish, write_synced
+from parcae_core.data.io import file_sha256, folder_lock, publish, write_synced
 from parcae_core.data.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     Manifest,
+    SourceManifest,
     SplitManifest,
+    TokenizerManifest,
     check_hashes,
     check_sizes,
-    file_sha256,
     read_manifest,
 )
 from parcae_core.data.pack import BUFFER_PIECES, LongDocuments, Packer
@@ -105,11 +106,11 @@ def prepare(
 def _given(source: PreparedSource, name: TokenizerName, row_tokens: int) -> Path:
     """The folder a spec names itself, if it holds what is asked for."""
     manifest = read_manifest(source.path)
-    found = (manifest.tokenizer["name"], manifest.row_tokens)
+    found = (manifest.tokenizer.name, manifest.row_tokens)
     if found != (name.name, row_tokens):
         raise UserError(
             f"{source.path}: prepared with tokenizer {found[0]!r} and rows of {found[1]} ids; "
-            f"{name.name!r} and {row_tokens} are needed. Prepare {manifest.source['name']} with "
+            f"{name.name!r} and {row_tokens} are needed. Prepare {manifest.source.name} with "
             f"`--tokenizer {name.name} --context {row_tokens - 1}`, or change the spec"
         )
     _check_finished(source.path, manifest)
@@ -169,7 +170,14 @@ class _Job:
         return final
 
     def make(self, workers: int) -> Path:
-        with folder_lock(self.work, lambda: self.progress("waiting for another process", 0, None)):
+        told: list[bool] = []
+
+        def waiting() -> None:  # asked at every look at the lock, said once
+            if not told:
+                self.progress("waiting for another process", 0, None)
+            told.append(True)
+
+        with folder_lock(self.work, waiting):
             # Another process may have finished while this one waited.
             if found := self.find():
                 return found
@@ -180,7 +188,7 @@ class _Job:
             _check_finished(final, read_manifest(final))
             if not self.source.is_quick:
                 self.memo.parent.mkdir(exist_ok=True)
-                write_synced(self.memo, manifest.source["fingerprint"].encode() + b"\n")
+                write_synced(self.memo, manifest.source.fingerprint.encode() + b"\n")
             shutil.rmtree(self.work)
             return final
 
@@ -291,20 +299,20 @@ class _Job:
         others = [p for p in sorted(out.iterdir()) if p.suffix != ".bin"]
         manifest = Manifest(
             data_id=self.data_id(fingerprint),
-            source={
-                "name": self.source.name,
-                "fingerprint": fingerprint,
-                "skipped": dict(sorted(self.source.skipped.items())),
-            },
-            tokenizer={
-                "name": self.name.name,
-                "sha256": hashlib.sha256((text or self.name.name).encode()).hexdigest(),
-                "vocab_size": tokenizer.vocab_size,
-                "bos_id": tokenizer.bos_id,
-                "eos_id": tokenizer.eos_id,
-                "pad_id": tokenizer.pad_id,
-                **({"alphabet": self.source.alphabet} if self.source.alphabet else {}),
-            },
+            source=SourceManifest(
+                name=self.source.name,
+                fingerprint=fingerprint,
+                skipped=dict(sorted(self.source.skipped.items())),
+            ),
+            tokenizer=TokenizerManifest(
+                name=self.name.name,
+                sha256=hashlib.sha256((text or self.name.name).encode()).hexdigest(),
+                vocab_size=tokenizer.vocab_size,
+                bos_id=tokenizer.bos_id,
+                eos_id=tokenizer.eos_id,
+                pad_id=tokenizer.pad_id,
+                alphabet=self.source.alphabet,
+            ),
             packing={"long_documents": self.long_documents, "buffer_pieces": BUFFER_PIECES},
             row_tokens=self.row_tokens,
             dtype=id_dtype(tokenizer.vocab_size).name,

@@ -6,20 +6,17 @@ thread can never change the order of the data.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from parcae_core import seeds
 from parcae_core.data.corpus import SPLITS, Split
 from parcae_core.data.manifest import check_sizes, read_manifest
 from parcae_core.data.permutation import permute
 from parcae_core.data.state_reveals import StateRevealRows, StateReveals
 from parcae_core.errors import UserError
-
-# Keeps the order of rows apart from every other use of the same seed.
-ORDER_STREAM = "parcae row order 1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +59,15 @@ class RowReader:
         self.data_seed = data_seed
         self.row_tokens = self.manifest.row_tokens
         self.n_rows = self.manifest.splits[split].rows
-        self.token_bytes = _token_bytes(path, self.manifest.tokenizer["vocab_size"])
+        if self.n_rows < 1:
+            raise UserError(f"{path}: its {split} split has no rows; prepare it with more text")
+        self.token_bytes = _token_bytes(path, self.manifest.tokenizer.vocab_size)
         self.generator = None
         if (generated := self.manifest.generated) is not None:
-            self.generator = StateReveals.named(generated["corpus"])
+            self.generator = StateReveals.named(generated.get("corpus"))
             # An order has its own stream, so every seed draws other rows; validation is one for all
             stream = (0, data_seed) if split == "train" else (1,)
-            bos_id = self.manifest.tokenizer["bos_id"]
+            bos_id = self.manifest.tokenizer.bos_id
             self._rows = StateRevealRows(self.generator, self.row_tokens, bos_id, stream)
             return
         self._rows = np.memmap(
@@ -78,29 +77,26 @@ class RowReader:
             shape=(self.n_rows, self.row_tokens),
         )
 
-    def batch(self, step: int, n: int, members: Sequence[int] | None = None) -> Batch:
+    def batch(self, step: int, n: int) -> Batch:
         """The rows of one step: n consecutive places of the endless, per-epoch shuffled order.
 
         Args:
             step: >= 0; step s reads places s * n to (s + 1) * n, across an epoch's end if need be.
             n: rows in the global batch.
-            members: which of the n to return, for one rank of several; all by default. The epoch
-                is the global batch's either way.
         """
         if step < 0 or n < 1:
             raise ValueError(f"step={step} must be >= 0 and n={n} >= 1")
         first = step * n
-        chosen = np.arange(n) if members is None else np.asarray(members, dtype=np.int64)
-        places = first + chosen
+        places = first + np.arange(n)
         if self.generator is not None:
             return Batch(self._rows[places].astype(np.int64), 0)
         rows = np.empty(len(places), np.int64)
         epochs = places // self.n_rows
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            key = f"{ORDER_STREAM}/{self.data_seed}/{epoch}"
+            key = f"{seeds.ROW_ORDER}/{self.data_seed}/{epoch}"
             rows[here] = permute(places[here] % self.n_rows, self.n_rows, key)
-        return Batch(self._rows[rows].astype(np.int64), (first + n - 1) // self.n_rows)
+        return Batch(self._known(self._rows[rows]), (first + n - 1) // self.n_rows)
 
     def rows(self, start: int, n: int) -> np.ndarray:
         """(n, row_tokens) int64, in stored order; for validation, where every run reads the same.
@@ -113,7 +109,20 @@ class RowReader:
                 f"{self.manifest.data_id}: rows {start} to {start + n} asked for, and the "
                 f"{self.split} split has {self.n_rows}; ask for fewer or give more text"
             )
-        return self._rows[np.arange(start, start + n)].astype(np.int64)
+        return self._known(self._rows[np.arange(start, start + n)])
+
+    def _known(self, ids: np.ndarray) -> np.ndarray:
+        """The ids as int64.
+
+        Raises:
+            UserError: for one outside the vocabulary, which would read past the model's tables.
+        """
+        if (highest := int(ids.max())) >= len(self.token_bytes):
+            raise UserError(
+                f"{self.manifest.data_id}: the {self.split} split holds the id {highest}, and its "
+                f"tokenizer has {len(self.token_bytes)}. Delete the folder and prepare it again"
+            )
+        return ids.astype(np.int64)
 
     def labels(self, rows: np.ndarray) -> np.ndarray | None:
         """(n, context) int64, a class of every target by which to tell losses apart; 0: none.
@@ -122,22 +131,20 @@ class RowReader:
         """
         return None if self.generator is None else self.generator.gaps(rows)
 
-    def epochs(self, n_rows: int) -> float:
-        """Passes over the split that reading `n_rows` rows amounts to."""
-        return n_rows / self.n_rows
-
 
 def _token_bytes(path: Path, vocab_size: int) -> np.ndarray:
     file = path / "token_bytes.npy"
     try:
-        table = np.load(file)
-    except (OSError, ValueError, EOFError) as error:
+        # Mapped first, so that a header cannot ask for more memory than the file is long
+        table = np.load(file, mmap_mode="r")
+    except Exception as error:  # numpy evaluates the header, which can fail in many ways
         raise UserError(
             f"{file}: cannot read it ({error}). Delete the folder and prepare it again"
         ) from error
-    if table.shape != (vocab_size,):
+    shape = getattr(table, "shape", None)
+    if shape != (vocab_size,) or table.dtype.kind not in "iu" or (table < 0).any():
         raise UserError(
-            f"{file}: shape {table.shape}, and the manifest's tokenizer has {vocab_size} ids. "
-            "Delete the folder and prepare it again"
+            f"{file}: shape {shape}, and the manifest's tokenizer has {vocab_size} ids, each of so "
+            "many bytes. Delete the folder and prepare it again"
         )
-    return table
+    return np.array(table)

@@ -220,15 +220,19 @@ def status_data(store: Store) -> dict[str, Any]:
                 "val_loss": losses.get(trial.mean_recurrence),
                 "tokens_per_s": state.tokens_per_s,
                 "attempts": state.attempts,
-                "reason": state.reason,
+                "reason": state.reason or "; ".join(result.notes if result else ()) or None,
                 "error": _last_lines(store, trial.trial_id) if state.state == "failed" else None,
             }
         )
+    listed = {t["trial_id"] for t in trials}
+    damaged = {i: problem for i, problem in store.problems().items() if i not in listed}
+    counts = Counter(t["state"] for t in trials) + Counter({"damaged": len(damaged)})
     return {
         "name": store.name,
         "folder": store.where,
-        "counts": dict(Counter(t["state"] for t in trials)),
+        "counts": dict(counts),
         "trials": trials,
+        "damaged": damaged,
     }
 
 
@@ -258,6 +262,8 @@ def print_status(data: dict[str, Any]) -> None:
             console.print(f"{t['trial_id']}: {t['reason']}", highlight=False, markup=False)
         for line in t["error"] or []:
             console.print(f"    {line}", highlight=False, markup=False)
+    for trial_id, problem in data["damaged"].items():
+        console.print(f"{trial_id}: damaged: {problem}", highlight=False, markup=False)
     console.print(", ".join(f"{n} {s}" for s, n in data["counts"].items()), highlight=False)
 
 
@@ -269,4 +275,8 @@ def _last_lines(store: Store, trial_id: str) -> list[str]:
     path = store.folder(trial_id) / "error.txt"
     if not path.exists():
         return []
-    return [line for line in path.read_text().splitlines() if line.strip()][-LAST_LINES:]
+    try:
+        text = path.read_text(errors="replace")
+    except OSError as error:
+        return [f"{path}: cannot be read ({error.strerror})"]
+    return [line for line in text.splitlines() if line.strip()][-LAST_LINES:]

@@ -21,7 +21,7 @@ from multiprocessing.process import BaseProcess
 
 from parcae_core.cpus import usable_cpus
 from parcae_core.trial import Trial
-from sweeps.reports import FINISHED
+from sweeps.reports import ENDED
 from sweeps.runner.signals import say, stop_on_signals
 from sweeps.runner.trainable import LOST_WORKERS_ALLOWED, Job, attempt
 from sweeps.runner.trial_lines import ended_line, label
@@ -71,6 +71,9 @@ class _Machine:
 def run_pool(job: Job, trials: Sequence[Trial], store: Store, *, cpus: int | None = None) -> bool:
     """Run the trials in the given order, as many at a time as the machine holds.
 
+    A sweep of several seeds runs one after the other, so that one that is stopped early, or looked at
+    while it runs, has whole grids.
+
     Args:
         cpus: cores to use; None: all that this process may use.
 
@@ -92,7 +95,7 @@ class _Pool:
 
     def __init__(self, job: Job, trials: Sequence[Trial], store: Store, cpus: int | None) -> None:
         self.job, self.store, self.storage = job, store, Polling(store.storage)
-        self.waiting, self.n = list(trials), len(trials)
+        self.waiting, self.n = sorted(trials, key=lambda t: t.seed), len(trials)
         self.lost: Counter[str] = Counter()
         self.ended, self.began = 0, time.monotonic()
         self.workers: list[_Worker] = []
@@ -108,7 +111,7 @@ class _Pool:
     def end(self) -> None:
         """End every worker at once; a trial in hand goes on from its last checkpoint next time."""
         for worker in self.workers:
-            worker.process.kill()
+            worker.process.terminate()
         for worker in self.workers:
             worker.process.join()
         self.workers.clear()
@@ -147,14 +150,14 @@ class _Pool:
             problem = "its process is gone"
         if problem is not None:
             self.workers.remove(worker)
-            worker.process.kill()
+            worker.process.terminate()
             worker.process.join()
         self.storage.pull(now=True)
         self._tell(trial, problem)
 
     def _tell(self, trial: Trial, problem: str | None) -> None:
         state = self.store.state(trial)
-        if problem is not None and state.state not in (*FINISHED, "failed"):
+        if problem is not None and state.state not in ENDED:
             self.lost[trial.trial_id] += 1
             again = self.lost[trial.trial_id] <= LOST_WORKERS_ALLOWED
             if again:
@@ -181,10 +184,7 @@ def _gpus(trials: Sequence[Trial]) -> dict[int, float]:
 
 def _work(job: Job, pipe: Connection, gpus: tuple[int, ...]) -> None:
     """What a worker does: attempts, one after the other, until the pool is gone."""
-    import signal
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # sent to the whole group;
-        signal.signal(number, signal.SIG_IGN)  # the stop file is what ends us
+    os.setsid()  # Ctrl-C is for the parent, which asks us to stop through the store
     if gpus:
         given = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = given.split(",") if given else None
@@ -195,7 +195,7 @@ def _work(job: Job, pipe: Connection, gpus: tuple[int, ...]) -> None:
         except (EOFError, OSError):
             return
         try:
-            attempt(job, trial_id, report=lambda outcome: None)
+            attempt(job, trial_id, lambda outcome: None)
         except Exception as error:  # noqa: BLE001 - what another attempt elsewhere may cure
             traceback.print_exc(file=sys.stderr)
             pipe.send(f"{type(error).__name__}: {error}")

@@ -31,7 +31,7 @@ from parcae_core.trial import Trial
 from sweeps.reports import ENDED, StateReport
 from sweeps.runner.errors import environment, reason_of
 from sweeps.storage.base import Lease, LeaseLost, lease
-from sweeps.storage.files import TrialFiles, write_json
+from sweeps.storage.files import TrialFiles, sealed, write_json
 from sweeps.store import HEARTBEAT_S, Store
 
 if TYPE_CHECKING:
@@ -131,7 +131,10 @@ def _claim(job: Job, store: Store, trial_id: str) -> tuple[Trial, bool]:
     store.storage.pull([*files.small, store.root / "sweep.json", job.stop_file])
     trial = store.trial(trial_id)
     if trial is None:
-        raise RuntimeError(f"{files.trial} is missing or damaged")
+        raise RuntimeError(f"{files.trial} is missing or damaged; `parcae run` writes it again")
+    for path in (*files.small, files.metrics):
+        if path.is_dir():
+            raise RuntimeError(f"{path} is a folder where a file belongs; move it away")
     finished = store.result(trial) is not None  # a retry after the result was written
     if finished:
         store.storage.push(files.result)
@@ -144,10 +147,9 @@ def _train(job: Job, trial: Trial, held: Lease, heartbeat: Heartbeat) -> TrainRe
     try:
         train = _trainer(job, trial, held)
         if 0 < gpus < 1:
-            import torch
+            from parcae_core.device import keep_to_share
 
-            # CUDA_VISIBLE_DEVICES is shared by fractions of a GPU; memory is not divided unless asked
-            torch.cuda.set_per_process_memory_fraction(gpus)
+            keep_to_share(gpus)
         return train(
             trial,
             data_dir=job.data_dir(trial),
@@ -178,7 +180,7 @@ def _record(
     """
     held.require()
     if not isinstance(outcome, Exception):
-        write_json(files.result, outcome.to_dict())
+        write_json(files.result, sealed(outcome.to_dict()))
         ended = {"state": outcome.status, "step": outcome.step, "reason": outcome.reason}
     elif isinstance(outcome, Interrupted):
         ended = {"state": "planned", "reason": "stopped on request"}

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from parcae_core.data import prepare as module
+from parcae_core.data.bpe import load_prepared_tokenizer
 from parcae_core.data.manifest import read_manifest
 from parcae_core.data.prepare import prepare
 from parcae_core.data.reader import RowReader
 from parcae_core.data.sources import resolve
-from parcae_core.data.tokenizer import load_prepared_tokenizer
 from parcae_core.errors import UserError
 
 
@@ -45,7 +45,7 @@ def write_corpus(folder, n=60):
 def test_the_manifest_tells_what_is_there(prepared, stdlib):
     manifest = read_manifest(prepared)
     assert prepared.name == manifest.data_id
-    assert manifest.source["fingerprint"] == stdlib.fingerprint
+    assert manifest.source.fingerprint == stdlib.fingerprint
     for split, s in manifest.splits.items():
         texts = [d.text.encode() for d in stdlib.documents(split)]
         assert s.documents == len(texts)

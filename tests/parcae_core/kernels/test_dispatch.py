@@ -19,7 +19,7 @@ OPS = {
     ),
     "value_gate": lambda z, impl: value_gate(z(1, 2, 1, 4), z(1, 2, 1), z(1, 2, 4), impl=impl),
     "rope_qk_norm": lambda z, impl: rope_qk_norm(
-        z(1, 2, 1, 4), z(1, 2, 1, 4), torch.zeros_like(z(2, 2), dtype=torch.complex64), impl=impl
+        z(1, 2, 1, 4), z(1, 2, 1, 4), z(2, 2, 2), impl=impl
     ),
 }
 

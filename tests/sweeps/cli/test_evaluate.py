@@ -100,7 +100,7 @@ def test_one_checkpoint_is_read_as_named_and_a_run_by_its_newest(published, tmp_
         trial,
         data_dir=data,
         run_dir=tmp_path / "run",
-        execution=Execution(device="cpu", progress=False, checkpoint_every_steps=3),
+        execution=Execution(device="cpu", checkpoint_every_steps=3),
     )
     older, _ = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
     assert "step 3 of 6" in load_model(older).origin
