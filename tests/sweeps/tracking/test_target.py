@@ -1,5 +1,10 @@
 """Where W&B runs go: the spec comes first, then W&B's own variables."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from parcae_core.errors import UserError
@@ -43,3 +48,25 @@ def test_an_entity_changes_the_specs_hash_and_its_absence_does_not():
     with_entity = parse_spec(spec_dict(wandb={"mode": "disabled", "entity": "team"}), "tiny.yaml")
     assert plain.sha256 != with_entity.sha256
     assert plain.sha256 == ("17770f3974ebc50a78acf72ff1f3e0992d7b3585fbfa0f0ba5cb50768aefe7f2")
+
+
+def test_a_run_is_the_teams(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from sweeps.store import Store\n"
+        "from sweeps.tracking.trial_run import open_run\n"
+        "out = Path(sys.argv[1])\n"
+        "run = open_run(Store(out, 's'), out, run_id='a', project='team/theirs', job_type='trial',\n"
+        "               mode='offline', config={})\n"
+        "print(run.entity, run.project, run.dir)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env=os.environ | {"WANDB_DIR": str(tmp_path / "elsewhere")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    entity, project, folder = done.stdout.split()
+    assert (entity, project) == ("team", "theirs")
+    # offline runs stay with the sweep, where `parcae sync` finds them
+    assert Path(folder).is_relative_to(tmp_path / "wandb")
