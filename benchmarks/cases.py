@@ -90,8 +90,15 @@ class Case:
 
     @cached_property
     def compiled(self) -> Parcae:
-        """The same weights, compiled."""
+        """The same weights, plain operations compiled."""
         model = copy.deepcopy(self.plain)
+        compile_model(model)
+        return model
+
+    @cached_property
+    def ours_compiled(self) -> Parcae:
+        """The same weights, what is around the kernels compiled."""
+        model = copy.deepcopy(self.model)
         compile_model(model)
         return model
 
@@ -134,9 +141,14 @@ class Case:
         return DEPTH.sample(self.batch, seed=0, step=step)
 
     def model_of(self, variant: str) -> Parcae:
-        if variant in COMPILED:
-            return self.masked_compiled if variant.startswith("masked") else self.compiled
-        return self.model if variant in ("ours", "ours replayed") else self.plain
+        compiled = {
+            "compile": "compiled",
+            "ours compiled": "ours_compiled",
+            "masked compiled": "masked_compiled",
+        }
+        if variant in compiled:
+            return getattr(self, compiled[variant])
+        return self.model if variant.startswith("ours") else self.plain
 
 
 def ops_of(variant: str) -> contextlib.AbstractContextManager:

@@ -24,7 +24,7 @@ class Execution:
     micro_batch_sequences: int | Literal["auto"] | None = None  # per process; None: whole share
     threads: int | None = None  # of torch's own pool; None: leave it as it is
     impl: Literal["auto", "torch", "triton"] = "auto"  # of the ops; "auto": triton on a GPU
-    compile: bool = False  # torch.compile, in static shapes, of torch's ops
+    compile: bool = False  # torch.compile, in static shapes
     cuda_graphs: bool = False  # on CUDA: replay the whole step, compiled or not; unmeasured
     log_every_steps: int | None = None  # None: about 200 lines over the run
     checkpoint_every_s: float | None = 300.0  # None: not by time
@@ -40,11 +40,6 @@ class Execution:
             )
         if self.impl not in ("auto", "torch", "triton"):
             raise ValueError(f"impl is {self.impl!r}; it must be auto, torch or triton")
-        if self.compile and self.impl == "triton":
-            raise ValueError(
-                "impl='triton' and compile exclude each other: the compiler cannot see into the "
-                "kernels and fuses torch's operations itself; use impl='torch' or leave compile out"
-            )
         for name in ("threads", "log_every_steps", "checkpoint_every_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -93,6 +93,7 @@ class Resources:
     cpus: float = 1.0
     gpus: float = 0.0
     processes: int = 1  # that train it together, each with an equal share of every batch
+    compile: bool = False  # torch.compile, and CUDA graphs on a GPU; changes rounding only
 
     def __post_init__(self) -> None:
         if self.cpus <= 0 or self.gpus < 0:

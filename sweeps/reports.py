@@ -28,6 +28,9 @@ class StateReport:
     tokens_per_s: float | None = None
     reason: str | None = None  # why it failed, diverged or stopped
     attempts: int = 0
+    checkpoint_step: int = 0  # of the newest checkpoint
+    lost_workers: int = 0  # in all
+    lost_reason: str | None = None  # of the last of them
     session: str | None = None  # of the `run` that scheduled it
     host: str | None = None
     pid: int | None = None

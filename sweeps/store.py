@@ -67,6 +67,8 @@ class TrialState:
     loss: float | None = None  # training loss last reported, nats per token
     attempts: int = 0
     tokens_per_s: float | None = None
+    lost_workers: int = 0
+    lost_reason: str | None = None  # of the last of them
 
 
 class Store:
@@ -194,6 +196,8 @@ class Store:
                 loss=result.final_train_loss,
                 tokens_per_s=result.tokens_per_s,
                 attempts=report.attempts,
+                lost_workers=report.lost_workers,
+                lost_reason=report.lost_reason,
             )
         loss = report.loss if isinstance(report.loss, (int, float)) else None
         known = TrialState(
@@ -202,6 +206,8 @@ class Store:
             loss=loss,
             reason=report.reason,
             attempts=report.attempts,
+            lost_workers=report.lost_workers,
+            lost_reason=report.lost_reason,
         )
         if report.state == "failed":
             return replace(known, state="failed")

@@ -93,7 +93,7 @@ def prepare(table: Table, law: Law) -> Dataset:
     if runs is not None and not law.per_run:
         table = table.noting(
             f"{len(target)} rows of {runs.max() + 1} runs: rows of one run are not independent, so "
-            "intervals resample runs"
+            "intervals count runs and not rows (bootstraps resample runs)"
         )
     return Dataset(
         table=table.noting(*_seed_notes(table, law)),

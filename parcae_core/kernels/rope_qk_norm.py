@@ -16,7 +16,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from parcae_core.kernels.dispatch import LAUNCH, Impl, row_blocks, tl, triton, use_triton
+from parcae_core.kernels.dispatch import (
+    LAUNCH,
+    Impl,
+    launched,
+    operator,
+    row_blocks,
+    tl,
+    triton,
+    use_triton,
+)
 from parcae_core.kernels.rms_norm import rms_norm, rms_norm_ref
 
 _KEEP_Y_FROM = 64  # head width
@@ -118,36 +127,65 @@ if triton is not None:
         else:
             _turn_rows_back(dyk, kept_k, rk, turn, dk, T, G, MK, K, NORM, KEPT_Y, BM, BK)
 
-
-class _RopeQkNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, turn: Tensor, norm: bool, eps: float):
-        q, k = q.contiguous(), k.contiguous()
-        _, T, H, K = q.shape
+    @operator
+    def _rope_qk_norm(
+        q: Tensor, k: Tensor, turn: Tensor, norm: bool, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """q and k turned and normed, and r of each of their rows for the backward."""
+        q, k, turn = q.contiguous(), k.contiguous(), turn.contiguous()
+        sizes = _sizes(q, k)
         yq, yk = torch.empty_like(q), torch.empty_like(k)
-        ctx.sizes = (T, H, k.shape[2], q.numel() // K, k.numel() // K, K)
-        rq, rk = (torch.empty(m, device=q.device, dtype=torch.float32) for m in ctx.sizes[3:5])
-        bm, bk, n_blocks = row_blocks(ctx.sizes[3], K, tensors=2)
-        _rope_qk_norm_fwd_kernel[(n_blocks, 2)](
-            q, k, yq, yk, rq, rk, turn, *ctx.sizes, eps, NORM=norm, BM=bm, BK=bk, **LAUNCH
+        rq, rk = (torch.empty(m, device=q.device, dtype=torch.float32) for m in sizes[3:5])
+        bm, bk, n_blocks = row_blocks(sizes[3], sizes[-1], tensors=2)
+        launched(_rope_qk_norm_fwd_kernel)[(n_blocks, 2)](
+            q, k, yq, yk, rq, rk, turn, *sizes, eps, NORM=norm, BM=bm, BK=bk, **LAUNCH
         )
-        ctx.norm, ctx.kept_y = norm, K >= _KEEP_Y_FROM
-        kept = () if not norm else (yq, yk) if ctx.kept_y else (q, k)
-        ctx.save_for_backward(rq, rk, turn, *kept)
-        return yq, yk
+        return yq, yk, rq, rk
 
-    @staticmethod
-    def backward(ctx, dyq: Tensor, dyk: Tensor):
-        rq, rk, turn, *kept = ctx.saved_tensors
-        dyq, dyk = dyq.contiguous(), dyk.contiguous()
-        kept_q, kept_k = kept or (dyq, dyk)  # not read without the norm
+    @operator
+    def _rope_qk_norm_bwd(
+        dyq: Tensor, dyk: Tensor, kept_q: Tensor, kept_k: Tensor, rq: Tensor, rk: Tensor,
+        turn: Tensor, norm: bool, kept_y: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        dyq, dyk, turn = dyq.contiguous(), dyk.contiguous(), turn.contiguous()
+        kept_q, kept_k, sizes = kept_q.contiguous(), kept_k.contiguous(), _sizes(dyq, dyk)
         dq, dk = torch.empty_like(dyq), torch.empty_like(dyk)
-        bm, bk, n_blocks = row_blocks(ctx.sizes[3], ctx.sizes[-1], tensors=2)
-        _rope_qk_norm_bwd_kernel[(n_blocks, 2)](
-            dyq, dyk, kept_q, kept_k, rq, rk, turn, dq, dk, *ctx.sizes,
-            NORM=ctx.norm, KEPT_Y=ctx.kept_y, BM=bm, BK=bk, **LAUNCH,
+        bm, bk, n_blocks = row_blocks(sizes[3], sizes[-1], tensors=2)
+        launched(_rope_qk_norm_bwd_kernel)[(n_blocks, 2)](
+            dyq, dyk, kept_q, kept_k, rq, rk, turn, dq, dk, *sizes,
+            NORM=norm, KEPT_Y=kept_y, BM=bm, BK=bk, **LAUNCH,
         )  # fmt: skip
-        return dq, dk, None, None, None
+        return dq, dk
+
+    @_rope_qk_norm.register_fake
+    def _(q, k, turn, norm, eps):
+        rows = torch.contiguous_format
+        turned = (torch.empty_like(t, memory_format=rows) for t in (q, k))
+        return *turned, *(q.new_empty(m, dtype=torch.float32) for m in _sizes(q, k)[3:5])
+
+    @_rope_qk_norm_bwd.register_fake
+    def _(dyq, dyk, kept_q, kept_k, rq, rk, turn, norm, kept_y):
+        rows = torch.contiguous_format
+        return tuple(torch.empty_like(t, memory_format=rows) for t in (dyq, dyk))
+
+    def _sizes(q: Tensor, k: Tensor) -> tuple[int, ...]:
+        """T, H, G, rows of q, rows of k, K."""
+        _, T, H, K = q.shape
+        return T, H, k.shape[2], q.numel() // K, k.numel() // K, K
+
+    def _keep(ctx, inputs, output) -> None:
+        (q, k, turn, ctx.norm, _), (yq, yk, rq, rk) = inputs, output
+        ctx.kept_y = q.shape[-1] >= _KEEP_Y_FROM
+        kept = () if not ctx.norm else (yq, yk) if ctx.kept_y else (q, k)
+        ctx.save_for_backward(rq, rk, turn, *kept)
+
+    def _gradient(ctx, dyq: Tensor, dyk: Tensor, drq: Tensor | None, drk: Tensor | None):
+        rq, rk, turn, *kept = ctx.saved_tensors
+        kept = kept or (dyq, dyk)  # not read without the norm
+        found = _rope_qk_norm_bwd(dyq, dyk, *kept, rq, rk, turn, ctx.norm, ctx.kept_y)
+        return *found, None, None, None
+
+    _rope_qk_norm.register_autograd(_gradient, setup_context=_keep)
 
 
 def rope_qk_norm(
@@ -189,6 +227,6 @@ def rope_qk_norm(
         )
     if use_triton("rope_qk_norm", impl, q, k, width=q.shape[-1]):
         eps = torch.finfo(torch.float32).eps if eps is None else eps
-        return _RopeQkNorm.apply(q, k, turn, norm, eps)
+        return _rope_qk_norm(q, k, turn, norm, eps)[:2]
     q, k = rotate(q, turn), rotate(k, turn)
     return (rms_norm(q, None, eps), rms_norm(k, None, eps)) if norm else (q, k)

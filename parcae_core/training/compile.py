@@ -11,7 +11,6 @@ without a word; here it raises.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 
@@ -26,12 +25,11 @@ _SIZES = 8  # of batches: whole and last portions of the training, of the evalua
 def compile_model(model: Parcae, *, backend: str | Callable = "inductor") -> None:
     """torch.compile the parts of a model in place; names and weights stay.
 
-    The compiler fuses torch's operations itself, so that the model's own kernels give way.
+    The model's own kernels stay: the compiler sees them as operators and fuses what is around them.
 
     Args:
         backend: of torch.compile.
     """
-    model.use(replace(model.kernels, ops="torch"))
     import torch._dynamo.config as dynamo  # costs a second, which only those who ask should pay
 
     dynamo.recompile_limit = max(dynamo.recompile_limit, _SIZES * MAX_TRAIN_GRAPHS)

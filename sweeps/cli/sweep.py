@@ -112,6 +112,15 @@ def run(
     wandb: Annotated[
         str | None, typer.Option(help="offline, online or disabled, in place of the spec's.")
     ] = None,
+    lost_workers: Annotated[
+        int,
+        typer.Option(
+            "--lost-workers", min=0, help="Workers a trial may lose without a newer checkpoint."
+        ),
+    ] = 3,
+    checkpoint_every: Annotated[
+        float, typer.Option("--checkpoint-every", min=1.0, help="Seconds between checkpoints.")
+    ] = 120.0,
     no_ray: Annotated[
         bool, typer.Option("--no-ray", help="Plain processes on this machine; Ray is not needed.")
     ] = False,
@@ -152,7 +161,13 @@ def run(
         spec,
         extend=extend,
         options=Options(
-            cpus=cpus, address=address, can_add=can_add, wandb_mode=wandb, ray=not no_ray
+            cpus=cpus,
+            address=address,
+            can_add=can_add,
+            wandb_mode=wandb,
+            ray=not no_ray,
+            lost_workers=lost_workers,
+            checkpoint_every_s=checkpoint_every,
         ),
     )
     finish(outcome, store, again=_again(spec, out, smoke, no_ray))

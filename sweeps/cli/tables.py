@@ -220,6 +220,8 @@ def status_data(store: Store) -> dict[str, Any]:
                 "val_loss": losses.get(trial.mean_recurrence),
                 "tokens_per_s": state.tokens_per_s,
                 "attempts": state.attempts,
+                "lost_workers": state.lost_workers,
+                "lost_reason": state.lost_reason,
                 "reason": state.reason or "; ".join(result.notes if result else ()) or None,
                 "error": _last_lines(store, trial.trial_id) if state.state == "failed" else None,
             }
@@ -260,6 +262,9 @@ def print_status(data: dict[str, Any]) -> None:
     for t in data["trials"]:
         if t["reason"]:
             console.print(f"{t['trial_id']}: {t['reason']}", highlight=False, markup=False)
+        if t["lost_workers"] and (t["reason"] or "").find(t["lost_reason"]) < 0:
+            lost = f"{t['lost_workers']} workers lost, the last: {t['lost_reason']}"
+            console.print(f"{t['trial_id']}: {lost}", highlight=False, markup=False)
         for line in t["error"] or []:
             console.print(f"    {line}", highlight=False, markup=False)
     for trial_id, problem in data["damaged"].items():

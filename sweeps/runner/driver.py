@@ -18,8 +18,9 @@ from sweeps.design.estimate import longest_first
 from sweeps.design.plan import Plan, data_sections
 from sweeps.reports import FINISHED, State
 from sweeps.runner.cluster import must_send_aws_keys, ray_cluster, require_local, require_placeable
+from sweeps.runner.losses import LOST_WORKERS_ALLOWED
 from sweeps.runner.signals import ClusterLost, say, stop_on_signals, wait_until, watched_cluster
-from sweeps.runner.trainable import LOST_WORKERS_ALLOWED, Job, Train, data_key, run_trial
+from sweeps.runner.trainable import Job, Train, data_key, run_trial
 from sweeps.storage.base import Polling
 from sweeps.storage.tempdir import OwnedFolder
 from sweeps.store import Store, git_commit
@@ -38,6 +39,7 @@ class Options:
     address: str | None = None  # of a running cluster; None: a private one
     can_add: dict[str, float] | None = None  # resources of the largest node the cluster may add
     checkpoint_every_s: float = 120.0
+    lost_workers: int = LOST_WORKERS_ALLOWED  # without progress, per trial
     lease_wait_s: float = 60.0
     wandb_mode: str | None = None  # None: as the spec says
     train: Train | None = None  # in place of parcae_core.training.train.train
@@ -96,7 +98,13 @@ def run(
             else:
                 from sweeps.runner.pool import run_pool
 
-                stopped = run_pool(job, longest_first(left), store, cpus=options.cpus)
+                stopped = run_pool(
+                    job,
+                    longest_first(left),
+                    store,
+                    cpus=options.cpus,
+                    lost_workers=options.lost_workers,
+                )
             store.refresh()
         states = {t.trial_id: store.state(t).state for t in plan.trials}
         if not stopped:  # who stops a sweep does not wait for its figures
@@ -203,7 +211,7 @@ def _fit(
     from sweeps.runner.progress import Progress, StopWhenIdle
 
     by_id = {t.trial_id: t for t in trials}
-    with Progress(store, trials) as progress:
+    with Progress(store, trials, lost_workers=options.lost_workers) as progress:
         tune.Tuner(
             tune.with_resources(
                 run_trial,
@@ -227,7 +235,7 @@ def _fit(
                 name=job.session,
                 storage_path=tempdir,
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=LOST_WORKERS_ALLOWED),
+                failure_config=tune.FailureConfig(max_failures=options.lost_workers),
                 stop=StopWhenIdle(stopped, progress),
                 callbacks=[progress],
             ),

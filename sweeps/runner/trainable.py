@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from sweeps.tracking.live import Live
 
 Train = Callable[..., TrainResult]
-LOST_WORKERS_ALLOWED = 3  # per trial; node loss and pre-emption count, our own exceptions do not
 ASK_EVERY_S = 1.0  # how often the stop file and the lease are looked at
 
 
@@ -158,6 +157,8 @@ def _train(job: Job, trial: Trial, held: Lease, heartbeat: Heartbeat) -> TrainRe
             execution=Execution(
                 device="cuda" if gpus else "cpu",
                 threads=trial.resources.threads,
+                compile=trial.resources.compile,
+                cuda_graphs=trial.resources.compile and gpus > 0,
                 micro_batch_sequences="auto" if gpus else None,
                 checkpoint_every_s=job.checkpoint_every_s,
                 stop_requested=_StopRequested(job, held),
@@ -241,11 +242,14 @@ class Heartbeat:
     """Keeps state.json fresh while a trial runs; `report` is what it says now."""
 
     def __init__(self, job: Job, trial: Trial, held: Lease) -> None:
-        before = job.store.report(trial.trial_id)
-        self.file, self.held = job.store.files(trial.trial_id).state, held
+        before = job.store.report(trial.trial_id) or StateReport(state="planned")
+        self.files, self.held = job.store.files(trial.trial_id), held
+        self.file = self.files.state
         self.report = StateReport(
             state="running",
-            attempts=1 if before is None else before.attempts + 1,
+            attempts=before.attempts + 1,
+            lost_workers=before.lost_workers,
+            lost_reason=before.lost_reason,
             session=job.session,
             host=os.uname().nodename,
             pid=os.getpid(),
@@ -274,6 +278,9 @@ class Heartbeat:
         self._write()
 
     def _write(self) -> None:
+        steps = (p.name.removeprefix("step-") for p in self.files.checkpoints.glob("step-*"))
+        newest = max((int(s) for s in steps if s.isdigit()), default=0)
+        self.report = replace(self.report, checkpoint_step=newest)
         try:
             self.report.write(self.file)
         except OSError as error:

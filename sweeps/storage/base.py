@@ -133,6 +133,8 @@ def require_writable(storage: Storage) -> None:
             "with --out."
         ) from error
     finally:
+        with suppress(OSError):
+            probe.unlink()  # it is still here if the place did not take it
         for new in made:  # innermost first
             if new.is_dir():
                 new.rmdir()

@@ -561,6 +561,7 @@ def log_of(payloads: list[bytes]) -> bytes:
 
 
 def finished_sweep(folder: Path) -> Any:
+    from sweeps.reports import StateReport
     from sweeps.store import Store
     from tests.support.tiny import tiny_plan, write_spec
     from tests.sweeps.test_store import good_result
@@ -571,7 +572,8 @@ def finished_sweep(folder: Path) -> Any:
     for trial in plan.trials:
         path = store.folder(trial.trial_id) / "result.json"
         path.write_text(json.dumps(good_result(trial)))
-        store.write_state(trial.trial_id, state="done", step=trial.n_steps, attempts=1)
+        report = StateReport(state="done", step=trial.n_steps, attempts=1)
+        report.write(store.files(trial.trial_id).state)
     return plan, store
 
 

@@ -54,12 +54,12 @@ def test_a_build_for_cpus_is_spared_the_import():
     assert subprocess.run([sys.executable, "-c", code], env=clean).returncode == 0
 
 
-def test_a_compiled_model_is_torchs(tiny):
+def test_a_compiled_model_keeps_its_kernels(tiny):
     model = build_model(tiny(), seed=0)
-    model.use(Kernels(ops="triton", cross_entropy="liger"))
+    kernels = Kernels(ops="triton", cross_entropy="liger")
+    model.use(kernels)
     compile_model(model, backend="eager")
-    assert model.kernels == Kernels(ops="torch", cross_entropy="liger")
-    assert {block.attn.impl for block in model.core} == {"torch"}
+    assert model.kernels == kernels
 
 
 def test_the_attention_of_every_width_is_named(tiny):

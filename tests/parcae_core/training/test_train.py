@@ -590,5 +590,3 @@ def test_an_execution_refuses_zero(field):
 def test_an_execution_refuses_kernels_it_cannot_have():
     with pytest.raises(ValueError, match="impl is 'cuda'; it must be auto, torch or triton"):
         Execution(impl="cuda")
-    with pytest.raises(ValueError, match=r"exclude each other.* use impl='torch' or leave"):
-        Execution(impl="triton", compile=True)
