@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def _private_cluster(cpus: int | None) -> Iterator[None]:
     Without the token any other user of the machine could replace the pickled code in it, and so run
     what they like as this one.
     """
-    with OwnedFolder("pc-", _short_base()) as folder:
+    with OwnedFolder("pc-", _short_base()) as folder, _ended_groups() as processes:
         token = folder / "token"
         with open(token, "x", opener=functools.partial(os.open, mode=0o600)) as file:
             file.write(secrets.token_hex(32))
@@ -105,7 +106,7 @@ def _private_cluster(cpus: int | None) -> Iterator[None]:
             _environment(_DEFAULTS | _PRIVATE_DEFAULTS, closed, _OF_ANOTHER_CLUSTER),
             _ray(send_aws_keys=False) as init,  # its workers inherit this environment
         ):
-            with _patient_start() as processes:
+            with _patient_start(processes):
                 try:
                     init(
                         address="local",
@@ -117,9 +118,6 @@ def _private_cluster(cpus: int | None) -> Iterator[None]:
                 except Exception as error:
                     if "timed out during startup" not in str(error):
                         raise
-                    for process in reversed(processes):
-                        process.kill()
-                        process.wait()
                     raise UserError(
                         f"Ray did not start on this machine in {START_S:.0f} s; it is very busy, or short "
                         "of memory. Nothing was run; try again, or --no-ray."
@@ -213,21 +211,38 @@ def _read_settings() -> None:
 
 
 @contextmanager
-def _patient_start() -> Iterator[list[subprocess.Popen]]:
+def _ended_groups() -> Iterator[list[subprocess.Popen]]:
+    """Processes whose groups are ended with the block, if anything is left of them.
+
+    A raylet that dies leaves its agents behind, which would write in a folder that is gone.
+    """
+    processes: list[subprocess.Popen] = []
+    try:
+        yield processes
+    finally:
+        for process in processes if sys.platform == "linux" else ():
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=5)
+
+
+@contextmanager
+def _patient_start(started: list[subprocess.Popen]) -> Iterator[None]:
     """Fewer of Ray's processes, in sessions of their own, and more time for them to start.
 
     A signal to our group, or a terminal that closes, then reaches the driver alone, and trials can write
     a checkpoint. On Linux only: elsewhere Ray's reaper ends them by their group. Left out are the
-    autoscaler, since there is nothing to add here, and the log monitor, since nobody is shown its lines.
-    Ray's own 30 s for its raylet are too few on a busy machine.
+    autoscaler, the log monitor and the dashboard's server, which have nothing to do here and take the CPU
+    that the raylet's agents need: it dies if they take 15 s to start. Ray's own 30 s for the raylet itself
+    are too few on a busy machine.
 
-    Yields:
-        The processes started so far.
+    Args:
+        started: gets the processes.
     """
     from ray._private import parameter, services
 
-    own = services.ConsolePopen, services.get_node, parameter.RayParams
-    started: list[subprocess.Popen] = []
+    own = services.ConsolePopen, services.get_node, services.start_api_server, parameter.RayParams
     deadline = time.monotonic() + START_S
 
     def start(*arguments: Any, **options: Any) -> subprocess.Popen:
@@ -245,11 +260,13 @@ def _patient_start() -> Iterator[list[subprocess.Popen]]:
                 time.sleep(0.1)
 
     services.ConsolePopen, services.get_node = start, get_node
-    parameter.RayParams = functools.partial(own[2], no_monitor=True, include_log_monitor=False)
+    services.start_api_server = lambda *_, **__: ("", None)
+    parameter.RayParams = functools.partial(own[3], no_monitor=True, include_log_monitor=False)
     try:
-        yield started
+        yield
     finally:
-        services.ConsolePopen, services.get_node, parameter.RayParams = own
+        services.ConsolePopen, services.get_node = own[:2]
+        services.start_api_server, parameter.RayParams = own[2:]
 
 
 def require_reachable(address: str) -> str:
