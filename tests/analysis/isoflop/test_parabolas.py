@@ -162,6 +162,7 @@ def test_what_is_no_looped_model_with_gradient_through_its_loops_is_left_out(
         val_loss=9.0,
     )
     fixed.loc[fixed.budget_flops == fixed.budget_flops.max(), "val_loss"] = 0.5
+    fixed["val_bpb"] = fixed.val_loss / np.log(2) / 4
     table = table_of(pd.concat([loop_records, fixed]), tmp_path)
     found = parabolas.fit_recurrence(table)
     reasons = {d.reason: d.n_rows for d in found.result.dropped}
