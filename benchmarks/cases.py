@@ -1,11 +1,12 @@
 """One model, one batch, and the ways to train on it and to read out its test-time curve.
 
     eager            the sorted loop with the plain definitions of every op
-    compile          the same, torch.compile block by block
+    compile          the same in static shapes, torch.compile
     ours             the sorted loop with the ops as parcae_core/kernels dispatches them
-    ours compiled    the same, torch.compile block by block
+    ours compiled    the same in static shapes, torch.compile
+    ours replayed    the same in static shapes, as CUDA graphs (on a CPU: as functions)
     masked           the masked definition (benchmarks/masked.py), plain ops, all logits held
-    masked compiled  the same, compiled block by block: the public implementation's way
+    masked compiled  the same, each block compiled for static shapes: the public way
 
 All have the same weights, tokens and depths. `check` holds each to the masked definition in float32.
 """
@@ -27,19 +28,24 @@ from torch import Tensor
 from benchmarks.masked import masked_loss, plain_operations
 from parcae_core.config import ModelConfig
 from parcae_core.depth import DepthDraw, FixedDepth, PoissonDepth
+from parcae_core.device import autocast
+from parcae_core.errors import is_out_of_memory
 from parcae_core.kernels.choice import TORCH, choose
 from parcae_core.kernels.linear_cross_entropy import token_losses
+from parcae_core.model.loop import static_widths
 from parcae_core.model.parcae import Parcae, build_model
 from parcae_core.presets import preset
 from parcae_core.training.batching import StepFlops, portions, select
-from parcae_core.training.compile import compile_blocks
-from parcae_core.training.gradient import autocast, is_out_of_memory
+from parcae_core.training.compile import compile_model
+from parcae_core.training.graphs import Graphs
 from parcae_core.training.optim import Optimizer
 from parcae_core.trial import DataConfig, EvalConfig, OptimConfig, Trial
 
 MEAN_RECURRENCE, MEAN_BACKPROP_DEPTH = 8, 4
 DEPTH = PoissonDepth(mean_recurrence=MEAN_RECURRENCE, mean_backprop_depth=MEAN_BACKPROP_DEPTH)
-VARIANTS = ("eager", "compile", "ours", "ours compiled", "masked", "masked compiled")
+VARIANTS = (
+    "eager", "compile", "ours", "ours compiled", "ours replayed", "masked", "masked compiled",
+)  # fmt: skip
 COMPILED = ("compile", "ours compiled", "masked compiled")
 # The step is timed at rates that leave the weights what they are: the work is the same at any rate
 STILL = OptimConfig(muon_lr=1e-12, adamw_lr=1e-12, muon_weight_decay=0.0)
@@ -84,10 +90,29 @@ class Case:
 
     @cached_property
     def compiled(self) -> Parcae:
-        """The same weights with compiled blocks."""
+        """The same weights, plain operations compiled."""
         model = copy.deepcopy(self.plain)
-        compile_blocks(model)
+        compile_model(model)
         return model
+
+    @cached_property
+    def ours_compiled(self) -> Parcae:
+        """The same weights, what is around the kernels compiled."""
+        model = copy.deepcopy(self.model)
+        compile_model(model)
+        return model
+
+    @cached_property
+    def masked_compiled(self) -> Parcae:
+        """The same weights with each block compiled for the one shape that masking has."""
+        model = copy.deepcopy(self.plain)
+        for block in (*model.prelude, *model.core, *model.coda):
+            block.forward = torch.compile(block.forward, dynamic=False)
+        return model
+
+    @cached_property
+    def graphs(self) -> Graphs:
+        return Graphs(self.model, self.trial)
 
     @cached_property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -116,9 +141,14 @@ class Case:
         return DEPTH.sample(self.batch, seed=0, step=step)
 
     def model_of(self, variant: str) -> Parcae:
-        if variant in COMPILED:
-            return self.compiled
-        return self.model if variant == "ours" else self.plain
+        compiled = {
+            "compile": "compiled",
+            "ours compiled": "ours_compiled",
+            "masked compiled": "masked_compiled",
+        }
+        if variant in compiled:
+            return getattr(self, compiled[variant])
+        return self.model if variant.startswith("ours") else self.plain
 
 
 def ops_of(variant: str) -> contextlib.AbstractContextManager:
@@ -139,6 +169,13 @@ def gradient(case: Case, variant: str, draw: DepthDraw, micro_batch: int) -> flo
         index = torch.from_numpy(part).to(case.device)
         x, y, h = (t if whole else t[index] for t in (ids, targets, state))
         depths = draw if whole else select(draw, part)
+        if variant == "ours replayed":
+            order = torch.from_numpy(np.lexsort((-depths.grad, -depths.no_grad)))
+            depths, at = select(depths, order.numpy()), order.to(case.device)
+            rows = torch.cat((x, y[:, -1:]), 1)[at]
+            loss, _ = case.graphs.gradient(rows, depths, h[at], part.size / case.batch)
+            total += loss * (part.size / case.batch)
+            continue
         with autocast(case.device, case.precision), ops_of(variant):
             if variant.startswith("masked"):
                 loss = masked_loss(model, x, y, depths, h)[0]
@@ -246,10 +283,19 @@ def _loss_and_gradients(case: Case, variant: str) -> tuple[float, list[Tensor]]:
 
 def executed_over_ideal(case: Case, variant: str, draws: list[DepthDraw]) -> float:
     """Loop steps executed, summed over sequences, over those that the depths ask for."""
-    if not variant.startswith("masked"):
-        return 1.0
     ideal = sum(int(d.total.sum()) for d in draws)
-    return sum(case.batch * int(d.no_grad.max() + d.grad.max()) for d in draws) / ideal
+    if variant.startswith("masked"):
+        return sum(case.batch * int(d.no_grad.max() + d.grad.max()) for d in draws) / ideal
+    if variant in ("compile", "ours compiled", "ours replayed"):
+        return sum(int(static_steps(d).sum()) for d in draws) / ideal
+    return 1.0
+
+
+def static_steps(draw: DepthDraw) -> np.ndarray:
+    """Sequence steps (without, with gradient) that `advance_static` runs for a draw."""
+    active = draw.no_grad > np.arange(int(draw.no_grad.max(initial=0)))[:, None]
+    rounded = static_widths(active.sum(1), draw.grad.size).sum()
+    return np.array([rounded, draw.grad.size * draw.grad.max()])
 
 
 def peak_mib(case: Case, step: Step, *, steps: int = 3) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import platform
 import statistics
 import subprocess
@@ -10,11 +11,14 @@ import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from parcae_core.accounting.hardware import cpu_device
-from sweeps.design import benchmark_rates as rates
+
+if TYPE_CHECKING:
+    from sweeps.design.benchmark_rates import Row
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -51,29 +55,45 @@ def quantiles(values: list[float]) -> tuple[float, float, float]:
     return statistics.median(values), cuts[0], cuts[3]
 
 
+def commit() -> str:
+    """The commit that rows name: PARCAE_COMMIT where it is given, else git's; "unknown" for neither."""
+    if given := os.environ.get("PARCAE_COMMIT"):
+        return given
+    root = str(Path(__file__).parents[1])
+    git = ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=9", "--exclude=*"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
 def provenance() -> dict[str, str]:
     """What a row needs to be read later: date, commit, device, versions."""
-    root = Path(__file__).parents[1]
-    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=9", "--exclude=*"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     cuda = torch.cuda.is_available()
     device = torch.cuda.get_device_name() if cuda else cpu_device(torch.get_num_threads())
     return {
         "date": date.today().isoformat(),
-        "commit": commit or "unknown",
+        "commit": commit(),
         "device": device,
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
 
 
-def append_rows(name: str, rows: list[dict]) -> Path:
-    """Append rows to benchmarks/results/<name>.csv, and what plans read of them to the rates table.
+def append_rows(name: str, rows: list[dict], results: Path = RESULTS) -> Path:
+    """Append rows to <results>/<name>.csv, on the disk when this returns.
 
-    A changed set of columns is an error.
+    Rows of benchmarks/results also go to the table that plans read rates from.
+
+    Raises:
+        SystemExit: if the file has other columns, or the rows name no commit.
     """
-    path = RESULTS / f"{name}.csv"
-    path.parent.mkdir(exist_ok=True)
+    if any(row["commit"] == "unknown" for row in rows):
+        raise SystemExit(
+            f"{name}: no git here, so the rows would name no commit; set PARCAE_COMMIT to it"
+        )
+    path = results / f"{name}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
     columns = list(rows[0])
     if path.exists():
         with path.open(newline="") as file:
@@ -85,19 +105,24 @@ def append_rows(name: str, rows: list[dict]) -> Path:
         if file.tell() == 0:
             writer.writeheader()
         writer.writerows(rows)
-    rates.append(rate_rows(name, rows))
+    if results == RESULTS:
+        from sweeps.design import benchmark_rates  # reads specs, which a rented machine cannot
+
+        benchmark_rates.append(rate_rows(name, rows))
     return path
 
 
-def rate_rows(name: str, rows: list[dict]) -> list[rates.Row]:
+def rate_rows(name: str, rows: list[dict]) -> list[Row]:
     """Those of a file's rows that `parcae plan` rests on: our training steps, and packed trials."""
     if name == "speed":
         whole = ("train step + optimizer", "ours")
         rows = [row for row in rows if (row["what"], row["variant"]) == whole]
     elif name != "packing":
         return []
+    from sweeps.design.benchmark_rates import Row
+
     return [
-        rates.Row(
+        Row(
             what="step" if name == "speed" else "trials",
             device=row["device"],
             preset=row["preset"],

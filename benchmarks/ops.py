@@ -11,8 +11,8 @@ import importlib
 import inspect
 import os
 import pkgutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
@@ -48,11 +48,21 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
-    """Inputs of an op; tensors among `args` that are floating and real get gradients."""
+    """Inputs of an op; floating tensors among `args` get gradients, but for the `tables`."""
 
     args: tuple  # of the op and, with `ref_more`, of its reference
     options: dict  # keyword arguments of the op
     ref_more: tuple = ()  # what the reference takes after `args`
+    tables: tuple[int, ...] = ()  # which of `args` get no gradient
+
+    def leaves(self) -> tuple:
+        """`args`, each floating tensor a leaf of its own that wants a gradient."""
+        return tuple(
+            value.detach().clone().requires_grad_()
+            if isinstance(value, Tensor) and value.is_floating_point() and i not in self.tables
+            else value
+            for i, value in enumerate(self.args)
+        )
 
 
 def _stream(s: Shape) -> tuple[int, int, int]:
@@ -85,9 +95,11 @@ def _loop_boundary(s: Shape) -> Example:
 def _rope_qk_norm(s: Shape) -> Example:
     d_head = s.d_model // s.n_head
     angle = torch.rand(s.seq_len, d_head // 2, device=s.device)
-    turn = torch.polar(torch.ones_like(angle), angle)
+    turn = torch.stack((angle.cos(), angle.sin()), -1)
     args = (s.low(*_heads(s)), s.low(*_heads(s)), turn)
-    return Example(args=args, options={"norm": True, "eps": None}, ref_more=(True, None))
+    return Example(
+        args=args, options={"norm": True, "eps": None}, ref_more=(True, None), tables=(2,)
+    )
 
 
 def _value_gate(s: Shape) -> Example:
@@ -130,34 +142,34 @@ def op_rows(
     device: torch.device,
     precision: str,
     rates: Rates,
-) -> list[dict]:
-    """Time every op at a preset's shapes, print and return the rows."""
+) -> Iterator[dict]:
+    """Time every op at a preset's shapes; print each row and yield it."""
     low = torch.bfloat16 if precision == "bfloat16" else torch.float32
     shape = Shape(
         batch=batch, seq_len=seq_len, d_model=config.d_model, n_head=config.n_head,
         d_ff=config.d_ff, dtype=low, device=device,
     )  # fmt: skip
-    rows = []
     for name, (reference, op) in find_ops().items():
         if name not in EXAMPLES:
             print(f"op {name}: no example in benchmarks/ops.py, so it is not timed; add one")
             continue
         example = EXAMPLES[name](shape)
         for gradient in (False, True):
-            rows += _rows_of(name, reference, op, example, gradient, shape, rates)
-    return rows
+            yield from _rows_of(name, reference, op, example, gradient, shape, rates)
 
 
 def _rows_of(
     name: str, reference: Callable, op: Callable, example: Example, gradient: bool, shape: Shape,
     rates: Rates,
-) -> list[dict]:  # fmt: skip
+) -> Iterator[dict]:  # fmt: skip
     calls = implementations(reference, op, example, shape.device)
-    timed = {impl: _timed(call, example.args, gradient) for impl, call in calls.items()}
+    for impl, error in inaccurate(calls, example, shape.dtype).items():
+        print(f"op {name}: {impl} errs by {error}, so it is not timed", flush=True)
+        del calls[impl]
+    timed = {impl: _timed(call, example, gradient) for impl, call in calls.items()}
     seconds = interleaved(timed, steps=REPEATS)
-    n_bytes = least_bytes(calls["reference"], example.args, gradient)
+    n_bytes = least_bytes(calls["reference"], example, gradient)
     floor = n_bytes / rates.copy_bytes_per_s
-    rows = []
     for impl in calls:
         mid, low, high = quantiles(seconds[impl])
         over = median(a / b for a, b in zip(seconds["reference"], seconds[impl], strict=True))
@@ -175,13 +187,53 @@ def _rows_of(
             "speedup_over_reference": round(over, 3),
             "load_1min": round(os.getloadavg()[0], 1),
         }
-        rows.append(row)
+        yield row
         print(
             f"op {name:14s} {row['passes']:18s} {impl:10s} {1e3 * mid:9.3f} ms  "
             f"floor {1e3 * floor:.3f}  {over:.2f}x the reference",
             flush=True,
         )
-    return rows
+
+
+def inaccurate(calls: dict[str, Callable], example: Example, dtype: torch.dtype) -> dict[str, str]:
+    """What errs more than the reference in the same precision does, plus a slack.
+
+    Errors are of outputs and gradients against the reference in float64, relative to each one's
+    largest value; the slack is an eighth of the precision's spacing at 1.
+    """
+    truth = _values(calls["reference"], [_double(a) for a in example.args], example)
+    found = {}
+    for impl, call in calls.items():
+        got = _values(call, example.args, example)
+        found[impl] = [
+            ((a.double() - t).abs().max() / t.abs().max().clamp_min(1e-30)).item()
+            for a, t in zip(got, truth, strict=True)
+        ]
+    slack = max(torch.finfo(dtype).eps / 8, 1e-6)
+    return {
+        impl: f"{max(errors):.1e} where the reference does by {max(found['reference']):.1e}"
+        for impl, errors in found.items()
+        if not all(e <= r + slack for e, r in zip(errors, found["reference"], strict=True))
+    }
+
+
+def _values(call: Callable, args: Sequence, example: Example) -> list[Tensor]:
+    """Outputs, and the gradients for the same random ones of the outputs."""
+    leaves = replace(example, args=tuple(args)).leaves()
+    outputs = _tensors(call(*leaves))
+    wanted = [a for a in leaves if isinstance(a, Tensor) and a.requires_grad]
+    draw = torch.Generator(outputs[0].device).manual_seed(0)
+    # rounded first to the narrowest dtype at hand, so that the truth has the same
+    narrow = min((a.dtype for a in example.args if isinstance(a, Tensor)), key=lambda d: d.itemsize)
+    coming = [
+        torch.randn(o.shape, generator=draw, device=o.device).to(narrow).to(o.dtype)
+        for o in outputs
+    ]
+    return [*outputs, *torch.autograd.grad(outputs, wanted, coming)]
+
+
+def _double(value):
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def implementations(
@@ -202,8 +254,8 @@ def implementations(
     return calls
 
 
-def _timed(call: Callable, args: tuple, gradient: bool) -> Callable[[int], None]:
-    leaves = tuple(_leaf(a) if gradient else a for a in args)
+def _timed(call: Callable, example: Example, gradient: bool) -> Callable[[int], None]:
+    leaves = example.leaves() if gradient else example.args
 
     @torch.set_grad_enabled(gradient)
     def run(_: int) -> None:
@@ -215,23 +267,17 @@ def _timed(call: Callable, args: tuple, gradient: bool) -> Callable[[int], None]
     return run
 
 
-def least_bytes(call: Callable, args: tuple, gradient: bool) -> int:
+def least_bytes(call: Callable, example: Example, gradient: bool) -> int:
     """Inputs and outputs once; with gradient, gradients of both once more."""
     with torch.no_grad():
-        outputs = _tensors(call(*args))
-    forward = sum(t.nbytes for t in (*(a for a in args if isinstance(a, Tensor)), *outputs))
+        outputs = _tensors(call(*example.args))
+    kept = sum(a.nbytes for a in example.args if isinstance(a, Tensor))
+    out = sum(o.nbytes for o in outputs)
     if not gradient:
-        return forward
+        return kept + out
     # the backward pass reads the inputs again, reads the outputs' gradients, writes the inputs'
-    kept = sum(a.nbytes for a in args if isinstance(a, Tensor))
-    moved = sum(a.nbytes for a in args if isinstance(a, Tensor) and a.is_floating_point())
-    return forward + kept + moved + sum(o.nbytes for o in outputs)
-
-
-def _leaf(value):
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.detach().clone().requires_grad_()
-    return value
+    moved = sum(a.nbytes for a in example.leaves() if isinstance(a, Tensor) and a.requires_grad)
+    return 2 * (kept + out) + moved
 
 
 def _tensors(outputs) -> tuple[Tensor, ...]:

@@ -7,7 +7,7 @@ import sys
 import torch
 
 from benchmarks.cases import MEAN_BACKPROP_DEPTH, MEAN_RECURRENCE, Case, Step
-from parcae_core.training.gradient import autocast
+from parcae_core.device import autocast
 
 
 def published_step(case: Case, folder: str) -> Step:

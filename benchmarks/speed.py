@@ -4,8 +4,8 @@
     python -m benchmarks.speed --record                   also appended to results/speed.csv, ops.csv
     python -m benchmarks.speed --preset 140m 370m --batch 32 --precision bfloat16 --record
 
-The correctness tests run first, then each variant is held to the masked definition on the spot; if
-either fails, no time is reported. Variants are timed in turn, so that noise hits all alike. Beside
+Each variant is held to the masked definition first, and each op to its own in float64; what is not
+equal is not timed. Rows are written one by one, to `--results DIR` where that is given. Variants are timed in turn, so that noise hits all alike. Beside
 every time stand two floors: exact-rule FLOPs over the rate of a matrix product, and the least bytes
 over the rate of a copy, both rates measured in the same run. MFU is by the exact rule with the depths
 drawn, over the card's published peak (parcae_core/accounting/hardware.py); what masking computes in vain does
@@ -18,6 +18,7 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -37,23 +38,18 @@ from benchmarks.cases import (
     peak_mib,
     training_step,
 )
-from benchmarks.common import append_rows, interleaved, provenance, quantiles
+from benchmarks.common import RESULTS, append_rows, interleaved, provenance, quantiles
 from benchmarks.ops import op_rows
 from benchmarks.rates import Rates, measure_rates
 from parcae_core.accounting.flops import eval_flops_per_token
 from parcae_core.accounting.hardware import peak_flops_per_s
 from parcae_core.accounting.params import count_params, layer_matmul_params
+from parcae_core.kernels.attention import backend_order
 
 ROOT = Path(__file__).parents[1]
 WHAT = ("step", "optimizer", "curve", "ops")
 CURVE_LOOPS = 24
-TESTS = (
-    "model/test_loop.py",
-    "model/test_parcae.py",
-    "training/test_evaluate.py",
-    "training/test_compile.py",
-    "kernels",
-)
+Save = Callable[[str, dict], None]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -65,23 +61,24 @@ def main(argv: list[str] | None = None) -> None:
     if args.memory_of:
         _print_memory(_case(args, args.preset[0], device, precision), args.memory_of)
         return
-    run_tests()
     rates = measure_rates(device, precision)
     print(
         f"measured: products {rates.matmul_flops_per_s / 1e12:.4g} TFLOP/s in {precision}, "
         f"copy {rates.copy_bytes_per_s / 1e9:.4g} GB/s"
     )
-    rows, of_ops = [], []
-    for name in args.preset:
-        torch._dynamo.reset()
-        case = _case(args, name, device, precision)
-        rows += _case_rows(case, args, rates)
-        if "ops" in args.what:
-            of_ops += op_rows(case.config, case.batch, case.seq_len, device, precision, rates)
-    if args.record:
-        for file, recorded in (("speed", rows), ("ops", of_ops)):
-            if recorded:
-                print("rows appended to", append_rows(file, recorded).relative_to(ROOT))
+
+    def save(file: str, row: dict) -> None:
+        if args.record or args.results:
+            append_rows(file, [row], args.results or RESULTS)
+
+    with backend_order(device, args.attention):
+        for name in args.preset:
+            torch._dynamo.reset()
+            case = _case(args, name, device, precision)
+            _case_rows(case, args, rates, save)
+            if "ops" in args.what:
+                for row in op_rows(case.config, case.batch, case.seq_len, device, precision, rates):
+                    save("ops", row)
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -97,8 +94,12 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=("float32", "bfloat16"))
     parser.add_argument("--steps", type=int, default=8, help="timed steps (default 8)")
     parser.add_argument("--curve-batch", type=int, help="sequences of the curve (default: --batch)")
+    parser.add_argument(
+        "--attention", choices=("flash", "cudnn"), help="tried first (default: by the card)"
+    )
     parser.add_argument("--threads", type=int, help="of a CPU")
     parser.add_argument("--record", action="store_true", help="append the rows to results/")
+    parser.add_argument("--results", type=Path, help="append the rows to files in this folder")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -110,41 +111,21 @@ def _case(args, name: str, device: torch.device, precision: str) -> Case:
     return Case(preset=name, batch=args.batch, seq_len=seq_len, device=device, precision=precision)
 
 
-def run_tests() -> None:
-    """The tests of what is timed: the loop, the model, every op; on a GPU the `gpu` ones as well.
-
-    Raises:
-        SystemExit: if one fails.
-    """
-    tests = ROOT / "tests" / "parcae_core"
-    files = [tests / name for name in TESTS]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", *map(str, files)]
-    print("correctness first:", ", ".join(p.stem for p in files), flush=True)
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    lines = done.stdout.strip().splitlines() or [done.stderr]
-    if done.returncode:
-        print("\n".join(lines[-30:]))
-        raise SystemExit("the correctness tests fail, so no speed is reported")
-    print(lines[-1])
-
-
-def _case_rows(case: Case, args, rates: Rates) -> list[dict]:
+def _case_rows(case: Case, args, rates: Rates, save: Save) -> None:
     wanted = [w for w in args.what if w != "ops"]
     if not wanted:
-        return []
+        return
     for variant, (loss, gradient) in check(case, tuple(args.variants)).items():
         print(f"{case.preset:8s} {variant:16s} off by {loss:.1e} nats, gradients {gradient:.1e}")
     torch._dynamo.reset()  # the check compiled another length
-    rows = []
     for what in wanted:
         if what == "curve":
-            rows += _curve_rows(case, args, rates)
+            _curve_rows(case, args, rates, save)
         else:
-            rows += _step_rows(case, args, rates, optimizer=what == "optimizer")
-    return rows
+            _step_rows(case, args, rates, save, optimizer=what == "optimizer")
 
 
-def _step_rows(case: Case, args, rates: Rates, *, optimizer: bool) -> list[dict]:
+def _step_rows(case: Case, args, rates: Rates, save: Save, *, optimizer: bool) -> None:
     micro = {
         v: args.micro_batch or largest_micro_batch(case, v, optimizer=optimizer)
         for v in args.variants
@@ -157,7 +138,6 @@ def _step_rows(case: Case, args, rates: Rates, *, optimizer: bool) -> list[dict]
     flops = [case.step_flops(d) for d in draws]
     n_bytes = float(np.median([step_bytes(case, d) for d in draws]))
     what = "train step + optimizer" if optimizer else "train step"
-    rows = []
     for v in args.variants:
         memory = peak_mib(case, steps[v]) if case.device.type == "cuda" else _memory(args, case, v)
         per_s = median(f / s for f, s in zip(flops, seconds[v], strict=True))
@@ -167,12 +147,11 @@ def _step_rows(case: Case, args, rates: Rates, *, optimizer: bool) -> list[dict]
             "peak_mib": round(memory) if memory is not None else "",
             "executed_over_ideal": round(executed_over_ideal(case, v, draws), 3),
         }
-        rows.append(row)
+        save("speed", row)
         _print(row)
-    return rows
 
 
-def _curve_rows(case: Case, args, rates: Rates) -> list[dict]:
+def _curve_rows(case: Case, args, rates: Rates, save: Save) -> None:
     from dataclasses import replace
 
     if args.curve_batch and args.curve_batch != case.batch:
@@ -186,15 +165,13 @@ def _curve_rows(case: Case, args, rates: Rates) -> list[dict]:
     core = (last - first) / (CURVE_LOOPS - 1)
     prelude = sum(2 * layer_matmul_params(model, i) for i in range(model.n_prelude))
     flops = (last + (CURVE_LOOPS - 1) * (first - core - prelude)) * case.batch * case.seq_len
-    rows = []
     for v in args.variants:
         row = _row(case, f"curve T=1..{CURVE_LOOPS}", v, seconds, flops / median(seconds[v]), rates)
         row |= _floors(rates, flops, curve_bytes(case)) | {
             "micro_batch": case.batch, "peak_mib": "", "executed_over_ideal": "",
         }  # fmt: skip
-        rows.append(row)
+        save("speed", row)
         _print(row)
-    return rows
 
 
 def step_bytes(case: Case, draw) -> float:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from parcae_core.plain import build
+
 Status = Literal["done", "diverged"]
 
 
@@ -22,12 +24,12 @@ class Execution:
     micro_batch_sequences: int | Literal["auto"] | None = None  # per process; None: whole share
     threads: int | None = None  # of torch's own pool; None: leave it as it is
     impl: Literal["auto", "torch", "triton"] = "auto"  # of the ops; "auto": triton on a GPU
-    compile: bool = False  # torch.compile, block by block, of torch's ops
-    cuda_graphs: bool = False  # with compile on CUDA: replay what needs no gradient; unmeasured
+    compile: bool = False  # torch.compile, in static shapes
+    cuda_graphs: bool = False  # on CUDA: replay the whole step, compiled or not; unmeasured
     log_every_steps: int | None = None  # None: about 200 lines over the run
     checkpoint_every_s: float | None = 300.0  # None: not by time
     checkpoint_every_steps: int | None = None
-    peak_flops_per_s: float | None = None  # of the device, for the utilisation in the metrics
+    peak_flops_per_s: float | None = None  # of one device; None: its data sheet's, where known
     stop_requested: Callable[[], bool] | None = None  # asked before every step
 
     def __post_init__(self) -> None:
@@ -38,13 +40,6 @@ class Execution:
             )
         if self.impl not in ("auto", "torch", "triton"):
             raise ValueError(f"impl is {self.impl!r}; it must be auto, torch or triton")
-        if self.compile and self.impl == "triton":
-            raise ValueError(
-                "impl='triton' and compile exclude each other: the compiler cannot see into the "
-                "kernels and fuses torch's operations itself; use impl='torch' or leave compile out"
-            )
-        if self.cuda_graphs and not self.compile:
-            raise ValueError("cuda_graphs is true and compile false; graphs are of compiled blocks")
         for name in ("threads", "log_every_steps", "checkpoint_every_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -106,6 +101,7 @@ class TrainResult:
     kernels: str | None = None  # of the layers' ops: torch or triton
     cross_entropy: str | None = None  # torch or liger
     attention: str | None = None  # torch's backend: flash, cudnn, efficient, math
+    notes: tuple[str, ...] = ()  # what was wrong with the folder that this attempt went on in
 
     def __post_init__(self) -> None:
         if (self.status == "diverged") != (self.reason is not None):
@@ -122,11 +118,9 @@ class TrainResult:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TrainResult:
-        """Inverse of `to_dict`; unknown or missing keys raise TypeError."""
-        return cls(**(data | {"evaluation": tuple(map(_row, data["evaluation"]))}))
+        """Inverse of `to_dict`.
 
-
-def _row(data: dict[str, Any]) -> EvalRow:
-    labels = data.get("by_label")
-    pairs = None if labels is None else {label: tuple(pair) for label, pair in labels.items()}
-    return EvalRow(**(data | {"by_label": pairs}))
+        Raises:
+            ValueError: for an unknown or missing key, or a value that is not of its type.
+        """
+        return build(cls, data, "result")

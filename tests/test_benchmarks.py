@@ -1,17 +1,26 @@
 """The benchmarks' own arithmetic, and that they refuse to report what is not right."""
 
-import subprocess
+import csv
 from argparse import Namespace
+from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
-from benchmarks import cases, speed
+from benchmarks import cases, common, speed
 from benchmarks.cases import VARIANTS, Case, check, executed_over_ideal, gradient
-from benchmarks.ops import EXAMPLES, Shape, find_ops, implementations, least_bytes
-from benchmarks.packing import make_plan, together
+from benchmarks.ops import (
+    EXAMPLES,
+    Example,
+    Shape,
+    find_ops,
+    implementations,
+    inaccurate,
+    least_bytes,
+)
+from benchmarks.packing import make_trials, together
 from benchmarks.rates import Rates
+from parcae_core.trial import DataConfig
 
 CPU = torch.device("cpu")
 EAGER = tuple(v for v in VARIANTS if "compile" not in v)
@@ -28,8 +37,6 @@ def tiny_case(**changes) -> Case:
     return Case(**(base | changes))
 
 
-# torch says on a CPU that it does not fuse a norm of mixed dtypes
-@pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_variants_compute_the_same_and_small_portions_do_too(precision):
     case = tiny_case(precision=precision)
@@ -50,14 +57,45 @@ def test_a_wrong_variant_is_not_timed(monkeypatch):
         check(tiny_case(), ("ours",))
 
 
-def test_failing_tests_end_the_benchmark_before_anything_is_timed(monkeypatch):
-    def fails(command, **_):
-        return subprocess.CompletedProcess(command, 1, stdout="1 failed", stderr="")
+def test_rows_are_written_one_by_one_to_a_folder_and_with_a_commit(monkeypatch, tmp_path):
+    """What was measured before a benchmark is cut off is on the disk."""
+    monkeypatch.setenv("PARCAE_COMMIT", "0123abcd")
+    small = ["--preset", "nano", "--batch", "2", "--seq-len", "16", "--steps", "2"]
+    real = speed.append_rows
 
-    monkeypatch.setattr(speed.subprocess, "run", fails)
-    monkeypatch.setattr(speed, "measure_rates", lambda *_: pytest.fail("measured all the same"))
-    with pytest.raises(SystemExit, match="tests fail, so no speed is reported"):
-        speed.main([])
+    def cut_off_after_one(*given):
+        real(*given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(speed, "append_rows", cut_off_after_one)
+    rates = Rates(matmul_flops_per_s=1e12, copy_bytes_per_s=1e9)
+    monkeypatch.setattr(speed, "measure_rates", lambda *_: rates)
+    args = [*small, "--what", "step", "--variants", "ours", "masked", "--results", str(tmp_path)]
+    with pytest.raises(KeyboardInterrupt):
+        speed.main(args)
+    with (tmp_path / "speed.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["variant"], r["commit"]) for r in rows] == [("ours", "0123abcd")]
+
+
+def test_rows_without_a_commit_are_refused(monkeypatch, tmp_path):
+    monkeypatch.delenv("PARCAE_COMMIT", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))  # no git to ask
+    row = common.provenance()
+    assert row["commit"] == "unknown"
+    with pytest.raises(SystemExit, match="set PARCAE_COMMIT"):
+        common.append_rows("speed", [row], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_op_that_errs_is_named_and_one_that_rounds_is_not():
+    example = Example(args=(torch.linspace(-1, 1, 99).bfloat16(),), options={})
+    calls = {
+        "reference": lambda x: 0.5 * torch.relu(x).square(),
+        "once rounded": lambda x: (0.5 * torch.relu(x.float()).square()).to(x.dtype),
+        "wrong": lambda x: 0.51 * torch.relu(x).square(),
+    }
+    assert set(inaccurate(calls, example, torch.bfloat16)) == {"wrong"}
 
 
 def test_masking_executes_more_than_the_depths_ask_for():
@@ -84,14 +122,14 @@ def test_every_op_has_an_example_that_its_implementations_agree_on():
         example = EXAMPLES[name](shape)
         calls = implementations(reference, op, example, CPU)
         torch.testing.assert_close(calls["torch"](*example.args), calls["reference"](*example.args))
-        alone, both = (least_bytes(calls["reference"], example.args, g) for g in (False, True))
+        alone, both = (least_bytes(calls["reference"], example, g) for g in (False, True))
         assert 2 < both / alone < 3
 
 
 def test_relu_squared_moves_what_its_formula_says():
-    x = torch.zeros(10)
-    assert least_bytes(torch.relu, (x,), False) == 80  # x and y
-    assert least_bytes(torch.relu, (x,), True) == 80 + 120  # and x, dy, dx
+    example = Example(args=(torch.zeros(10),), options={})
+    assert least_bytes(torch.relu, example, False) == 80  # x and y
+    assert least_bytes(torch.relu, example, True) == 80 + 120  # and x, dy, dx
 
 
 def test_tokens_count_only_while_all_trials_train():
@@ -105,12 +143,10 @@ def test_tokens_count_only_while_all_trials_train():
         together([slow, late], batch_tokens=100)
 
 
-def test_packed_trials_differ_in_their_seed_and_share_the_device():
-    args = Namespace(
-        preset="nano", steps=10, batch=2, context=16, mean_recurrence=2, corpus="python-stdlib",
-        tokenizer="bytes", cpus=1,
-    )  # fmt: skip
-    trials = make_plan(args, 4, on_gpu=True).trials
+def test_packed_trials_differ_in_their_seed_alone():
+    args = Namespace(preset="nano", steps=10, batch=2, context=16, mean_recurrence=2)
+    data = DataConfig(corpus="c", fingerprint="f", tokenizer="bytes", vocab_size=264)
+    trials = make_trials(args, 4, data)
     assert len({t.trial_id for t in trials}) == 4
-    assert {(t.resources.cpus, t.resources.gpus, t.n_steps) for t in trials} == {(0.25, 0.25, 10)}
-    assert np.isclose(sum(t.resources.gpus for t in trials), 1)
+    assert len({replace(t, seed=0).trial_id for t in trials}) == 1
+    assert {t.n_steps for t in trials} == {10}

@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -33,6 +34,23 @@ LAUNCH = {"enable_fp_fusion": True}
 _TILE = 4096  # elements of one tensor in a program: 32 a thread at four warps
 _PROGRAMS_PER_PROCESSOR = 4
 _PROGRAMS_INTERPRETED = 3  # few, so that each meets several blocks, as on a GPU
+
+
+def operator(function: Callable) -> Any:
+    """A function of tensors that launches kernels, as an operator `parcae::<its name>`.
+
+    torch's compiler sees the launches inside and plans around them; under the interpreter there is
+    nothing to see into, and it takes the operator as it is. Each has a fake, for shapes alone, and a
+    forward one has its gradient, both registered beside it.
+    """
+    name = f"parcae::{function.__name__.removeprefix('_')}"
+    make = torch.library.custom_op if INTERPRETED else torch.library.triton_op
+    return make(name, function, mutates_args=())
+
+
+def launched(kernel: Any) -> Any:
+    """A kernel as an operator's body launches it."""
+    return kernel if INTERPRETED else torch.library.wrap_triton(kernel)
 
 
 def check_impl(op: str, impl: str) -> None:

@@ -18,7 +18,9 @@ from torch import Tensor
 from parcae_core.kernels.dispatch import (
     LAUNCH,
     Impl,
+    launched,
     n_programs,
+    operator,
     row_blocks,
     tl,
     triton,
@@ -91,36 +93,71 @@ if triton is not None:
         tl.store(da_part + i_p * S + cols, b_da, mask=cols < S)
         tl.store(dw_part + i_p * S + cols, b_dw, mask=cols < S)
 
-
-class _LoopBoundary(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, h, a_bar, injected, weight, eps: float, n_active: int, dtype: torch.dtype):
+    @operator
+    def _loop_boundary(
+        h: Tensor, a_bar: Tensor, injected: Tensor, weight: Tensor, eps: float, rows_active: int,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """x, normed x, and r of each row for the backward."""
         h, a_bar, injected, weight = (t.contiguous() for t in (h, a_bar, injected, weight))
         S, M = h.shape[-1], h.numel() // h.shape[-1]
         x, u = torch.empty_like(h), torch.empty_like(h, dtype=dtype)
         r = torch.empty(M, device=h.device, dtype=torch.float32)
-        ctx.rows_active = n_active * h.shape[1]
         bm, bs, n_blocks = row_blocks(M, S, tensors=2)
-        _loop_boundary_fwd_kernel[(n_blocks,)](
-            h, a_bar, injected, weight, x, u, r, M, ctx.rows_active, S, eps, BM=bm, BS=bs, **LAUNCH
+        launched(_loop_boundary_fwd_kernel)[(n_blocks,)](
+            h, a_bar, injected, weight, x, u, r, M, rows_active, S, eps, BM=bm, BS=bs, **LAUNCH
         )
-        ctx.save_for_backward(h, a_bar, injected, weight, r)
-        return x, u
+        return x, u, r
 
-    @staticmethod
-    def backward(ctx, dx: Tensor, du: Tensor):
-        h, a_bar, injected, weight, r = ctx.saved_tensors
+    @operator
+    def _loop_boundary_bwd(
+        dx: Tensor, du: Tensor, h: Tensor, a_bar: Tensor, injected: Tensor, weight: Tensor,
+        r: Tensor, rows_active: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """dh, dinjected and the partial sums of da_bar and dw of each program, (2, n, S)."""
+        dx, du = dx.contiguous(), du.contiguous()
+        h, a_bar, injected, weight = (t.contiguous() for t in (h, a_bar, injected, weight))
         S, M = h.shape[-1], r.numel()
         dh, dinjected = torch.empty_like(h), torch.empty_like(injected)
         bm, bs, n_blocks = row_blocks(M, S, tensors=4)
         n = n_programs(h.device, n_blocks)
-        da_part, dw_part = torch.empty(2, n, S, device=h.device, dtype=torch.float32)
-        _loop_boundary_bwd_kernel[(n,)](
-            dx.contiguous(), du.contiguous(), h, a_bar, injected, weight, r,
-            dh, dinjected, da_part, dw_part, M, ctx.rows_active, S, BM=bm, BS=bs, **LAUNCH,
+        parts = torch.empty(2, n, S, device=h.device, dtype=torch.float32)
+        launched(_loop_boundary_bwd_kernel)[(n,)](
+            dx, du, h, a_bar, injected, weight, r, dh, dinjected, parts[0], parts[1], M,
+            rows_active, S, BM=bm, BS=bs, **LAUNCH,
         )  # fmt: skip
-        da, dw = da_part.sum(0).to(a_bar.dtype), dw_part.sum(0).to(weight.dtype)
-        return dh, da, dinjected, dw, None, None, None
+        return dh, dinjected, parts
+
+    @_loop_boundary.register_fake
+    def _(h, a_bar, injected, weight, eps, rows_active, dtype):
+        rows = torch.contiguous_format
+        return (
+            torch.empty_like(h, memory_format=rows),
+            torch.empty_like(h, dtype=dtype, memory_format=rows),
+            h.new_empty(h.numel() // h.shape[-1], dtype=torch.float32),
+        )
+
+    @_loop_boundary_bwd.register_fake
+    def _(dx, du, h, a_bar, injected, weight, r, rows_active):
+        rows, S = torch.contiguous_format, h.shape[-1]
+        n = n_programs(h.device, row_blocks(r.numel(), S, tensors=4)[2])
+        return (
+            torch.empty_like(h, memory_format=rows),
+            torch.empty_like(injected, memory_format=rows),
+            h.new_empty(2, n, S, dtype=torch.float32),
+        )
+
+    def _keep(ctx, inputs, output) -> None:
+        h, a_bar, injected, weight, _, ctx.rows_active, _ = inputs
+        ctx.save_for_backward(h, a_bar, injected, weight, output[2])
+
+    def _gradient(ctx, dx: Tensor, du: Tensor, dr: Tensor | None):
+        _, a_bar, _, weight, _ = ctx.saved_tensors
+        dh, dinjected, parts = _loop_boundary_bwd(dx, du, *ctx.saved_tensors, ctx.rows_active)
+        da, dw = parts.sum(1)
+        return dh, da.to(a_bar.dtype), dinjected, dw.to(weight.dtype), None, None, None
+
+    _loop_boundary.register_autograd(_gradient, setup_context=_keep)
 
 
 def loop_boundary(
@@ -164,7 +201,8 @@ def loop_boundary(
     if not 0 <= n_active <= h.shape[0]:
         raise ValueError(f"loop_boundary: n_active is {n_active} of {h.shape[0]} sequences")
     if use_triton("loop_boundary", impl, h, a_bar, injected, weight, width=h.shape[-1]):
-        return _LoopBoundary.apply(h, a_bar, injected, weight, eps, n_active, dtype or h.dtype)
+        rows = n_active * h.shape[1]
+        return _loop_boundary(h, a_bar, injected, weight, eps, rows, dtype or h.dtype)[:2]
     x = torch.addcmul(injected[:n_active], a_bar.to(h.dtype), h[:n_active])
     if n_active < h.shape[0]:
         x = torch.cat([x, h[n_active:]])

@@ -13,7 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parcae_core.kernels.dispatch import LAUNCH, Impl, row_blocks, tl, triton, use_triton
+from parcae_core.kernels.dispatch import (
+    LAUNCH,
+    Impl,
+    launched,
+    operator,
+    row_blocks,
+    tl,
+    triton,
+    use_triton,
+)
 
 
 def relu_squared_ref(x: Tensor) -> Tensor:
@@ -39,28 +48,41 @@ if triton is not None:
         b_dy = tl.load(dy + offs, mask=offs < N, other=0.0).to(tl.float32)
         tl.store(dx + offs, (b_dy * b_r).to(dx.dtype.element_ty), mask=offs < N)
 
-
-class _ReluSquaredTriton(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    @operator
+    def _relu_squared(x: Tensor) -> Tensor:
         x = x.contiguous()
         y = torch.empty_like(x)
         block, n_blocks = _blocks(x.numel())
-        _relu_squared_fwd_kernel[(n_blocks,)](x, y, x.numel(), BN=block, **LAUNCH)
-        # in float16 the square of what is below 2e-4 is lost, and with it the gradient
-        ctx.kept_y = x.dtype != torch.float16
-        ctx.save_for_backward(y if ctx.kept_y else x)
+        launched(_relu_squared_fwd_kernel)[(n_blocks,)](x, y, x.numel(), BN=block, **LAUNCH)
         return y
 
-    @staticmethod
-    def backward(ctx, dy: Tensor) -> Tensor:
-        (kept,) = ctx.saved_tensors
+    @operator
+    def _relu_squared_bwd(dy: Tensor, kept: Tensor, kept_y: bool) -> Tensor:
+        dy, kept = dy.contiguous(), kept.contiguous()
         dx = torch.empty_like(kept)
         block, n_blocks = _blocks(kept.numel())
-        _relu_squared_bwd_kernel[(n_blocks,)](
-            dy.contiguous(), kept, dx, kept.numel(), BN=block, KEPT_Y=ctx.kept_y, **LAUNCH
+        launched(_relu_squared_bwd_kernel)[(n_blocks,)](
+            dy, kept, dx, kept.numel(), BN=block, KEPT_Y=kept_y, **LAUNCH
         )
         return dx
+
+    @_relu_squared.register_fake
+    def _(x):
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+    @_relu_squared_bwd.register_fake
+    def _(dy, kept, kept_y):
+        return torch.empty_like(kept, memory_format=torch.contiguous_format)
+
+    def _keep(ctx, inputs, output) -> None:
+        # in float16 the square of what is below 2e-4 is lost, and with it the gradient
+        ctx.kept_y = output.dtype != torch.float16
+        ctx.save_for_backward(output if ctx.kept_y else inputs[0])
+
+    def _gradient(ctx, dy: Tensor) -> Tensor:
+        return _relu_squared_bwd(dy, *ctx.saved_tensors, ctx.kept_y)
+
+    _relu_squared.register_autograd(_gradient, setup_context=_keep)
 
 
 def _blocks(n: int) -> tuple[int, int]:
@@ -89,5 +111,5 @@ def relu_squared(x: Tensor, *, impl: Impl = "auto") -> Tensor:
         ValueError: if the kernel was asked for and cannot run.
     """
     if use_triton("relu_squared", impl, x):
-        return _ReluSquaredTriton.apply(x)
+        return _relu_squared(x)
     return _ReluSquared.apply(x)

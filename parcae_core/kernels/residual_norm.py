@@ -16,7 +16,9 @@ from torch import Tensor
 from parcae_core.kernels.dispatch import (
     LAUNCH,
     Impl,
+    launched,
     n_programs,
+    operator,
     row_blocks,
     tl,
     triton,
@@ -80,37 +82,68 @@ if triton is not None:
         # one partial sum per program, added up by torch: deterministic, unlike atomics
         tl.store(dw_part + i_p * D + cols, b_dw, mask=cols < D)
 
-
-class _ResidualNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, delta: Tensor, weight: Tensor, eps: float, dtype: torch.dtype):
+    @operator
+    def _residual_norm(
+        x: Tensor, delta: Tensor, weight: Tensor, eps: float, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Sum, normed sum, and r of each row for the backward."""
         x, delta, weight = x.contiguous(), delta.contiguous(), weight.contiguous()
         D, M = x.shape[-1], x.numel() // x.shape[-1]
         s, u = torch.empty_like(x), torch.empty_like(x, dtype=dtype)
         r = torch.empty(M, device=x.device, dtype=torch.float32)
         bm, bd, n_blocks = row_blocks(M, D, tensors=2)
-        _residual_norm_fwd_kernel[(n_blocks,)](
+        launched(_residual_norm_fwd_kernel)[(n_blocks,)](
             x, delta, weight, s, u, r, M, D, eps, BM=bm, BD=bd, **LAUNCH
-        )  # fmt: skip
-        ctx.save_for_backward(s, r, weight)
-        ctx.delta_dtype = delta.dtype
-        return s, u
+        )
+        return s, u, r
 
-    @staticmethod
-    def backward(ctx, ds: Tensor, du: Tensor):
-        s, r, weight = ctx.saved_tensors
+    @operator
+    def _residual_norm_bwd(
+        ds: Tensor, du: Tensor, s: Tensor, r: Tensor, weight: Tensor, delta_dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """dx, ddelta (empty where it is dx) and one partial sum of dw for each program."""
+        ds, du, weight = ds.contiguous(), du.contiguous(), weight.contiguous()
         D, M = s.shape[-1], r.numel()
-        dx = torch.empty_like(s)
-        split = ctx.delta_dtype != s.dtype
-        ddelta = torch.empty_like(s, dtype=ctx.delta_dtype) if split else dx
+        dx, split = torch.empty_like(s), delta_dtype != s.dtype
+        ddelta = torch.empty(s.shape if split else (0,), device=s.device, dtype=delta_dtype)
         bm, bd, n_blocks = row_blocks(M, D, tensors=4)
         n = n_programs(s.device, n_blocks)
         dw_part = torch.empty(n, D, device=s.device, dtype=torch.float32)
-        _residual_norm_bwd_kernel[(n,)](
-            ds.contiguous(), du.contiguous(), s, r, weight, dx, ddelta, dw_part,
-            M, D, BM=bm, BD=bd, SPLIT=split, **LAUNCH,
-        )  # fmt: skip
+        launched(_residual_norm_bwd_kernel)[(n,)](
+            ds, du, s, r, weight, dx, ddelta, dw_part, M, D, BM=bm, BD=bd, SPLIT=split, **LAUNCH
+        )
+        return dx, ddelta, dw_part
+
+    @_residual_norm.register_fake
+    def _(x, delta, weight, eps, dtype):
+        rows = torch.contiguous_format
+        return (
+            torch.empty_like(x, memory_format=rows),
+            torch.empty_like(x, dtype=dtype, memory_format=rows),
+            x.new_empty(x.numel() // x.shape[-1], dtype=torch.float32),
+        )
+
+    @_residual_norm_bwd.register_fake
+    def _(ds, du, s, r, weight, delta_dtype):
+        split = delta_dtype != s.dtype
+        n = n_programs(s.device, row_blocks(r.numel(), s.shape[-1], tensors=4)[2])
+        return (
+            torch.empty_like(s),
+            s.new_empty(s.shape if split else (0,), dtype=delta_dtype),
+            s.new_empty(n, s.shape[-1], dtype=torch.float32),
+        )
+
+    def _keep(ctx, inputs, output) -> None:
+        ctx.save_for_backward(output[0], output[2], inputs[2])
+        ctx.delta_dtype = inputs[1].dtype
+
+    def _gradient(ctx, ds: Tensor, du: Tensor, dr: Tensor | None):
+        s, r, weight = ctx.saved_tensors
+        dx, ddelta, dw_part = _residual_norm_bwd(ds, du, s, r, weight, ctx.delta_dtype)
+        ddelta = ddelta if ddelta.numel() else dx
         return dx, ddelta, dw_part.sum(0).to(weight.dtype), None, None
+
+    _residual_norm.register_autograd(_gradient, setup_context=_keep)
 
 
 def residual_norm(
@@ -144,6 +177,6 @@ def residual_norm(
             f"and weight {tuple(weight.shape)} must be ({x.shape[-1]},)"
         )
     if use_triton("residual_norm", impl, x, delta, weight, width=x.shape[-1]):
-        return _ResidualNorm.apply(x, delta, weight, eps, dtype or x.dtype)
+        return _residual_norm(x, delta, weight, eps, dtype or x.dtype)[:2]
     s = x + delta
     return s, rms_norm(s, weight, eps)

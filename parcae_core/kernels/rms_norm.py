@@ -20,6 +20,10 @@ from parcae_core.kernels.dispatch import tl, triton
 
 def rms_norm_ref(x: Tensor, weight: Tensor | None, eps: float | None) -> Tensor:
     """The definition: torch's own; eps None is the dtype's machine epsilon."""
+    if weight is not None and weight.dtype != x.dtype:
+        # as under autocast; torch fuses one dtype only, and warns of two
+        wide = torch.promote_types(x.dtype, weight.dtype)
+        return F.rms_norm(x.to(wide), x.shape[-1:], weight.to(wide), eps).to(x.dtype)
     return F.rms_norm(x, x.shape[-1:], weight, eps)
 
 

@@ -4,8 +4,8 @@
     dn = r * (dy - y * mean(dy * y)),   dx = R_t^T dn
 
 q (B, T, H, K), k (B, T, G, K); R_t turns the interleaved pairs (x_2i, x_2i+1) by the angle
-t * base^(-2i/K), t from 0, given as a table of complex numbers (context, K/2). Without the norm r
-is 1. Computed in float32, in one pass over q and k each way; the backward needs y, which attention
+t * base^(-2i/K), t from 0, given as a table of cosines and sines (context, K/2, 2). Without the norm
+r is 1. Computed in float32, in one pass over q and k each way; the backward needs y, which attention
 keeps as well, and one number a row. In dn most of dy can cancel when heads are narrow, and the
 rounding of y would show: below a width of 64 x is kept instead.
 Source: Su et al. (arXiv:2104.09864); order, pairs and eps as in REFERENCE.md, "Forward".
@@ -16,7 +16,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from parcae_core.kernels.dispatch import LAUNCH, Impl, row_blocks, tl, triton, use_triton
+from parcae_core.kernels.dispatch import (
+    LAUNCH,
+    Impl,
+    launched,
+    operator,
+    row_blocks,
+    tl,
+    triton,
+    use_triton,
+)
 from parcae_core.kernels.rms_norm import rms_norm, rms_norm_ref
 
 _KEEP_Y_FROM = 64  # head width
@@ -25,9 +34,15 @@ _KEEP_Y_FROM = 64  # head width
 def rotate(x: Tensor, turn: Tensor) -> Tensor:
     """Turn the pairs of x, (B, T, H, K), by the first T rows of `turn`, in float32 or better."""
     wide = x if x.dtype == torch.float64 else x.float()
-    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
-    turned = pairs * turn[: x.shape[1], None, :]  # (B, T, H, K/2) * (T, 1, K/2)
-    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+    pairs, turn = wide.unflatten(-1, (-1, 2)), turn[: x.shape[1], None]  # (..., K/2, 2)
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        # Equal to the last bit, and a third of the time of torch's real products. A compiler cannot
+        # fuse complex numbers.
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turn))
+    else:
+        (a, b), (cos, sin) = pairs.unbind(-1), turn.unbind(-1)
+        turned = torch.stack((a * cos - b * sin, a * sin + b * cos), -1)
+    return turned.flatten(-2).to(x.dtype)
 
 
 def rope_qk_norm_ref(
@@ -112,36 +127,65 @@ if triton is not None:
         else:
             _turn_rows_back(dyk, kept_k, rk, turn, dk, T, G, MK, K, NORM, KEPT_Y, BM, BK)
 
-
-class _RopeQkNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, turn: Tensor, norm: bool, eps: float):
-        q, k = q.contiguous(), k.contiguous()
-        _, T, H, K = q.shape
+    @operator
+    def _rope_qk_norm(
+        q: Tensor, k: Tensor, turn: Tensor, norm: bool, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """q and k turned and normed, and r of each of their rows for the backward."""
+        q, k, turn = q.contiguous(), k.contiguous(), turn.contiguous()
+        sizes = _sizes(q, k)
         yq, yk = torch.empty_like(q), torch.empty_like(k)
-        ctx.sizes = (T, H, k.shape[2], q.numel() // K, k.numel() // K, K)
-        rq, rk = (torch.empty(m, device=q.device, dtype=torch.float32) for m in ctx.sizes[3:5])
-        bm, bk, n_blocks = row_blocks(ctx.sizes[3], K, tensors=2)
-        _rope_qk_norm_fwd_kernel[(n_blocks, 2)](
-            q, k, yq, yk, rq, rk, turn, *ctx.sizes, eps, NORM=norm, BM=bm, BK=bk, **LAUNCH
+        rq, rk = (torch.empty(m, device=q.device, dtype=torch.float32) for m in sizes[3:5])
+        bm, bk, n_blocks = row_blocks(sizes[3], sizes[-1], tensors=2)
+        launched(_rope_qk_norm_fwd_kernel)[(n_blocks, 2)](
+            q, k, yq, yk, rq, rk, turn, *sizes, eps, NORM=norm, BM=bm, BK=bk, **LAUNCH
         )
-        ctx.norm, ctx.kept_y = norm, K >= _KEEP_Y_FROM
-        kept = () if not norm else (yq, yk) if ctx.kept_y else (q, k)
-        ctx.save_for_backward(rq, rk, turn, *kept)
-        return yq, yk
+        return yq, yk, rq, rk
 
-    @staticmethod
-    def backward(ctx, dyq: Tensor, dyk: Tensor):
-        rq, rk, turn, *kept = ctx.saved_tensors
-        dyq, dyk = dyq.contiguous(), dyk.contiguous()
-        kept_q, kept_k = kept or (dyq, dyk)  # not read without the norm
+    @operator
+    def _rope_qk_norm_bwd(
+        dyq: Tensor, dyk: Tensor, kept_q: Tensor, kept_k: Tensor, rq: Tensor, rk: Tensor,
+        turn: Tensor, norm: bool, kept_y: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        dyq, dyk, turn = dyq.contiguous(), dyk.contiguous(), turn.contiguous()
+        kept_q, kept_k, sizes = kept_q.contiguous(), kept_k.contiguous(), _sizes(dyq, dyk)
         dq, dk = torch.empty_like(dyq), torch.empty_like(dyk)
-        bm, bk, n_blocks = row_blocks(ctx.sizes[3], ctx.sizes[-1], tensors=2)
-        _rope_qk_norm_bwd_kernel[(n_blocks, 2)](
-            dyq, dyk, kept_q, kept_k, rq, rk, turn, dq, dk, *ctx.sizes,
-            NORM=ctx.norm, KEPT_Y=ctx.kept_y, BM=bm, BK=bk, **LAUNCH,
+        bm, bk, n_blocks = row_blocks(sizes[3], sizes[-1], tensors=2)
+        launched(_rope_qk_norm_bwd_kernel)[(n_blocks, 2)](
+            dyq, dyk, kept_q, kept_k, rq, rk, turn, dq, dk, *sizes,
+            NORM=norm, KEPT_Y=kept_y, BM=bm, BK=bk, **LAUNCH,
         )  # fmt: skip
-        return dq, dk, None, None, None
+        return dq, dk
+
+    @_rope_qk_norm.register_fake
+    def _(q, k, turn, norm, eps):
+        rows = torch.contiguous_format
+        turned = (torch.empty_like(t, memory_format=rows) for t in (q, k))
+        return *turned, *(q.new_empty(m, dtype=torch.float32) for m in _sizes(q, k)[3:5])
+
+    @_rope_qk_norm_bwd.register_fake
+    def _(dyq, dyk, kept_q, kept_k, rq, rk, turn, norm, kept_y):
+        rows = torch.contiguous_format
+        return tuple(torch.empty_like(t, memory_format=rows) for t in (dyq, dyk))
+
+    def _sizes(q: Tensor, k: Tensor) -> tuple[int, ...]:
+        """T, H, G, rows of q, rows of k, K."""
+        _, T, H, K = q.shape
+        return T, H, k.shape[2], q.numel() // K, k.numel() // K, K
+
+    def _keep(ctx, inputs, output) -> None:
+        (q, k, turn, ctx.norm, _), (yq, yk, rq, rk) = inputs, output
+        ctx.kept_y = q.shape[-1] >= _KEEP_Y_FROM
+        kept = () if not ctx.norm else (yq, yk) if ctx.kept_y else (q, k)
+        ctx.save_for_backward(rq, rk, turn, *kept)
+
+    def _gradient(ctx, dyq: Tensor, dyk: Tensor, drq: Tensor | None, drk: Tensor | None):
+        rq, rk, turn, *kept = ctx.saved_tensors
+        kept = kept or (dyq, dyk)  # not read without the norm
+        found = _rope_qk_norm_bwd(dyq, dyk, *kept, rq, rk, turn, ctx.norm, ctx.kept_y)
+        return *found, None, None, None
+
+    _rope_qk_norm.register_autograd(_gradient, setup_context=_keep)
 
 
 def rope_qk_norm(
@@ -158,7 +202,7 @@ def rope_qk_norm(
     Args:
         q: queries, (B, T, H, K), K even.
         k: keys, (B, T, G, K), G <= H.
-        turn: unit complex numbers, complex64 (context, K/2), context >= T; gets no gradient.
+        turn: cosine and sine of each angle, (context, K/2, 2), context >= T; gets no gradient.
         norm: False only turns.
         eps: added to the mean square; None: the epsilon of the precision computed in.
 
@@ -172,16 +216,17 @@ def rope_qk_norm(
         q.ndim == k.ndim == 4
         and q.shape[:2] == k.shape[:2]
         and k.shape[2] <= q.shape[2]
-        and q.shape[-1] == k.shape[-1] == 2 * turn.shape[-1]
+        and turn.ndim == 3
+        and q.shape[-1] == k.shape[-1] == 2 * turn.shape[1] == turn.shape[1] * turn.shape[2]
         and q.shape[1] <= turn.shape[0]
     )
     if not fits:
         raise ValueError(
             f"rope_qk_norm: q {tuple(q.shape)} must be (B, T, H, K), k {tuple(k.shape)} "
-            f"(B, T, G, K) with G <= H, and turn {tuple(turn.shape)} (>= T, K/2)"
+            f"(B, T, G, K) with G <= H, and turn {tuple(turn.shape)} (>= T, K/2, 2)"
         )
     if use_triton("rope_qk_norm", impl, q, k, width=q.shape[-1]):
         eps = torch.finfo(torch.float32).eps if eps is None else eps
-        return _RopeQkNorm.apply(q, k, torch.view_as_real(turn).contiguous(), norm, eps)
+        return _rope_qk_norm(q, k, turn, norm, eps)[:2]
     q, k = rotate(q, turn), rotate(k, turn)
     return (rms_norm(q, None, eps), rms_norm(k, None, eps)) if norm else (q, k)

@@ -14,7 +14,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from parcae_core.kernels.dispatch import LAUNCH, Impl, row_blocks, tl, triton, use_triton
+from parcae_core.kernels.dispatch import (
+    LAUNCH,
+    Impl,
+    launched,
+    operator,
+    row_blocks,
+    tl,
+    triton,
+    use_triton,
+)
 
 
 def value_gate_ref(v: Tensor, gate: Tensor, embedding: Tensor) -> Tensor:
@@ -58,29 +67,44 @@ if triton is not None:
         b_dgate = 2 * b_sigmoid * (1 - b_sigmoid) * tl.sum(b_dy * b_e, axis=1)
         tl.store(dgate + rows, b_dgate.to(dgate.dtype.element_ty), mask=rows < M)
 
-
-class _ValueGate(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, v: Tensor, gate: Tensor, embedding: Tensor) -> Tensor:
+    @operator
+    def _value_gate(v: Tensor, gate: Tensor, embedding: Tensor) -> Tensor:
         v, gate, embedding = v.contiguous(), gate.contiguous(), embedding.contiguous()
         K, M = v.shape[-1], gate.numel()
         y = torch.empty_like(v)
         bm, bk, n_blocks = row_blocks(M, K, tensors=2)
-        _value_gate_fwd_kernel[(n_blocks,)](v, gate, embedding, y, M, K, BM=bm, BK=bk, **LAUNCH)
-        ctx.save_for_backward(gate, embedding)
+        launched(_value_gate_fwd_kernel)[(n_blocks,)](
+            v, gate, embedding, y, M, K, BM=bm, BK=bk, **LAUNCH
+        )
         return y
 
-    @staticmethod
-    def backward(ctx, dy: Tensor):
-        gate, embedding = ctx.saved_tensors
-        dy = dy.contiguous()
+    @operator
+    def _value_gate_bwd(dy: Tensor, gate: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        dy, gate, embedding = dy.contiguous(), gate.contiguous(), embedding.contiguous()
         K, M = dy.shape[-1], gate.numel()
         dgate, de = torch.empty_like(gate), torch.empty_like(embedding)
         bm, bk, n_blocks = row_blocks(M, K, tensors=2)
-        _value_gate_bwd_kernel[(n_blocks,)](
+        launched(_value_gate_bwd_kernel)[(n_blocks,)](
             dy, gate, embedding, dgate, de, M, K, BM=bm, BK=bk, **LAUNCH
         )
-        return dy, dgate, de
+        return dgate, de
+
+    @_value_gate.register_fake
+    def _(v, gate, embedding):
+        return torch.empty_like(v, memory_format=torch.contiguous_format)
+
+    @_value_gate_bwd.register_fake
+    def _(dy, gate, embedding):
+        rows = torch.contiguous_format
+        return tuple(torch.empty_like(t, memory_format=rows) for t in (gate, embedding))
+
+    def _keep(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    def _gradient(ctx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return dy, *_value_gate_bwd(dy, *ctx.saved_tensors)
+
+    _value_gate.register_autograd(_gradient, setup_context=_keep)
 
 
 def value_gate(v: Tensor, gate: Tensor, embedding: Tensor, *, impl: Impl = "auto") -> Tensor:
@@ -107,5 +131,5 @@ def value_gate(v: Tensor, gate: Tensor, embedding: Tensor, *, impl: Impl = "auto
             f"(B, T, G) and embedding {tuple(embedding.shape)} (B, T, G*K)"
         )
     if use_triton("value_gate", impl, v, gate, embedding, width=v.shape[-1]):
-        return _ValueGate.apply(v, gate, embedding)
+        return _value_gate(v, gate, embedding)
     return value_gate_ref(v, gate, embedding)

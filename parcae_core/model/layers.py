@@ -40,8 +40,8 @@ class Rotary(nn.Module):
     def __init__(self, d_head: int, context: int, base: float) -> None:
         super().__init__()
         self.shape, self.base = (context, d_head), base
-        # complex64 (context, K/2), kept out of the state dict: it follows from the config
-        self.register_buffer("turn", torch.empty(context, d_head // 2), persistent=False)
+        # cosines and sines (context, K/2, 2), kept out of the state dict: the config has it all
+        self.register_buffer("turn", torch.empty(context, d_head // 2, 2), persistent=False)
         self.reset()
 
     def reset(self) -> None:
@@ -50,7 +50,7 @@ class Rotary(nn.Module):
         exponent = -torch.arange(0, d_head, 2, device=self.turn.device) / d_head
         position = torch.arange(context, device=self.turn.device, dtype=torch.float32)
         angle = torch.outer(position, self.base**exponent)
-        self.turn = torch.polar(torch.ones_like(angle), angle)
+        self.turn = torch.view_as_real(torch.polar(torch.ones_like(angle), angle)).clone()
 
 
 class Attention(nn.Module):

@@ -5,6 +5,9 @@ m: a slice, never a gather, and finished states are set aside once instead of be
 every step. The published code computes every sequence to the deepest one and masks: 1.5 to 1.9
 times the work (REFERENCE.md, "Quirks"). Equality with that definition, in outputs and every
 gradient, is tested in tests/parcae_core/model/test_loop.py.
+
+`advance_static` does a few percent more than the ideal work, in at most nine shapes: what is
+compiled or replayed then is a handful of graphs, where every number of sequences would be one.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ from torch import Tensor
 
 from parcae_core.depth import DepthDraw
 
-Step = Callable[[Tensor, int], Tensor]
+Step = Callable[..., Tensor]
+N_WIDTHS = 8  # numbers of sequences that the steps without gradient run with
 
 
 def sort_by_depth(draw: DepthDraw) -> np.ndarray | None:
@@ -82,6 +86,57 @@ def advance(
     if trace is not None:
         trace.before = torch.cat(done_before[::-1]).detach()
     return done[0] if len(done) == 1 else torch.cat(done[::-1]), executed
+
+
+def static_widths(active: np.ndarray, batch: int) -> np.ndarray:
+    """Numbers of active sequences, rounded up to eighths of the batch."""
+    unit = -(-batch // N_WIDTHS)
+    return np.minimum(-(-active // unit) * unit, batch)
+
+
+def advance_static(
+    step: Step, h: Tensor, counts: np.ndarray, *, trace: Trace | None = None
+) -> tuple[Tensor, int]:
+    """`advance` in shapes that repeat: finished sequences run along and are held.
+
+    With gradient every step runs all B sequences, without it the active ones rounded up to eighths
+    of B. Held sequences pass their state and its gradient on unchanged.
+
+    Args:
+        step: (h (m, T, S), m, active (m,) bool) -> h (m, T, S), held where not active.
+    """
+    batch, executed = h.shape[0], 0
+    active = counts > np.arange(int(counts.max(initial=0)))[:, None]  # (steps, B)
+    widths = np.full(len(active), batch)
+    if not torch.is_grad_enabled():
+        widths = static_widths(active.sum(1), batch)
+    elif not h.requires_grad:
+        h = h.detach().requires_grad_()  # else the first step would be a graph of its own
+    mask = upload(active, h.device)
+    before = h.detach()
+    for t, m in enumerate(widths.tolist()):
+        if trace is not None:
+            before = torch.where(mask[t, :, None, None], h.detach(), before)
+        moved = step(_rows(h, m), m, _rows(mask[t], m))
+        h = moved if m == batch else torch.cat([moved, h[m:]])
+        executed += m
+        if trace is not None:
+            trace.norms.append(_root_mean_square([h]))
+    if trace is not None:
+        trace.before = before
+    return h, executed
+
+
+def upload(values: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """What lies on the CPU, on the device; a GPU is not waited for."""
+    tensor = torch.as_tensor(values)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def _rows(x: Tensor, m: int) -> Tensor:
+    return x if m == x.shape[0] else x[:m]
 
 
 def _root_mean_square(parts: list[Tensor]) -> Tensor:

@@ -29,7 +29,7 @@ from parcae_core.kernels.linear_cross_entropy import linear_cross_entropy
 from parcae_core.kernels.rms_norm import RMSNorm
 from parcae_core.model.injection import build_injection, identity_or_orthogonal_, orthogonal_
 from parcae_core.model.layers import Block, Embedding, Linear, Rotary
-from parcae_core.model.loop import Trace, advance, sort_by_depth
+from parcae_core.model.loop import Trace, advance, advance_static, sort_by_depth, upload
 
 
 @dataclass(kw_only=True, slots=True)
@@ -83,6 +83,7 @@ class Parcae(nn.Module):
             if core_d_head == c.d_model // c.n_head
             else Rotary(core_d_head, c.context, c.rope_base)
         )
+        self.static_shapes = False  # see parcae_core.model.loop.advance_static
         self.use(TORCH)
 
     def use(self, kernels: Kernels) -> None:
@@ -178,22 +179,23 @@ class Parcae(nn.Module):
         if state is None:
             state = self.initial_state(*ids.shape, generator=torch.Generator().manual_seed(0))
         if order is not None:
-            index = torch.from_numpy(order).to(ids.device)
+            index = upload(order, ids.device)
             ids, state = ids[index], state[index]
             targets = None if targets is None else targets[index]
             draw = DepthDraw(no_grad=draw.no_grad[order], grad=draw.grad[order])
         prepared = self.prepare(ids)
         output = ModelOutput()
+        run = advance_static if self.static_shapes else advance
         with torch.no_grad():
-            h, steps = advance(self._step(prepared), state, draw.no_grad)
+            h, steps = run(self._step(prepared), state, draw.no_grad)
         trace = Trace() if instruments else None
-        h, grad_steps = advance(self._step(prepared), h, draw.grad, trace=trace)
+        h, grad_steps = run(self._step(prepared), h, draw.grad, trace=trace)
         output.core_sequence_steps = steps + grad_steps
         if trace is not None:
             output.instruments = self._measure(h, trace)
         output = self._finish(output, self.read_out(h, prepared), targets)
         if order is not None and output.logits is not None:
-            output.logits = output.logits[torch.from_numpy(np.argsort(order)).to(ids.device)]
+            output.logits = output.logits[upload(np.argsort(order), ids.device)]
         return output
 
     def states(self, ids: Tensor, state: Tensor) -> Iterator[tuple[Tensor, Prepared]]:
@@ -261,12 +263,27 @@ class Parcae(nn.Module):
     def _step(self, prepared: Prepared):
         """One loop step over the first m sequences, as a function (h (m, T, S), m) -> h."""
 
-        def step(h: Tensor, m: int) -> Tensor:
-            x, u = self._enter(h, _first(prepared.drive, m))
-            values = [None if value is None else _first(value, m) for value in prepared.core_values]
-            return self._through(self.core, self.core_rotary, values, x, u=u)[0]
+        def step(h: Tensor, m: int, active: Tensor | None = None) -> Tensor:
+            return self.core_step(h, *self.first(prepared, m), active)
 
         return step
+
+    def first(self, prepared: Prepared, m: int) -> tuple[object, list[Tensor | None]]:
+        """What a loop step reads for the first m sequences: the drive, the value embeddings."""
+        values = [None if value is None else _first(value, m) for value in prepared.core_values]
+        return _first(prepared.drive, m), values
+
+    def core_step(
+        self,
+        h: Tensor,
+        drive: object,
+        values: list[Tensor | None],
+        active: Tensor | None = None,
+    ) -> Tensor:
+        """One loop step, (m, T, S) -> (m, T, S); where `active` (m,) is given, it holds the others."""
+        x, u = self._enter(h, drive)
+        x = self._through(self.core, self.core_rotary, values, x, u=u)[0]
+        return x if active is None else torch.where(active[:, None, None], x, h)
 
     def _enter(self, h: Tensor, drive: object) -> tuple[Tensor, Tensor | None]:
         """The core's input in a loop step and, where one pass gives both, its norm."""

@@ -6,7 +6,6 @@ B sequences in the global batch, T tokens each, S state width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,10 +13,13 @@ import torch
 from torch import Tensor
 
 from parcae_core.depth import DepthDraw
+from parcae_core.device import autocast
+from parcae_core.model.loop import sort_by_depth, upload
 from parcae_core.model.parcae import Parcae
 from parcae_core.seeds import STATES_ON_DEVICE
 from parcae_core.training.batching import portions, select
 from parcae_core.training.distributed import Distributed
+from parcae_core.training.graphs import Graphs
 from parcae_core.trial import Trial
 
 _ROOT_MEAN_SQUARES = (
@@ -44,13 +46,6 @@ class BatchLoss:
     loss: float  # mean nats per token
     core_sequence_steps: int  # executed
     instruments: dict[str, float]
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """bfloat16 autocast, or nothing for float32."""
-    if precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def initial_states(
@@ -93,6 +88,7 @@ def local_gradient(
     micro_batch: int,
     step: int,
     instruments: bool = False,
+    graphs: Graphs | None = None,
 ) -> LocalLoss:
     """Add this process's part of the global batch's gradient to the parameters.
 
@@ -104,19 +100,27 @@ def local_gradient(
         draw: depths of the B sequences.
         share: indices of this process's sequences.
         micro_batch: sequences per portion, at most.
+        graphs: replay portions of `micro_batch` sequences, but for those that are measured.
     """
     device = model.embedding.weight.device
     local = LocalLoss(loss=torch.zeros((), dtype=torch.float64, device=device))
-    rows = rows.to(device, non_blocking=True)
     for part in portions(draw, share, micro_batch):
-        ids = rows[torch.from_numpy(part).to(device)]
+        order = sort_by_depth(select(draw, part))  # here, so that the device need not gather
+        part = part if order is None else part[order]
+        ids, depths = upload(rows[torch.from_numpy(part)], device), select(draw, part)
+        state = initial_states(model, part, trial, step=step)
         weight = part.size / draw.grad.size
+        if graphs is not None and part.size == micro_batch and not instruments:
+            loss, steps = graphs.gradient(ids, depths, state, weight)
+            local.loss += loss.double() * weight
+            local.core_sequence_steps += steps
+            continue
         with autocast(device, trial.precision):
             output = model(
                 ids[:, :-1],
-                1 if trial.depth is None else select(draw, part),
+                1 if trial.depth is None else depths,
                 targets=ids[:, 1:],
-                state=initial_states(model, part, trial, step=step),
+                state=state,
                 instruments=instruments,
             )
         (output.loss * weight).backward()
@@ -147,11 +151,3 @@ def all_reduce_gradient(model: Parcae, local: LocalLoss, group: Distributed) -> 
     group.sum_each(p.grad for p in model.parameters() if p.grad is not None)
     roots = {name: mean**0.5 for name, mean in zip(squares, means, strict=True)}
     return BatchLoss(loss, round(steps), local.radius | roots)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a failed step would have fitted with fewer sequences at a time."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    # the CPU allocator raises a plain RuntimeError
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -21,27 +21,27 @@ from typing import Any
 
 import torch
 
+from parcae_core.accounting.hardware import peak_flops_per_s
 from parcae_core.checkpoints.native import newest_checkpoint, only_writer, save_checkpoint
 from parcae_core.data.prefetch import Prefetch
 from parcae_core.data.reader import RowReader
 from parcae_core.depth import DepthDraw
-from parcae_core.device import device_name, resolve_device
-from parcae_core.errors import UserError
+from parcae_core.device import autocast, device_name, resolve_device
+from parcae_core.errors import UserError, is_out_of_memory
 from parcae_core.kernels.attention import backend_order, backends_taken
 from parcae_core.kernels.dispatch import product_dtype
 from parcae_core.model.parcae import build_model
 from parcae_core.result import EvalRow, Execution, Interrupted, TrainResult
 from parcae_core.training.batching import StepFlops, depths_of_step, partition
-from parcae_core.training.compile import compile_blocks
+from parcae_core.training.compile import compile_model
 from parcae_core.training.distributed import Distributed
 from parcae_core.training.evaluate import evaluate
 from parcae_core.training.gradient import (
     BatchLoss,
     all_reduce_gradient,
-    autocast,
-    is_out_of_memory,
     local_gradient,
 )
+from parcae_core.training.graphs import Graphs
 from parcae_core.training.metrics import Meter, MetricsLog
 from parcae_core.training.optim import Optimizer
 from parcae_core.trial import Trial
@@ -142,7 +142,13 @@ class _Run:
         self.step_flops = StepFlops(trial)
         self.progress = self._restore_or_begin()
         if execution.compile:
-            compile_blocks(self.model, cuda_graphs=execution.cuda_graphs)
+            compile_model(self.model)
+        if execution.cuda_graphs and self.device.type != "cuda":
+            raise UserError(
+                f"cuda_graphs=True on {self.device}; CUDA graphs need a CUDA device. Use "
+                "device='cuda' or leave cuda_graphs off"
+            )
+        self.graphs = Graphs(self.model, trial) if execution.cuda_graphs else None
         self.prefetch = Prefetch(
             self.rows,
             trial.batch_sequences,
@@ -151,8 +157,16 @@ class _Run:
         )
         stack.callback(self.prefetch.close)
         self.meter = Meter()
+        peak = execution.peak_flops_per_s
+        if peak is None:
+            peak = peak_flops_per_s(device_name(self.device), trial.precision)
+        self.peak_flops_per_s = None if peak is None else peak * group.n
         if group.is_first:
-            self.metrics = MetricsLog(run_dir / "metrics.jsonl", keep_until=self.progress.step)
+            self.metrics = MetricsLog(
+                run_dir / "metrics.jsonl",
+                keep_until=self.progress.step,
+                every=execution.log_every_steps or max(1, trial.n_steps // 200),
+            )
             stack.callback(self.metrics.close)
 
     def to_the_end(self) -> TrainResult:
@@ -219,6 +233,7 @@ class _Run:
                     micro_batch=self.progress.micro_batch,
                     step=self.progress.step,
                     instruments=instruments,
+                    graphs=self.graphs,
                 )
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -235,6 +250,8 @@ class _Run:
             if not auto or not self.group.any(failure is not None, self.device):
                 return all_reduce_gradient(self.model, local, self.group)
             self.model.zero_grad(set_to_none=True)
+            if self.graphs is not None:
+                self.graphs = Graphs(self.model, self.trial)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             self.progress.micro_batch = math.ceil(self.progress.micro_batch / 2)
@@ -280,6 +297,7 @@ class _Run:
 
     def _save(self) -> None:
         if self.group.is_first:
+            self.metrics.sync()
             save_checkpoint(
                 self.checkpoints,
                 trial=self.trial,
@@ -303,7 +321,7 @@ class _Run:
             **{f"optim/{group}_lr": rate for group, rate in rates.items()},
             **{f"flops/{rule}": flops for rule, flops in self._flops_spent().items()},
             "flops/sampled": progress.flops_sampled,
-            **self.meter.read(self.execution.peak_flops_per_s),
+            **self.meter.read(self.peak_flops_per_s),
             "perf/wall_s": progress.train_s,
             "data/epoch": epoch,
         }
@@ -375,6 +393,7 @@ class _Run:
             n_out_of_memory=progress.n_out_of_memory,
             n_resumed=progress.n_resumed,
             n_processes=self.group.n,
+            notes=self.metrics.notes if self.group.is_first else (),
             threads=torch.get_num_threads(),
             device=device_name(self.device),
             torch_version=torch.__version__,

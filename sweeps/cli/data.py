@@ -51,6 +51,10 @@ def prepare_corpus(
         float | None,
         typer.Option("--val-share", help="Share of the documents held out; 1/12 by default."),
     ] = None,
+    follow_links: Annotated[
+        bool,
+        typer.Option("--follow-links", help="Read what links lead to outside the corpus folder."),
+    ] = False,
     long_documents: Annotated[
         str,
         typer.Option(
@@ -85,7 +89,7 @@ def prepare_corpus(
     if long_documents not in ("cut", "crop"):
         raise UserError(f"--long-documents is {long_documents!r}; needed 'cut' or 'crop'")
     share = DEFAULT_VAL_SHARE if val_share is None else val_share
-    source = resolve(corpus, text_column=text_column, val_share=share)
+    source = resolve(corpus, text_column=text_column, val_share=share, follow_links=follow_links)
     with _progress() as report:
         path = prepare(
             source,
@@ -112,11 +116,17 @@ def inspect_prepared(
     from parcae_core.data.bpe import load_prepared_tokenizer
     from parcae_core.data.manifest import check_hashes
     from parcae_core.data.reader import RowReader
+    from parcae_core.errors import UserError
 
     reader = RowReader(folder, split, data_seed=0)
     if verify:
         check_hashes(folder, reader.manifest)
     tokenizer = load_prepared_tokenizer(folder)
+    if tokenizer.vocab_size != reader.manifest.tokenizer.vocab_size:
+        raise UserError(
+            f"{folder}: its tokenizer.json has {tokenizer.vocab_size} ids and its manifest "
+            f"{reader.manifest.tokenizer.vocab_size}; prepare the corpus again"
+        )
     n_rows = min(n_rows, reader.n_rows)
     rows = reader.rows(0, n_rows) if n_rows else []
     decoded = [_decode(row, tokenizer) for row in rows]
@@ -143,9 +153,9 @@ def _show(
         return
     source = manifest.source
     typer.echo(path)
-    typer.echo(f"  corpus     {source['name']}, fingerprint {source['fingerprint']}")
+    typer.echo(f"  corpus     {source.name}, fingerprint {source.fingerprint}")
     tokenizer = manifest.tokenizer
-    typer.echo(f"  tokenizer  {tokenizer['name']}, {tokenizer['vocab_size']:,} ids")
+    typer.echo(f"  tokenizer  {tokenizer.name}, {tokenizer.vocab_size:,} ids")
     typer.echo(f"  rows       {manifest.row_tokens} ids each, {manifest.dtype}")
     if (known := manifest.generated) is not None:
         typer.echo("  generated  rows without end, drawn while they are read")
@@ -158,8 +168,8 @@ def _show(
             f"  {name:<9}  {s.documents:,} documents, {s.text_bytes:,} bytes, {s.tokens:,} tokens, "
             f"{s.rows:,} rows, {s.cropped_share:.2%} cropped"
         )
-    if source["skipped"]:
-        left_out = ", ".join(f"{n:,} {reason}" for reason, n in source["skipped"].items())
+    if source.skipped:
+        left_out = ", ".join(f"{n:,} {reason}" for reason, n in source.skipped.items())
         typer.echo(f"  left out   {left_out}")
     for number, text in enumerate(sample["rows"] if sample else []):
         typer.echo(f"\n{sample['split']} row {number}\n{text}")

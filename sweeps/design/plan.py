@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from parcae_core.accounting.flops import train_flops_per_token
@@ -138,7 +138,7 @@ def _trial(spec: SweepSpec, cell: Cell, seed: int, data: DataConfig) -> Trial:
         precision=spec.precision,
         budget_flops=cell.budget_flops,
         budget_rule=spec.budget_rule,
-        resources=spec.resources.resolve(),
+        resources=replace(spec.resources.resolve(), compile=spec.compile),
     )
 
 

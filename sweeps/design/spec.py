@@ -238,6 +238,10 @@ class _Common(Section):
     )
     budget_rule: FlopsRule = Field("paper", description="paper, code or exact")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="float32 or bfloat16")
+    compile: bool = Field(
+        False,
+        description="true or false: torch.compile in static shapes, on a GPU also replayed as graphs",
+    )
     resources: ResourcesSection = Field(
         ResourcesSection(), description="a mapping: cpus, gpus, ..."
     )

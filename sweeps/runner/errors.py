@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from parcae_core.errors import is_out_of_memory
+
 
 class ProcessLost(Exception):
     """One of a trial's processes is gone; another attempt goes on from the newest checkpoint."""
@@ -14,11 +16,14 @@ class ProcessFailed(Exception):
     """
 
 
-def environment(error: BaseException) -> OSError | MemoryError | ProcessLost | None:
-    """The system's failure behind an exception (disk full, no memory), if that is what it is."""
+def environment(error: BaseException) -> BaseException | None:
+    """The system's failure behind an exception (disk full, no memory), if that is what it is.
+
+    A GPU's memory counts: on a shared card what a neighbour takes, another attempt may find free.
+    """
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, (OSError, MemoryError, ProcessLost)):
+        if isinstance(seen, (OSError, ProcessLost)) or is_out_of_memory(seen):
             return seen
         seen = seen.__cause__
     return None

@@ -23,12 +23,16 @@ def normal(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def run(op: Op, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Outputs and the gradient to every input, for the same random gradients of the outputs."""
+def run(op: Op, inputs: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
+    """Outputs and the gradient to every input, for the same random gradients of the outputs.
+
+    Args:
+        dtype: those are rounded to it first, so that a truth in float64 meets the same numbers.
+    """
     leaves = [t.detach().clone().requires_grad_() for t in inputs]
     outputs = op(*leaves)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    coming = [normal(*y.shape, seed=100 + i).to(y) for i, y in enumerate(outputs)]
+    coming = [normal(*y.shape, seed=100 + i).to(dtype).to(y) for i, y in enumerate(outputs)]
     torch.autograd.backward(outputs, coming)
     return [*(y.detach() for y in outputs), *(leaf.grad for leaf in leaves)]
 
@@ -43,9 +47,9 @@ def check(
         names: of the outputs, then of the inputs.
     """
     rounded = [t.to(device, dtype) for t in inputs]
-    truth = run(reference, [t.double() for t in rounded])
-    same = run(reference, rounded)
-    got, again = run(kernel, rounded), run(kernel, rounded)
+    truth = run(reference, [t.double() for t in rounded], dtype)
+    same = run(reference, rounded, dtype)
+    got, again = run(kernel, rounded, dtype), run(kernel, rounded, dtype)
     for name, *values in zip(names.split(), got, again, same, truth, strict=True):
         assert_as_accurate(name, *values, dtype)
 

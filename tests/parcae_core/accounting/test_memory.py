@@ -9,9 +9,9 @@ import torch
 from parcae_core.accounting.memory import saved_bytes_per_token
 from parcae_core.config import ModelConfig
 from parcae_core.depth import FixedDepth
+from parcae_core.device import autocast
 from parcae_core.model.parcae import build_model
 from parcae_core.presets import preset
-from parcae_core.training.gradient import autocast
 from tests.support.training import tiny_trial
 
 BATCH, SEQ_LEN = 2, 32

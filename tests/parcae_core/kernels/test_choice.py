@@ -9,10 +9,10 @@ import torch
 
 from parcae_core.errors import UserError
 from parcae_core.kernels import choice, dispatch
-from parcae_core.kernels.attention import backend_order, backends_taken
+from parcae_core.kernels.attention import backend_order, backends_taken, first_backend
 from parcae_core.kernels.choice import TORCH, Kernels, choose
 from parcae_core.model.parcae import build_model
-from parcae_core.training.compile import compile_blocks
+from parcae_core.training.compile import compile_model
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -54,12 +54,12 @@ def test_a_build_for_cpus_is_spared_the_import():
     assert subprocess.run([sys.executable, "-c", code], env=clean).returncode == 0
 
 
-def test_compiled_blocks_are_torchs(tiny):
+def test_a_compiled_model_keeps_its_kernels(tiny):
     model = build_model(tiny(), seed=0)
-    model.use(Kernels(ops="triton", cross_entropy="liger"))
-    compile_blocks(model, backend="eager")
-    assert model.kernels == Kernels(ops="torch", cross_entropy="liger")
-    assert {block.attn.impl for block in model.core} == {"torch"}
+    kernels = Kernels(ops="triton", cross_entropy="liger")
+    model.use(kernels)
+    compile_model(model, backend="eager")
+    assert model.kernels == kernels
 
 
 def test_the_attention_of_every_width_is_named(tiny):
@@ -69,8 +69,16 @@ def test_the_attention_of_every_width_is_named(tiny):
         assert backends_taken(tiny(), CPU, torch.complex64) == "math"
 
 
+def test_cudnn_comes_first_from_hopper_on():
+    assert [first_backend(c) for c in ((8, 0), (8, 9), (9, 0), (10, 0))] == [
+        "flash", "flash", "cudnn", "cudnn",
+    ]  # fmt: skip
+
+
 @pytest.mark.gpu
 def test_a_gpu_takes_the_first_backend_of_the_order(tiny):
+    for first in ("flash", "cudnn"):
+        with backend_order(GPU, first):
+            assert backends_taken(tiny(d_model=128), GPU, torch.bfloat16) == first
     with backend_order(GPU):
-        assert backends_taken(tiny(d_model=128), GPU, torch.bfloat16) == "flash"
         assert backends_taken(tiny(d_model=128), GPU, torch.float32) == "efficient"

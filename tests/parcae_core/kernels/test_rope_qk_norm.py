@@ -34,6 +34,40 @@ def test_the_definition_is_the_rotation_by_cos_and_sin():
     assert torch.allclose(rotate(x, turn)[0], rotate_by_angles(x[0], 50_000.0), atol=1e-12)
 
 
+def complex_products(x, turn):
+    """The other way to write a rotation, (B, T, H, K)."""
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+    turned = pairs * torch.view_as_complex(turn)[: x.shape[1], None]
+    return torch.view_as_real(turned).flatten(-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_real_products_equal_complex_ones(dtype, monkeypatch):
+    """To the last bit on a CPU: what runs there and what is compiled are the same numbers."""
+    x, dy = (normal(2, 33, 3, 64, seed=s).to(dtype) for s in (0, 1))
+    turn = Rotary(64, 40, 50_000.0).turn
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    found = []
+    for way in (rotate, complex_products):
+        leaf = x.clone().requires_grad_()
+        way(leaf, turn).backward(dy)
+        found.append((way(x, turn), leaf.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler, of torch's own code
+def test_the_compiled_definition_is_one_fused_kernel():
+    from torch._inductor.utils import run_and_get_code
+
+    q, turn = normal(2, 16, 2, 8, seed=0).bfloat16(), Rotary(8, 16, 50_000.0).turn
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda q, k: rope_qk_norm_ref(q, k, turn, True, None))
+    _, code = run_and_get_code(compiled, q, q)
+    assert "view_as_complex" not in "".join(code)
+    assert "extern_kernels" not in "".join(code).split("def call")[-1]
+
+
 def test_the_default_epsilon_is_float32s(device):
     """Half-precision rows of 1e-4: a half's own epsilon, 1e-3, would leave nothing of them."""
     q = torch.full((1, 1, 1, 4), 1e-4, device=device, dtype=torch.float16)
@@ -46,5 +80,5 @@ def test_the_default_epsilon_is_float32s(device):
 def test_shapes_that_disagree_are_named():
     turn = Rotary(4, 2, 50_000.0).turn
     q = torch.zeros(1, 3, 2, 4)
-    with pytest.raises(ValueError, match=r"turn \(2, 2\) \(>= T, K/2\)"):
+    with pytest.raises(ValueError, match=r"turn \(2, 2, 2\) \(>= T, K/2, 2\)"):
         rope_qk_norm(q, q, turn)

@@ -190,3 +190,19 @@ def test_a_transformer_refuses_loops(tiny):
     model = build_model(tiny(injection="none"), seed=0)
     with pytest.raises(ValueError, match="runs once"):
         model(torch.zeros(2, 5, dtype=torch.int64), 2)
+
+
+# ---- in bfloat16 -------------------------------------------------------------------------------
+
+
+def test_steps_without_gradient_leave_every_matrix_of_the_core_its_gradient(tiny):
+    """Up to torch 2.10 autocast kept the casts made without gradient, and the core got none."""
+    model = build_model(tiny(), seed=0)
+    randomise(model)
+    ids, state, draw = cases(tiny())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(ids, draw, state=state.float(), targets=ids.roll(-1, 1)).loss
+    loss.backward()
+    missing = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert draw.no_grad.any()
+    assert missing == []

@@ -160,7 +160,7 @@ def test_a_run_with_kernels_trains_the_same_model_to_rounding(data_dir, tmp_path
 def test_the_result_survives_json(data_dir, tmp_path):
     result = run(tiny_trial(), data_dir, tmp_path)
     assert TrainResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="unknown key 'other'"):
         TrainResult.from_dict(result.to_dict() | {"other": 1})
 
 
@@ -590,5 +590,3 @@ def test_an_execution_refuses_zero(field):
 def test_an_execution_refuses_kernels_it_cannot_have():
     with pytest.raises(ValueError, match="impl is 'cuda'; it must be auto, torch or triton"):
         Execution(impl="cuda")
-    with pytest.raises(ValueError, match=r"exclude each other.* use impl='torch' or leave"):
-        Execution(impl="triton", compile=True)

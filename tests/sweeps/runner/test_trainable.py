@@ -230,3 +230,24 @@ def test_an_orphan_writes_nothing_more(sweep, monkeypatch):
     said = json.loads((store.folder(trial.trial_id) / "state.json").read_text())
     assert said["state"] == "running"  # the words of the attempt's start, untouched
     assert not (store.folder(trial.trial_id) / "result.json").exists()
+
+
+def test_compile_in_a_spec_reaches_the_trainer_and_is_no_other_trial(tmp_path):
+    found = {}
+    for name in ("plain", "compiled"):
+        spec = write_spec(tmp_path / name, compile=name == "compiled")
+        plan = load_plan(spec)
+        store = Store(tmp_path / name / "runs", plan.name)
+        store.write_plan(plan, spec)
+        seen = []
+
+        def stop(trial, *, execution, seen=seen, **_):
+            seen.append(execution)
+            raise Interrupted("seen")
+
+        options = Options(train=stop)
+        job = make_job(plan, store, prepare_data(plan, store, plan.trials), options)
+        run(job, plan.trials[0])
+        found[name] = (plan.trial_ids, seen[0].compile, seen[0].cuda_graphs)
+    assert found["compiled"] == (found["plain"][0], True, False)  # no graphs without a GPU
+    assert found["plain"][1:] == (False, False)
