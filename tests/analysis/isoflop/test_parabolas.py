@@ -175,7 +175,7 @@ def test_what_is_no_looped_model_with_gradient_through_its_loops_is_left_out(
 
 def test_mixed_sizes_are_refused(records, tmp_path):
     records = records.astype({"preset": object})
-    records.loc[records.mean_recurrence == 2, "preset"] = "370m"
+    records.loc[records.mean_recurrence == 4, "preset"] = "370m"
     with pytest.raises(InputError, match=r"presets 140m, 370m are mixed.*--where preset=140m"):
         parabolas.fit_recurrence(table_of(records, tmp_path))
 
