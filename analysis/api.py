@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
-from analysis.errors import InputError, nearest
+from analysis.errors import InputError
+from analysis.fitting.options import FitOptions
 from analysis.fitting.result import FitResult
 from analysis.laws import library
-from analysis.table import load as sources
+from analysis.table import load as table_load
 from analysis.table.columns import parse_columns
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def fit_source(
         columns: as `--columns` or as a mapping, for a file that is not a records table.
         drop_highest: leave out rows whose loss is at or above the K-th highest.
         fix: shape parameters held, like "gamma=1".
-        options: of `analysis.fitting.fit.fit_law`.
+        options: of `FitOptions`.
 
     Raises:
         InputError: for anything wrong with the source, the law's name or an option.
@@ -50,31 +51,26 @@ def fit_table(table: Table, law: str, fix: dict[str, float] | None = None, **opt
     Raises:
         InputError: an unknown law or option, or data the law cannot bear.
     """
-    confidence = options.pop("confidence", 0.95)
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence is {confidence}; it must lie between 0 and 1, like 0.95.")
+    chosen = FitOptions(**options)
     if fix and law in library.OTHER_LAWS:
         raise InputError(f"--fix: law {law!r} has no shape parameter to hold.")
     if law == "recurrence":
         from analysis.isoflop import bias
         from analysis.isoflop.parabolas import fit_recurrence
 
-        return bias.judged(fit_recurrence(table, confidence)).result
+        return bias.judged(fit_recurrence(table, chosen.confidence)).result
     if law == "power":
         from analysis.isoflop.power_law import fit_power
 
-        return fit_power(table, confidence)
-    chosen = library.get(law).fixing(**(fix or {}))
-    if chosen.per_run:
+        return fit_power(table, chosen.confidence)
+    form = library.get(law).fixing(**(fix or {}))
+    if form.per_run:
         from analysis.test_time import fit_test_time
 
-        return fit_test_time(table, law, confidence).result
+        return fit_test_time(table, law, chosen.confidence).result
     from analysis.fitting import fit
 
-    _check(options)
-    if options.get("interval") is None:
-        options["interval"] = fit.default_interval(chosen)
-    return fit.fit_law(table, chosen, confidence=confidence, **options)
+    return fit.fit_table(table, form, chosen).result
 
 
 def study_source(
@@ -102,29 +98,10 @@ def parse_setting(text: str) -> dict[str, float]:
 
 
 def judge_table(table: Table, law: str) -> dict[str, list[dict]]:
-    """The judgements that fit a law: name of the table -> rows."""
-    from analysis import validate
+    """Whether a law holds where it was not fitted: `analysis.validate.judge`."""
+    from analysis.validate import judge
 
-    if law == "recurrence":
-        return {"exponents without one budget": validate.leave_one_budget_out(table)}
-    chosen = library.get(law)
-    if chosen.per_run:
-        return {"test-time forms": validate.compare_forms(table)}
-    tables = {
-        "weight of single rows (jackknife, standard errors)": validate.influence(table, chosen)[:10]
-    }
-    if "budget_flops" in table.frame:
-        tables = {"errors on a budget held out": validate.held_out_budgets(table, chosen)} | tables
-    if law in ("training", "iso-depth") and "budget_flops" in table.frame:
-        tables["laws of the same rows compared"] = validate.compare_laws(table)
-    if law == "training" and "budget_flops" in table.frame:
-        from analysis.isoflop.bias import parabola_bias
-
-        values = fit_table(table, "training", interval="none").values
-        tables["bias of the parabola on this grid, were the law true"] = parabola_bias(
-            values, table
-        )
-    return tables
+    return judge(table, law)
 
 
 def as_text(rows: list[dict]) -> str:
@@ -138,7 +115,7 @@ def load(source, columns=None, where=()) -> Table:
     """`analysis.table.load.load`, with columns as text too."""
     if isinstance(columns, str):
         columns = parse_columns(columns)
-    return sources.load(source, columns, where)
+    return table_load.load(source, columns, where)
 
 
 def _fixed(text: str | None) -> dict[str, float]:
@@ -166,17 +143,3 @@ def _without_highest(table: Table, k: int) -> Table:
     return table.keep(
         table.frame.val_loss < limit, f"loss at or above the {k}th highest, {limit:.4f}"
     )
-
-
-def _check(options: dict) -> None:
-    from analysis.fitting.fit import Interval, Loss
-
-    for name, allowed in (("loss", get_args(Loss)), ("interval", get_args(Interval))):
-        value = options.get(name)
-        if value is not None and value not in allowed:
-            raise InputError(
-                f"--{name} {value!r} is unknown{nearest(value, allowed)}; it must be one of {', '.join(allowed)}."
-            )
-    for name in ("delta", "n_starts", "n_resamples"):
-        if name in options and not options[name] > 0:
-            raise InputError(f"--{name.removeprefix('n_')} is {options[name]}; it must be above 0.")

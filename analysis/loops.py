@@ -13,7 +13,7 @@ import numpy as np
 
 from analysis import predict, test_time
 from analysis.errors import InputError
-from analysis.fitting import fit, intervals
+from analysis.fitting.fit import Fit, fit_table
 from analysis.fitting.result import Param
 from analysis.laws import library
 from analysis.predict import Answer
@@ -21,7 +21,6 @@ from analysis.predict import Answer
 if TYPE_CHECKING:
     from analysis.table.load import Table
 
-_DRAWS = 4000
 _UNIT = "loops"
 
 
@@ -54,32 +53,42 @@ def inverted(values: dict[str, np.ndarray], target: float) -> np.ndarray:
 def _by_curves(table: Table, target: float, confidence: float) -> Answer:
     found = test_time.fit_test_time(table, "test-time", confidence)
     sound = [c for c in found.curves if c.values is not None and not c.problem]
-    if not sound:
-        raise InputError(
-            f"{table.source}: no run has a curve to read loops from: {found.result.problems[0]}"
-        )
     values, notes = [], []
-    for curve in sound:
-        value, low, high = _one(curve, target, confidence)
+    for curve in found.curves:
+        name = f"T[{curve.label}]" if len(found.curves) > 1 else "T"
+        measured = np.sort(curve.n_loops[curve.val_loss <= target])
+        if len(measured):
+            seen = ", ".join(f"{t:g}" for t in measured)
+            notes.append(f"{curve.label}: the losses measured at T = {seen} reach it")
+        value, low, high = (
+            _one(curve, target, confidence) if curve in sound else (np.inf, None, None)
+        )
+        if np.isinf(value) and len(measured):
+            value, low, high = float(measured[0]), None, None
         if np.isinf(value):
-            notes.append(
-                f"{curve.label}: never reached; its curve levels off at L_inf = "
-                f"{curve.values['L_inf']:.4f}"
-            )
+            if curve in sound:
+                notes.append(
+                    f"{curve.label}: never reached; its curve levels off at L_inf = "
+                    f"{curve.values['L_inf']:.4f}"
+                )
             continue
-        name = f"T[{curve.label}]" if len(sound) > 1 else "T"
         values.append(Param(name=name, value=value, ci_low=low, ci_high=high, unit=_UNIT))
         if value > curve.n_loops.max():
             notes.append(f"{curve.label}: beyond the {curve.n_loops.max():g} loops measured")
         elif value == 1.0:
             notes.append(f"{curve.label}: one loop already reaches it")
+    if not values and not sound:
+        raise InputError(
+            f"{table.source}: no run has a curve to read loops from, and no measured loss is as low as "
+            f"{target:.4f}: {found.result.problems[0]}"
+        )
     if not values:
         lowest = min(sound, key=lambda c: c.values["L_inf"])
         raise InputError(
             f"--loss {target:.4f}: no run reaches it with any number of loops; the lowest floor is "
             f"L_inf = {lowest.values['L_inf']:.4f} ({lowest.label}). Ask for more than that."
         )
-    notes += [f"left out: {p}" for p in found.result.problems]
+    notes += [f"no curve: {p}" for p in found.result.problems]
     return Answer(
         question=f"loops at test time for a loss of {target:.5g} nats per token",
         values=tuple(values),
@@ -92,54 +101,43 @@ def _by_curves(table: Table, target: float, confidence: float) -> Answer:
 
 def _one(curve, target: float, confidence: float) -> tuple[float, float | None, float | None]:
     value = float(inverted({k: np.array(v) for k, v in curve.values.items()}, target))
-    theta, spread = curve.theta, intervals.covariance(curve.scaled, curve.theta)
-    rng, dof = np.random.default_rng(0), len(curve.n_loops) - len(theta)
-    shift = rng.multivariate_normal(np.zeros(len(theta)), spread, _DRAWS)
-    draws = theta + shift * np.sqrt(dof / rng.chisquare(dof, (_DRAWS, 1)))  # Student's
-    low, high = predict.percentiles(inverted(curve.scaled.values(draws), target), confidence)
+    draws = inverted(curve.fit.student_draws(), target)
+    low, high = predict.percentiles(draws, confidence)
     return value, *(None if np.isinf(x) else x for x in (low, high))
 
 
 def _by_unified(table: Table, target: float, at: dict[str, float], confidence: float) -> Answer:
     law = library.get("unified")
-    columns, _, table = fit.observations(table, law)
+    fitted = fit_table(table, law, confidence=confidence)
     point = predict.point_of(law, at | {"n_loops": 1.0}, table)
-    found = predict.resampled(table, law, n_resamples=500, confidence=confidence)
-    result, draws = found.result, found.intervals.draws
-    row = {k: np.array([v]) for k, v in point.items()}
-
-    def curve(values: dict[str, float]) -> dict[str, np.ndarray]:
-        floor = law.predict(values | {"Z": 0.0}, row)[0]
-        rate = values["z"] * point["mean_recurrence"] ** -values["gamma"]
-        return {"L_inf": np.array(floor), "Z": np.array(values["Z"]), "z": np.array(rate)}
-
-    value = float(inverted(curve(result.values), target))
+    value = float(inverted(_curve_at(fitted, fitted.params, point), target))
     if np.isinf(value):
-        floor = float(curve(result.values)["L_inf"])
+        floor = float(_curve_at(fitted, fitted.params, point)["L_inf"])
         raise InputError(
             f"--loss {target:.4f}: the unified law levels off at {floor:.4f} there; ask for more."
         )
-    each = found.scaled.values(draws)
-    spread = np.array(
-        [
-            inverted(curve({k: float(v[i]) for k, v in each.items()}), target)
-            for i in range(len(draws))
-        ]
+    draws = predict.over(
+        fitted.resamples(), lambda p: inverted(_curve_at(fitted, p, point), target)
     )
-    low, high = (None if np.isinf(x) else x for x in predict.percentiles(spread, result.confidence))
-    outside = [
-        f"{name} = {point[name]:.4g} lies outside the measured {values.min():.4g} to {values.max():.4g}"
-        for name, values in columns.items()
-        if name != "n_loops" and not values.min() <= point[name] <= values.max()
-    ]
-    if value > columns["n_loops"].max():
-        outside.append(f"beyond the {columns['n_loops'].max():g} loops measured")
+    low, high = (None if np.isinf(x) else x for x in predict.percentiles(draws, confidence))
+    outside = predict.outside(fitted, {k: v for k, v in point.items() if k != "n_loops"})
+    most = fitted.dataset.columns["n_loops"].max()
+    if value > most:
+        outside.append(f"beyond the {most:g} loops measured")
     text = ", ".join(f"{k} = {v:.6g}" for k, v in at.items())
     return Answer(
         question=f"loops at test time for a loss of {target:.5g} nats per token at {text}",
         values=(Param(name="T", value=value, ci_low=low, ci_high=high, unit=_UNIT),),
         inside=not outside,
-        interval_method=f"{result.interval_method}, propagated",
-        fit=result,
+        interval_method=f"{predict.resampling(fitted)}, propagated",
+        fit=fitted.result,
         notes=tuple(outside),
     )
+
+
+def _curve_at(fitted: Fit, params: dict[str, float], point: dict[str, float]):
+    """L_inf, Z and z of the curve over T that the unified law gives at a setting."""
+    row = {k: np.array([v]) for k, v in point.items()}
+    floor = fitted.predict(row, params | {"Z": 0.0})[0]
+    rate = params["z"] * point["mean_recurrence"] ** -params["gamma"]
+    return {"L_inf": np.array(floor), "Z": np.array(params["Z"]), "z": np.array(rate)}

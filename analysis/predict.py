@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis.errors import InputError
-from analysis.fitting import fit
+from analysis.fitting.fit import Fit, fit_table
 from analysis.fitting.result import FitResult, Param, interval
 from analysis.laws import library
 from analysis.table import load
@@ -76,7 +76,7 @@ def predict(
 
     Args:
         at: values of the law's columns, or of what they follow from (mean_recurrence for N(mu)).
-        options: of `analysis.fitting.fit.fit_law`.
+        options: of `FitOptions`.
 
     Raises:
         InputError: a column without a value, or a law that predicts nothing by itself.
@@ -86,26 +86,46 @@ def predict(
         raise InputError(
             f"law {law_name!r} is fitted to each run; use `unified` to predict at other settings."
         )
-    columns, _, table = fit.observations(table, law)
     point = point_of(law, at, table)
-    found = resampled(table, law, n_resamples, **options)
-    scaled, result, draws = found.scaled, found.result, found.intervals.draws
+    fitted = fit_table(table, law, **options)
     row = {k: np.array([v]) for k, v in point.items()}
-    value = float(law.predict(result.values, row)[0])
-    low, high = percentiles(_over_draws(scaled, draws, row)[:, 0], result.confidence)
-    outside = [
-        f"{name} = {v:.4g} lies outside the measured {columns[name].min():.4g} to {columns[name].max():.4g}"
-        for name, v in point.items()
-        if not columns[name].min() * (1 - 1e-9) <= v <= columns[name].max() * (1 + 1e-9)
-    ]
+    draws = over(fitted.resamples(n_resamples), lambda p: fitted.predict(row, p)[0])
+    low, high = percentiles(draws, fitted.options.confidence)
+    value = float(fitted.predict(row)[0])
+    beyond = outside(fitted, point)
     text = ", ".join(f"{k} = {v:.6g}" for k, v in at.items())
     return Answer(
         question=f"{law.target} at {text}",
         values=(Param(name=law.target, value=value, ci_low=low, ci_high=high, unit=_LOSS),),
-        inside=not outside,
-        interval_method=f"{result.interval_method}, propagated; of the law's mean, not of one more run",
-        fit=result,
-        notes=tuple(outside),
+        inside=not beyond,
+        interval_method=f"{resampling(fitted, n_resamples)}, propagated; of the law's mean, not of one more run",
+        fit=fitted.result,
+        notes=tuple(beyond),
+    )
+
+
+def outside(fitted: Fit, point: dict[str, float]) -> list[str]:
+    """A sentence for each variable of a setting that lies outside what was measured."""
+    measured = fitted.dataset.columns
+    return [
+        f"{name} = {v:.4g} lies outside the measured {measured[name].min():.4g} to {measured[name].max():.4g}"
+        for name, v in point.items()
+        if not measured[name].min() * (1 - 1e-9) <= v <= measured[name].max() * (1 + 1e-9)
+    ]
+
+
+def resampling(fitted: Fit, n: int = 500) -> str:
+    """What `Fit.resamples` does, in words."""
+    data = fitted.dataset
+    unit = "rows" if data.runs is None else f"{data.n_runs} runs"
+    return f"bootstrap ({unit} resampled), n={n}"
+
+
+def over(draws: dict[str, np.ndarray], of) -> np.ndarray:
+    """`of` the parameters of every draw, (R, ...)."""
+    names = list(draws)
+    return np.array(
+        [of(dict(zip(names, row, strict=True))) for row in zip(*draws.values(), strict=True)]
     )
 
 
@@ -162,25 +182,22 @@ def _optimal_by_law(table: Table, budget: float, options: dict) -> Answer:
     table = load.need(table, ("mean_recurrence", "train_flops", *law.columns), "training")
     cost = flops_per_token(table)
     total, core = sizes(table)
-    *_, table = fit.observations(table, law)
-    found = resampled(table, law, **({"n_resamples": 500} | options))
-    scaled, result, draws = found.scaled, found.result, found.intervals.draws
-    grid = {
-        "n_params_unrolled": total + (MU_GRID - 1) * core,
-        "n_tokens": budget / cost(MU_GRID),
-    }
-    best = _argmin(np.atleast_2d(law.predict(result.values, grid)))[0]
-    losses = _over_draws(scaled, draws, grid)
-    spread = _argmin(losses)
-    loss_low, loss_high = percentiles(losses.min(axis=1), result.confidence)
-    tokens = budget / cost(spread)
-    mu_low, mu_high = percentiles(spread, result.confidence)
-    d_low, d_high = percentiles(tokens, result.confidence)
-    at = {
-        "n_params_unrolled": np.array([total + (best - 1) * core]),
-        "n_tokens": np.array([budget / cost(best)]),
-    }
-    loss = float(law.predict(result.values, at)[0])
+    n_resamples = options.pop("n_resamples", 500)
+    fitted = fit_table(table, law, **options)
+    confidence = fitted.options.confidence
+
+    def along(mu):
+        return {"n_params_unrolled": total + (mu - 1) * core, "n_tokens": budget / cost(mu)}
+
+    grid = along(MU_GRID)
+    best = float(MU_GRID[fitted.predict(grid).argmin()])
+    losses = over(fitted.resamples(n_resamples), lambda p: fitted.predict(grid, p))
+    spread = MU_GRID[losses.argmin(axis=1)]
+    loss_low, loss_high = percentiles(losses.min(axis=1), confidence)
+    mu_low, mu_high = percentiles(spread, confidence)
+    d_low, d_high = percentiles(budget / cost(spread), confidence)
+    loss = float(fitted.predict(along(np.array([best])))[0])
+    table = fitted.dataset.table
     mus = table.frame.mean_recurrence
     notes = []
     if not mus.min() <= best <= mus.max():
@@ -195,7 +212,7 @@ def _optimal_by_law(table: Table, budget: float, options: dict) -> Answer:
     return Answer(
         question=f"compute-optimal mean recurrence and tokens at {budget:.4g} FLOPs, by the training law",
         values=(
-            Param(name="mu*", value=float(best), ci_low=mu_low, ci_high=mu_high, unit="loops"),
+            Param(name="mu*", value=best, ci_low=mu_low, ci_high=mu_high, unit="loops"),
             Param(
                 name="D*",
                 value=float(budget / cost(best)),
@@ -206,8 +223,8 @@ def _optimal_by_law(table: Table, budget: float, options: dict) -> Answer:
             Param(name="loss", value=loss, ci_low=loss_low, ci_high=loss_high, unit=_LOSS),
         ),
         inside=not notes,
-        interval_method=f"{result.interval_method}, propagated through the minimum",
-        fit=result,
+        interval_method=f"{resampling(fitted, n_resamples)}, propagated through the minimum",
+        fit=fitted.result,
         notes=tuple(notes),
     )
 
@@ -231,27 +248,6 @@ def flops_per_token(table: Table):
             f"{off.max():.0%}); mixed mu_bwd rules or sizes? Keep one kind with --where."
         )
     return lambda m: base + slope * np.asarray(m)
-
-
-def resampled(table: Table, law: library.Law, n_resamples: int, **options) -> fit.Fitted:
-    """A fit with the resamples that its answers are propagated through."""
-    kind = "block" if "n_loops" in law.columns else "bootstrap"
-    return fit.fitted(table, law, interval=kind, n_resamples=n_resamples, **options)
-
-
-def _over_draws(scaled, draws, columns) -> np.ndarray:
-    """The law at the columns for every draw, (R, n)."""
-    values = scaled.values(draws)
-    return np.stack(
-        [
-            scaled.law.predict({k: float(v[i]) for k, v in values.items()}, columns)
-            for i in range(len(draws))
-        ]
-    )
-
-
-def _argmin(losses: np.ndarray) -> np.ndarray:
-    return MU_GRID[losses.argmin(axis=1)]
 
 
 def percentiles(draws: np.ndarray, confidence: float) -> tuple[float, float]:

@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis.errors import InputError
-from analysis.fitting import fit
-from analysis.fitting import intervals as uncertainty
+from analysis.fitting.dataset import Dataset
+from analysis.fitting.fit import Fit, at_bounds, fit, search_problems
+from analysis.fitting.options import FitOptions
 from analysis.fitting.result import Dropped, FitResult, Param
 from analysis.laws import library
+from analysis.misfit import misfit
 from analysis.table import load
+from analysis.table.columns import written
 
 if TYPE_CHECKING:
-    from analysis.laws.library import Law
+    from analysis.laws.law import Law
     from analysis.table.load import Table
 
 MIN_LOOPS = 4  # three parameters, and one observation to judge them by
@@ -40,8 +43,7 @@ class Curve:
     intervals: dict[str, tuple[float | None, float | None]]
     objective: float | None  # half the sum of squared log residuals
     problem: str  # empty when the fit stands
-    scaled: fit.Scaled | None = None  # what was fitted, for questions that go on from there
-    theta: np.ndarray | None = None  # its optimum
+    fit: Fit | None = None  # for questions that go on from there
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +93,12 @@ def fit_test_time(
         )
     table = load.need(table, ("n_loops", "val_loss"), law.name)
     _refuse_below_one(table)
+    twice = _counted_twice(table)
     curves, dropped = [], []
     for run, rows in _runs(table):
+        if str(run) in twice:
+            curves.append(_unfitted(run, rows, twice[str(run)]))
+            continue
         distinct = rows.n_loops.nunique()
         if distinct < MIN_LOOPS:
             dropped.append((run, len(rows), distinct))
@@ -139,7 +145,7 @@ def _gather(table, law, curves, dropped, confidence, n_starts) -> FitResult:
         n_obs=sum(len(c.n_loops) for c in curves),
         dropped=dropped,
         objective=sum(c.objective for c in fitted) if fitted else None,
-        objective_name=f"{fit.objective_name('log-lsq', 0)} over {len(fitted)} runs",
+        objective_name=f"{FitOptions(loss='log-lsq').objective_name} over {len(fitted)} runs",
         n_starts=n_starts,
         n_starts_at_best=n_starts if fitted else 0,
         data_sha256=table.sha256,
@@ -166,38 +172,84 @@ def _row(curve: Curve) -> dict:
     return row
 
 
-def _curve(run, rows, law, confidence, n_starts) -> Curve:
+def _measured(run, rows) -> tuple:
+    """The first fields of a `Curve`: what was run, not what was fitted."""
     loops, loss = np.array(rows.n_loops, dtype=float), np.array(rows.val_loss, dtype=float)
     mu, budget = _one(rows, "mean_recurrence"), _one(rows, "budget_flops")
-    label = ", ".join(
-        text
-        for text in (
-            "" if mu is None else f"mu {mu:g}",
-            "" if budget is None else f"{budget:.3g} FLOPs",
+    words = ("" if mu is None else f"mu {mu:g}", "" if budget is None else f"{budget:.3g} FLOPs")
+    label = ", ".join(text for text in words if text)
+    return str(run), label or str(run), mu, budget, loops, loss
+
+
+def _unfitted(run, rows, problem: str) -> Curve:
+    return Curve(*_measured(run, rows), None, {}, None, problem)
+
+
+def _counted_twice(table: Table) -> dict[str, str]:
+    """Runs with several losses at one T, with a sentence each: two curves are not one.
+
+    Raises:
+        InputError: when that is so in every run, or there is no run to tell them by.
+    """
+    frame = table.frame
+    if "trial_id" not in frame:
+        again = frame[frame.n_loops.duplicated(keep=False)]
+        if len(again):
+            first = again[again.n_loops == again.n_loops.iloc[0]]
+            losses = ", ".join(f"{v:.4f}" for v in first.val_loss[:4])
+            raise InputError(
+                f"{table.source}: {len(first)} losses at T = {first.n_loops.iloc[0]:g} ({losses}) and no "
+                "column that tells runs apart. Map it with "
+                f"{written(table.columns, trial_id='COLUMN')}, or keep one run with --where."
+            )
+        return {}
+    key = ["trial_id", "n_loops"]
+    twice = {}
+    for run, rows in frame[frame.duplicated(key, keep=False)].groupby("trial_id", sort=False):
+        first = rows[rows.n_loops == rows.n_loops.iloc[0]]
+        losses = ", ".join(f"{v:.4f}" for v in first.val_loss[:4])
+        more = rows.n_loops.nunique() - 1
+        twice[str(run)] = (
+            f"{len(first)} losses at T = {first.n_loops.iloc[0]:g} ({losses})"
+            f"{f', and at {more} more T' if more else ''}; one curve has one: keep one evaluation of it, or "
+            "map run to a column that tells them apart"
         )
-        if text
-    )
-    common = (str(run), label or str(run), mu, budget, loops, loss)
+    if twice and len(twice) == frame.trial_id.nunique():
+        run, words = next(iter(twice.items()))
+        raise InputError(f"{table.source}: run {run} has {words}.")
+    return twice
+
+
+def _curve(run, rows, law, confidence, n_starts) -> Curve:
+    common = _measured(run, rows)
+    loops, loss = common[-2:]
     order = np.argsort(loops)
     if loss[order[-1]] >= loss[order[0]]:
         words = (
             f"the loss does not fall with loops ({loss[order[0]]:.4f} at T = {loops[order[0]]:g}, "
             f"{loss[order[-1]]:.4f} at T = {loops[order[-1]]:g}); a saturating curve does not apply"
         )
+        lowest = int(np.argmin(loss))
+        if loss[lowest] < loss[order[0]] and loops[lowest] < loops[order[-1]]:
+            words += (
+                f"; it is lowest at T = {loops[lowest]:g} ({loss[lowest]:.4f}) and rises after that"
+            )
         return Curve(*common, None, {}, None, words)
-    columns = {"n_loops": loops}
-    scaled = fit.scale(law, columns, loss, "log-lsq")
-    best = fit.search(scaled, n_starts, np.random.default_rng(0))
-    bounds = uncertainty.linear(scaled, best.theta, confidence)
-    values = {k: float(v[0]) for k, v in scaled.values(best.theta[None]).items()}
+    options = FitOptions(
+        loss="log-lsq", interval="linear", n_starts=n_starts, confidence=confidence
+    )
+    fitted = fit(Dataset.of({"n_loops": loops}, loss), law, options)
+    bounds, values = fitted.intervals, fitted.params
     faults = [
-        *fit.search_problems(best),
-        *fit.at_bounds(scaled, best.theta).values(),
+        *search_problems(fitted.search),
+        *at_bounds(fitted.objective, fitted.theta).values(),
         *bounds.problems,
         *_plateau(loops, values),
     ]
+    if words := misfit(law, values, loops, loss):
+        faults.append(words)
     intervals = {n: (bounds.low.get(n), bounds.high.get(n)) for n in law.names}
-    return Curve(*common, values, intervals, best.objective, "; ".join(faults), scaled, best.theta)
+    return Curve(*common, values, intervals, fitted.search.objective, "; ".join(faults), fitted)
 
 
 def _values(curve: Curve) -> str:

@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis.errors import InputError
-from analysis.fitting import fit
-from analysis.isoflop import parabolas
+from analysis.fitting import intervals
+from analysis.fitting.dataset import Dataset, prepare
+from analysis.fitting.fit import fit
+from analysis.fitting.objective import huber
+from analysis.fitting.options import FitOptions
+from analysis.isoflop import bias, parabolas
 from analysis.laws import library
-from analysis.laws.library import Law
+from analysis.laws.law import Law
 from analysis.table import load
 
 if TYPE_CHECKING:
@@ -22,13 +26,34 @@ if TYPE_CHECKING:
 DELTA = 1e-3  # of the Huber errors compared, as in the paper's table
 
 
+def judge(table: Table, law: str) -> dict[str, list[dict]]:
+    """The judgements that fit a law: name of the table -> rows."""
+    if law == "recurrence":
+        return {"exponents without one budget": leave_one_budget_out(table)}
+    chosen = library.get(law)
+    if chosen.per_run:
+        return {"test-time forms": compare_forms(table)}
+    tables = {"weight of single rows (jackknife, standard errors)": influence(table, chosen)[:10]}
+    if "budget_flops" not in table.frame:
+        return tables
+    tables = {"errors on a budget held out": held_out_budgets(table, chosen)} | tables
+    if law in ("training", "iso-depth"):
+        tables["laws of the same rows compared"] = compare_laws(table)
+    if law == "training":
+        values = fit(prepare(table, chosen), chosen, FitOptions(interval="none")).params
+        title = "bias of the parabola on this grid, were the law true"
+        tables[title] = bias.parabola_bias(values, table)
+    return tables
+
+
 def held_out_budgets(table: Table, law: Law, n_starts: int = 8) -> list[dict]:
     """Relative error on each budget when fitted to the others, and on the largest from the smaller.
 
     Raises:
         InputError: without budgets, or with fewer than three.
     """
-    columns, y, table = fit.observations(table, law)
+    data = prepare(table, law)
+    table = data.table
     if "budget_flops" not in table.frame or table.frame.budget_flops.nunique() < 3:
         raise InputError(
             f"{table.source}: holding a budget out needs budget_flops with three values or more."
@@ -39,12 +64,9 @@ def held_out_budgets(table: Table, law: Law, n_starts: int = 8) -> list[dict]:
         seen = budgets != budget
         if seen.sum() <= len(law.params):
             continue
-        part = {k: v[seen] for k, v in columns.items()}
-        scaled = fit.scale(law, part, y[seen])
-        best = fit.search(scaled, n_starts, np.random.default_rng(0))
-        values = {k: float(v[0]) for k, v in scaled.values(best.theta[None]).items()}
-        gone = {k: v[~seen] for k, v in columns.items()}
-        error = law.predict(values, gone) / y[~seen] - 1
+        fitted = fit(data.take(seen), law, FitOptions(interval="none", n_starts=n_starts))
+        gone = data.take(~seen)
+        error = fitted.predict(gone.columns) / gone.target - 1
         rows.append(
             {
                 "held_out_flops": float(budget),
@@ -116,10 +138,9 @@ def compare_laws(table: Table, names: tuple[str, ...] = ("training", "iso-depth"
         law = library.get(name)
         row = {"law": name, "n_params": len(law.params)}
         try:
-            columns, y, _ = fit.observations(table, law)
-            scaled = fit.scale(law, columns, y, "log-lsq")
-            best = fit.search(scaled, 16, np.random.default_rng(0))
-            row["aicc"] = _aicc(2 * best.objective, len(y), len(law.params))
+            fitted = fit(prepare(table, law), law, FitOptions(loss="log-lsq", interval="none"))
+            n = len(fitted.dataset)
+            row["aicc"] = _aicc(2 * fitted.search.objective, n, len(law.params))
             held = held_out_budgets(table, law)
             row["mean_abs_error"] = float(np.mean([h["mean_abs_error"] for h in held]))
             ahead = [h["mean_abs_error"] for h in held if h["extrapolates"]]
@@ -137,15 +158,15 @@ def influence(table: Table, law: Law) -> list[dict]:
 
     A jackknife: the spread is its standard error, so that 1 means "this row moves it by one".
     """
-    from analysis.fitting import intervals
-
-    columns, y, table = fit.observations(table, law)
-    scaled = fit.scale(law, columns, y)
-    best = fit.search(scaled, 16, np.random.default_rng(0))
-    n = len(y)
-    draws, _ = intervals.refits(scaled, best.theta, 1 - np.eye(n))
-    natural = draws @ scaled.to_natural.T
-    shift = natural - scaled.to_natural @ best.theta
+    fitted = fit(prepare(table, law), law, FitOptions(interval="none"))
+    n, table = len(fitted.dataset), fitted.dataset.table
+    draws, _ = intervals.refits(fitted.objective, fitted.theta, 1 - np.eye(n))
+    natural = np.array([list(fitted.objective.natural(theta).values()) for theta in draws])
+    whole = np.array(list(fitted.params.values()))
+    for i, p in enumerate(law.params):  # a coefficient spans decades, unless it reaches 0
+        if p.kind == "coefficient" and min(natural[:, i].min(), whole[i]) > 0:
+            natural[:, i], whole[i] = np.log(natural[:, i]), np.log(whole[i])
+    shift = natural - whole
     error = np.sqrt((n - 1) / n * ((natural - natural.mean(axis=0)) ** 2).sum(axis=0))
     moved = shift / np.maximum(error, 1e-300)
     order = np.argsort(-np.abs(moved).max(axis=1))
@@ -175,13 +196,11 @@ def _curves(table: Table):
 
 
 def _score(law: Law, loops, losses, mu) -> dict:
-    from analysis.fitting.objective import huber
+    options = FitOptions(loss="log-lsq", interval="none", n_starts=8)
 
     def fitted(mask):
-        scaled = fit.scale(law, {"n_loops": loops[mask]}, losses[mask], "log-lsq")
-        best = fit.search(scaled, 8, np.random.default_rng(0))
-        values = {k: float(v[0]) for k, v in scaled.values(best.theta[None]).items()}
-        return np.log(law.predict(values, {"n_loops": loops}) / losses)
+        found = fit(Dataset.of({"n_loops": loops[mask]}, losses[mask]), law, options)
+        return np.log(found.predict({"n_loops": loops}) / losses)
 
     everything = np.ones(len(loops), dtype=bool)
     r = fitted(everything)

@@ -35,7 +35,7 @@ from parcae_core.kernels.linear_cross_entropy import token_losses
 from parcae_core.model.loop import static_widths
 from parcae_core.model.parcae import Parcae, build_model
 from parcae_core.presets import preset
-from parcae_core.training.batching import StepFlops, portions, take
+from parcae_core.training.batching import StepFlops, portions, select
 from parcae_core.training.compile import compile_model
 from parcae_core.training.graphs import Graphs
 from parcae_core.training.optim import Optimizer
@@ -168,10 +168,10 @@ def gradient(case: Case, variant: str, draw: DepthDraw, micro_batch: int) -> flo
         whole = part.size == case.batch
         index = torch.from_numpy(part).to(case.device)
         x, y, h = (t if whole else t[index] for t in (ids, targets, state))
-        depths = draw if whole else take(draw, part)
+        depths = draw if whole else select(draw, part)
         if variant == "ours replayed":
             order = torch.from_numpy(np.lexsort((-depths.grad, -depths.no_grad)))
-            depths, at = take(depths, order.numpy()), order.to(case.device)
+            depths, at = select(depths, order.numpy()), order.to(case.device)
             rows = torch.cat((x, y[:, -1:]), 1)[at]
             loss, _ = case.graphs.gradient(rows, depths, h[at], part.size / case.batch)
             total += loss * (part.size / case.batch)

@@ -18,9 +18,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from parcae_core import seeds
 from parcae_core.config import as_dict
-
-_DEPTH_STREAM = 0x0DE97  # keeps these draws apart from every other use of the seed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -227,7 +226,7 @@ def depth_from_dict(data: dict[str, Any]) -> DepthScheme:
 
 def depth_uniforms(n_sequences: int, *, seed: int, step: int) -> np.ndarray:
     """Uniform numbers in [0, 1) that every scheme shares, (n_sequences,) float64."""
-    bits = np.random.Philox(np.random.SeedSequence((seed, _DEPTH_STREAM, step)))
+    bits = np.random.Philox(np.random.SeedSequence((seed, seeds.DEPTHS, step)))
     return np.random.Generator(bits).random(n_sequences)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Status = Literal["done", "diverged"]
@@ -27,7 +27,6 @@ class Execution:
     log_every_steps: int | None = None  # None: about 200 lines over the run
     checkpoint_every_s: float | None = 300.0  # None: not by time
     checkpoint_every_steps: int | None = None
-    progress: bool = False  # bar on stderr
     peak_flops_per_s: float | None = None  # of one device; None: its data sheet's, where known
     stop_requested: Callable[[], bool] | None = None  # asked before every step
 
@@ -112,9 +111,7 @@ class TrainResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        data = {f.name: getattr(self, f.name) for f in fields(self)}
-        rows = [{f.name: getattr(row, f.name) for f in fields(row)} for row in self.evaluation]
-        return data | {"evaluation": rows}
+        return asdict(self) | {"evaluation": [asdict(row) for row in self.evaluation]}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TrainResult:

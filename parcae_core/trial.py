@@ -212,26 +212,17 @@ class Trial:
 
 def trial_to_dict(trial: Trial) -> dict[str, Any]:
     """Plain data for JSON."""
-    return {
-        "preset": trial.preset,
-        "model": as_dict(trial.model),
-        "depth": None if trial.depth is None else depth_to_dict(trial.depth),
-        "data": as_dict(trial.data),
-        "optim": as_dict(trial.optim),
-        "evaluation": {
-            "loops": list(trial.evaluation.loops),
-            "n_sequences": trial.evaluation.n_sequences,
-        },
-        "n_steps": trial.n_steps,
-        "batch_sequences": trial.batch_sequences,
-        "context": trial.context,
-        "seed": trial.seed,
-        "data_seed": trial.data_seed,
-        "precision": trial.precision,
-        "budget_flops": trial.budget_flops,
-        "budget_rule": trial.budget_rule,
-        "resources": as_dict(trial.resources),
+    parts = {
+        name: as_dict(getattr(trial, name)) for name in ("model", "data", "optim", "resources")
     }
+    return (
+        {k: v for k, v in as_dict(trial).items() if k != "_cost"}
+        | parts
+        | {
+            "depth": None if trial.depth is None else depth_to_dict(trial.depth),
+            "evaluation": as_dict(trial.evaluation) | {"loops": list(trial.evaluation.loops)},
+        }
+    )
 
 
 def planned_to_dict(trial: Trial) -> dict[str, Any]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.table import records
 from parcae_core.accounting.flops import FlopsRule
+from parcae_core.data.state_reveals import StateReveals
+from parcae_core.data.tokenizer import CHARACTERS
 from parcae_core.depth import CurriculumDepth, DepthScheme, PoissonDepth
 from parcae_core.trial import Trial
-from sweeps.storage.files import read_json
 from sweeps.store import Store
 
 if TYPE_CHECKING:
@@ -81,6 +83,21 @@ def planned_columns(trial: Trial) -> dict[str, Any]:
         "vocab_size": trial.data.vocab_size,
         "muon_lr": trial.optim.muon_lr,
         "adamw_lr": trial.optim.adamw_lr,
+        **_known_columns(trial),
+    }
+
+
+def _known_columns(trial: Trial) -> dict[str, Any]:
+    """The corpus's name, and what is known of its loss if it is generated."""
+    names = ("loss_floor", "loss_by_reach", "floor_by_label")
+    columns = {"corpus": trial.data.corpus} | dict.fromkeys(names)
+    if trial.data.tokenizer != CHARACTERS:
+        return columns
+    known = StateReveals.named(trial.data.corpus).known(trial.context)
+    return columns | {
+        "loss_floor": known["floor"],
+        "loss_by_reach": json.dumps(known["loss_by_reach"]),
+        "floor_by_label": json.dumps(known["floor_by_label"]),
     }
 
 
@@ -93,21 +110,20 @@ def outcome_columns(store: Store, trial: Trial) -> dict[str, Any] | None:
     if state.state not in records.STATUSES:
         return None
     sweep = store.sweep or {}
-    said = read_json(store.folder(trial.trial_id) / "state.json") or {}
-    result = store.result(trial) or {}
+    report, result = store.report(trial.trial_id), store.result(trial)
     return {
         "status": state.state,
         "status_reason": None if state.state == "done" else state.reason,
-        "diverged_step": result.get("step") if state.state == "diverged" else None,
+        "diverged_step": result.step if state.state == "diverged" else None,
         **_flops_columns(trial.cost.spent(state.step / trial.n_steps)),
         "n_tokens": state.step * trial.batch_tokens,
-        "data_epochs": result.get("data_epochs", 0.0),
-        "wall_s": result.get("train_s"),
-        "tokens_per_s": result.get("tokens_per_s"),
-        "device": result.get("device", "unknown"),
-        "torch_version": result.get("torch_version", "unknown"),
-        "git_commit": said.get("git_commit") or sweep.get("git_commit"),
-        "spec_sha256": said.get("spec_sha256") or sweep.get("spec_sha256"),
+        "data_epochs": result.data_epochs if result else 0.0,
+        "wall_s": result and result.train_s,
+        "tokens_per_s": result and result.tokens_per_s,
+        "device": result.device if result else "unknown",
+        "torch_version": result.torch_version if result else "unknown",
+        "git_commit": (report and report.git_commit) or sweep.get("git_commit"),
+        "spec_sha256": (report and report.spec_sha256) or sweep.get("spec_sha256"),
     }
 
 
@@ -125,18 +141,18 @@ def _depth_scheme(depth: DepthScheme | None) -> str | None:
 
 def evaluated(store: Store, trial: Trial) -> list[dict[str, Any]]:
     """One row per evaluation; a single empty one, at mean_recurrence, when there is none."""
-    result = store.result(trial) or {}
-    rows = result.get("evaluation") or []
-    if not rows:
+    result = store.result(trial)
+    if result is None or not result.evaluation:
         return [
             {"n_loops": trial.mean_recurrence, "val_loss": None, "val_bpb": None, "val_tokens": 0}
         ]
     return [
         {
-            "n_loops": r["n_loops"],
-            "val_loss": r["val_loss"],
-            "val_bpb": r["val_bpb"],
-            "val_tokens": r["n_tokens"],
+            "n_loops": row.n_loops,
+            "val_loss": row.val_loss,
+            "val_bpb": row.val_bpb,
+            "val_tokens": row.n_tokens,
+            "val_loss_by_label": json.dumps(row.by_label) if row.by_label else None,
         }
-        for r in rows
+        for row in result.evaluation
     ]

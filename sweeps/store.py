@@ -5,11 +5,10 @@
     <out>/<sweep>/sweep.json        name, spec hash, trial ids in plan order, commit
                   spec.yaml         the spec as it was given
                   <trial_id>/trial.json       the planned trial (sweeps)
-                             state.json       last thing its worker said (sweeps)
-                             result.json      written once, atomically, at the end (sweeps)
+                             state.json, result.json         what its worker reports (sweeps.reports)
                              error.txt        traceback of a failure (sweeps)
                              metrics.jsonl, checkpoints/     (parcae_core.training.train)
-                             wandb/           mirror (sweeps.tracking.trial_run, wandb_live)
+                             wandb/           mirror (sweeps.tracking)
                   wandb/          the sweep's own run (sweeps.tracking.sweep_run)
 
 A state is derived, never believed: "done" and "diverged" mean that result.json fits trial.json.
@@ -17,26 +16,28 @@ A state is derived, never believed: "done" and "diverged" mean that result.json 
 
 from __future__ import annotations
 
-import math
 import shutil
 import subprocess
 import sys
 import threading
 import time
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from parcae_core.data.io import write_synced
 from parcae_core.errors import UserError
+from parcae_core.result import TrainResult
 from parcae_core.trial import Trial, planned_to_dict, trial_from_dict
 from sweeps.design.plan import Plan
-from sweeps.storage.base import storage_of
-from sweeps.storage.files import read_json, write_atomic, write_json
+from sweeps.design.spec import load_spec
+from sweeps.reports import FINISHED, State, StateReport, read_result
+from sweeps.storage.base import Storage, require_writable
+from sweeps.storage.bucket import ObjectStorage
+from sweeps.storage.files import TrialFiles, read_json, write_json
+from sweeps.storage.local import LocalStorage
 from sweeps.storage.objects import is_url
-
-State = Literal["planned", "running", "done", "diverged", "failed"]
-FINISHED: tuple[State, ...] = ("done", "diverged")
 
 # A worker renews its state at least this often; older than STALE_S, it is taken for dead
 HEARTBEAT_S = 4.0
@@ -55,38 +56,18 @@ class TrialState:
     tokens_per_s: float | None = None
 
 
-def result_problem(trial: Trial, result: dict[str, Any] | None) -> str | None:
-    """Why a result does not show that the trial ended as planned, or None when it does."""
-    if result is None:
-        return "no result"
-    if result.get("trial_id") != trial.trial_id:
-        return f"the result is of trial {result.get('trial_id')}"
-    step, status = result.get("step"), result.get("status")
-    if status == "diverged":
-        return None if result.get("reason") else "diverged without a reason"
-    if status != "done":
-        return f"status is {status!r}"
-    if step != trial.n_steps:
-        return f"step {step} of {trial.n_steps}"
-    rows = result.get("evaluation")
-    if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
-        return "no evaluation"
-    if [r.get("n_loops") for r in rows] != list(trial.evaluation.loops):
-        return f"evaluated at {[r.get('n_loops') for r in rows]}"
-    losses = [r.get("val_loss") for r in rows]
-    if not all(isinstance(x, (int, float)) and math.isfinite(x) and x > 0 for x in losses):
-        return f"validation losses are {losses}"
-    return None
-
-
 class Store:
     """One sweep's folder; for an object store, `root` is a working copy of it on this node."""
 
     def __init__(self, out: Path | str, name: str, *, working: bool = False) -> None:
         self.name = name
-        self.storage = storage_of(out, name, working=working)
-        self.out = self.storage.local
-        self.root = self.out / name
+        self.storage: Storage = (
+            ObjectStorage(str(out), name, working=working)
+            if is_url(out)
+            else LocalStorage(Path(out), name)
+        )
+        self.root = self.storage.root
+        self.out = self.root.parent
 
     @property
     def where(self) -> str:
@@ -95,6 +76,10 @@ class Store:
 
     def folder(self, trial_id: str) -> Path:
         return self.root / trial_id
+
+    def files(self, trial_id: str) -> TrialFiles:
+        """The names in a trial's folder."""
+        return TrialFiles(self.root / trial_id)
 
     @property
     def sweep(self) -> dict[str, Any] | None:
@@ -108,7 +93,7 @@ class Store:
             UserError: if the object store cannot be read.
         """
         try:
-            self.storage.refresh()
+            self.storage.pull()
         except OSError as error:
             raise UserError(
                 f"{self.where}: cannot be read ({error}); check the bucket's name, the network and "
@@ -126,7 +111,7 @@ class Store:
 
     def trial(self, trial_id: str) -> Trial | None:
         """The stored trial; None if it is absent, damaged, or hashes to another id."""
-        data = read_json(self.folder(trial_id) / "trial.json")
+        data = read_json(self.files(trial_id).trial)
         if data is None:
             return None
         try:
@@ -135,38 +120,48 @@ class Store:
             return None
         return trial if trial.trial_id == trial_id else None
 
-    def result(self, trial: Trial) -> dict[str, Any] | None:
-        """The result if it validates against the trial."""
-        result = read_json(self.folder(trial.trial_id) / "result.json")
-        return None if result_problem(trial, result) else result
+    def result(self, trial: Trial) -> TrainResult | None:
+        """The result if it shows that the trial ended as planned."""
+        return read_result(self.files(trial.trial_id).result, trial)[0]
+
+    def report(self, trial_id: str) -> StateReport | None:
+        """What the trial's worker reported last."""
+        return StateReport.read(self.files(trial_id).state)
 
     def state(self, trial: Trial) -> TrialState:
         """Derive a trial's state from what its folder really holds."""
-        folder = self.folder(trial.trial_id)
-        said = read_json(folder / "state.json") or {}
-        result = read_json(folder / "result.json")
-        problem = result_problem(trial, result)
-        known = {"attempts": said.get("attempts", 0)}
-        if problem is None:
+        files = self.files(trial.trial_id)
+        report = self.report(trial.trial_id) or StateReport(state="planned", time=0)
+        result, problem = read_result(files.result, trial)
+        if result is not None:
             return TrialState(
-                state=result["status"],
-                step=result["step"],
-                reason=result.get("reason"),
-                loss=result.get("final_train_loss"),
-                tokens_per_s=result.get("tokens_per_s"),
-                **known,
+                state=result.status,
+                step=result.step,
+                reason=result.reason,
+                loss=result.final_train_loss,
+                tokens_per_s=result.tokens_per_s,
+                attempts=report.attempts,
             )
-        known |= {"step": said.get("step", 0), "loss": said.get("loss")}
-        if said.get("state") == "failed":
-            return TrialState(state="failed", reason=said.get("reason"), **known)
-        if said.get("state") == "running" and time.time() - said.get("time", 0) < STALE_S:
-            return TrialState(state="running", tokens_per_s=said.get("tokens_per_s"), **known)
-        reason = said.get("reason")
-        if (folder / "result.json").exists():
-            reason = f"result.json is not accepted: {problem}; it will run again"
-        elif said.get("state") == "running":
-            reason = f"its worker went silent at step {known['step']}; it will go on from there"
-        return TrialState(state="planned", reason=reason, **known)
+        loss = report.loss if isinstance(report.loss, (int, float)) else None
+        known = TrialState(
+            state="planned",
+            step=report.step,
+            loss=loss,
+            reason=report.reason,
+            attempts=report.attempts,
+        )
+        if report.state == "failed":
+            return replace(known, state="failed")
+        if report.state == "running" and time.time() - report.time < STALE_S:
+            return replace(known, state="running", tokens_per_s=report.tokens_per_s, reason=None)
+        if files.result.exists():
+            return replace(
+                known, reason=f"result.json is not accepted: {problem}; it will run again"
+            )
+        if report.state == "running":
+            silent = f"its worker went silent at step {known.step}; it will go on from there"
+            return replace(known, reason=silent)
+        return known
 
     # ---- writing -------------------------------------------------------------------------------
 
@@ -178,7 +173,7 @@ class Store:
         """
         self.refresh()
         self._check_unchanged(plan, spec_path, extend=extend)
-        self.storage.require_writable()
+        require_writable(self.storage)
 
     def _check_unchanged(self, plan: Plan, spec_path: Path, *, extend: bool) -> None:
         before = self.sweep
@@ -202,10 +197,9 @@ class Store:
         """Record the plan: sweep.json, spec.yaml and one trial.json per trial."""
         self.root.mkdir(parents=True, exist_ok=True)
         for trial in plan.trials:
-            folder = self.folder(trial.trial_id)
-            folder.mkdir(exist_ok=True)
-            self._write_json(folder / "trial.json", planned_to_dict(trial))
-        write_atomic(self.root / "spec.yaml", spec_path.read_text(encoding="utf-8"))
+            self.folder(trial.trial_id).mkdir(exist_ok=True)
+            self._write_json(self.files(trial.trial_id).trial, planned_to_dict(trial))
+        write_synced(self.root / "spec.yaml", spec_path.read_text(encoding="utf-8"))
         self.storage.push(self.root / "spec.yaml")
         sweep = {
             "name": plan.name,
@@ -222,10 +216,6 @@ class Store:
             write_json(path, data)
             self.storage.push(path)
 
-    def write_state(self, trial_id: str, **said: Any) -> None:
-        """Replace state.json in the folder here; `time` is added."""
-        write_json(self.folder(trial_id) / "state.json", said | {"time": time.time()})
-
     def reuse_siblings(self, trials: list[Trial]) -> dict[str, str]:
         """Copy results that another sweep beside this one already has.
 
@@ -234,9 +224,9 @@ class Store:
         """
         taken: dict[str, str] = {}
         for name in self.storage.siblings() if trials else ():
-            left = [t for t in trials if t.trial_id not in taken]
             sibling = Store(self.storage.place, name)
-            sibling.storage.refresh(only={t.trial_id for t in left})
+            left = [t for t in trials if t.trial_id not in taken]
+            sibling.storage.pull(sibling.files(t.trial_id).result for t in left)
             for trial in left:
                 if sibling.result(trial) is not None:
                     self._take_from(sibling, trial.trial_id)
@@ -244,20 +234,20 @@ class Store:
         return taken
 
     def _take_from(self, sibling: Store, trial_id: str) -> None:
-        theirs, folder = sibling.folder(trial_id), self.folder(trial_id)
-        sibling.storage.pull(theirs / "metrics.jsonl")
-        said = read_json(theirs / "state.json") or {}
-        self.write_state(trial_id, **(said | {"reused_from": sibling.name}))
-        for name in ("metrics.jsonl", "result.json"):  # the result last: it counts
-            if (theirs / name).exists():
-                write_atomic(folder / name, (theirs / name).read_text())
-        files = (folder / n for n in ("state.json", "metrics.jsonl", "result.json"))
-        self.storage.push(*(f for f in files if f.exists()))
+        theirs, ours = sibling.files(trial_id), self.files(trial_id)
+        sibling.storage.pull([theirs.state, theirs.metrics])
+        report = sibling.report(trial_id) or StateReport(state="done")
+        replace(report, reused_from=sibling.name).write(ours.state)
+        pairs = ((theirs.metrics, ours.metrics), (theirs.result, ours.result))
+        copied = [(there, here) for there, here in pairs if there.exists()]
+        for there, here in copied:  # the result last: it counts
+            write_synced(here, there.read_bytes())
+        self.storage.push(ours.state, *(here for _, here in copied))
 
     def forget_failure(self, trial_id: str) -> None:
         """Let a failed trial be planned again; its checkpoints stay."""
-        folder = self.folder(trial_id)
-        self.storage.delete(folder / "state.json", folder / "error.txt")
+        files = self.files(trial_id)
+        self.storage.delete(files.state, files.error)
 
     def driver_lock(self) -> AbstractContextManager[None]:
         """Hold the sweep for this process; UserError if another `parcae run` has it."""
@@ -270,8 +260,9 @@ class Store:
             The thread that tells the other nodes.
         """
         path = self.stop_file(session)
-        for folder in (self.root, *self.storage.worked_on_here()):  # even if the store is away
-            (folder / path.name).touch()
+        for folder in {self.root, self.storage.work_root}:  # even if the object store is away
+            if folder.is_dir():
+                (folder / path.name).touch()
         thread = threading.Thread(target=self._tell_others, args=(path,), daemon=True)
         thread.start()
         return thread
@@ -283,11 +274,10 @@ class Store:
             print(f"{self.where}: workers elsewhere were not reached ({error})", file=sys.stderr)
 
     def forget_stop(self, session: str) -> None:
-        """Take a request back once nobody is left to hear it."""
+        """Take a request back once no worker is left that it could stop."""
         path = self.stop_file(session)
-        for folder in self.storage.worked_on_here():
-            (folder / path.name).unlink(missing_ok=True)
         if path.exists():
+            (self.storage.work_root / path.name).unlink(missing_ok=True)
             with suppress(OSError):  # of a session that is over, it stops nobody
                 self.storage.delete(path)
 
@@ -315,8 +305,6 @@ def open_sweep(source: str | Path, out: str | Path = "runs") -> Store:
     text = str(source)
     path = Path(text)
     if path.suffix in (".yaml", ".yml"):
-        from sweeps.design.spec import load_spec
-
         store = Store(out, load_spec(path).name)
     elif is_url(text):
         place, _, name = text.rstrip("/").rpartition("/")

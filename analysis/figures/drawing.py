@@ -142,7 +142,7 @@ def new(name: str, caption: str, n_panels: int = 1, columns: int = 3, **axes_kw)
 def shades(n: int) -> list[str]:
     """n colours of a sequential map, for an ordered quantity such as the budget."""
     colormap = mpl.colormaps["viridis"]
-    return [mpl.colors.to_hex(colormap(v)) for v in np.linspace(0.0, 0.88, max(n, 1))]
+    return [mpl.colors.to_hex(colormap(v)) for v in np.linspace(0.0, 0.88, n)]
 
 
 def log_ticks(ax, axis: str, values) -> None:

@@ -9,20 +9,17 @@ import numpy as np
 from analysis import predict
 from analysis.figures import drawing as figures
 from analysis.figures.drawing import CYCLE, MARKERS, Drawing
-from analysis.fitting import fit, profile
-from analysis.laws import library
 from analysis.table import load
 
 if TYPE_CHECKING:
-    from analysis.fitting.result import FitResult
-    from analysis.laws.library import Law
+    from analysis.fitting.fit import Fit
     from analysis.table.load import Table
 
 
-def observed(table: Table, law: Law, result: FitResult) -> Drawing:
+def observed(fitted: Fit) -> Drawing:
     """Observed against predicted loss, and the relative error along compute or rows."""
-    columns, y, table = fit.observations(table, law)
-    predicted = law.predict(result.values, columns)
+    law, data, result = fitted.law, fitted.dataset, fitted.result
+    y, predicted = data.target, fitted.predict(data.columns)
     error = 100 * (predicted / y - 1)
     drawing = figures.new(
         f"observed_{law.name}",
@@ -36,9 +33,8 @@ def observed(table: Table, law: Law, result: FitResult) -> Drawing:
     ends = np.array([min(y.min(), predicted.min()), max(y.max(), predicted.max())])
     drawing.line(left, "observed", "equality", ends, ends, kind="reference")
     drawing.line(right, "error", "equality", ends, np.zeros(2), kind="reference")
-    depths = (
-        table.frame.mean_recurrence.to_numpy(float) if "mean_recurrence" in table.frame else None
-    )
+    frame = data.table.frame
+    depths = frame.mean_recurrence.to_numpy(float) if "mean_recurrence" in frame else None
     groups = [None] if depths is None else sorted(set(depths))
     for i, depth in enumerate(groups):
         rows = slice(None) if depth is None else depths == depth
@@ -54,20 +50,18 @@ def observed(table: Table, law: Law, result: FitResult) -> Drawing:
     return drawing
 
 
-def profiles(table: Table, law: Law, confidence: float = 0.95, seed: int = 0) -> Drawing:
+def profiles(fitted: Fit) -> Drawing:
     """How much worse the fit gets as each parameter is held away from its best value."""
-    columns, y, table = fit.observations(table, law)
-    scaled = fit.scale(law, columns, y)
-    best = fit.search(scaled, 16, np.random.default_rng(seed))
+    law, confidence = fitted.law, fitted.options.confidence
     drawing = figures.new(
         f"profiles_{law.name}",
         f"{law.formula}: profile likelihoods. Dashed: the limit of the {confidence:.0%} interval; a "
-        f"curve that never crosses it leaves the parameter open. Rows: {table.source}.",
+        f"curve that never crosses it leaves the parameter open. Rows: {fitted.dataset.table.source}.",
         n_panels=len(law.params),
         columns=4,
     )
     for ax, p in zip(drawing.axes, law.params, strict=True):
-        found = profile.profile(scaled, best.theta, p.name, confidence)
+        found = fitted.profile(p.name)
         near = found.deviance <= 4 * found.limit
         ax.set(xlabel=p.name, ylabel="deviance")
         values = found.values[near]
@@ -79,15 +73,16 @@ def profiles(table: Table, law: Law, confidence: float = 0.95, seed: int = 0) ->
     return drawing
 
 
-def contours(table: Table, result: FitResult) -> Drawing:
+def contours(fitted: Fit) -> Drawing:
     """Iso-loss lines of the training law over compute and mu, and the efficient frontier.
 
     Raises:
         InputError: when FLOPs per token or the size cannot be read from the rows.
     """
-    law = library.get("training")
-    table = load.at_training_depth(table)
-    table = load.need(table, ("mean_recurrence", "train_flops", *law.columns), "training")
+    law, result = fitted.law, fitted.result
+    table = load.need(
+        fitted.dataset.table, ("mean_recurrence", "train_flops", *law.columns), law.name
+    )
     total, core = predict.sizes(table)
     cost = predict.flops_per_token(table)
     frame = table.frame
@@ -97,7 +92,7 @@ def contours(table: Table, result: FitResult) -> Drawing:
         "n_params_unrolled": np.repeat(total + (mu - 1) * core, len(flops)),
         "n_tokens": (flops[None, :] / cost(mu)[:, None]).ravel(),
     }
-    loss = law.predict(result.values, grid).reshape(len(mu), len(flops))
+    loss = fitted.predict(grid).reshape(len(mu), len(flops))
     drawing = figures.new(
         "contours",
         "Lines of equal loss of the fitted training law over compute and mean recurrence; black: the "

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from analysis.errors import InputError
 from analysis.figures import drawing as figures
 from analysis.figures.drawing import MARKERS, Drawing
 
@@ -84,7 +85,16 @@ def _budget(drawing: Drawing, ax, recurrence, p: Parabola, color, marker) -> Non
 
 
 def power_laws(recurrence: Recurrence) -> Drawing:
-    """mu* and D* against compute, with the fitted line and its band where an exponent follows."""
+    """mu* and D* against compute, with the fitted line and its band where an exponent follows.
+
+    Raises:
+        InputError: when no budget has a minimum to draw.
+    """
+    if all(p.optimum is None for p in recurrence.parabolas):
+        raise InputError(
+            f"{recurrence.result.source}: no parabola has a minimum on its grid, so there is none to draw "
+            "against compute. Widen the grid of mean_recurrence."
+        )
     percent = f"{recurrence.result.confidence:.0%}"
     drawing = figures.new(
         "power_laws",

@@ -1,6 +1,6 @@
-"""Intervals for fitted parameters: bootstrap over rows or blocks, and the curvature at the optimum.
+"""Intervals from the curvature at the optimum and from refits of resampled rows or runs.
 
-Profile likelihoods are in `analysis.fitting.profile`; what `parcae fit --interval` names is chosen here.
+Profile likelihoods, which scale their rise by what `curvature` finds, are in `analysis.fitting.profile`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.special import stdtrit
 
 from analysis.errors import InputError
-from analysis.fitting import newton, objective
+from analysis.progress import track
 
 if TYPE_CHECKING:
-    from analysis.fitting.fit import Scaled, Search
-    from analysis.table.load import Table
+    from analysis.fitting.dataset import Dataset
+    from analysis.fitting.objective import Objective
+
+_FLAT = (
+    1e-14  # an eigenvalue of J'J below this share of the largest: the objective is flat along it
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,175 +30,210 @@ class Intervals:
     method: str
     low: dict[str, float | None] = field(default_factory=dict)
     high: dict[str, float | None] = field(default_factory=dict)
-    draws: np.ndarray | None = None  # theta of every resample, (R, P)
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
 
-def intervals(
-    scaled: Scaled,
-    best: Search,
-    table: Table,
-    kind: str,
-    n_resamples: int,
-    confidence: float,
-    rng: np.random.Generator,
-) -> Intervals:
-    """The intervals of every parameter by the named method.
+@dataclass(frozen=True, slots=True)
+class Curvature:
+    """The objective near its optimum. q: natural parameters, coefficients by their logarithms.
+
+    A parameter at a bound does not move: its rows and columns are 0.
+    """
+
+    covariance: np.ndarray  # of q, (P, P)
+    deviance: np.ndarray  # (P,) what turns a rise of F into a chi-square of one parameter's profile
+    dof: int
+    weak: str | None  # a parameter along which the objective is flat
+
+
+def curvature(objective: Objective, theta: np.ndarray, runs: np.ndarray | None) -> Curvature:
+    """Of an M-estimator, with the spread of the slopes taken over runs where rows share them.
+
+    Source: Huber (1964), Ann. Math. Stat. 35, 73; for runs Liang and Zeger (1986), Biometrika 73, 13,
+    and for the profile's scale Rotnitzky and Jewell (1990), Biometrika 77, 485.
+    """
+    r, jacobian = objective.residuals_and_jacobian(theta)
+    free = (theta > objective.lower) & (theta < objective.upper)
+    to_q = objective.log_jacobian(theta)[np.ix_(free, free)]
+    rows = jacobian[:, free]
+    n, p = len(r), len(theta)
+    slope = np.clip(r, -objective.delta, objective.delta)
+    square = max(float(slope @ slope) / max(n - p, 1), 1e-300)  # E[h'^2]
+    bend = _bend(r, objective.delta, n - p)  # E[h'']
+    gram = rows.T @ rows
+    values, vectors = np.linalg.eigh(gram)
+    weak = None
+    if len(values) and values[0] <= _FLAT * values[-1]:
+        names = np.array(objective.law.names)[free]
+        weak = str(names[np.abs(vectors[:, 0]).argmax()])
+        values = np.maximum(values, 1e-10 * values[-1])
+    inverse = (vectors / values) @ vectors.T
+    independent = inverse * square / bend**2
+    covariance, dof = independent, n - p
+    if runs is not None:
+        count = int(runs.max()) + 1
+        scores = np.zeros((count, rows.shape[1]))
+        np.add.at(scores, runs, rows * slope[:, None])
+        dof = count - p
+        meat = scores.T @ scores * count / max(dof, 1)
+        covariance = inverse @ meat @ inverse / bend**2
+    in_q = [to_q @ c @ to_q.T for c in (independent, covariance)]
+    full, ratio = np.zeros((p, p)), np.ones(p)
+    full[np.ix_(free, free)] = in_q[1]
+    ratio[free] = np.diag(in_q[0]) / np.maximum(np.diag(in_q[1]), 1e-300)
+    return Curvature(full, bend / square * ratio, dof, weak)
+
+
+def _bend(r: np.ndarray, delta: float, dof: int) -> float:
+    """E[h'']: the share of residuals within delta.
+
+    Few are when delta is below the noise, and the fit itself puts some there; so it is read from the
+    density over one standard deviation.
+    """
+    if np.isinf(delta):
+        return 1.0
+    width = max(delta, 1.4826 * float(np.median(np.abs(r))) * np.sqrt(len(r) / max(dof, 1)))
+    inside = np.mean(np.abs(r) <= width) * min(1.0, delta / width)
+    return float(max(inside, 1 / len(r)))
+
+
+def linear(objective: Objective, theta, data: Dataset, confidence: float) -> Intervals:
+    """Student t intervals from the linearised law: right where it is nearly linear in theta."""
+    found = curvature(objective, theta, data.runs)
+    method = "linearised law, Student t" + _by_run(data)
+    fault = undetermined(found, data, len(theta))
+    if fault:
+        return Intervals(method, problems=(fault,))
+    half = stdtrit(found.dof, 0.5 + confidence / 2) * np.sqrt(np.diag(found.covariance))
+    low, high = {}, {}
+    for p, centre, h in zip(objective.law.params, log_natural(objective, theta), half, strict=True):
+        ends = np.array([centre - h, centre + h])
+        if p.kind == "coefficient":  # on the log scale, so that a bound stays positive
+            ends = np.exp(np.clip(ends, -700, 700)) if np.isfinite(centre) else np.zeros(2)
+        low[p.name], high[p.name] = float(ends[0]), float(ends[1])
+    return Intervals(method, low, high)
+
+
+def undetermined(found: Curvature, data: Dataset, n_params: int) -> str | None:
+    """A sentence where no interval can follow."""
+    if found.dof < 1:
+        return (
+            f"{data.n_runs} runs cannot give intervals of {n_params} parameters: at least "
+            f"{n_params + 1} runs are needed"
+        )
+    if found.weak:
+        return f"the data do not determine {found.weak}: the objective is flat along it"
+    return None
+
+
+def log_natural(objective: Objective, theta: np.ndarray) -> np.ndarray:
+    """q (P,): natural parameters, coefficients by their logarithms (-inf for one at 0)."""
+    values = np.array(list(objective.natural(theta).values()))
+    logs = np.array([p.kind == "coefficient" for p in objective.law.params]) & bool(objective.terms)
+    with np.errstate(divide="ignore"):
+        return np.where(logs, np.log(np.abs(values)), values)
+
+
+def student_draws(objective, theta, data: Dataset, n: int, rng) -> dict[str, np.ndarray]:
+    """n draws of every parameter from the linearised law, Student t, by name.
 
     Raises:
-        InputError: for an unknown method, or blocks that the table cannot form.
+        InputError: when the data do not determine the parameters.
     """
-    if kind == "none":
-        return Intervals("none asked for")
-    if kind == "linear":
-        return linear(scaled, best.theta, confidence)
-    if kind == "bootstrap":
-        counts = case_counts(len(scaled.problem.y), n_resamples, rng)
-        name = f"bootstrap (rows resampled), n={n_resamples}"
-        return bootstrap(scaled, best.theta, counts, confidence, name)
-    if kind == "profile":
-        from analysis.fitting.profile import profile_intervals
-
-        return profile_intervals(scaled, best.theta, confidence)
-    if kind == "block":
-        counts, n_blocks = block_counts(table, n_resamples, rng)
-        name = f"bootstrap ({n_blocks} blocks of one budget and setting resampled), n={n_resamples}"
-        return bootstrap(scaled, best.theta, counts, confidence, name)
-    raise InputError(
-        f"interval {kind!r} is unknown; it must be bootstrap, block, linear, profile or none."
+    found = curvature(objective, theta, data.runs)
+    fault = undetermined(found, data, len(theta))
+    if fault:
+        raise InputError(f"{data.table.source}: {fault}")
+    shift = rng.multivariate_normal(np.zeros(len(theta)), found.covariance, n, method="eigh")
+    q = log_natural(objective, theta) + shift * np.sqrt(
+        found.dof / rng.chisquare(found.dof, (n, 1))
     )
+    return {
+        p.name: np.exp(q[:, i]) if p.kind == "coefficient" and objective.terms else q[:, i]
+        for i, p in enumerate(objective.law.params)
+    }
 
 
-def case_counts(n_obs: int, n_resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each row is drawn in each resample, (R, n)."""
-    return rng.multinomial(n_obs, np.full(n_obs, 1 / n_obs), size=n_resamples)
+def counts(data: Dataset, n_resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each row is drawn in each resample, (R, n); rows of one run are drawn together."""
+    n = data.n_runs
+    drawn = rng.multinomial(n, np.full(n, 1 / n), size=n_resamples)
+    return drawn if data.runs is None else drawn[:, data.runs]
 
 
-def block_counts(table: Table, n_resamples: int, rng: np.random.Generator):
-    """The same for whole blocks: rows of one budget and one setting are drawn together."""
-    keys = [c for c in ("budget_flops", "mean_recurrence", "trial_id") if c in table.frame]
-    if "budget_flops" in keys and "trial_id" in keys:
-        keys.remove("trial_id")
-    if not keys:
-        raise InputError(
-            f"{table.source}: blocks need budget_flops, mean_recurrence or trial_id; use "
-            "--interval bootstrap."
-        )
-    label = table.frame.groupby(keys, dropna=False).ngroup().to_numpy()
-    n_blocks = int(label.max()) + 1
-    drawn = rng.multinomial(n_blocks, np.full(n_blocks, 1 / n_blocks), size=n_resamples)
-    return drawn[:, label], n_blocks
+def refits(objective: Objective, theta: np.ndarray, weights) -> tuple[np.ndarray, np.ndarray]:
+    """theta (R, P) of every resample's optimum, and which of them converged."""
+    draws, finished = [], []
+    for w in track(weights, "refits of resamples"):
+        used = np.flatnonzero(w)
+        part = objective.rows(used)
+        # all weights 1 (a jackknife) is SciPy's own loss, which is faster
+        part = part if (w[used] == 1).all() else part.weighted(w[used])
+        found = part.minimise(theta, tolerance=1e-9, max_nfev=100)
+        if found.status <= 0:  # a path that stalled starts again from a wide quadratic zone
+            again = part.descend(theta, tolerance=1e-9)
+            found = again if again.cost <= found.cost else found
+        draws.append(found.x)
+        finished.append(found.status > 0)
+    return np.array(draws), np.array(finished)
 
 
-def bootstrap(scaled, theta, counts, confidence, name) -> Intervals:
+def by_name(objective: Objective, draws: np.ndarray) -> dict[str, np.ndarray]:
+    """Natural parameters of draws theta (R, P), by name; each (R,)."""
+    rows = [objective.natural(theta) for theta in draws]
+    return {name: np.array([row[name] for row in rows]) for name in objective.law.names}
+
+
+def bootstrap(
+    objective: Objective, theta, data: Dataset, n_resamples, confidence, rng
+) -> Intervals:
     """Refit every resample from the optimum and take percentiles."""
-    draws, finished = refits(scaled, theta, counts)
+    draws, finished = refits(objective, theta, counts(data, n_resamples, rng))
+    unit = "rows" if data.runs is None else f"{data.n_runs} runs"
     # a refit that stopped short is kept: leaving it out would narrow the interval on just the side
     # that the data leave open
-    values = scaled.values(draws)
     tail = 50 * (1 - confidence)
+    values = by_name(objective, draws)
     low = {k: float(np.percentile(v, tail)) for k, v in values.items()}
     high = {k: float(np.percentile(v, 100 - tail)) for k, v in values.items()}
-    problems = _open_ends(scaled, draws, tail, low, high)
+    notes, problems = _open_ends(objective, draws, tail, low, high)
     stopped = int((~finished).sum())
-    if stopped > 0.05 * len(counts):
+    if stopped > 0.05 * n_resamples:
         problems.append(
-            f"{stopped} of {len(counts)} refits stopped before they reached an optimum: the "
+            f"{stopped} of {n_resamples} refits stopped before they reached an optimum: the "
             "parameters are hardly told apart, and the intervals may be too narrow"
         )
-    return Intervals(name, low, high, draws, problems=tuple(problems))
+    name = f"bootstrap ({unit} resampled), n={n_resamples}"
+    return Intervals(name, low, high, tuple(notes), tuple(problems))
 
 
-def _open_ends(scaled, draws, tail, low, high) -> list[str]:
+def _open_ends(objective, draws, tail, low, high) -> tuple[list[str], list[str]]:
     """Where a percentile is only the edge of the box, the interval is open there; said in words."""
-    problems = []
-    for i, p in enumerate(scaled.law.params):
+    notes, problems = [], []
+    for i, p in enumerate(objective.law.params):
         sides = []
         for ends, at, edge, word in (
-            (low, tail, scaled.problem.lower[i], "below"),
-            (high, 100 - tail, scaled.problem.upper[i], "above"),
+            (low, tail, objective.lower[i], "below"),
+            (high, 100 - tail, objective.upper[i], "above"),
         ):
             if abs(np.percentile(draws[:, i], at) - edge) < 1e-6:
                 # a coefficient's range ends at zero, which is a number
                 ends[p.name] = 0.0 if p.kind == "coefficient" and word == "below" else None
                 sides.append(word)
-        if sides:
+        if sides == ["below"] and p.name in objective.law.floors:
+            notes.append(floor_note(p.name))
+        elif sides:
             problems.append(
                 f"the data do not bound {p.name} from {' or '.join(sides)}: refits of resamples end "
                 "at the limit of its range"
             )
-    return problems
+    return notes, problems
 
 
-def refits(scaled: Scaled, theta: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """theta (R, P) of every resample, and which of them converged."""
-    draws, finished = [], []
-    size = objective.batch_size(scaled.problem)
-    for at in range(0, len(counts), size):
-        weights = counts[at : at + size].astype(float)
-        start = np.repeat(theta[None], len(weights), axis=0)
-        found = newton.minimise(scaled.problem, start, weights)
-        theta_s, ended = found.theta, found.converged
-        if not ended.all():  # a path that stalled starts again from a wide quadratic zone
-            again = newton.continued(scaled.problem, start[~ended], weights[~ended])
-            theta_s[~ended], ended[~ended] = again.theta, again.converged
-        draws.append(theta_s)
-        finished.append(ended)
-    return np.concatenate(draws), np.concatenate(finished)
+def floor_note(name: str) -> str:
+    return f"the data do not bound the floor {name} from below: 0 lies in its interval"
 
 
-def linear(scaled: Scaled, theta: np.ndarray, confidence: float) -> Intervals:
-    """Student t intervals from the linearised law: right where it is nearly linear in theta."""
-    from scipy.special import stdtrit
-
-    method = "linearised least squares, Student t"
-    try:
-        spread = covariance(scaled, theta)
-    except InputError as error:
-        return Intervals(method, problems=(str(error),))
-    dof = len(scaled.problem.y) - len(theta)
-    natural = scaled.to_natural @ spread @ scaled.to_natural.T
-    half = stdtrit(dof, 0.5 + confidence / 2) * np.sqrt(np.diag(natural))
-    centre = scaled.to_natural @ theta
-    low, high = {}, {}
-    for i, p in enumerate(scaled.law.params):
-        ends = centre[i] - half[i], centre[i] + half[i]
-        if p.kind == "coefficient":  # on the log scale, so that a bound stays positive
-            ends = tuple(np.exp(np.clip(ends, -700, 700)))
-        low[p.name], high[p.name] = float(ends[0]), float(ends[1])
-    return Intervals(method, low, high)
-
-
-def covariance(scaled: Scaled, theta: np.ndarray) -> np.ndarray:
-    """Of theta (P, P), from the linearised law and the mean squared residual.
-
-    Raises:
-        InputError: when the objective is flat along a parameter.
-    """
-    whole = scaled.problem.at(np.inf)
-    r = objective.residuals(whole, theta[None])[0]
-    rows = jacobian(whole, theta)
-    values, vectors = np.linalg.eigh(rows.T @ rows)
-    if values[0] <= 1e-14 * values[-1]:
-        weak = scaled.law.params[int(np.abs(vectors[:, 0]).argmax())].name
-        raise InputError(f"the data do not determine {weak}: the objective is flat along it")
-    return (vectors / values) @ vectors.T * (r @ r) / (len(r) - len(theta))
-
-
-def jacobian(problem: objective.Problem, theta: np.ndarray) -> np.ndarray:
-    """dr/dtheta (n, P) by the solver's own analytic pieces, one observation at a time weighted."""
-    n = len(problem.y)
-    # with residual weights e_i, the gradient of sum w r is row i; r'' does not enter
-    parts = [objective.log_term(t, theta[None]) for t in problem.terms]
-    u = np.stack([np.broadcast_to(p[0], (1, n)) for p in parts])
-    top = u.max(axis=0)
-    share = np.exp(u - top)
-    share = share / share.sum(axis=0)
-    if problem.kind == "raw":
-        share = share * np.exp(objective.predict(problem, theta[None]))
-    out = np.zeros((n, len(theta)))
-    for q, (_, first, _) in zip(share, parts, strict=True):
-        for a, da in first:
-            out[:, a] += (q if da is None else q * da)[0]
-    return out
+def _by_run(data: Dataset) -> str:
+    return "" if data.runs is None else f", scaled by the spread between {data.n_runs} runs"

@@ -1,166 +1,317 @@
-"""The objective of small robust fits, many at once: L = sum of exp(terms), with exact derivatives.
+"""A law on data as `scipy.optimize.least_squares` minimises it.
 
-A batch is S parameter vectors theta (S, P), each with its own weights on the n observations: S
-random starts of one data set, or S bootstrap resamples (weights = how often a row was drawn).
-Working on the whole batch in NumPy makes a hundred starts or a thousand resamples cost little more
-than one. `analysis.fitting.newton` minimises what is defined here.
+Per observation i and term j, with x standardised and coefficients in their own units:
 
-Per observation i and term j, with x standardised so that the Hessian is well conditioned:
+    L_i = sum_j c_j exp(-k_j z_ij)     z = (x - anchor) / spread; c, k, s are entries of theta
+    r_i = log L_i - log y_i            or L_i - y_i for loss "lsq"
+    F = sum_i w_i h(r_i)               h Huber's function, or r^2/2
 
-    u_ij = c_j - k_j * x_ij(s_j)        log of the term; c, k, s are entries of theta
-    log L_i = log sum_j exp(u_ij)
-    r_i = log L_i - log y_i             (kind "log"), or L_i - y_i (kind "raw")
-    F = sum_i w_i * h(r_i)              h Huber's function, or r^2/2 when delta is infinite
+SciPy's own `loss="huber", f_scale=delta` is exactly the SUM of Huber terms. Coefficients and not
+their logarithms are searched: a term that the data do not need then reaches 0 in a step.
 
-Letters: S batch, n observations, P parameters, J terms.
+Letters: n observations, P parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.optimize import OptimizeResult, least_squares
 
-# x, dx/ds, d2x/ds2 of a term whose variable has a parameter of its own, each (S, n) for s (S,)
-Shape = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
+if TYPE_CHECKING:
+    from analysis.fitting.dataset import Dataset
+    from analysis.fitting.options import FitOptions
+    from analysis.laws.law import Law, LawTerm
+
+_TINY = 1e-300
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Term:
-    """One summand of the law as the solver sees it: indices into theta, and its variable."""
+class _Term:
+    """One summand: indices into theta, and its variable standardised."""
 
+    term: LawTerm
     c: int
     k: int | None = None
     s: int | None = None
-    x: np.ndarray | None = None  # (n,) when it has no shape parameter
-    shape: Shape | None = None
+    anchor: float = 0.0  # x where the coefficient is measured
+    spread: float = 1.0  # of the exponent, one for all terms that share it
+    z: np.ndarray | None = None  # (n,) when it has no shape parameter
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Problem:
-    """What is minimised; theta is kept inside [lower, upper]."""
+class Objective:
+    """What is minimised over theta in [lower, upper]; `held` entries stay where they are."""
 
-    terms: tuple[Term, ...]
-    y: np.ndarray  # (n,) log of the observed loss for kind "log", the loss itself for "raw"
-    lower: np.ndarray  # (P,), or (S, P) for a box per member, as profiles need
+    law: Law
+    columns: dict[str, np.ndarray]
+    terms: tuple[_Term, ...]
+    y: np.ndarray  # (n,) the target
+    lower: np.ndarray  # (P,)
     upper: np.ndarray
-    kind: Literal["log", "raw"] = "log"
-    delta: float = 1e-3  # np.inf for least squares
+    raw: bool  # residuals of the target itself, not of its logarithm
+    delta: float  # np.inf for least squares
+    weights: np.ndarray | None = None  # (n,)
+    held: int | None = None
 
-    def at(self, delta: float) -> Problem:
-        """The same problem with another Huber threshold."""
-        return replace(self, delta=delta)
+    # -- the law at theta
 
+    def parts(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Predicted target (n,) and its Jacobian (n, P)."""
+        if not self.terms:
+            return self._numerical(theta)
+        n = len(self.y)
+        total = np.zeros(n)
+        jacobian = np.zeros((len(theta), n))  # rows are contiguous
+        for t in self.terms:
+            c = theta[t.c]
+            if t.k is None:
+                total += c
+                jacobian[t.c] += 1.0
+                continue
+            z, dz = self._variable(t, theta)
+            basis = np.exp(-theta[t.k] * z)
+            part = c * basis
+            total += part
+            jacobian[t.c] += basis
+            jacobian[t.k] -= part * z
+            if t.s is not None:
+                jacobian[t.s] -= part * (theta[t.k] * dz)
+        return total, jacobian.T
 
-def batch_size(problem: Problem) -> int:
-    """Members per batch whose largest array, the Jacobian (S, P, n), stays in a core's cache.
+    def _variable(self, t: _Term, theta):
+        if t.z is not None:
+            return t.z, None
+        x, dx = t.term.shaped(self.columns, theta[t.s])
+        return (x - t.anchor) / t.spread, dx / t.spread
 
-    48,000 numbers (384 KB) were fastest of 12,000 to 120,000 on the machine this was written on.
-    """
-    return max(4, 48_000 // (problem.lower.shape[-1] * len(problem.y)))
+    def _numerical(self, theta):
+        """A law that gives no terms: three-point differences of its function."""
+        at = self._function(theta)
+        steps = np.finfo(float).eps ** (1 / 3) * np.maximum(np.abs(theta), 1e-8)
+        columns = []
+        for i, step in enumerate(steps):
+            high, low = theta.copy(), theta.copy()
+            high[i] = min(theta[i] + step, self.upper[i])
+            low[i] = max(theta[i] - step, self.lower[i])
+            columns.append((self._function(high) - self._function(low)) / (high[i] - low[i]))
+        return at, np.stack(columns, axis=1)
 
+    def _function(self, theta):
+        return self.law.predict(dict(zip(self.law.names, theta, strict=True)), self.columns)
 
-def predict(problem: Problem, theta: np.ndarray) -> np.ndarray:
-    """log L, (S, n), of parameter vectors theta (S, P)."""
-    u = np.stack([log_term(t, theta)[0] for t in problem.terms])
-    top = u.max(axis=0)
-    return top + np.log(np.exp(u - top).sum(axis=0))
+    def residuals_and_jacobian(self, theta) -> tuple[np.ndarray, np.ndarray]:
+        """r (n,) and dr/dtheta (n, P)."""
+        total, jacobian = self.parts(theta)
+        if self.raw:
+            return total - self.y, jacobian
+        total = np.maximum(total, _TINY)
+        return np.log(total / self.y), jacobian / total[:, None]
 
+    def residuals(self, theta) -> np.ndarray:
+        return self.residuals_and_jacobian(theta)[0]
 
-def residuals(problem: Problem, theta: np.ndarray) -> np.ndarray:
-    """r, (S, n)."""
-    log_loss = predict(problem, theta)
-    return (log_loss if problem.kind == "log" else np.exp(log_loss)) - problem.y
+    def value(self, theta) -> float:
+        """F."""
+        terms = huber(self.residuals(theta), self.delta)
+        return float(terms.sum() if self.weights is None else self.weights @ terms)
+
+    # -- the paper's parameters
+
+    def natural(self, theta: np.ndarray) -> dict[str, float]:
+        """Parameters by name, as the law prints them."""
+        out = np.array(theta, dtype=float)
+        for t in self.terms:
+            if t.k is not None:
+                out[t.k] = theta[t.k] / t.spread
+                out[t.c] = theta[t.c] * np.exp(min(out[t.k] * t.anchor, 700.0))
+        return dict(zip(self.law.names, map(float, out), strict=True))
+
+    def log_jacobian(self, theta: np.ndarray) -> np.ndarray:
+        """d q / d theta (P, P), q the natural parameters, coefficients above 0 by their logarithms."""
+        out = np.eye(len(theta))
+        for t in self.terms:
+            out[t.c, t.c] = 1 / theta[t.c] if theta[t.c] > 0 else 1.0
+            if t.k is not None:
+                out[t.k, t.k] = 1 / t.spread
+                out[t.c, t.k] = t.anchor / t.spread
+        return out
+
+    # -- minimising
+
+    def minimise(
+        self, start, *, delta: float | None = None, tolerance: float = 1e-15, max_nfev: int = 200
+    ) -> OptimizeResult:
+        """`least_squares` from a start; `x` is the whole theta, `cost` is F."""
+        delta = self.delta if delta is None else delta
+        free = np.arange(len(start)) != self.held
+        lower, upper = self.lower[free], self.upper[free]
+        theta = np.array(start, dtype=float)
+        memory: dict = {}
+
+        def both(part):
+            if memory.get("key") is None or not np.array_equal(memory["key"], part):
+                theta[free] = part
+                memory["key"] = part.copy()
+                memory["at"] = self.residuals_and_jacobian(theta)
+            return memory["at"]
+
+        found = least_squares(
+            lambda part: both(part)[0],
+            np.clip(theta[free], lower, upper),
+            lambda part: both(part)[1][:, free],
+            bounds=(lower, upper),
+            loss=self._loss(delta),
+            f_scale=1.0 if np.isinf(delta) else delta,
+            ftol=tolerance,
+            xtol=tolerance,
+            gtol=tolerance,
+            max_nfev=max_nfev,
+        )
+        theta[free] = found.x
+        found.x = theta
+        return found
+
+    def _loss(self, delta):
+        """SciPy's word for Huber or squares; with weights the same functions, each row's times its weight."""
+        if self.weights is None:
+            return "linear" if np.isinf(delta) else "huber"
+        w = self.weights
+
+        def weighted(z):
+            rho = np.empty((3, len(z)))
+            if np.isinf(delta):
+                rho[0], rho[1], rho[2] = z, 1.0, 0.0
+            else:
+                inside = z <= 1
+                root = np.sqrt(np.where(inside, 1.0, z))
+                rho[0] = np.where(inside, z, 2 * root - 1)
+                rho[1] = 1 / root
+                rho[2] = np.where(inside, 0.0, -0.5 / root**3)
+            return rho * w
+
+        return weighted
+
+    def descend(self, start, *, tolerance: float = 1e-15) -> OptimizeResult:
+        """Minimise through falling Huber thresholds, each from where the last ended.
+
+        Near delta = 0 the surface is a polytope's and single paths stall on its edges; a wide
+        quadratic zone first leads them to the right face.
+        """
+        theta = np.asarray(start, dtype=float)
+        if np.isfinite(self.delta):
+            wide = 0.3 * float(np.abs(self.residuals(theta)).max())
+            while wide > 1.5 * self.delta:
+                theta = self.minimise(theta, delta=wide, tolerance=1e-6, max_nfev=50).x
+                narrow = max(0.3 * wide, self.delta)
+                theta, wide = self._onward(theta, wide, narrow), narrow
+        return self.minimise(theta, tolerance=tolerance)
+
+    def _onward(self, theta: np.ndarray, wide: float, narrow: float) -> np.ndarray:
+        """Follow the optimum to a smaller threshold, with the quadratic zone held fixed.
+
+        At the optimum the residuals inside the zone scale with the threshold, so at the smaller one
+        all would start outside it, where Huber's function has no curvature to steer by.
+        """
+        r, jacobian = self.residuals_and_jacobian(theta)
+        inside = np.abs(r) <= wide
+        step = np.linalg.lstsq(jacobian[inside], -(1 - narrow / wide) * r[inside])[0]
+        moved = np.clip(theta + step, self.lower, self.upper)
+        at = replace(self, delta=narrow)
+        return moved if at.value(moved) < at.value(theta) else theta
+
+    # -- variants
+
+    def weighted(self, weights: np.ndarray) -> Objective:
+        """Each row's term times its weight."""
+        return replace(self, weights=np.asarray(weights, dtype=float))
+
+    def rows(self, which: np.ndarray) -> Objective:
+        """The same law on some of the rows."""
+        return replace(
+            self,
+            columns={k: v[which] for k, v in self.columns.items()},
+            terms=tuple(t if t.z is None else replace(t, z=t.z[which]) for t in self.terms),
+            y=self.y[which],
+            weights=None if self.weights is None else self.weights[which],
+        )
+
+    def holding(self, index: int) -> Objective:
+        """Parameter `index` held; a coefficient then is theta[index] as the law prints it.
+
+        Measuring its term at x = 0 costs conditioning, which does no harm to what is held.
+        """
+        terms = tuple(
+            replace(t, anchor=0.0, z=None if t.z is None else t.z + t.anchor / t.spread)
+            if t.c == index and t.k is not None
+            else t
+            for t in self.terms
+        )
+        return replace(self, terms=terms, held=index)
+
+    def scale_of(self, index: int) -> float:
+        """theta[index] per natural unit, of an exponent or a shape."""
+        return next((t.spread for t in self.terms if t.k == index), 1.0)
 
 
 def huber(r: np.ndarray, delta: float) -> np.ndarray:
-    """r^2/2 up to delta, delta (|r| - delta/2) beyond; in SUM, not mean, over observations."""
+    """r^2/2 up to delta, delta (|r| - delta/2) beyond."""
     size = np.abs(r)
     if np.isinf(delta):
         return 0.5 * r * r
     return np.where(size <= delta, 0.5 * r * r, delta * (size - 0.5 * delta))
 
 
-def objective(problem: Problem, theta: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """F, (S,)."""
-    return (weights * huber(residuals(problem, theta), problem.delta)).sum(axis=-1)
+def build(law: Law, data: Dataset, options: FitOptions) -> Objective:
+    """Standardise every term's variable and set the box."""
+    index = {p.name: i for i, p in enumerate(law.params)}
+    lower, upper = (np.array([p.bounds[side] for p in law.params], float) for side in (0, 1))
+    used = [t.coefficient for t in law.terms]
+    spreads: dict[str, float] = {}
+    terms = []
+    for term in law.terms:
+        c = index[term.coefficient]
+        if term.exponent is None:
+            terms.append(_Term(term=term, c=c))
+            continue
+        middle = {p.name: float(np.mean(p.start)) for p in law.params}.get(term.shape)
+        x = term.x(data.columns, middle)
+        spread = spreads.setdefault(term.exponent, float(x.std()) or 1.0)
+        # a coefficient of two terms has one value, so both measure it at x = 0
+        anchor = _anchor(x) if used.count(term.coefficient) == 1 else 0.0
+        terms.append(
+            _Term(
+                term=term,
+                c=c,
+                k=index[term.exponent],
+                s=None if term.shape is None else index[term.shape],
+                anchor=anchor,
+                spread=spread,
+                z=(x - anchor) / spread if term.shape is None else None,
+            )
+        )
+    for name, spread in spreads.items():
+        lower[index[name]] *= spread
+        upper[index[name]] *= spread
+    return Objective(
+        law=law,
+        columns=data.columns,
+        terms=tuple(terms),
+        y=data.target,
+        lower=lower,
+        upper=upper,
+        raw=options.loss == "lsq",
+        delta=options.delta if options.loss == "huber" else np.inf,
+    )
 
 
-def derivatives(
-    problem: Problem, theta: np.ndarray, weights: np.ndarray, tail: float | None = None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """F (S,), its gradient (S, P) and Hessian (S, P, P), all analytic.
+def _anchor(x: np.ndarray) -> float:
+    """Where a term's coefficient is measured.
 
-    Beyond delta Huber's second derivative is 0; what is left there is the curvature of the law.
-
-    Args:
-        tail: slope beyond delta where it is not delta (see `_onward`); F stays Huber's.
+    The mean, for conditioning; but an exponential in T is astronomically small at the mean of T,
+    so a variable that spans more than a logarithm ever does is anchored where the term is largest.
     """
-    n_batch, n_params = theta.shape
-    parts = [log_term(t, theta) for t in problem.terms]
-    u = np.stack([p[0] for p in parts])
-    top = u.max(axis=0)
-    share = np.exp(u - top)
-    total = share.sum(axis=0)
-    is_log = problem.kind == "log"
-    log_loss = top + np.log(total)
-    share /= total
-    if not is_log:
-        share *= np.exp(log_loss)
-    r = (log_loss if is_log else np.exp(log_loss)) - problem.y
-    value = (weights * huber(r, problem.delta)).sum(axis=-1)
-    inside = np.abs(r) <= problem.delta
-    if tail is None:
-        slope = weights * np.clip(r, -problem.delta, problem.delta)  # w h'(r)
-    else:
-        slope = weights * np.where(inside, r, np.sign(r) * tail)
-    bend = weights * inside  # w h''(r)
-
-    jacobian = np.zeros((n_batch, n_params, len(problem.y)))
-    gradient = np.zeros((n_batch, n_params))
-    hessian = np.zeros((n_batch, n_params, n_params))
-    for term, q, (_, first, second) in zip(problem.terms, share, parts, strict=True):
-        pull = slope * q
-        along = [pull if da is None else pull * da for _, da in first]
-        for i, (a, da) in enumerate(first):
-            jacobian[:, a] += q if da is None else q * da
-            slope_a = along[i].sum(axis=-1)
-            gradient[:, a] += slope_a
-            # u is linear in c with slope 1: its second derivatives are first ones of the others
-            hessian[:, term.c, a] += slope_a
-            if a == term.c:
-                continue
-            hessian[:, a, term.c] += slope_a
-            for b, db in first[i:]:
-                extra = np.matmul(along[i][:, None, :], np.broadcast_to(db, q.shape)[..., None])
-                hessian[:, a, b] += extra[:, 0, 0]
-                if a != b:
-                    hessian[:, b, a] += extra[:, 0, 0]
-        for a, b, dab in second:
-            extra = (pull * dab).sum(axis=-1)
-            hessian[:, a, b] += extra
-            if a != b:
-                hessian[:, b, a] += extra
-    outer = bend - slope if is_log else bend
-    hessian += np.matmul(jacobian * outer[:, None, :], jacobian.transpose(0, 2, 1))
-    return value, gradient, hessian
-
-
-def log_term(term: Term, theta: np.ndarray):
-    """u (S, n); its first derivatives [(index, array)], None for 1; its second [(a, b, array)].
-
-    The derivative by c comes first and is 1; second derivatives that involve c are 0 and left out.
-    """
-    c = theta[:, term.c, None]
-    if term.k is None:
-        size = len(term.x) if term.x is not None else 1
-        return np.broadcast_to(c, (len(theta), size)), [(term.c, None)], []
-    k = theta[:, term.k, None]
-    if term.shape is None:
-        return c - k * term.x, [(term.c, None), (term.k, -term.x)], []
-    x, dx, d2x = term.shape(theta[:, term.s])
-    first = [(term.c, None), (term.k, -x), (term.s, -k * dx)]
-    second = [(term.k, term.s, -dx), (term.s, term.s, -k * d2x)]
-    return c - k * x, first, second
+    wide = x.max() - x.min() > 0.5 * abs(x.max()) and x.min() >= 0
+    return float(x.min() if wide else x.mean())

@@ -1,29 +1,34 @@
 """Profile likelihood: how the best objective rises as one parameter is held away from its optimum.
 
 Where it rises slowly the data do not hold the parameter, and the interval is open on that side: the
-honest answer that a curvature at the optimum cannot give. For Huber's loss the rise is scaled so
-that it is chi-square distributed to first order; for least squares that is the usual F test.
+honest answer that a curvature at the optimum cannot give. The rise is scaled so that it is
+chi-square distributed to first order (`intervals.curvature`); for least squares that is the usual
+F test. An interval's end is the outermost crossing of the limit, found by `root_scalar` between the
+last held value that lies inside and the first beyond.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import bisect
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.optimize import root_scalar
+from scipy.special import stdtrit
 
-from analysis.fitting import intervals, newton, objective
-from analysis.fitting.intervals import Intervals
+from analysis.fitting.intervals import Curvature, Intervals, curvature, floor_note, undetermined
+from analysis.progress import track
 
 if TYPE_CHECKING:
-    from analysis.fitting.fit import Scaled
+    from analysis.fitting.dataset import Dataset
+    from analysis.fitting.objective import Objective
 
-_POINTS = 25  # per side and sweep
-_REACH = 4.0  # first sweep, in standard errors
-_WIDEN = 6.0  # each further sweep reaches this much farther
-_SWEEPS = 3
-_ROUNDS = 4  # of closing in on the crossing
-_FINE = 0.05  # of the limit's root: a bracket this narrow is interpolated
+_FIRST, _GROWTH, _STEPS = 0.5, 1.5, 28  # of the scan outward, in half-widths of a parabola
+_BEYOND = 3.0  # times the limit: where the scan ends
+_JUMP = 0.05  # of the limit: a root this far off the limit lies at a jump
+_FAR = 60.0  # of a coefficient's logarithm: nobody's coefficient lies beyond
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,189 +39,215 @@ class Profile:
     values: np.ndarray  # natural values held, ascending
     deviance: np.ndarray
     limit: float  # squared Student t at the confidence asked for
-    low: float | None  # where the deviance crosses the limit; None: it never does
+    low: float | None  # outermost crossing of the limit; None: there is none
     high: float | None
+    jumps: tuple[float, ...] = ()  # ends at which refits from both sides disagree
+    better: np.ndarray | None = None  # theta of a refit below the optimum handed in
 
 
-def profile_intervals(scaled: Scaled, theta: np.ndarray, confidence: float) -> Intervals:
-    """Intervals of every parameter, open sides said in words."""
-    low, high, problems = {}, {}, []
-    for p in scaled.law.params:
-        found = profile(scaled, theta, p.name, confidence)
-        low[p.name], high[p.name] = found.low, found.high
-        if found.low is None and p.kind == "coefficient":
-            low[p.name] = 0.0  # the end of its range
-        sides = [side for side, end in (("below", found.low), ("above", found.high)) if end is None]
+def intervals(objective: Objective, theta: np.ndarray, data: Dataset, confidence: float):
+    """Intervals of every parameter, open sides said in words; and a better optimum if one is met."""
+    found = curvature(objective, theta, data.runs)
+    how = "" if data.runs is None else f", scaled by the spread between {data.n_runs} runs"
+    method = f"profile likelihood, Student t{how}"
+    if found.dof < 1:
+        return Intervals(method, problems=(undetermined(found, data, len(theta)),)), None
+    low, high, notes, problems = {}, {}, [], []
+    for p in track(objective.law.params, "profiles"):
+        one = profile(objective, theta, p.name, found, confidence)
+        if one.better is not None:
+            return None, one.better
+        low[p.name], high[p.name] = one.low, one.high
+        open_below = one.low is None or (p.kind == "coefficient" and one.low == 0)
+        if open_below and p.kind == "coefficient" and p.bounds[0] == 0:
+            low[p.name] = 0.0
+        if open_below and p.name in objective.law.floors:
+            notes.append(floor_note(p.name))
+            open_below = False
+        sides = ["below"] * open_below + ["above"] * (one.high is None)
         if sides:
+            reached = one.values[0 if sides[-1] == "below" else -1]
             problems.append(
                 f"the data do not bound {p.name} from {' or '.join(sides)}: the objective stays "
-                f"flat to {_reached(found, sides[-1]):.3g}"
+                f"flat to {reached:.3g}"
             )
-    return Intervals("profile likelihood, Student t", low, high, problems=tuple(problems))
+        problems += [
+            f"the profile of {p.name} jumps at {v:.4g}: refits from its two sides end apart, and the "
+            "interval's end is uncertain"
+            for v in one.jumps
+        ]
+    return Intervals(method, low, high, tuple(notes), tuple(problems)), None
 
 
-def profile(scaled: Scaled, theta: np.ndarray, name: str, confidence: float = 0.95) -> Profile:
+@dataclass(slots=True)
+class _Path:
+    """Refits at held values of one parameter, in order; u is the value, or its logarithm."""
+
+    refit: Callable  # (u, start theta, its u) -> OptimizeResult
+    best: float
+    scale: float  # 2 x what turns a rise of F into a deviance
+    u: list[float] = field(default_factory=list)
+    theta: list[np.ndarray] = field(default_factory=list)
+    cost: list[float] = field(default_factory=list)
+    sound: list[bool] = field(default_factory=list)
+
+    def add(self, u: float) -> float:
+        """Refit at u from its nearest neighbours, at most one on each side; the deviance there."""
+        i = bisect.bisect(self.u, u)
+        if i and self.u[i - 1] == u:
+            return self.deviance(i - 1)
+        found = [
+            self.refit(u, self.theta[j], self.u[j]) for j in (i - 1, i) if 0 <= j < len(self.u)
+        ]
+        best = min(found, key=lambda f: f.cost)
+        for column, value in zip(
+            (self.u, self.theta, self.cost, self.sound),
+            (u, best.x, best.cost, best.status > 0),
+            strict=True,
+        ):
+            column.insert(i, value)
+        return self.deviance(i)
+
+    def deviance(self, i: int) -> float:
+        return self.scale * max(self.cost[i] - self.best, 0.0)
+
+    def mend(self, start: int, sign: int) -> None:
+        """Refit from the outer neighbour where a refit failed or lies above one farther out."""
+        outward = range(len(self.u) - 1, start, -1) if sign > 0 else range(start)
+        for i in list(outward)[1:]:
+            outer = i + sign
+            if self.sound[i] and self.cost[i] <= self.cost[outer] * (1 + 1e-9):
+                continue
+            again = self.refit(self.u[i], self.theta[outer], self.u[outer])
+            if again.cost < self.cost[i]:
+                self.theta[i], self.cost[i], self.sound[i] = again.x, again.cost, again.status > 0
+
+
+def profile(
+    objective: Objective, theta: np.ndarray, name: str, shape: Curvature, confidence: float = 0.95
+) -> Profile:
     """Hold one parameter at values around its optimum and minimise over the others.
 
     Args:
-        theta: the optimum (P,) of `scaled`.
+        theta: the optimum (P,) of `objective`.
+        shape: its `curvature`.
     """
-    from scipy.special import stdtrit
+    index = objective.law.names.index(name)
+    limit = float(stdtrit(shape.dof, 0.5 + confidence / 2)) ** 2
+    held = objective.holding(index)
+    at = objective.natural(theta)[name]
+    param = objective.law.params[index]
+    floor = param.kind != "coefficient" or name in objective.law.floors or not objective.terms
+    is_log = not floor and at > 0
+    unit = 1.0 if param.kind == "coefficient" else objective.scale_of(index)
+    first = theta.copy()
+    first[index] = at * unit
+    path = _Path(
+        lambda u, start, u_start: _refit(held, index, start, (u - u_start), u, is_log, unit),
+        objective.value(theta),
+        2 * float(shape.deviance[index]),
+    )
+    start = np.log(at) if is_log else at
+    path.u, path.theta, path.cost, path.sound = [start], [first], [path.best], [True]
+    spread = float(np.sqrt(shape.covariance[index, index]))
+    if param.kind == "coefficient" and not is_log:
+        spread *= at  # covariance is of the logarithm
+    spread = spread if spread > 0 else max(abs(start), 1.0) * 0.1
+    bounds = [objective.lower[index] / unit, objective.upper[index] / unit]
+    if is_log:
+        bounds = [start - _FAR, start + _FAR]
+    ends, jumps = [], []
+    for sign, edge in ((-1, bounds[0]), (1, bounds[1])):
+        end, jump = _end(path, start, sign, edge, spread, limit)
+        ends.append(end)
+        jumps += jump
+    natural = np.exp if is_log else np.asarray
+    lowest = int(np.argmin(path.cost))
+    better = None
+    if path.cost[lowest] < path.best * (1 - 1e-6) - 1e-15:
+        better = _back(objective, held, path.theta[lowest], index)
+    return Profile(
+        name,
+        natural(np.array(path.u)),
+        np.array([path.deviance(i) for i in range(len(path.u))]),
+        limit,
+        *(None if e is None else float(natural(e)) for e in ends),
+        tuple(float(natural(j)) for j in jumps),
+        better,
+    )
 
-    index = scaled.law.names.index(name)
-    problem, theta = _pinned(scaled, theta, index)
-    dof = len(problem.y) - len(theta)
-    limit = float(stdtrit(dof, 0.5 + confidence / 2)) ** 2
-    scale = _deviance_scale(problem, theta)
-    best = float(objective.objective(problem, theta[None], np.ones((1, len(problem.y))))[0])
-    spread = _spread(problem, theta, index, scale)
-    held, deviance = [theta[index]], [0.0]
-    ends = []
-    for sign in (-1.0, 1.0):
-        xs, ds = _side(problem, theta, index, sign, spread, limit, scale, best)
-        ends.append(_crossing(theta[index], xs, ds, limit))
-        held += list(xs)
-        deviance += list(ds)
-    order = np.argsort(held)
-    natural = _natural(scaled, index, np.array(held)[order])
-    low, high = (None if e is None else float(_natural(scaled, index, e)) for e in ends)
-    return Profile(name, natural, np.array(deviance)[order], limit, low, high)
 
-
-def _side(problem, theta, index, sign, spread, limit, scale, best):
-    """Held values outward from the optimum and their deviances, dense where they pass the limit."""
-    xs, ds, thetas = np.array([theta[index]]), np.zeros(1), theta[None]
-
-    def hold(x, start):
-        nonlocal xs, ds, thetas
-        found = _hold(problem, start, index, x)
-        order = np.argsort(sign * np.concatenate([xs, x]), kind="stable")
-        xs = np.concatenate([xs, x])[order]
-        rise = 2 * scale * np.maximum(found.objective - best, 0)
-        ds = np.concatenate([ds, rise])[order]
-        thetas = np.concatenate([thetas, found.theta])[order]
-
-    begin, reach = 0.0, _REACH
-    for _ in range(_SWEEPS):
-        x = theta[index] + sign * spread * np.linspace(begin, reach, _POINTS + 1)[1:]
-        x = x[(x >= problem.lower[index]) & (x <= problem.upper[index])]
-        if not len(x):
+def _end(path: _Path, start, sign, edge, spread, limit) -> tuple[float | None, list[float]]:
+    """The outermost crossing on one side, None without one; and the places of jumps."""
+    step = spread * np.sqrt(limit)
+    # a curvature that says too little of a steep side must not step over a crossing
+    for _ in range(8):
+        if path.add(_inside(start + sign * _FIRST * step, edge, sign)) <= _BEYOND * limit:
             break
-        hold(x, thetas[-1])
-        if ds[-1] > limit:
+        step /= 4
+    reach = _FIRST
+    for _ in range(_STEPS):
+        u = _inside(start + sign * reach * step, edge, sign)
+        if path.add(u) > _BEYOND * limit or u == edge:
             break
-        begin, reach = reach, reach * _WIDEN
-    # a curvature says little of a curve that is flat and then steep: close in on the crossing
-    for _ in range(_ROUNDS):
-        i = _first_beyond(ds, limit)
-        if i is None or np.sqrt(ds[i]) - np.sqrt(ds[i - 1]) < _FINE * np.sqrt(limit):
-            break
-        hold(np.linspace(xs[i - 1], xs[i], _POINTS // 2 + 2)[1:-1], thetas[i - 1])
-    return xs[1:], ds[1:]
+        reach *= _GROWTH
+    path.mend(bisect.bisect_left(path.u, start), sign)
+    side = [i for i in range(len(path.u)) if (path.u[i] - start) * sign >= 0]
+    side = side if sign > 0 else side[::-1]  # outward
+    within = [n for n, i in enumerate(side) if path.deviance(i) <= limit]
+    if within[-1] == len(side) - 1:
+        return None, []
+    inner, outer = path.u[side[within[-1]]], path.u[side[within[-1] + 1]]
+
+    def excess(u):
+        return np.sqrt(path.add(u)) - np.sqrt(limit)
+
+    width = abs(outer - start)
+    root = root_scalar(excess, bracket=sorted((inner, outer)), xtol=1e-4 * width, rtol=1e-6).root
+    at = path.add(root)
+    jump = abs(at - limit) > _JUMP * limit and _apart(path, root, limit)
+    # a held value whose refit lies inside belongs to the interval, whatever the root says
+    inside = [
+        u for u, i in ((path.u[i], i) for i in range(len(path.u))) if path.deviance(i) <= limit
+    ]
+    outermost = max(inside) if sign > 0 else min(inside)
+    end = sign * max(sign * root, sign * outermost)
+    return float(end), [float(root)] if jump else []
 
 
-def _first_beyond(ds, limit) -> int | None:
-    beyond = np.flatnonzero(ds > limit)
-    return int(beyond[0]) if len(beyond) else None
+def _apart(path: _Path, root: float, limit: float) -> bool:
+    """Whether the held values about a root lie on both sides of the limit with a gap between."""
+    i = path.u.index(root)
+    near = [path.deviance(j) for j in range(max(i - 1, 0), min(i + 2, len(path.u)))]
+    return max(near) - min(near) > _JUMP * limit and abs(path.deviance(i) - limit) > _JUMP * limit
 
 
-def _hold(problem, start, index, x) -> newton.Solution:
-    """Minimise with theta[index] held at each of x."""
-    begin = start + (x - start[index])[:, None] * _follow(problem, start, index)
-    begin[:, index] = x
-    lower = np.broadcast_to(problem.lower, begin.shape).copy()
-    upper = np.broadcast_to(problem.upper, begin.shape).copy()
-    lower[:, index] = upper[:, index] = x
-    boxed = replace(problem, lower=lower, upper=upper)
-    return newton.continued(boxed, begin, first_delta=max(problem.delta, 1e-2))
+def _inside(u: float, edge: float, sign: int) -> float:
+    return min(u, edge) if sign > 0 else max(u, edge)
 
 
-def _follow(problem, theta, index) -> np.ndarray:
-    """How the other parameters move with the held one, to first order; 1 for itself."""
-    rows = intervals.jacobian(problem, theta)
-    free = np.arange(len(theta)) != index
-    out = np.ones(len(theta))
-    out[free] = -np.linalg.lstsq(rows[:, free], rows[:, index], rcond=None)[0]
+def _refit(held: Objective, index: int, start, shift, u, is_log: bool, unit: float):
+    """Minimise with the parameter at u, from a neighbour's optimum followed there to first order."""
+    value = (np.exp(u) if is_log else u) * unit
+    begin = start.copy()
+    free = np.arange(len(start)) != index
+    _, jacobian = held.residuals_and_jacobian(start)
+    change = shift * (start[index] if is_log else unit)
+    follow = np.linalg.lstsq(jacobian[:, free], -change * jacobian[:, index])[0]
+    begin[free] += follow
+    begin = np.clip(begin, held.lower, held.upper)
+    begin[index] = value
+    found = held.minimise(begin, tolerance=1e-9, max_nfev=60)
+    if found.status <= 0:
+        again = held.descend(begin, tolerance=1e-9)
+        found = again if again.cost <= found.cost else found
+    return found
+
+
+def _back(objective: Objective, held: Objective, theta: np.ndarray, index: int) -> np.ndarray:
+    """theta of the held objective in the coordinates of the free one."""
+    out = theta.copy()
+    for t in objective.terms:
+        if t.c == index and t.k is not None:
+            out[index] = theta[index] * np.exp(-theta[t.k] / t.spread * t.anchor)
     return out
-
-
-def _crossing(at: float, xs: np.ndarray, ds: np.ndarray, limit: float) -> float | None:
-    """Where the deviance first passes the limit, by linear interpolation of its root."""
-    ds, xs = np.concatenate([[0.0], ds]), np.concatenate([[at], xs])
-    i = _first_beyond(ds, limit)
-    if i is None:
-        return None
-    root = np.sqrt(ds)  # nearly linear in the parameter
-    share = (np.sqrt(limit) - root[i - 1]) / (root[i] - root[i - 1])
-    return float(xs[i - 1] + share * (xs[i] - xs[i - 1]))
-
-
-def _pinned(scaled: Scaled, theta: np.ndarray, index: int):
-    """The problem in coordinates where theta[index] alone is the natural parameter.
-
-    For a coefficient that means measuring its term at x = 0; the poor conditioning that would
-    bring does no harm, because the coefficient is then held.
-    """
-    problem, param = scaled.problem, scaled.law.params[index]
-    if param.kind != "coefficient":
-        return problem, theta.copy()
-    terms = []
-    for term in problem.terms:
-        if term.c == index and term.k is not None:
-            shift = scaled.to_natural[index, term.k]  # anchor in units of the spread
-            term = replace(
-                term,
-                x=None if term.x is None else term.x + shift,
-                shape=None if term.shape is None else _shifted(term.shape, shift),
-            )
-        terms.append(term)
-    moved = theta.copy()
-    moved[index] = scaled.to_natural[index] @ theta
-    lower, upper = problem.lower.copy(), problem.upper.copy()
-    lower[index], upper[index] = -np.inf, np.inf
-    return replace(problem, terms=tuple(terms), lower=lower, upper=upper), moved
-
-
-def _shifted(shape: objective.Shape, shift: float) -> objective.Shape:
-    def moved(s):
-        x, dx, d2x = shape(s)
-        return x + shift, dx, d2x
-
-    return moved
-
-
-def _natural(scaled: Scaled, index: int, held):
-    if scaled.law.params[index].kind == "coefficient":
-        return np.exp(np.clip(held, -700, 700))
-    return np.asarray(held) * scaled.to_natural[index, index]
-
-
-def _deviance_scale(problem: objective.Problem, theta: np.ndarray) -> float:
-    """E[h''] / E[h'^2] of the residuals: what turns a rise of F into half a chi-square.
-
-    E[h''] is the share of residuals within delta. Few are when delta is below the noise, and the
-    fit itself puts some there; so it is read from the density over one standard deviation.
-    """
-    r = objective.residuals(problem, theta[None])[0]
-    dof = len(r) - len(theta)
-    slope = np.clip(r, -problem.delta, problem.delta)
-    square = (slope @ slope) / dof
-    width = max(problem.delta, 1.4826 * float(np.median(np.abs(r))) * np.sqrt(len(r) / dof))
-    inside = np.mean(np.abs(r) <= width) * min(1.0, problem.delta / width)
-    return float(max(inside, 1 / len(r)) / max(square, 1e-300))
-
-
-def _spread(problem: objective.Problem, theta: np.ndarray, index: int, scale: float) -> float:
-    """A standard error to choose the grid by; it decides nothing else."""
-    whole = intervals.jacobian(problem, theta)
-    r = objective.residuals(problem, theta[None])[0]
-    inside = max(float(np.mean(np.abs(r) <= problem.delta)), 1 / len(r))
-    bread = whole.T @ whole * inside * scale
-    values, vectors = np.linalg.eigh(bread)
-    values = np.maximum(values, 1e-10 * values[-1])
-    covariance = (vectors / values) @ vectors.T
-    return float(np.sqrt(covariance[index, index]))
-
-
-def _reached(found: Profile, side: str) -> float:
-    return float(found.values[0] if side == "below" else found.values[-1])

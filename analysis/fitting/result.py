@@ -52,6 +52,11 @@ class FitResult:
     n_starts: int
     n_starts_at_best: int
     data_sha256: str  # of the rows used, after dropping
+    r_squared: float | None = None  # of the target itself
+    rmse_log: float | None = None  # of log(observed / fitted)
+    largest_residual: float | None = None  # log(observed / fitted), signed
+    largest_residual_row: int | None = None  # from 1, of the rows used
+    residuals: tuple[float, ...] = ()  # log(observed / fitted) of every row used
     flops_rule: str | None = None  # how FLOPs were counted, where the law has any
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # plain JSON values
     notes: tuple[str, ...] = ()  # worth knowing, not a fault
@@ -98,7 +103,7 @@ class FitResult:
             data.pop("valid")
             data["params"] = tuple(Param(**_infinite(p)) for p in data["params"])
             data["dropped"] = tuple(Dropped(**d) for d in data["dropped"])
-            for name in ("notes", "problems"):
+            for name in ("notes", "problems", "residuals"):
                 data[name] = tuple(data[name])
             return cls(**data)
         except (ValueError, KeyError, TypeError) as error:
@@ -124,6 +129,12 @@ class FitResult:
             lines.append(
                 f"  {self.objective_name} = {self.objective:.6g}; "
                 f"{self.n_starts_at_best}/{self.n_starts} starts agree"
+            )
+        if self.rmse_log is not None:
+            r2 = "" if self.r_squared is None else f"R2 {self.r_squared:.5f}, "
+            lines.append(
+                f"  {r2}RMSE of the log loss {self.rmse_log:.3g}; largest residual "
+                f"{self.largest_residual:+.3g} in row {self.largest_residual_row}"
             )
         lines.append(f"  source: {self.source}; data sha256 {self.data_sha256[:12]}")
         if self.flops_rule:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis.errors import InputError
+from analysis.fitting.fit import fit_table
 from analysis.isoflop import parabolas
 from analysis.laws import library
 from analysis.predict import MU_GRID, flops_per_token, sizes
@@ -43,9 +44,7 @@ def judged(found: Recurrence) -> Recurrence:
 
 
 def _bias_by_the_training_law(table: Table) -> tuple[list[dict], float]:
-    from analysis.fitting import fit
-
-    values = fit.fit_law(table, library.get("training"), interval="none").values
+    values = fit_table(table, library.get("training"), interval="none").params
     return parabola_bias(values, table), values["x"]
 
 

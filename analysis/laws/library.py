@@ -1,112 +1,11 @@
-"""The laws: names, parameters with bounds and start regions, and what they predict.
-
-A law is a sum of terms, each exp(log coefficient - exponent * x). That covers floors (no x),
-power laws (x = log N), exponentials (x = T) and variables with a parameter of their own
-(x = log(N_once + r^phi N_rec)), so that one solver with analytic derivatives serves them all.
-Adding a law is one entry of `LAWS` and a test (docs/laws.md).
-"""
+"""The registry of laws. Adding one is an entry of `LAWS` and a test (docs/laws.md)."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
 from analysis.errors import InputError, nearest
-
-Columns = Mapping[str, np.ndarray]  # by the names of `analysis.table.columns.LAW_COLUMNS`
-Variable = Callable[[Columns], np.ndarray]
-# value, first and second derivative by the shape parameter s; each (S, n) for s (S, 1)
-Shaped = Callable[[Columns, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LawParam:
-    """One parameter: what it is, where it may lie and where searches start."""
-
-    name: str
-    kind: Literal["coefficient", "exponent", "shape"]
-    meaning: str
-    unit: str = "1"
-    bounds: tuple[float, float] = (0.0, np.inf)
-    start: tuple[float, float] = (0.1, 1.0)  # coefficients start from linear least squares
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LawTerm:
-    """coefficient * exp(-exponent * x); x is `variable`, or `shaped` with its own parameter."""
-
-    coefficient: str
-    exponent: str | None = None
-    variable: Variable | None = None
-    shape: str | None = None
-    shaped: Shaped | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Law:
-    """A law of the loss (or another positive quantity) in the columns it names."""
-
-    name: str
-    formula: str
-    columns: tuple[str, ...]  # needed besides the target
-    terms: tuple[LawTerm, ...]
-    params: tuple[LawParam, ...]
-    source: str
-    target: str = "val_loss"
-    per_run: bool = False  # fitted to each run by itself
-    frontier: bool = False  # fitted to the lowest loss at each compute only
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(p.name for p in self.params)
-
-    def predict(self, values: Mapping[str, float], columns: Columns) -> np.ndarray:
-        """The target at each row of `columns`, in the target's unit.
-
-        Args:
-            values: every parameter by name, as printed in the paper.
-        """
-        total = 0.0
-        for term in self.terms:
-            x = 0.0
-            if term.shaped is not None:
-                x = term.shaped(columns, np.array([[values[term.shape]]]))[0][0]
-            elif term.variable is not None:
-                x = term.variable(columns)
-            exponent = 0.0 if term.exponent is None else values[term.exponent]
-            total = total + values[term.coefficient] * np.exp(-exponent * x)
-        size = len(next(iter(columns.values())))
-        return np.broadcast_to(total, size).astype(float)
-
-    def fixing(self, **values: float) -> Law:
-        """The same law with shape parameters held at given values.
-
-        Raises:
-            InputError: for a name that is not a shape parameter of this law.
-        """
-        shapes = [p.name for p in self.params if p.kind == "shape"]
-        for name in values:
-            if name not in shapes:
-                can = f"can fix {', '.join(shapes)}" if shapes else "has none that can be fixed"
-                raise InputError(f"law {self.name!r}: cannot fix {name!r}; it {can}.")
-        if not values:
-            return self
-        terms = tuple(
-            replace(t, shape=None, shaped=None, variable=_held(t.shaped, values[t.shape]))
-            if t.shape in values
-            else t
-            for t in self.terms
-        )
-        held = ", ".join(f"{k} = {v:g}" for k, v in values.items())
-        params = tuple(p for p in self.params if p.name not in values)
-        return replace(self, terms=terms, params=params, formula=f"{self.formula}, {held}")
-
-
-def _held(shaped: Shaped, value: float) -> Variable:
-    return lambda columns: shaped(columns, np.array([[value]]))[0][0]
+from analysis.laws.law import Columns, Law, LawParam, LawTerm, Variable
 
 
 def _log(column: str) -> Variable:
@@ -117,26 +16,21 @@ def _loops(columns: Columns) -> np.ndarray:
     return np.asarray(columns["n_loops"], dtype=float)
 
 
-def _loops_over_mu(columns: Columns, gamma: np.ndarray):
-    """x = T mu^-gamma and its derivatives by gamma."""
+def _loops_over_mu(columns: Columns, gamma: float):
+    """x = T mu^-gamma and its derivative by gamma."""
     log_mu = np.log(np.asarray(columns["mean_recurrence"], dtype=float))
     x = _loops(columns) * np.exp(-gamma * log_mu)
-    return x, -log_mu * x, log_mu**2 * x
+    return x, -log_mu * x
 
 
-def _log_iso_depth(columns: Columns, phi: np.ndarray):
-    """x = log(N_once + r^phi N_rec) and its derivatives by phi."""
+def _log_iso_depth(columns: Columns, phi: float):
+    """x = log(N_once + r^phi N_rec) and its derivative by phi."""
     once = np.asarray(columns["n_params_once"], dtype=float)
     core = np.asarray(columns["n_params_core"], dtype=float)
     log_r = np.log(np.asarray(columns["mean_recurrence"], dtype=float))
     looped = core * np.exp(phi * log_r)
     total = once + looped
-    share = looped / total
-    return np.log(total), log_r * share, log_r**2 * share * (1 - share)
-
-
-def _floor(name: str, meaning: str, unit: str = "nats per token") -> LawParam:
-    return LawParam(name=name, kind="coefficient", meaning=meaning, unit=unit)
+    return np.log(total), log_r * looped / total
 
 
 def _coefficient(name: str, meaning: str, unit: str = "nats per token") -> LawParam:
@@ -167,7 +61,7 @@ _TRAINING_TERMS = (
     LawTerm(coefficient="Y", exponent="y", variable=_log("n_tokens")),
 )
 _TRAINING_PARAMS = (
-    _floor("E", "loss with endless parameters and tokens"),
+    _coefficient("E", "loss with endless parameters and tokens"),
     _coefficient("X", "scale of the parameters' term"),
     _exponent("x", "N(mu)"),
     _coefficient("Y", "scale of the tokens' term"),
@@ -219,7 +113,7 @@ LAWS: dict[str, Law] = {
                 LawTerm(coefficient="B", exponent="beta", variable=_log("n_tokens")),
             ),
             params=(
-                _floor("E", "loss with endless parameters and tokens"),
+                _coefficient("E", "loss with endless parameters and tokens"),
                 _coefficient("A", "scale of the parameters' term"),
                 _exponent("alpha", "parameters"),
                 _coefficient("B", "scale of the tokens' term"),
@@ -236,7 +130,7 @@ LAWS: dict[str, Law] = {
                 LawTerm(coefficient="A", exponent="a", variable=_log("train_flops")),
             ),
             params=(
-                _floor("L_inf", "loss with endless compute"),
+                _coefficient("L_inf", "loss with endless compute"),
                 _coefficient("A", "scale of the compute term"),
                 _exponent("a", "FLOPs", start=(0.02, 0.5)),
             ),
@@ -253,7 +147,7 @@ LAWS: dict[str, Law] = {
                 LawTerm(coefficient="B", exponent="beta", variable=_log("n_tokens")),
             ),
             params=(
-                _floor("E", "loss with endless parameters and tokens"),
+                _coefficient("E", "loss with endless parameters and tokens"),
                 _coefficient("A", "scale of the parameters' term"),
                 _exponent("alpha", "parameters", high=2.5),
                 _coefficient("B", "scale of the tokens' term"),
@@ -274,7 +168,7 @@ LAWS: dict[str, Law] = {
             columns=("n_loops",),
             terms=(_FLOOR, LawTerm(coefficient="Z", exponent="z", variable=_loops)),
             params=(
-                _floor("L_inf", "loss with endless loops"),
+                _coefficient("L_inf", "loss with endless loops"),
                 _coefficient("Z", "loss that loops remove"),
                 _rate("z", (0.05, 3.0), 50.0),
             ),
@@ -290,7 +184,7 @@ LAWS: dict[str, Law] = {
                 LawTerm(coefficient="Z", exponent="z", variable=lambda c: np.log1p(_loops(c))),
             ),
             params=(
-                _floor("L_inf", "loss with endless loops"),
+                _coefficient("L_inf", "loss with endless loops"),
                 _coefficient("Z", "loss that loops remove"),
                 _exponent("z", "1 + T", 50.0, (0.2, 5.0)),
             ),
@@ -303,7 +197,7 @@ LAWS: dict[str, Law] = {
             columns=("n_loops",),
             terms=(_FLOOR, LawTerm(coefficient="Z", exponent="z", variable=_log("n_loops"))),
             params=(
-                _floor("L_inf", "loss with endless loops"),
+                _coefficient("L_inf", "loss with endless loops"),
                 _coefficient("Z", "loss that loops remove"),
                 _exponent("z", "T", 50.0, (0.2, 5.0)),
             ),

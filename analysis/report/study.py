@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis import test_time as testtime
+from analysis import test_time, validate
 from analysis.errors import InputError
-from analysis.fitting import fit
+from analysis.figures import parametric as parametric_figures
+from analysis.figures import sweeps
+from analysis.fitting.fit import Fit, fit_table
 from analysis.fitting.result import FitResult
 from analysis.isoflop import bias, parabolas
 from analysis.laws import library
-from analysis.table import load as sources
+from analysis.table import load as table_load
 
 if TYPE_CHECKING:
     from analysis.figures.drawing import Drawing
@@ -25,20 +27,18 @@ class Study:
 
     table: Table
     recurrence: parabolas.Recurrence | None
-    test_time: testtime.TestTime | None
-    parametric: dict[str, FitResult]  # training, unified
+    test_time: test_time.TestTime | None
+    parametric: dict[str, Fit]  # training, unified
     refusals: dict[str, str]  # law -> sentence
 
     def judgements(self) -> dict[str, list[dict]]:
         """Tables on whether the laws hold where they were not fitted, by title; as `parcae judge`."""
-        from analysis import api
-
         out = {}
         for result in self.results:
             if result.law == "unified":  # a minute of refits: `parcae judge --law unified`
                 continue
             try:
-                tables = api.judge_table(self.table, result.law)
+                tables = validate.judge(self.table, result.law)
             except InputError as error:
                 out[f"{result.law}: {error}"] = []
                 continue
@@ -49,13 +49,13 @@ class Study:
     @property
     def results(self) -> tuple[FitResult, ...]:
         closed = tuple(f.result for f in (self.recurrence, self.test_time) if f is not None)
-        return (*closed, *self.parametric.values())
+        return (*closed, *(f.result for f in self.parametric.values()))
 
     def summaries(self) -> list[str]:
         """One line per law: exponents with intervals, or why there are none."""
         return [
             *self.headlines(),
-            *(r.summary() for r in self.parametric.values()),
+            *(f.result.summary() for f in self.parametric.values()),
             *(f"{law} [{self.table.source}]: {why}" for law, why in self.refusals.items()),
         ]
 
@@ -66,22 +66,18 @@ class Study:
 
     def drawings(self) -> list[Drawing]:
         """The figures that the fits allow."""
-        from analysis.figures import parametric as plots_law
-        from analysis.figures import sweeps
-
         out = []
         if self.recurrence is not None:
             out += [sweeps.isoflop(self.recurrence), sweeps.power_laws(self.recurrence)]
         if self.test_time is not None:
             out.append(sweeps.test_time(self.test_time))
-        out += [
-            plots_law.observed(self.table, library.get(n), r) for n, r in self.parametric.items()
-        ]
+        out += [parametric_figures.observed(f) for f in self.parametric.values()]
         if "training" in self.parametric:
-            out.append(plots_law.profiles(self.table, library.get("training")))
+            fitted = self.parametric["training"]
+            out.append(parametric_figures.profiles(fitted))
             for draw in (
-                lambda: plots_law.contours(self.table, self.parametric["training"]),
-                lambda: plots_law.frontiers(self.table),
+                lambda: parametric_figures.contours(fitted),
+                lambda: parametric_figures.frontiers(self.table),
             ):
                 try:
                     out.append(draw())
@@ -100,7 +96,7 @@ def study(table: Table, confidence: float = 0.95) -> Study:
     found = {}
     for name, fitter in (
         ("recurrence", _recurrence),
-        ("test-time", testtime.fit_test_time),
+        ("test-time", test_time.fit_test_time),
     ):
         try:
             found[name] = fitter(table, confidence=confidence)
@@ -111,9 +107,7 @@ def study(table: Table, confidence: float = 0.95) -> Study:
         if name == "unified" and "n_loops" not in table.frame:
             continue  # the same rows as the training law, which says what is missing
         try:
-            law = library.get(name)
-            kind = fit.default_interval(law)
-            parametric[name] = fit.fit_law(table, law, interval=kind, confidence=confidence)
+            parametric[name] = fit_table(table, library.get(name), confidence=confidence)
         except InputError as error:
             refusals[name] = str(error)
     if not found and not parametric:
@@ -126,5 +120,5 @@ def _recurrence(table: Table, confidence: float) -> parabolas.Recurrence:
 
 
 def load(source: str | Path, **options) -> Study:
-    """`study` of a source; options as for `sources.load`."""
-    return study(sources.load(source, **options))
+    """`study` of a source; options as for `table.load.load`."""
+    return study(table_load.load(source, **options))

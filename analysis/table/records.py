@@ -101,6 +101,26 @@ COLUMNS: tuple[Column, ...] = (
     _column("git_commit", "text", "-", "of this project; null outside a checkout", True),
     _column("spec_sha256", "text", "-", "of the spec the run was planned from", True),
 )
+# Of a generated corpus, of which more is known than its text; tables of before have none of them
+KNOWN_COLUMNS: tuple[Column, ...] = (
+    _column("corpus", "text", "-", "what was read, by name", True),
+    _column("loss_floor", "float", "nats per token", "no model can be better; null for text", True),
+    _column(
+        "loss_by_reach",
+        "text",
+        "nats per token",
+        "JSON: steps that a reader composes -> the loss it is bound by",
+        True,
+    ),
+    _column("floor_by_label", "text", "nats per token", "JSON: label -> its tokens' floor", True),
+    _column(
+        "val_loss_by_label",
+        "text",
+        "nats per token",
+        "JSON: label -> [tokens, loss]; the label is a gap, the actions before a state",
+        True,
+    ),
+)
 NAMES = tuple(c.name for c in COLUMNS)
 _AT_LEAST_ONE = (
     "d_model",
@@ -129,8 +149,9 @@ def validate(df: pd.DataFrame, where: str = "records") -> pd.DataFrame:
         InputError: at the first thing that does not fit `COLUMNS` or contradicts itself.
     """
     _check_names(df, where)
-    out = df[list(NAMES)].copy()
-    for column in COLUMNS:
+    present = [*COLUMNS, *(c for c in KNOWN_COLUMNS if c.name in df.columns)]
+    out = df[[c.name for c in present]].copy()
+    for column in present:
         out[column.name] = _typed(out[column.name], column, where)
     _check_values(out, where)
     _check_losses(out, where)
@@ -186,7 +207,8 @@ def sha256(df: pd.DataFrame) -> str:
 
 def _check_names(df: pd.DataFrame, where: str) -> None:
     missing = [n for n in NAMES if n not in df.columns]
-    unknown = [str(n) for n in df.columns if n not in NAMES]
+    known = (*NAMES, *(c.name for c in KNOWN_COLUMNS))
+    unknown = [str(n) for n in df.columns if n not in known]
     if unknown:
         raise InputError(
             f"{where}: unknown column {unknown[0]!r}{nearest(unknown[0], missing or NAMES)}. "

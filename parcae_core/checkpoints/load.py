@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from parcae_core.checkpoints.native import DamagedCheckpoint, read_checkpoint
+from parcae_core.checkpoints.native import DamagedCheckpoint, newest_checkpoint, read_checkpoint
 from parcae_core.checkpoints.published import is_upstream, load_upstream
-from parcae_core.checkpoints.trained import Trained, load_trained
 from parcae_core.errors import UserError
 from parcae_core.model.parcae import Parcae, build_model
 
@@ -27,7 +26,7 @@ def load_model(path: Path) -> TrainedModel:
 
     Args:
         path: a published checkpoint (config.json and weights), one of our checkpoints
-            (checkpoint.json), or a run folder, whose newest whole one is read.
+            (checkpoint.json), or a run folder, finished or not, whose newest whole one is read.
 
     Raises:
         UserError: nothing there that we know, or it is damaged.
@@ -41,28 +40,29 @@ def load_model(path: Path) -> TrainedModel:
             origin=f"published checkpoint {path}",
         )
     if (path / "checkpoint.json").is_file():
-        trained = _one_checkpoint(path)
+        try:
+            found = read_checkpoint(path)
+        except DamagedCheckpoint as error:
+            raise UserError(
+                f"{path}: {error}; its run's folder may hold an older, whole one"
+            ) from None
     elif (path / "checkpoints").is_dir():
-        trained = load_trained(path, device="cpu")
+        found = newest_checkpoint(path / "checkpoints")
+        if found is None:
+            raise UserError(
+                f"{path}: there is no whole checkpoint in its folder checkpoints/; train the trial first"
+            )
     else:
         raise UserError(
             f"{path}: no model found; looked for config.json with _class_name (published format), "
             "checkpoint.json, and a run's folder checkpoints/"
         )
-    trial = trained.trial
+    trial = found.trial
+    model = build_model(trial.model, seed=trial.seed)
+    model.load_state_dict(found.weights, strict=True)
     return TrainedModel(
-        model=trained.model,
+        model=model,
         mean_recurrence=trial.mean_recurrence,
         seed=trial.seed,
-        origin=f"trial {trial.trial_id} at step {trained.step} of {trial.n_steps}",
+        origin=f"trial {trial.trial_id} at step {found.step} of {trial.n_steps}",
     )
-
-
-def _one_checkpoint(path: Path) -> Trained:
-    try:
-        found = read_checkpoint(path)
-    except DamagedCheckpoint as error:
-        raise UserError(f"{path}: {error}; its run's folder may hold an older, whole one") from None
-    model = build_model(found.trial.model, seed=found.trial.seed)
-    model.load_state_dict(found.weights, strict=True)
-    return Trained(model=model, trial=found.trial, step=found.step)

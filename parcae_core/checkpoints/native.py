@@ -13,11 +13,9 @@ with names, so it is safetensors as well: nothing is ever unpickled.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +27,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from parcae_core.data.io import Locked, file_lock, file_sha256, sync, write_synced
 from parcae_core.errors import UserError
 from parcae_core.trial import Trial, trial_from_dict, trial_to_dict
 
@@ -63,10 +62,10 @@ def only_writer(run_dir: Path) -> Iterator[None]:
         UserError: if another one trains in it.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / ".lock").open("w") as file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            stack.enter_context(file_lock(run_dir / ".lock"))
+        except Locked:
             raise UserError(
                 f"{run_dir}: another process is training in this folder; wait for it to end, "
                 "stop it, or choose another folder"
@@ -114,14 +113,13 @@ def save_checkpoint(
             "progress": progress,
             "files": files,
         }
-        _write_text(
-            temporary / _INDEX, json.dumps(body | {"sha256": _sha256_of_json(body)}, indent=1)
-        )
-        _sync(temporary)
+        index = json.dumps(body | {"sha256": _sha256_of_json(body)}, indent=1)
+        write_synced(temporary / _INDEX, index.encode())
+        sync(temporary)
         if final.exists():  # the same step again, after falling back from a damaged one
             final.rename(folder / f".old-{step:09d}")
         temporary.rename(final)
-        _sync(folder)
+        sync(folder)
         for old in _checkpoints(folder)[:-_KEEP]:
             shutil.rmtree(old)
         _remove_leftovers(folder)
@@ -175,7 +173,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise DamagedCheckpoint(
                 f"{name} has {file.stat().st_size} bytes, {expected['bytes']} were written"
             )
-        if _sha256(file) != expected["sha256"]:
+        if file_sha256(file) != expected["sha256"]:
             raise DamagedCheckpoint(f"the sha256 of {name} is not the one that was written")
     return Checkpoint(
         path=path,
@@ -219,27 +217,9 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
         safetensors.torch.save_file({n: t.detach().contiguous() for n, t in tensors.items()}, path)
     except SafetensorError as error:  # how it reports a full disk
         raise OSError(str(error)) from error
-    sha256 = _sha256(path)
-    _sync(path)
+    sha256 = file_sha256(path)
+    sync(path)
     return {"sha256": sha256, "bytes": path.stat().st_size}
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text)
-    _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sha256_of_json(body: dict[str, Any]) -> str:

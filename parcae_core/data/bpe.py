@@ -18,7 +18,15 @@ import numpy as np
 import rustbpe
 import tiktoken
 
-from parcae_core.data.tokenizer import N_BYTES, SPECIALS, Tokenizer, id_dtype
+from parcae_core.data.manifest import read_manifest
+from parcae_core.data.tokenizer import (
+    N_BYTES,
+    SPECIALS,
+    ByteTokenizer,
+    CharacterTokenizer,
+    Tokenizer,
+    id_dtype,
+)
 from parcae_core.errors import UserError
 
 # How GPT-4's tokenizer splits text before merging: contractions, letters with one leading mark,
@@ -204,6 +212,19 @@ def load_json(path: Path) -> Tokenizer:
         return BpeTokenizer(tokens, text)
     _check_byte_level(path, data)
     return JsonTokenizer(path, data, text)
+
+
+def load_prepared_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a prepared folder, for decoding rows and encoding prompts.
+
+    Raises:
+        UserError: if the folder's tokenizer.json is damaged.
+    """
+    path = folder / "tokenizer.json"
+    if path.exists():
+        return load_json(path)
+    alphabet = read_manifest(folder).tokenizer.get("alphabet")
+    return ByteTokenizer() if alphabet is None else CharacterTokenizer(alphabet)
 
 
 def _is_ours(data: dict[str, Any], names: list[str]) -> bool:

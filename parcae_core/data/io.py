@@ -1,17 +1,29 @@
-"""Writing that survives a crash and shares a folder with other processes."""
+"""Writing that survives a crash and shares a folder with other processes.
+
+The only atomic writer and the only file lock of the project.
+"""
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
-def write_synced(path: Path, data: bytes) -> None:
-    """Write a whole file under a temporary name, flush it to disk, and rename it into place."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+class Locked(Exception):
+    """Another process holds the lock."""
+
+
+def write_synced(path: Path, data: bytes | str) -> None:
+    """Write a whole file under a temporary name, flush it to disk, and rename it into place.
+
+    Readers see the old content or the new. A str is written as UTF-8.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    data = data.encode() if isinstance(data, str) else data
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -21,6 +33,7 @@ def write_synced(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    sync(path.parent)
 
 
 def publish(folder: Path, final: Path) -> None:
@@ -29,7 +42,7 @@ def publish(folder: Path, final: Path) -> None:
     Whoever finds it there has to check it: it was made by a process that did not share our lock
     (another machine, a file system without locks).
     """
-    _sync_folder(folder)
+    sync(folder)
     with suppress(FileExistsError):
         try:
             folder.rename(final)
@@ -37,41 +50,68 @@ def publish(folder: Path, final: Path) -> None:
             if not final.is_dir():
                 raise
             raise FileExistsError(error.errno, error.strerror, str(final)) from error
-    _sync_folder(final.parent)
+    sync(final.parent)
+
+
+@contextmanager
+def file_lock(
+    path: Path, *, wait_s: float = 0.0, while_waiting: Callable[[], None] = lambda: None
+) -> Iterator[int]:
+    """Hold a file exclusively among the processes of this machine; the file stays.
+
+    The system releases the lock when the process ends, however it ends.
+
+    Args:
+        wait_s: how long to wait for another holder; -1 waits for ever.
+        while_waiting: called at every look at the lock; what it raises ends the wait.
+
+    Yields:
+        The descriptor; a process that inherits it holds the lock as well.
+
+    Raises:
+        Locked: if another process still holds it after `wait_s`.
+    """
+    import filelock  # 0.05 s, which `parcae plan` does not need
+
+    descriptors: list[int] = []
+    lock = filelock.UnixFileLock(
+        path,
+        mode=0o644,
+        thread_local=False,
+        fallback_to_soft=False,  # a soft lock would outlive a killed process
+        on_acquired=descriptors.append,
+    )
+    try:
+        lock.acquire(wait_s, poll_interval=0.1, cancel_check=lambda: bool(while_waiting()))
+    except filelock.Timeout:
+        raise Locked(str(path)) from None
+    try:
+        yield descriptors[0]
+    finally:
+        lock.release()
 
 
 @contextmanager
 def folder_lock(folder: Path, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Hold `<folder>.lock` exclusively among the processes of this machine."""
+    """Hold `<folder>.lock`, which goes with the lock, for as long as it takes to get it."""
     path = folder.with_name(f"{folder.name}.lock")
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    with file_lock(path, wait_s=-1, while_waiting=on_wait):
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            on_wait()
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        if _is_still(handle, path):
-            break
-        # Its last holder removed it while we waited; the name is another file by now.
-        os.close(handle)
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(handle)
-
-
-def _is_still(handle: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
+        with suppress(OSError):
+            os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

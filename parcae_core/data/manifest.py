@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from parcae_core.data.corpus import SPLITS, Split
+from parcae_core.data.io import file_sha256
 from parcae_core.errors import UserError
 
 FORMAT_VERSION = 1
@@ -130,11 +130,6 @@ def check_hashes(folder: Path, manifest: Manifest) -> None:
                 f"{path}: its content does not match the manifest (sha256 {found[:12]} found, "
                 f"{needed[:12]} needed). {_AGAIN}"
             )
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _size(path: Path) -> int | None:

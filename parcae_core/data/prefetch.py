@@ -13,12 +13,12 @@ from parcae_core.data.reader import Batch
 
 
 class Batches(Protocol):
-    """What a feed reads: parcae_core.data.reader.RowReader."""
+    """What is read from: parcae_core.data.reader.RowReader."""
 
     def batch(self, step: int, n: int) -> Batch: ...
 
 
-class Feed:
+class Prefetch:
     """Batches of consecutive steps; each holds what the reader says for its step, nothing else.
 
     Args:
@@ -28,7 +28,7 @@ class Feed:
 
     def __init__(self, reader: Batches, n: int, *, last: int, pinned: bool) -> None:
         self._reader, self._n, self._last, self._pinned = reader, n, last, pinned
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="feed")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._next: tuple[int, Future[tuple[Tensor, int]]] | None = None
 
     def get(self, step: int) -> tuple[Tensor, int, float]:

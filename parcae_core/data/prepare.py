@@ -22,7 +22,7 @@ import numpy as np
 
 from parcae_core.data.corpus import SPLITS, Fingerprint, Source, Split
 from parcae_core.data.encode import encode_stream
-from parcae_core.data.io import folder_lock, publish, write_synced
+from parcae_core.data.io import file_sha256, folder_lock, publish, write_synced
 from parcae_core.data.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -30,7 +30,6 @@ from parcae_core.data.manifest import (
     SplitManifest,
     check_hashes,
     check_sizes,
-    file_sha256,
     read_manifest,
 )
 from parcae_core.data.pack import BUFFER_PIECES, LongDocuments, Packer
@@ -175,7 +174,14 @@ class _Job:
         return final
 
     def make(self, workers: int) -> Path:
-        with folder_lock(self.work, lambda: self.progress("waiting for another process", 0, None)):
+        told: list[bool] = []
+
+        def waiting() -> None:  # asked at every look at the lock, said once
+            if not told:
+                self.progress("waiting for another process", 0, None)
+            told.append(True)
+
+        with folder_lock(self.work, waiting):
             # Another process may have finished while this one waited.
             if found := self.find():
                 return found

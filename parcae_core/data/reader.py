@@ -6,20 +6,17 @@ thread can never change the order of the data.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from parcae_core import seeds
 from parcae_core.data.corpus import SPLITS, Split
 from parcae_core.data.manifest import check_sizes, read_manifest
 from parcae_core.data.permutation import permute
 from parcae_core.data.state_reveals import StateRevealRows, StateReveals
 from parcae_core.errors import UserError
-
-# Keeps the order of rows apart from every other use of the same seed.
-ORDER_STREAM = "parcae row order 1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,27 +75,24 @@ class RowReader:
             shape=(self.n_rows, self.row_tokens),
         )
 
-    def batch(self, step: int, n: int, members: Sequence[int] | None = None) -> Batch:
+    def batch(self, step: int, n: int) -> Batch:
         """The rows of one step: n consecutive places of the endless, per-epoch shuffled order.
 
         Args:
             step: >= 0; step s reads places s * n to (s + 1) * n, across an epoch's end if need be.
             n: rows in the global batch.
-            members: which of the n to return, for one rank of several; all by default. The epoch
-                is the global batch's either way.
         """
         if step < 0 or n < 1:
             raise ValueError(f"step={step} must be >= 0 and n={n} >= 1")
         first = step * n
-        chosen = np.arange(n) if members is None else np.asarray(members, dtype=np.int64)
-        places = first + chosen
+        places = first + np.arange(n)
         if self.generator is not None:
             return Batch(self._rows[places].astype(np.int64), 0)
         rows = np.empty(len(places), np.int64)
         epochs = places // self.n_rows
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            key = f"{ORDER_STREAM}/{self.data_seed}/{epoch}"
+            key = f"{seeds.ROW_ORDER}/{self.data_seed}/{epoch}"
             rows[here] = permute(places[here] % self.n_rows, self.n_rows, key)
         return Batch(self._rows[rows].astype(np.int64), (first + n - 1) // self.n_rows)
 
@@ -121,10 +115,6 @@ class RowReader:
         None for a corpus that has no such classes. Those of state-reveals are the gaps.
         """
         return None if self.generator is None else self.generator.gaps(rows)
-
-    def epochs(self, n_rows: int) -> float:
-        """Passes over the split that reading `n_rows` rows amounts to."""
-        return n_rows / self.n_rows
 
 
 def _token_bytes(path: Path, vocab_size: int) -> np.ndarray:

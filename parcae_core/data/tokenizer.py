@@ -172,20 +172,3 @@ class CharacterTokenizer:
 
     def to_json(self) -> None:
         return None
-
-
-def load_prepared_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a prepared folder, for decoding rows and encoding prompts.
-
-    Raises:
-        UserError: if the folder's tokenizer.json is damaged.
-    """
-    from parcae_core.data.manifest import read_manifest
-
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        alphabet = read_manifest(folder).tokenizer.get("alphabet")
-        return ByteTokenizer() if alphabet is None else CharacterTokenizer(alphabet)
-    from parcae_core.data.bpe import load_json
-
-    return load_json(path)

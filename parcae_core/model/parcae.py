@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from parcae_core import seeds
 from parcae_core.accounting.params import kv_width
 from parcae_core.config import ModelConfig
 from parcae_core.depth import DepthDraw
@@ -29,8 +30,6 @@ from parcae_core.kernels.rms_norm import RMSNorm
 from parcae_core.model.injection import build_injection, identity_or_orthogonal_, orthogonal_
 from parcae_core.model.layers import Block, Embedding, Linear, Rotary
 from parcae_core.model.loop import Trace, advance, advance_static, sort_by_depth, upload
-
-_STATE_STREAM = 0x57A7E  # keeps the draws of initial states apart from other uses of a seed
 
 
 @dataclass(kw_only=True, slots=True)
@@ -140,7 +139,7 @@ class Parcae(nn.Module):
         """h_0 as a function of (seed, step, sequence index) alone, however sequences are batched."""
         width, uniform = self.config.state_width, []
         for index in sequences:
-            key = np.random.SeedSequence((seed, _STATE_STREAM, step, int(index)))
+            key = np.random.SeedSequence((seed, seeds.STATES_ON_CPU, step, int(index)))
             generator = torch.Generator().manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
             uniform.append(torch.rand(1, seq_len, width, generator=generator))
         return self._cut_normal(torch.cat(uniform)).to(self.embedding.weight.device)

@@ -22,31 +22,31 @@ def depths_of_step(trial: Trial, step: int) -> DepthDraw:
     return DepthDraw(no_grad=once - 1, grad=once)
 
 
-def take(draw: DepthDraw, sequences: np.ndarray) -> DepthDraw:
+def select(draw: DepthDraw, sequences: np.ndarray) -> DepthDraw:
     """The depths of some sequences, in their order."""
     return DepthDraw(no_grad=draw.no_grad[sequences], grad=draw.grad[sequences])
 
 
-def share_out(draw: DepthDraw, n_workers: int) -> list[np.ndarray]:
-    """Sequence indices of each worker: equally many each, and nearly equal work.
+def partition(draw: DepthDraw, n_processes: int) -> list[np.ndarray]:
+    """Sequence indices of each process: equally many each, and nearly equal work.
 
-    Sequences go, costliest first, to the worker with the least work that still has room. A loop
+    Sequences go, costliest first, to the process with the least work that still has room. A loop
     step with gradient costs three without: its backward pass is twice its forward.
 
     Raises:
-        UserError: if the sequences do not divide among the workers.
+        UserError: if the sequences do not divide among the processes.
     """
     n = draw.grad.size
-    if n % n_workers:
+    if n % n_processes:
         raise UserError(
-            f"batch_sequences={n} does not divide among {n_workers} processes; "
-            f"use a batch that is a multiple of {n_workers}, or another number of processes"
+            f"batch_sequences={n} does not divide among {n_processes} processes; "
+            f"use a batch that is a multiple of {n_processes}, or another number of processes"
         )
     cost = draw.no_grad + 3 * draw.grad
-    work = np.zeros(n_workers)
-    shares: list[list[int]] = [[] for _ in range(n_workers)]
+    work = np.zeros(n_processes)
+    shares: list[list[int]] = [[] for _ in range(n_processes)]
     for sequence in np.argsort(-cost, kind="stable"):
-        room = [w for w in range(n_workers) if len(shares[w]) < n // n_workers]
+        room = [w for w in range(n_processes) if len(shares[w]) < n // n_processes]
         least = min(room, key=lambda w: work[w])
         shares[least].append(int(sequence))
         work[least] += cost[sequence]

@@ -18,7 +18,7 @@ from torch import Tensor
 _PIECE_ELEMENTS = 1 << 24  # 64 MiB of float32 per message
 
 
-class Workers:
+class Distributed:
     """This process's place among those of the default process group; alone when there is none."""
 
     def __init__(self) -> None:

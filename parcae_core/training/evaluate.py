@@ -39,7 +39,7 @@ def evaluate(
     n_sequences: int,
     batch_sequences: int = 32,
     seed: int = 0,
-) -> list[EvalRow]:
+) -> tuple[EvalRow, ...]:
     """Mean validation loss at every requested number of loops, and by label where there are labels.
 
     Args:
@@ -81,7 +81,7 @@ def evaluate(
             text_nats[t] += losses[in_text > 0].sum().item()
             if labels is not None:
                 by_label[t].add(labels, losses.cpu().numpy())
-    return [
+    return tuple(
         EvalRow(
             n_loops=t,
             val_loss=nats[t] / n_tokens,
@@ -90,7 +90,7 @@ def evaluate(
             by_label=by_label[t].means(),
         )
         for t in wanted
-    ]
+    )
 
 
 class _LabelSums:

@@ -16,12 +16,12 @@ from parcae_core.depth import DepthDraw
 from parcae_core.device import autocast
 from parcae_core.model.loop import sort_by_depth, upload
 from parcae_core.model.parcae import Parcae
-from parcae_core.training.batching import portions, take
-from parcae_core.training.distributed import Workers
+from parcae_core.seeds import STATES_ON_DEVICE
+from parcae_core.training.batching import portions, select
+from parcae_core.training.distributed import Distributed
 from parcae_core.training.graphs import Graphs
 from parcae_core.trial import Trial
 
-_STATE_STREAM = 0x57A7F  # keeps these draws apart from every other use of the seed
 _ROOT_MEAN_SQUARES = (
     "state_norm",
     "residual_norm",
@@ -68,7 +68,7 @@ def drawn_on(
     device: torch.device, model: Parcae, sequences: Sequence[int], trial: Trial, *, step: int
 ) -> Tensor:
     """h_0 of sequences of the global batch from a device's own generator, (n, T, S)."""
-    key = np.random.SeedSequence((trial.seed, _STATE_STREAM, step))
+    key = np.random.SeedSequence((trial.seed, STATES_ON_DEVICE, step))
     seeds = key.generate_state(trial.batch_sequences, np.uint64) >> np.uint64(1)  # signed in torch
     generator = torch.Generator(device)
     states = [
@@ -105,9 +105,9 @@ def local_gradient(
     device = model.embedding.weight.device
     local = LocalLoss(loss=torch.zeros((), dtype=torch.float64, device=device))
     for part in portions(draw, share, micro_batch):
-        order = sort_by_depth(take(draw, part))  # here, so that the device need not gather
+        order = sort_by_depth(select(draw, part))  # here, so that the device need not gather
         part = part if order is None else part[order]
-        ids, depths = upload(rows[torch.from_numpy(part)], device), take(draw, part)
+        ids, depths = upload(rows[torch.from_numpy(part)], device), select(draw, part)
         state = initial_states(model, part, trial, step=step)
         weight = part.size / draw.grad.size
         if graphs is not None and part.size == micro_batch and not instruments:
@@ -142,12 +142,12 @@ def _padded(instruments: dict[str, float], trial: Trial) -> dict[str, float]:
     return dict.fromkeys(names, instruments["state_norm"]) | instruments
 
 
-def gather_gradient(model: Parcae, local: LocalLoss, workers: Workers) -> BatchLoss:
+def all_reduce_gradient(model: Parcae, local: LocalLoss, group: Distributed) -> BatchLoss:
     """Sum the processes' losses and gradients; afterwards every process holds the whole."""
     squares = local.mean_squares
     counts = [local.core_sequence_steps, *squares.values()]
     sums = local.loss.new_tensor(counts)
-    loss, steps, *means = workers.sum(torch.cat([local.loss.view(1), sums])).tolist()
-    workers.sum_each(p.grad for p in model.parameters() if p.grad is not None)
+    loss, steps, *means = group.sum(torch.cat([local.loss.view(1), sums])).tolist()
+    group.sum_each(p.grad for p in model.parameters() if p.grad is not None)
     roots = {name: mean**0.5 for name, mean in zip(squares, means, strict=True)}
     return BatchLoss(loss, round(steps), local.radius | roots)

@@ -24,17 +24,28 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
 from parcae_core.errors import UserError
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, each step once (its last line), in order of steps."""
+    by_step = {row["step"]: row for row in parse_lines(path.read_bytes() if path.exists() else b"")}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def parse_lines(text: bytes) -> list[dict[str, Any]]:
+    """The lines in a piece of a metrics.jsonl; one that a kill cut short is left out."""
+    rows = []
+    for line in text.splitlines():
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
 
 
 class MetricsLog:
@@ -48,7 +59,7 @@ class MetricsLog:
 
     def __init__(self, path: Path, *, keep_until: int) -> None:
         self.path = path
-        kept = [line for line in _whole_lines(path) if line["step"] <= keep_until]
+        kept = [line for line in read_metrics(path) if line["step"] <= keep_until]
         temporary = path.with_suffix(".tmp")
         with _readable_error(path):
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -97,29 +108,6 @@ class Meter:
         return rates
 
 
-class ProgressBar:
-    """Bar on stderr; does nothing unless shown."""
-
-    def __init__(self, label: str, n_steps: int, *, shown: bool) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total} steps  {task.fields[note]}"),
-            TimeRemainingColumn(),
-            console=Console(file=sys.stderr),
-            disable=not shown,
-        )
-        self._task = self._progress.add_task(label, total=n_steps, note="")
-        self._progress.start()
-
-    def update(self, step: int, note: str | None = None) -> None:
-        fields = {} if note is None else {"note": note}
-        self._progress.update(self._task, completed=step, **fields)
-
-    def close(self) -> None:
-        self._progress.stop()
-
-
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -134,16 +122,3 @@ def _readable_error(path: Path) -> Iterator[None]:
             f"{path}: cannot be written ({error}); make room on the disk or choose another folder, "
             "and start the run again: it goes on from its last checkpoint"
         ) from error
-
-
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """Lines of the log; a last line cut short by a kill is left out."""
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines

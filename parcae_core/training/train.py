@@ -23,7 +23,7 @@ import torch
 
 from parcae_core.accounting.hardware import peak_flops_per_s
 from parcae_core.checkpoints.native import newest_checkpoint, only_writer, save_checkpoint
-from parcae_core.data.prefetch import Feed
+from parcae_core.data.prefetch import Prefetch
 from parcae_core.data.reader import RowReader
 from parcae_core.depth import DepthDraw
 from parcae_core.device import autocast, device_name, resolve_device
@@ -32,17 +32,17 @@ from parcae_core.kernels.attention import backend_order, backends_taken
 from parcae_core.kernels.dispatch import product_dtype
 from parcae_core.model.parcae import build_model
 from parcae_core.result import EvalRow, Execution, Interrupted, TrainResult
-from parcae_core.training.batching import StepFlops, depths_of_step, share_out
+from parcae_core.training.batching import StepFlops, depths_of_step, partition
 from parcae_core.training.compile import compile_model
-from parcae_core.training.distributed import Workers
+from parcae_core.training.distributed import Distributed
 from parcae_core.training.evaluate import evaluate
 from parcae_core.training.gradient import (
     BatchLoss,
-    gather_gradient,
+    all_reduce_gradient,
     local_gradient,
 )
 from parcae_core.training.graphs import Graphs
-from parcae_core.training.metrics import Meter, MetricsLog, ProgressBar
+from parcae_core.training.metrics import Meter, MetricsLog
 from parcae_core.training.optim import Optimizer
 from parcae_core.trial import Trial
 
@@ -96,11 +96,11 @@ def train(
             disk, a missing device, or memory that does not suffice for one micro-batch.
         Interrupted: when `execution.stop_requested` said so; a checkpoint has been written.
     """
-    workers = Workers()
+    group = Distributed()
     with ExitStack() as stack:
-        if workers.is_first:
+        if group.is_first:
             stack.enter_context(only_writer(run_dir))
-        return _Run(trial, data_dir, run_dir, on_report, execution, workers, stack).to_the_end()
+        return _Run(trial, data_dir, run_dir, on_report, execution, group, stack).to_the_end()
 
 
 class _Run:
@@ -113,16 +113,16 @@ class _Run:
         run_dir: Path,
         on_report: Report | None,
         execution: Execution,
-        workers: Workers,
+        group: Distributed,
         stack: ExitStack,
     ) -> None:
         self.started = time.perf_counter()
-        self.trial, self.execution, self.workers = trial, execution, workers
+        self.trial, self.execution, self.group = trial, execution, group
         self.on_report = on_report
         self.checkpoints = run_dir / "checkpoints"
         if execution.threads is not None:
             torch.set_num_threads(execution.threads)
-        self.device = resolve_device(execution.device, local_rank=workers.local_rank)
+        self.device = resolve_device(execution.device, local_rank=group.local_rank)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # where NCCL sends what has no device of its own
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -149,25 +149,21 @@ class _Run:
                 "device='cuda' or leave cuda_graphs off"
             )
         self.graphs = Graphs(self.model, trial) if execution.cuda_graphs else None
-        self.feed = Feed(
+        self.prefetch = Prefetch(
             self.rows,
             trial.batch_sequences,
             last=trial.n_steps,
             pinned=self.device.type == "cuda",
         )
-        stack.callback(self.feed.close)
+        stack.callback(self.prefetch.close)
         self.meter = Meter()
         peak = execution.peak_flops_per_s
         if peak is None:
             peak = peak_flops_per_s(device_name(self.device), trial.precision)
-        self.peak_flops_per_s = None if peak is None else peak * workers.n
-        if workers.is_first:
+        self.peak_flops_per_s = None if peak is None else peak * group.n
+        if group.is_first:
             self.metrics = MetricsLog(run_dir / "metrics.jsonl", keep_until=self.progress.step)
             stack.callback(self.metrics.close)
-        self.bar = ProgressBar(
-            trial.trial_id, trial.n_steps, shown=execution.progress and workers.is_first
-        )
-        stack.callback(self.bar.close)
 
     def to_the_end(self) -> TrainResult:
         trial, progress, execution = self.trial, self.progress, self.execution
@@ -181,7 +177,7 @@ class _Run:
 
             began = time.perf_counter()
             step = progress.step
-            rows, epoch, wait_s = self.feed.get(step)
+            rows, epoch, wait_s = self.prefetch.get(step)
             draw = depths_of_step(trial, step)
             last = step + 1 == trial.n_steps
             logged = last or step == 0 or (step + 1) % log_every == 0
@@ -204,7 +200,6 @@ class _Run:
             progress.train_s += seconds
             progress.data_wait_s += wait_s
             self.meter.add(tokens=trial.batch_tokens, flops=flops, wait_s=wait_s)
-            self.bar.update(progress.step)
             if logged:
                 self._log(out, grad_norm, draw, epoch)
             due = execution.checkpoint_every_s is not None and (
@@ -220,7 +215,7 @@ class _Run:
 
     def _gradient(self, rows: torch.Tensor, draw: DepthDraw, *, instruments: bool) -> BatchLoss:
         """Loss and gradient of a global batch; with micro_batch "auto", in portions that fit."""
-        share = share_out(draw, self.workers.n)[self.workers.rank]
+        share = partition(draw, self.group.n)[self.group.rank]
         auto = self.execution.micro_batch_sequences == "auto"
         while True:
             failure = None
@@ -248,8 +243,8 @@ class _Run:
                     + ("use a smaller model or context" if auto else 'lower it or set it to "auto"')
                 )
             # all processes halve together, so that they stay in step
-            if not auto or not self.workers.any(failure is not None, self.device):
-                return gather_gradient(self.model, local, self.workers)
+            if not auto or not self.group.any(failure is not None, self.device):
+                return all_reduce_gradient(self.model, local, self.group)
             self.model.zero_grad(set_to_none=True)
             if self.graphs is not None:
                 self.graphs = Graphs(self.model, self.trial)
@@ -271,19 +266,19 @@ class _Run:
 
     def _stop_requested(self) -> bool:
         asked = self.execution.stop_requested
-        return self.workers.any(asked is not None and asked(), self.device)
+        return self.group.any(asked is not None and asked(), self.device)
 
     # ---- what is left behind -------------------------------------------------------------------
 
     def _restore_or_begin(self) -> Progress:
         wanted = self.execution.micro_batch_sequences
-        share = self.trial.batch_sequences // self.workers.n
+        share = self.trial.batch_sequences // self.group.n
         whole = share if wanted is None or wanted == "auto" else min(wanted, share)
         found = newest_checkpoint(self.checkpoints, self.trial)
         step = 0 if found is None else found.step
-        if self.workers.from_first(step) != step:
+        if self.group.from_first(step) != step:
             raise UserError(
-                f"{self.checkpoints}: process {self.workers.rank} finds step {step} there and the "
+                f"{self.checkpoints}: process {self.group.rank} finds step {step} there and the "
                 "first process another; all processes need the same run folder"
             )
         if found is None:
@@ -297,7 +292,7 @@ class _Run:
         return progress
 
     def _save(self) -> None:
-        if self.workers.is_first:
+        if self.group.is_first:
             save_checkpoint(
                 self.checkpoints,
                 trial=self.trial,
@@ -308,7 +303,7 @@ class _Run:
             )
 
     def _log(self, out: BatchLoss, grad_norm: float, draw: DepthDraw, epoch: int) -> None:
-        if not self.workers.is_first:
+        if not self.group.is_first:
             return
         progress, trial = self.progress, self.trial
         rates = self.optimizer.learning_rates(progress.step - 1)
@@ -334,7 +329,6 @@ class _Run:
                 **{f"stability/{name}": value for name, value in out.instruments.items()},
             }
         self.metrics.write(line)
-        self.bar.update(progress.step, note=f"loss {out.loss:.4f}")
         if self.on_report is not None:
             self.on_report(line)
 
@@ -344,9 +338,9 @@ class _Run:
     def _finish(self) -> TrainResult:
         """Evaluate the final weights."""
         rows: tuple[EvalRow, ...] = ()
-        if self.workers.is_first:
+        if self.group.is_first:
             rows = self._evaluate()
-        rows = self.workers.from_first(rows)
+        rows = self.group.from_first(rows)
         wrong = [row for row in rows if not math.isfinite(row.val_loss)]
         if wrong:
             reason = f"validation loss after {wrong[0].n_loops} loops is {wrong[0].val_loss}"
@@ -358,7 +352,7 @@ class _Run:
         # Without gradient a portion may be larger: tiny models spend their time between the products
         portion = max(self.progress.micro_batch, EVALUATED_TOKENS // self.trial.context)
         with autocast(self.device, self.trial.precision):
-            losses = evaluate(
+            return evaluate(
                 self.model,
                 self.validation,
                 loops=wanted.loops,
@@ -366,7 +360,6 @@ class _Run:
                 batch_sequences=min(portion, wanted.n_sequences),
                 seed=self.trial.seed,
             )
-        return tuple(losses)
 
     def _result(
         self, status: str, *, reason: str | None = None, evaluation: Sequence[EvalRow] = ()
@@ -394,7 +387,7 @@ class _Run:
             micro_batch_sequences=progress.micro_batch,
             n_out_of_memory=progress.n_out_of_memory,
             n_resumed=progress.n_resumed,
-            n_processes=self.workers.n,
+            n_processes=self.group.n,
             threads=torch.get_num_threads(),
             device=device_name(self.device),
             torch_version=torch.__version__,

@@ -34,7 +34,6 @@ _ROOMS = (
     "sweeps.cli.laws",
     "sweeps.cli.data",
     "sweeps.cli.model",
-    "sweeps.cli.evaluate",
     "sweeps.cli.demo",
 )
 

@@ -103,9 +103,9 @@ def inspect_prepared(
     as_json: AsJson = False,
 ) -> None:
     """Counts of a prepared folder, and a few of its rows as text."""
+    from parcae_core.data.bpe import load_prepared_tokenizer
     from parcae_core.data.manifest import check_hashes
     from parcae_core.data.reader import RowReader
-    from parcae_core.data.tokenizer import load_prepared_tokenizer
 
     reader = RowReader(folder, split, data_seed=0)
     if verify:

@@ -1,32 +1,19 @@
-"""`parcae submit|logs|stop`: a sweep whose driver lives on a Ray cluster, through Ray Jobs."""
+"""`parcae submit|logs|stop`: a sweep whose driver lives on a Ray cluster, through Ray Jobs.
+
+The command line imports this module at its start, so the verbs import Ray's client themselves.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import re
-import shlex
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from parcae_core.errors import UserError
 
-if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
-
 _ADDRESS = typer.Option(help="The cluster's dashboard: http://host:8265.")
 _NAME = typer.Argument(help="A sweep's name; its newest job is meant.", metavar="SWEEP")
-
-# Not sent to the cluster: large, or of this machine only
-EXCLUDES = [".git", ".venv", "runs", "data", "*.egg-info", "__pycache__", ".hypothesis", "wandb"]
-# Between SIGTERM and SIGKILL when a job is stopped: trials write a checkpoint in it. Ray's is 3 s.
-STOP_GRACE_S = 120
-AGENT_WAIT_S = 60
-STATE_KEY = "parcae_sweep"
 
 
 def register(app: typer.Typer) -> None:
@@ -59,6 +46,7 @@ def submit(
         parcae stop demo --address http://127.0.0.1:8265
     """
     from sweeps.design.spec import load_spec
+    from sweeps.runner import jobs
 
     name = load_spec(spec).name  # a mistake in it is found here and not on the cluster
     here = Path.cwd()
@@ -67,26 +55,17 @@ def submit(
             f"{spec}: lies outside {here}, which is what is sent to the cluster; change to a folder "
             "above it or copy it here."
         )
-    inside = spec.resolve().relative_to(here)
     options = [f"--{n}" for n, on in (("extend", extend), ("smoke", smoke)) if on]
-    command = ["python", "-m", "sweeps.cli", "run", str(inside), "--out", out, "--address", "auto"]
-    with _jobs(address) as client:
-        job = _submit(
-            client,
-            entrypoint=shlex.join([*command, *options]),
-            submission_id=f"{name}-{time.strftime('%Y%m%d-%H%M%S')}",
-            runtime_env={
-                "working_dir": str(here),
-                "excludes": EXCLUDES,
-                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S)},
-            },
-            metadata={STATE_KEY: name},
-            entrypoint_num_cpus=0,
-        )
+    with jobs.connected(address) as client:
+        job = jobs.submit(client, name, spec.resolve().relative_to(here), out, options)
         typer.echo(job)
-        if not detach:
-            _follow(client, job)
-            _exit_as(client, job)
+        if detach:
+            return
+        jobs.follow(client, job)
+        typer.echo(jobs.line_of(client, job, message=False))
+        code = jobs.exit_code(client, job)
+    if code:
+        raise typer.Exit(code)
 
 
 def logs(
@@ -100,10 +79,12 @@ def logs(
 
         parcae logs demo --address http://127.0.0.1:8265 --follow
     """
-    with _jobs(address) as client:
-        job = _newest(client, sweep)
+    from sweeps.runner import jobs
+
+    with jobs.connected(address) as client:
+        job = jobs.newest(client, sweep)
         if follow:
-            _follow(client, job)
+            jobs.follow(client, job)
         else:
             typer.echo(client.get_job_logs(job), nl=False)
 
@@ -115,70 +96,9 @@ def stop(sweep: Annotated[str, _NAME], address: Annotated[str, _ADDRESS]) -> Non
 
         parcae stop demo --address http://127.0.0.1:8265
     """
-    with _jobs(address) as client:
-        job = _newest(client, sweep)
+    from sweeps.runner import jobs
+
+    with jobs.connected(address) as client:
+        job = jobs.newest(client, sweep)
         client.stop_job(job)
-        typer.echo(f"{job}: {client.get_job_status(job).value.lower()}")
-
-
-def job_line(sweep: str, address: str) -> str:
-    """The state of a sweep's newest job, in a line."""
-    with _jobs(address) as client:
-        job = _newest(client, sweep)
-        info = client.get_job_info(job)
-        return f"{job}: {info.status.value.lower()}: {info.message or ''}".rstrip(": ")
-
-
-@contextmanager
-def _jobs(address: str) -> Iterator[JobSubmissionClient]:
-    """A client; what goes wrong between here and there is one sentence."""
-    import logging
-
-    from ray.exceptions import AuthenticationError
-    from ray.job_submission import JobSubmissionClient
-
-    logging.getLogger("ray.dashboard").setLevel(logging.WARNING)  # its upload notes
-    try:
-        yield JobSubmissionClient(address)
-    except typer.Exit:  # itself a RuntimeError
-        raise
-    except (AuthenticationError, ConnectionError, RuntimeError) as error:
-        text = re.sub(r"\s+", " ", str(error)).strip(" .")
-        raise UserError(
-            f"--address {address}: {text[:300]}. Check the address, that `ray dashboard` is running, "
-            "and, where the cluster asks for one, RAY_AUTH_TOKEN_PATH with RAY_AUTH_MODE=token."
-        ) from error
-
-
-def _submit(client: JobSubmissionClient, **job: Any) -> str:
-    """`submit_job`, waiting for a head that has only just started to have its job agent up."""
-    deadline = time.monotonic() + AGENT_WAIT_S
-    while True:
-        try:
-            return client.submit_job(**job)
-        except RuntimeError as error:
-            if "No available agent" not in str(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(1.0)
-
-
-def _newest(client: JobSubmissionClient, sweep: str) -> str:
-    jobs = [j for j in client.list_jobs() if (j.metadata or {}).get(STATE_KEY) == sweep]
-    if not jobs:
-        raise UserError(f"{sweep}: no job of that sweep on this cluster; start it: parcae submit.")
-    return max(jobs, key=lambda j: j.start_time or 0).submission_id
-
-
-def _follow(client: JobSubmissionClient, job: str) -> None:
-    async def lines() -> None:
-        async for text in client.tail_job_logs(job):
-            typer.echo(text, nl=False, err=True)
-
-    asyncio.run(lines())
-
-
-def _exit_as(client: JobSubmissionClient, job: str) -> None:
-    info: Any = client.get_job_info(job)
-    typer.echo(f"{job}: {info.status.value.lower()}")
-    if info.status.value != "SUCCEEDED":
-        raise typer.Exit(info.driver_exit_code or 1)
+        typer.echo(jobs.line_of(client, job, message=False))

@@ -64,14 +64,14 @@ def plan(
 
         parcae plan my.yaml --gpus 8 --device "NVIDIA H100" --mfu 0.4
     """
-    from sweeps.cli.plan_table import as_data, print_table
+    from sweeps.cli.tables import plan_data, print_plan
     from sweeps.design.benchmark_rates import with_measured_shares
     from sweeps.store import Store
 
     planned, notes = with_measured_shares(load_plan(spec), device)
     store = Store(out, planned.name)
     store.refresh()
-    data = as_data(
+    data = plan_data(
         planned,
         store,
         cpus=cpus,
@@ -85,7 +85,7 @@ def plan(
     if as_json:
         typer.echo(json.dumps(data, indent=1))
     else:
-        print_table(data)
+        print_plan(data)
 
 
 def run(
@@ -177,18 +177,19 @@ def status(
         parcae status demo --address http://127.0.0.1:8265
     """
     if address is not None:
-        from sweeps.cli.jobs import job_line
+        from sweeps.runner import jobs
 
-        typer.echo(job_line(sweep, address))
+        with jobs.connected(address) as client:
+            typer.echo(jobs.line_of(client, jobs.newest(client, sweep)))
         return
-    from sweeps.cli.status_table import as_data, print_table
+    from sweeps.cli.tables import print_status, status_data
     from sweeps.store import open_sweep
 
-    data = as_data(open_sweep(sweep, out))
+    data = status_data(open_sweep(sweep, out))
     if as_json:
         typer.echo(json.dumps(data, indent=1))
     else:
-        print_table(data)
+        print_status(data)
 
 
 def retry(
@@ -260,7 +261,7 @@ def sync(
     """
     from sweeps.design.spec import load_spec
     from sweeps.store import open_sweep
-    from sweeps.tracking.sweep_run import published, write_missing
+    from sweeps.tracking.sweep_run import pushed, write_missing
     from sweeps.tracking.sync import key_problem, unsynced
     from sweeps.tracking.sync import sync as send
 
@@ -270,12 +271,13 @@ def sync(
     project = load_spec(store.root / "spec.yaml").wandb.project
     try:
         # else workers may be writing the same runs
-        with store.driver_lock(), published(store):
+        with store.driver_lock(), pushed(store):
             for problem in write_missing(store, project=project):
                 say(problem)
     except UserError:
         say(f"{store.where}: a `parcae run` is at work here; what it has not written yet waits")
-    store.storage.pull_folder("wandb")
+    runs = (n for n in store.storage.list() if "wandb" in n.split("/")[:2])
+    store.storage.pull(store.root / n for n in runs)
     waiting = unsynced(store.root)
     for i, folder in enumerate(waiting):
         problem = send(folder)

@@ -60,8 +60,8 @@ def rate_of(
     measured = []
     for trial in trials if store is not None else ():
         result = store.result(trial)
-        if result is not None and result["status"] == "done":
-            measured.append(trial.train_flops("exact") / result["train_s"])
+        if result is not None and result.status == "done":
+            measured.append(trial.train_flops("exact") / result.train_s)
     if measured:
         return Rate(
             flops_per_s=median(measured),

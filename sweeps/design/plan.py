@@ -63,7 +63,7 @@ def _resolve(section: DataSection, where: str) -> DataConfig:
     except ValueError as error:
         raise UserError(f"{where}: data: {error}") from error
     return DataConfig(
-        corpus=section.corpus,
+        corpus=section.corpus if source.alphabet is None else source.name,
         fingerprint=source.fingerprint,
         tokenizer=tokenizer.name,  # a tokenizer.json counts by its content, not by its path
         vocab_size=tokenizer.vocab_size,

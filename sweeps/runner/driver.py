@@ -6,12 +6,8 @@ left, so a killed driver, a new spec and a second start are all the same case.
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,13 +16,13 @@ from parcae_core.errors import UserError
 from parcae_core.trial import Trial
 from sweeps.design.estimate import longest_first
 from sweeps.design.plan import Plan, data_sections
+from sweeps.reports import FINISHED, State
 from sweeps.runner.cluster import ray_cluster, require_local, require_placeable
+from sweeps.runner.stopping import LOST_WORKERS_ALLOWED, say, stop_on_signals
 from sweeps.runner.trainable import Job, Train, data_key, run_trial
 from sweeps.storage.tempdir import OwnedFolder
-from sweeps.store import FINISHED, State, Store, git_commit
+from sweeps.store import Store, git_commit
 from sweeps.tracking.sweep_run import mirror_sweep
-
-LOST_WORKERS_ALLOWED = 3  # per trial; node loss and pre-emption count, our own exceptions do not
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,7 +132,7 @@ def prepare_data(plan: Plan, store: Store, trials: Sequence[Trial]) -> dict[str,
                 f"{plan.where}: the corpus {trial.data.corpus} changed while planning; try again."
             )
         path = prepare(*found, trial.context + 1, store.storage.data_root)
-        folders[data_key(trial)] = store.storage.share_data(path)
+        folders[data_key(trial)] = store.storage.push_data(path)
     return folders
 
 
@@ -149,7 +145,6 @@ def make_job(plan: Plan, store: Store, data_dirs: dict[str, str], options: Optio
         data_dirs=data_dirs,
         spec_sha256=plan.spec.sha256,
         git_commit=git_commit(),
-        design=plan.spec.design,
         wandb_mode=options.wandb_mode or plan.spec.wandb.mode,
         wandb_project=plan.spec.wandb.project,
         checkpoint_every_s=options.checkpoint_every_s,
@@ -209,40 +204,3 @@ def schedule(job: Job, trials: list[Trial], options: Options, store: Store | Non
 
 def _trial_id(trial) -> str:
     return trial.config["trial_id"]
-
-
-@contextmanager
-def stop_on_signals(
-    request_stop: Callable[[], object], end_at_once: Callable[[], object] | None = None
-) -> Iterator[list[int]]:
-    """First SIGINT or SIGTERM: trials write a checkpoint and end. Second: end at once.
-
-    Args:
-        end_at_once: on the second; None is Tune's own way to end without the trials.
-
-    Yields:
-        The signals received so far.
-    """
-    received: list[int] = []
-
-    def handle(number: int, frame: object) -> None:
-        received.append(number)
-        if len(received) == 1:
-            say("stopping: running trials write a checkpoint first; once more to stop at once")
-            request_stop()
-        elif end_at_once is not None:
-            end_at_once()
-        else:
-            os.kill(os.getpid(), signal.SIGUSR1)
-
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def say(text: str) -> None:
-    """A line of progress."""
-    print(text, file=sys.stderr, flush=True)

@@ -20,10 +20,12 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from parcae_core.trial import Trial
+from sweeps.reports import FINISHED
 from sweeps.runner.cluster import usable_cpus
-from sweeps.runner.driver import LOST_WORKERS_ALLOWED, say, stop_on_signals
+from sweeps.runner.stopping import LOST_WORKERS_ALLOWED, say, stop_on_signals
 from sweeps.runner.trainable import Job, attempt
 from sweeps.runner.trial_lines import ended_line, label
+from sweeps.storage.base import Polling
 from sweeps.store import Store
 
 POLL_S = 1.0
@@ -69,6 +71,9 @@ class _Machine:
 def run_pool(job: Job, trials: Sequence[Trial], store: Store, *, cpus: int | None = None) -> bool:
     """Run the trials in the given order, as many at a time as the machine holds.
 
+    A sweep of several seeds runs one after the other, so that one that is stopped early, or looked at
+    while it runs, has whole grids.
+
     Args:
         cpus: cores to use; None: all that this process may use.
 
@@ -89,8 +94,8 @@ class _Pool:
     """Workers, what waits for one, and what has been lost."""
 
     def __init__(self, job: Job, trials: Sequence[Trial], store: Store, cpus: int | None) -> None:
-        self.job, self.store = job, store
-        self.waiting, self.n = list(trials), len(trials)
+        self.job, self.store, self.storage = job, store, Polling(store.storage)
+        self.waiting, self.n = sorted(trials, key=lambda t: t.seed), len(trials)
         self.lost: Counter[str] = Counter()
         self.ended, self.began = 0, time.monotonic()
         self.workers: list[_Worker] = []
@@ -147,12 +152,12 @@ class _Pool:
             self.workers.remove(worker)
             worker.process.terminate()
             worker.process.join()
-        self.store.storage.poll(now=True)
+        self.storage.pull(now=True)
         self._tell(trial, problem)
 
     def _tell(self, trial: Trial, problem: str | None) -> None:
         state = self.store.state(trial)
-        if problem is not None and state.state not in ("done", "diverged", "failed"):
+        if problem is not None and state.state not in (*FINISHED, "failed"):
             self.lost[trial.trial_id] += 1
             again = self.lost[trial.trial_id] <= LOST_WORKERS_ALLOWED
             if again:
@@ -179,9 +184,7 @@ def _gpus(trials: Sequence[Trial]) -> dict[int, float]:
 
 def _work(job: Job, pipe: Connection, gpus: tuple[int, ...]) -> None:
     """What a worker does: attempts, one after the other, until the pool is gone."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches us too; the stop file is our word
+    os.setsid()  # Ctrl-C is for the parent, which asks us to stop through the store
     if gpus:
         given = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = given.split(",") if given else None

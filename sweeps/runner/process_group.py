@@ -5,7 +5,7 @@
 The processes are children of this one while the trial has its place on one node. Where no node is
 large enough, its placement group has a bundle per process, and each further process is the child
 of an actor in its bundle (`sweeps.runner.process_group_ray`). They live and die together: one that ends without a
-word ends all of them, and the attempt with ProcessLost, so that the next one starts from the newest
+message ends all of them, and the attempt with ProcessLost, so that the next one starts from the newest
 checkpoint. None outlives the worker that started it (`sweeps.runner.process_main`).
 """
 
@@ -17,7 +17,6 @@ import queue
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,11 +26,12 @@ from typing import Any, Protocol
 
 from parcae_core.result import Execution, Interrupted, TrainResult
 from parcae_core.trial import Trial, trial_to_dict
+from sweeps import child
 from sweeps.runner.errors import ProcessFailed, ProcessLost
 from sweeps.storage.tempdir import OwnedFolder
 
 ASK_S = 0.2
-# After the first failure, how long the others may take to say theirs: one process that dies makes
+# After the first failure, how long the others may take to send theirs: one process that dies makes
 # all the rest fail, and what they then raise is not the reason
 GRACE_S = 2.0
 
@@ -41,8 +41,8 @@ class Process(Protocol):
 
     address: str | None
 
-    def start(self, task: dict[str, Any], hear: Callable[[dict[str, Any] | None], None]) -> None:
-        """Start it; `hear` gets its words and, when it has ended, None."""
+    def start(self, task: dict[str, Any], receive: Callable[[dict[str, Any] | None], None]) -> None:
+        """Start it; `receive` gets its messages and, when it has ended, None."""
 
     def stop(self) -> None:
         """Ask it to write a checkpoint and end."""
@@ -51,7 +51,7 @@ class Process(Protocol):
         """End it now."""
 
     def death(self) -> str:
-        """How a process that has ended without a last word did so."""
+        """How a process that has ended without a last message did so."""
 
 
 def train_together(
@@ -71,16 +71,16 @@ def train_together(
         processes: in place of children of this process.
 
     Raises:
-        ProcessLost: if one of the processes ended without a word.
+        ProcessLost: if one of the processes ended without a message.
         ProcessFailed: if one raised; caused by an OSError if that is what it was.
     """
     n = trial.resources.processes
-    processes = processes or [Child(keep_open) for _ in range(n)]
+    processes = processes or [LocalProcess(keep_open) for _ in range(n)]
     settings = {
         f.name: getattr(execution, f.name) for f in fields(execution) if f.name != "stop_requested"
     }
     with meeting_place(processes) as where, ExitStack() as stack:
-        words: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
+        messages: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
         for rank, process in enumerate(processes):
             task = {
                 "trial": trial_to_dict(trial),
@@ -93,52 +93,52 @@ def train_together(
                 "local_rank": rank if "file:" in where["meeting"] else 0,
             }
             stack.callback(process.end)
-            process.start(task | where, lambda word, rank=rank: words.put((rank, word)))
-        group = _ProcessGroup(processes, words, on_report)
+            process.start(task | where, lambda message, rank=rank: messages.put((rank, message)))
+        group = _ProcessGroup(processes, messages, on_report)
         return group.wait(execution.stop_requested or (lambda: False))
 
 
 class _ProcessGroup:
     """Waiting for all processes of a trial."""
 
-    def __init__(self, processes: Sequence[Process], words: queue.Queue, on_report: Any) -> None:
-        self.processes, self.words, self.on_report = processes, words, on_report
-        self.last: dict[int, dict[str, Any]] = {}  # last words by rank
+    def __init__(self, processes: Sequence[Process], messages: queue.Queue, on_report: Any) -> None:
+        self.processes, self.messages, self.on_report = processes, messages, on_report
+        self.last: dict[int, dict[str, Any]] = {}  # last messages by rank
         self.left = set(range(len(processes)))
         self.stopping = False
 
     def wait(self, stop_requested: Callable[[], bool]) -> TrainResult:
         while self.left and not self._trouble():
-            self._hear(ASK_S)
+            self._receive(ASK_S)
             if not self.stopping and stop_requested():
                 self.stopping = True
                 self.processes[0].stop()  # the trainer sees to it that all stop at the same step
         if self._trouble():
             for _ in range(round(GRACE_S / ASK_S)):
                 if self.left:
-                    self._hear(ASK_S)
+                    self._receive(ASK_S)
             self._raise()
         first = self.last[0]
         if "interrupted" in first:
             raise Interrupted(first["interrupted"])
         return TrainResult.from_dict(first["result"])
 
-    def _hear(self, timeout_s: float) -> None:
+    def _receive(self, timeout_s: float) -> None:
         try:
-            rank, word = self.words.get(timeout=timeout_s)
+            rank, message = self.messages.get(timeout=timeout_s)
         except queue.Empty:
             return
-        if word is None:
+        if message is None:
             self.left.discard(rank)
             if rank not in self.last:
                 self.last[rank] = {"lost": self.processes[rank].death()}
-        elif "report" not in word:
-            self.last[rank] = word
+        elif "report" not in message:
+            self.last[rank] = message
         elif self.on_report is not None:
-            self.on_report(word["report"])
+            self.on_report(message["report"])
 
     def _trouble(self) -> bool:
-        return any("failed" in word or "lost" in word for word in self.last.values())
+        return any("failed" in message or "lost" in message for message in self.last.values())
 
     def _raise(self) -> None:
         """Raise for what was first: a failure of its own, then a death, then losing a peer."""
@@ -151,14 +151,14 @@ class _ProcessGroup:
             if failure["environment"] is not None:
                 raise said from OSError(failure["environment"])
             raise said
-        for rank, word in self.last.items():
-            if "lost" in word:
-                raise ProcessLost(f"process {rank} of {len(self.processes)} {word['lost']}")
+        for rank, message in self.last.items():
+            if "lost" in message:
+                raise ProcessLost(f"process {rank} of {len(self.processes)} {message['lost']}")
         reason = next(iter(failures.values()))["reason"]
         raise ProcessLost(f"the processes lost each other: {reason}")
 
 
-class Child:
+class LocalProcess:
     """A process of the group on this node."""
 
     def __init__(self, keep_open: Sequence[int] = ()) -> None:
@@ -166,26 +166,23 @@ class Child:
         self.address: str | None = None  # of its node, where the group is on several
         self.process: subprocess.Popen | None = None
 
-    def start(self, task: dict[str, Any], hear: Callable[[dict[str, Any] | None], None]) -> None:
+    def start(self, task: dict[str, Any], receive: Callable[[dict[str, Any] | None], None]) -> None:
         answers, theirs = os.pipe()
         os.set_inheritable(theirs, True)
         try:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "sweeps.runner.process_main", str(os.getpid()), str(theirs)],
+            self.process = child.start(
+                *("sweeps.runner.process_main", str(os.getpid()), str(theirs)),
                 stdin=subprocess.PIPE,
-                text=True,
                 pass_fds=(theirs, *self.keep_open),
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                start_new_session=True,  # Ctrl-C is the driver's, and ends as a request to stop
             )
         finally:
             os.close(theirs)
-        self._tell(json.dumps(task))
-        self.reader = threading.Thread(target=_read, args=(answers, hear), daemon=True)
+        self._send(json.dumps(task))
+        self.reader = threading.Thread(target=_read, args=(answers, receive), daemon=True)
         self.reader.start()
 
     def stop(self) -> None:
-        self._tell("stop")
+        self._send("stop")
 
     def end(self) -> None:
         if self.process is None:
@@ -199,7 +196,7 @@ class Child:
         code = self.process.wait()
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
 
-    def _tell(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         try:
             self.process.stdin.write(line + "\n")
             self.process.stdin.flush()
@@ -207,14 +204,14 @@ class Child:
             pass  # it is gone, which its reader finds out
 
 
-def _read(descriptor: int, hear: Callable[[dict[str, Any] | None], None]) -> None:
+def _read(descriptor: int, receive: Callable[[dict[str, Any] | None], None]) -> None:
     with os.fdopen(descriptor) as answers:
         for line in answers:
             try:
-                hear(json.loads(line))
+                receive(json.loads(line))
             except ValueError:
                 break  # cut short by its death
-    hear(None)
+    receive(None)
 
 
 @contextmanager

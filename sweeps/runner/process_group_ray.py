@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from sweeps.runner.process_group import Child, Process
+from sweeps.runner.process_group import LocalProcess, Process
 
 Join = Callable[[], dict[str, Any]]  # what a task says differently on that node
 
@@ -28,12 +28,12 @@ def processes_over_nodes(n: int, keep_open: Sequence[int], join: Join) -> list[P
     group = ray.util.get_current_placement_group() if ray.is_initialized() else None
     if group is None or group.bundle_count == 1:
         return None
-    first = Child(keep_open)
+    first = LocalProcess(keep_open)
     first.address = ray.util.get_node_ip_address()
-    return [first, *(Elsewhere(group, bundle, join) for bundle in range(1, n))]
+    return [first, *(RemoteProcess(group, bundle, join) for bundle in range(1, n))]
 
 
-class Elsewhere:
+class RemoteProcess:
     """A process of the group in another bundle."""
 
     def __init__(self, group: Any, bundle: int, join: Join) -> None:
@@ -49,15 +49,15 @@ class Elsewhere:
         self.address = ray.get(self.actor.address.remote())
         self._death = "is gone"
 
-    def start(self, task: dict[str, Any], hear: Callable[[dict[str, Any] | None], None]) -> None:
-        word = self.actor.run.remote(task, self.join)
+    def start(self, task: dict[str, Any], receive: Callable[[dict[str, Any] | None], None]) -> None:
+        message = self.actor.run.remote(task, self.join)
 
         def wait() -> None:
             try:
-                hear(ray.get(word))
+                receive(ray.get(message))
             except Exception as error:  # noqa: BLE001 - its node or its actor is gone, or arriving failed
                 self._death = f"on {self.address} is gone: {str(error).strip().splitlines()[-1]}"
-            hear(None)
+            receive(None)
 
         threading.Thread(target=wait, daemon=True).start()
 
@@ -79,13 +79,13 @@ class _Host:
         return ray.util.get_node_ip_address()
 
     def run(self, task: dict[str, Any], join: Join) -> dict[str, Any]:
-        """Start the process and wait for its last word."""
-        words: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        child, last = Child(), None
+        """Start the process and wait for its last message."""
+        messages: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        child, last = LocalProcess(), None
         try:
-            child.start(task | join(), words.put)
-            while (word := words.get()) is not None:
-                last = word
+            child.start(task | join(), messages.put)
+            while (message := messages.get()) is not None:
+                last = message
             return last or {"lost": child.death()}
         finally:
             child.end()

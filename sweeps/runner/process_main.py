@@ -27,28 +27,28 @@ _PR_SET_PDEATHSIG = 1  # Linux, sys/prctl.h
 
 
 def main() -> int:
-    """Train as the task says; the exit code is 0 whenever a last word was said."""
+    """Train as the task says; the exit code is 0 whenever a last message was sent."""
     parent, answers = int(sys.argv[1]), os.fdopen(int(sys.argv[2]), "w", buffering=1)
     die_with(parent)
     lock = threading.Lock()
 
-    def say(**word: Any) -> None:
+    def send(**message: Any) -> None:
         with lock:
-            answers.write(json.dumps(word) + "\n")
+            answers.write(json.dumps(message) + "\n")
 
     task = json.loads(sys.stdin.readline())
     stop = threading.Event()
-    threading.Thread(target=_listen, args=(stop,), daemon=True).start()
+    threading.Thread(target=_receive_stop, args=(stop,), daemon=True).start()
     from parcae_core.result import Interrupted
 
     try:
-        result = train_as(task, stop.is_set, lambda line: say(report=line))
+        result = train_as(task, stop.is_set, lambda line: send(report=line))
     except Interrupted as stopped:
-        say(interrupted=str(stopped))
+        send(interrupted=str(stopped))
     except Exception as error:  # noqa: BLE001 - the parent decides what it means
-        say(failed=described(error))
+        send(failed=described(error))
     else:
-        say(result=result if task["rank"] == 0 else None)
+        send(result=result if task["rank"] == 0 else None)
     answers.close()
     return 0
 
@@ -61,7 +61,7 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
-def _listen(stop: threading.Event) -> None:
+def _receive_stop(stop: threading.Event) -> None:
     for line in sys.stdin:
         if line.strip() == "stop":
             stop.set()

@@ -13,7 +13,9 @@ from rich.table import Table
 
 from parcae_core.trial import Trial
 from sweeps.design.estimate import duration
+from sweeps.reports import FINISHED
 from sweeps.runner.trial_lines import ended_line, label
+from sweeps.storage.base import Polling
 from sweeps.store import Store, TrialState
 
 EVERY_S = 5.0
@@ -25,7 +27,7 @@ class Progress(tune.Callback):
     """Lines of progress; told by Tune, but what ended how is read from the store."""
 
     def __init__(self, store: Store, trials: list[Trial], console: Console | None = None) -> None:
-        self.store = store
+        self.store, self.storage = store, Polling(store.storage)
         self.console = console or Console(stderr=True)
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
         self.every_s = LIVE_EVERY_S if self.console.is_terminal else EVERY_S
@@ -41,7 +43,9 @@ class Progress(tune.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks for a restore that we never ask for; terminals cannot be."""
-        return {k: v for k, v in vars(self).items() if k not in ("console", "live", "store")}
+        return {
+            k: v for k, v in vars(self).items() if k not in ("console", "live", "store", "storage")
+        }
 
     def __enter__(self) -> Progress:
         if self.console.is_terminal:
@@ -53,11 +57,11 @@ class Progress(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         planned = self.trials[trial.config["trial_id"]]
-        self.store.storage.poll(now=True)
+        self.storage.pull(now=True)
         state = self.store.state(planned)
         self.ended[planned.trial_id] = state.state
         if (line := ended_line(self.store, planned)) is not None:
-            done = sum(s in ("done", "diverged") for s in self.ended.values())
+            done = sum(s in FINISHED for s in self.ended.values())
             of = f" ({done} of {len(self.trials)} finished)" if state.state == "done" else ""
             self.say(line + of)
 
@@ -74,7 +78,7 @@ class Progress(tune.Callback):
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         if time.monotonic() - self.said_at < self.every_s:
             return
-        self.store.storage.poll()
+        self.storage.pull()
         self.said_at = time.monotonic()
         running = {
             t.config["trial_id"]: self.store.state(self.trials[t.config["trial_id"]])

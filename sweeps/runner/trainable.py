@@ -20,16 +20,18 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from parcae_core.data.io import write_synced
 from parcae_core.result import Execution, Interrupted, TrainResult
 from parcae_core.trial import Trial
+from sweeps.reports import ENDED, StateReport
 from sweeps.runner.errors import environment, reason_of
-from sweeps.storage.files import read_json, write_atomic, write_json
-from sweeps.storage.lease import Lease, LeaseLost, lease
+from sweeps.storage.base import Lease, LeaseLost, lease
+from sweeps.storage.files import TrialFiles, write_json
 from sweeps.store import HEARTBEAT_S, Store
 
 if TYPE_CHECKING:
@@ -49,7 +51,6 @@ class Job:
     data_dirs: dict[str, str]  # by `data_key`
     spec_sha256: str
     git_commit: str | None
-    design: str
     wandb_mode: str = "disabled"
     wandb_project: str = "parcae-scaling"
     checkpoint_every_s: float = 120.0
@@ -63,7 +64,7 @@ class Job:
 
     def data_dir(self, trial: Trial) -> Path:
         """The prepared rows of a trial, on this node."""
-        return self.store.storage.data_dir(self.data_dirs[data_key(trial)])
+        return self.store.storage.pull_data(self.data_dirs[data_key(trial)])
 
     @property
     def stop_file(self) -> Path:
@@ -80,108 +81,116 @@ def run_trial(config: dict[str, Any]) -> None:
     """The function that Tune runs: config holds a Job and a trial_id."""
     from ray import tune
 
-    job: Job = config["job"]
     try:
-        attempt(job, config["trial_id"], report=tune.report)
+        attempt(config["job"], config["trial_id"], tune.report)
     except LeaseLost:
         # Whoever scheduled this worker has given it up, so nobody will end it; a GPU's memory
         # would stay taken until somebody did
         os._exit(1)
 
 
-def attempt(job: Job, trial_id: str, report: Callable[[dict[str, Any]], None]) -> None:
-    """One attempt at a trial; see the module for how it may end.
+def attempt(job: Job, trial_id: str, announce: Callable[[dict[str, Any]], None]) -> None:
+    """One attempt at a trial: claim, train, record, announce; see the module for how it may end.
 
     Raises:
         Exception: only what another attempt may cure.
     """
     store = job.store
-    storage = store.storage
-    storage.pull_trial(trial_id, "sweep.json", job.stop_file.name)
-    trial = store.trial(trial_id)
-    if trial is None:
-        raise RuntimeError(f"{store.folder(trial_id)}: trial.json is missing or damaged")
-    if store.result(trial) is not None:  # a retry after the result was written
-        storage.push(store.folder(trial_id) / "result.json")
-        return report({"state": "finished"})
-    if job.stop_file.exists():
-        return report({"state": "planned"})
-    with (
-        lease(store.folder(trial_id), wait_s=job.lease_wait_s, storage=storage) as held,
-        storage.at_work(trial, held, follow=(job.stop_file,)),
-        _shown(job, trial) as live,
-    ):
-        heartbeat = Heartbeat(store, trial, held)
-        with heartbeat:
-            outcome = _train(job, trial, held, heartbeat)
-        heartbeat.end(outcome)
-        if outcome["state"] in ("done", "diverged", "failed"):
-            _mirror(job, trial, outcome, live)
-    report({"state": outcome["state"], "step": outcome["step"]})
-    if outcome["state"] == "failed" and trial.resources.gpus and not outcome.get("retired"):
+    trial, finished = _claim(job, store, trial_id)
+    if finished or job.stop_file.exists():
+        return announce({"state": "finished" if finished else "planned"})
+    report = store.report(trial_id)
+    # On record since this worker's process, the one before, was replaced for it
+    recorded = report is not None and (report.state, report.session) == ("failed", job.session)
+    if not recorded:
+        with (
+            lease(store.folder(trial_id), store.storage, wait_s=job.lease_wait_s) as held,
+            store.storage.pushing(trial, held, follow=(job.stop_file,)),
+            _shown(job, trial) as live,
+        ):
+            with Heartbeat(job, trial, held) as heartbeat:
+                outcome = _train(job, trial, held, heartbeat)
+            report = _record(store.files(trial_id), held, heartbeat, outcome)
+            if report.state in ENDED:
+                _mirror(job, trial, report, live)
+    announce({"state": report.state, "step": report.step})
+    if report.state == "failed" and trial.resources.gpus and not recorded:
         # A CUDA error can outlive its trial; ending the process is what clears it
-        raise WorkerRetired(outcome["reason"])
+        raise WorkerRetired(report.reason)
+    return None
 
 
 class WorkerRetired(Exception):
     """Makes Tune replace a worker process after a failure that is already on record."""
 
 
-def _train(job: Job, trial: Trial, held: Lease, heartbeat: Heartbeat) -> dict[str, Any]:
-    store = job.store
-    folder = store.folder(trial.trial_id)
-    said = read_json(folder / "state.json") or {}
-    if said.get("state") == "failed" and said.get("session") == job.session:
-        return said | {"retired": True}
-    heartbeat.begin(
-        attempts=said.get("attempts", 0) + 1,
-        session=job.session,
-        spec_sha256=job.spec_sha256,
-        git_commit=job.git_commit,
-    )
+def _claim(job: Job, store: Store, trial_id: str) -> tuple[Trial, bool]:
+    """The trial, and whether it has a result, as the other nodes see it."""
+    files = store.files(trial_id)
+    store.storage.pull([*files.small, store.root / "sweep.json", job.stop_file])
+    trial = store.trial(trial_id)
+    if trial is None:
+        raise RuntimeError(f"{files.trial} is missing or damaged")
+    finished = store.result(trial) is not None  # a retry after the result was written
+    if finished:
+        store.storage.push(files.result)
+    return trial, finished
+
+
+def _train(job: Job, trial: Trial, held: Lease, heartbeat: Heartbeat) -> TrainResult | Exception:
+    """The result, or what ended the training instead."""
+    gpus = trial.resources.gpus
     try:
-        result = _call_train(job, trial, held, heartbeat)
-    except Interrupted:
-        held.require()
-        return heartbeat.report | {"state": "planned", "reason": "stopped on request"}
+        train = _trainer(job, trial, held)
+        if 0 < gpus < 1:
+            from parcae_core.device import keep_to_share
+
+            keep_to_share(gpus)
+        return train(
+            trial,
+            data_dir=job.data_dir(trial),
+            run_dir=job.store.folder(trial.trial_id),
+            on_report=heartbeat.on_report,
+            execution=Execution(
+                device="cuda" if gpus else "cpu",
+                threads=trial.resources.threads,
+                compile=trial.resources.compile,
+                cuda_graphs=trial.resources.compile and gpus > 0,
+                micro_batch_sequences="auto" if gpus else None,
+                checkpoint_every_s=job.checkpoint_every_s,
+                stop_requested=_StopRequested(job, held),
+            ),
+        )
     except LeaseLost:
         raise
-    except Exception as error:
-        held.require()
-        if (cause := environment(error)) is not None:
-            store.write_state(
-                trial.trial_id, **(heartbeat.report | {"state": "planned", "reason": str(cause)})
-            )
-            raise
-        write_atomic(folder / "error.txt", traceback.format_exc())
-        return heartbeat.report | {"state": "failed", "reason": reason_of(error)}
+    except Exception as error:  # noqa: BLE001 - `_record` decides what it means
+        return error
+
+
+def _record(
+    files: TrialFiles, held: Lease, heartbeat: Heartbeat, outcome: TrainResult | Exception
+) -> StateReport:
+    """Write the outcome down: the result or the error, then the report.
+
+    Raises:
+        LeaseLost: before anything is written.
+        Exception: the outcome, if the system failed and another attempt may cure it.
+    """
     held.require()
-    write_json(folder / "result.json", result.to_dict())
-    return heartbeat.report | {"state": result.status, "step": result.step, "reason": result.reason}
-
-
-def _call_train(job: Job, trial: Trial, held: Lease, heartbeat: Heartbeat) -> TrainResult:
-    train, gpus = _trainer(job, trial, held), trial.resources.gpus
-    if 0 < gpus < 1:
-        from parcae_core.device import keep_to_share
-
-        keep_to_share(gpus)
-    execution = Execution(
-        device="cuda" if gpus else "cpu",
-        threads=trial.resources.threads,
-        compile=trial.resources.compile,
-        cuda_graphs=trial.resources.compile and gpus > 0,
-        micro_batch_sequences="auto" if gpus else None,
-        checkpoint_every_s=job.checkpoint_every_s,
-        stop_requested=_StopRequested(job, held),
-    )
-    return train(
-        trial,
-        data_dir=job.data_dir(trial),
-        run_dir=job.store.folder(trial.trial_id),
-        on_report=heartbeat.on_report,
-        execution=execution,
-    )
+    if not isinstance(outcome, Exception):
+        write_json(files.result, outcome.to_dict())
+        ended = {"state": outcome.status, "step": outcome.step, "reason": outcome.reason}
+    elif isinstance(outcome, Interrupted):
+        ended = {"state": "planned", "reason": "stopped on request"}
+    elif (cause := environment(outcome)) is not None:
+        ended = {"state": "planned", "reason": str(cause)}
+    else:
+        write_synced(files.error, "".join(traceback.format_exception(outcome)))
+        ended = {"state": "failed", "reason": reason_of(outcome)}
+    heartbeat.write(replace(heartbeat.report, **ended))
+    if isinstance(outcome, Exception) and environment(outcome) is not None:
+        raise outcome
+    return heartbeat.report
 
 
 def _trainer(job: Job, trial: Trial, held: Lease) -> Train:
@@ -194,8 +203,8 @@ def _trainer(job: Job, trial: Trial, held: Lease) -> Train:
     from sweeps.runner.process_group import train_together
     from sweeps.runner.process_group_ray import processes_over_nodes
 
-    keep_open = () if held.lock is None else (held.lock,)
-    checkpoints = sorted((job.store.folder(trial.trial_id) / "checkpoints").glob("step-*"))
+    keep_open = (held.lock,)
+    checkpoints = sorted(job.store.files(trial.trial_id).checkpoints.glob("step-*"))
     join = partial(_join, job, trial, checkpoints[-1].name if checkpoints else None)
     processes = processes_over_nodes(trial.resources.processes, keep_open, join)
     return partial(train_together, keep_open=keep_open, processes=processes)
@@ -204,7 +213,7 @@ def _trainer(job: Job, trial: Trial, held: Lease) -> Train:
 def _join(job: Job, trial: Trial, checkpoint: str | None) -> dict[str, Any]:
     """On another node of a trial: where its data and its folder are there."""
     store = job.store
-    store.storage.join(trial, checkpoint)
+    store.storage.pull_checkpoint(trial, checkpoint)
     return {
         "data_dir": str(job.data_dir(trial)),
         "run_dir": str(store.folder(trial.trial_id)),
@@ -226,16 +235,24 @@ class _StopRequested:
         return self.stop_file.exists()
 
 
-@dataclass
 class Heartbeat:
-    """Keeps state.json fresh while a trial runs."""
+    """Keeps state.json fresh while a trial runs; `report` is what it says now."""
 
-    store: Store
-    trial: Trial
-    held: Lease
-    report: dict[str, Any] = field(default_factory=dict)
+    def __init__(self, job: Job, trial: Trial, held: Lease) -> None:
+        before = job.store.report(trial.trial_id)
+        self.file, self.held = job.store.files(trial.trial_id).state, held
+        self.report = StateReport(
+            state="running",
+            attempts=1 if before is None else before.attempts + 1,
+            session=job.session,
+            host=os.uname().nodename,
+            pid=os.getpid(),
+            spec_sha256=job.spec_sha256,
+            git_commit=job.git_commit,
+        )
 
     def __enter__(self) -> Heartbeat:
+        self.write(self.report)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
@@ -245,41 +262,29 @@ class Heartbeat:
         self._over.set()
         self._thread.join()
 
-    def begin(self, **said: Any) -> None:
-        host, pid = os.uname().nodename, os.getpid()
-        self.report = {"state": "running", "step": 0, "host": host, "pid": pid} | said
-        self._write()
-
     def on_report(self, line: dict[str, Any]) -> None:
-        self.report = self.report | {  # a new dict: the other thread may be writing the old one
-            "step": line["step"],
-            "loss": line.get("train/loss"),
-            "tokens_per_s": line.get("perf/tokens_per_s"),
-        }
+        """A line of the metrics, for the next beat."""
+        self.report = self.report.training(line)
 
-    def end(self, outcome: dict[str, Any]) -> None:
-        self.report = {k: v for k, v in outcome.items() if k not in ("time", "retired")}
+    def write(self, report: StateReport) -> None:
+        """Replace the report now."""
+        self.report = report
         self._write()
-
-    def _beat(self) -> None:
-        while not self._over.wait(HEARTBEAT_S):
-            if self.report and self.held.held():
-                self._write()
 
     def _write(self) -> None:
         try:
-            self.store.write_state(self.trial.trial_id, **_finite(self.report))
+            self.report.write(self.file)
         except OSError as error:
             # The state is for people; the trainer meets the same disk and decides what it means
-            print(f"{self.trial.trial_id}: state.json not written ({error})", flush=True)
+            print(f"{self.file}: not written ({error})", flush=True)
+
+    def _beat(self) -> None:
+        while not self._over.wait(HEARTBEAT_S):
+            if self.held.held():
+                self._write()
 
 
-def _finite(said: dict[str, Any]) -> dict[str, Any]:
-    """A loss may be infinite on the way to diverging; JSON has no such number."""
-    return {k: v if not isinstance(v, float) or abs(v) < 1e300 else str(v) for k, v in said.items()}
-
-
-def _mirror(job: Job, trial: Trial, outcome: dict[str, Any], live: Live | None) -> None:
+def _mirror(job: Job, trial: Trial, report: StateReport, live: Live | None) -> None:
     if job.wandb_mode == "disabled":
         return
     problem = None if live is None else live.end()
@@ -289,7 +294,7 @@ def _mirror(job: Job, trial: Trial, outcome: dict[str, Any], live: Live | None) 
         offline = mirror(job.store, trial, project=job.wandb_project)
         problem = offline or problem
     if problem is not None:
-        job.store.write_state(trial.trial_id, **_finite(outcome), wandb_problem=problem)
+        replace(report, wandb_problem=problem).write(job.store.files(trial.trial_id).state)
 
 
 @contextmanager

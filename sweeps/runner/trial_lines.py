@@ -20,6 +20,6 @@ def ended_line(store: Store, trial: Trial) -> str | None:
     if state.state in ("failed", "diverged"):
         return f"{label(trial)}: {state.state}: {state.reason}"
     if state.state == "done" and (result := store.result(trial)):
-        loss = {r["n_loops"]: r["val_loss"] for r in result["evaluation"]}
+        loss = {r.n_loops: r.val_loss for r in result.evaluation}
         return f"{label(trial)}: done, val_loss {loss[trial.mean_recurrence]:.4f}"
     return None

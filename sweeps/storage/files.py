@@ -1,76 +1,44 @@
-"""Small files that are either whole or absent, whatever happens to the process or the machine."""
+"""The names of a trial's files, and small files of JSON that are either whole or absent."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from parcae_core.errors import UserError
+from parcae_core.data.io import write_synced
+
+SMALL = ("trial.json", "state.json", "result.json", "error.txt")  # what a view of a sweep holds
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write under a temporary name, flush to the disk, rename. Readers see the old or the new."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+class TrialFiles:
+    """Every file name of a trial's folder. Those of a checkpoint are parcae_core.checkpoints.native's."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.small = self.trial, self.state, self.result, self.error = [folder / n for n in SMALL]
+        self.metrics = folder / "metrics.jsonl"
+        self.checkpoints = folder / "checkpoints"
+        self.wandb = folder / "wandb"
+        self.mirror = self.wandb / "mirror.json"  # which outcome the run folders in it hold
+        self.lease = folder / "lease.json"  # whose the folder is
+        self.worker = folder / ".worker"  # locked by the process that trains here
+        self.outgoing = folder / ".outgoing"  # the checkpoint that is on its way to a store
 
 
 def write_json(path: Path, data: Any) -> None:
-    """`write_atomic` of indented JSON; refuses NaN, which is no JSON."""
-    write_atomic(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
+    """Write indented JSON, whole or not at all; refuses NaN, which is no JSON."""
+    write_synced(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """The mapping in a file; None when there is no file or it does not hold one.
 
-    A damaged file reads as absent: whoever asks then derives the state without it and, for a
-    result, trains again. `sweeps.store` says so to the user.
+    A damaged file reads as absent: the caller then derives the state without it and, for a
+    result, trains again. `sweeps.store` tells the user.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return data if isinstance(data, dict) else None
-
-
-def require_writable(folder: Path) -> None:
-    """Prove that a folder can be made and written in, and leave things as they were.
-
-    Raises:
-        UserError: with the system's reason.
-    """
-    probe = folder / f".probe.{os.getpid()}"
-    made = [f for f in (folder, *folder.parents) if not f.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be written ({error.strerror}); give another folder with --out."
-        ) from error
-    finally:
-        for new in made:  # innermost first
-            if new.is_dir():
-                new.rmdir()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable; a few file systems cannot sync folders and need not."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)

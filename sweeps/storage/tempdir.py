@@ -7,13 +7,14 @@ are not ours and are left alone.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import shutil
 import tempfile
 import weakref
+from contextlib import ExitStack, suppress
 from pathlib import Path
+
+from parcae_core.data.io import Locked, file_lock
 
 OWNER = ".owner"
 
@@ -31,10 +32,9 @@ class OwnedFolder:
         remove_stale(prefix, base)
         self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=base))
         # Locked before it has its name: an owner file that is not locked has lost its owner
-        unnamed = self.path / f"{OWNER}.new"
-        lock = os.open(unnamed, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        os.write(lock, str(os.getpid()).encode())  # for people
+        unnamed, lock = self.path / f"{OWNER}.new", ExitStack()
+        lock.enter_context(file_lock(unnamed))
+        unnamed.write_text(str(os.getpid()))  # for people
         unnamed.rename(self.path / OWNER)
         self.close = weakref.finalize(self, _remove, self.path, lock)
 
@@ -48,19 +48,10 @@ class OwnedFolder:
 def remove_stale(prefix: str, base: str) -> None:
     """Remove the folders of dead processes."""
     for owner in Path(base).glob(f"{prefix}*/{OWNER}"):
-        try:
-            lock = os.open(owner, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:  # another user's, or just removed
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-        else:
-            _remove(owner.parent, lock)
+        with suppress(Locked, OSError), file_lock(owner):  # another user's, or just removed
+            shutil.rmtree(owner.parent, ignore_errors=True)
 
 
-def _remove(folder: Path, lock: int) -> None:
+def _remove(folder: Path, lock: ExitStack) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        os.close(lock)
+    lock.close()

@@ -7,19 +7,21 @@ which cost nothing, and sent from there while the trainer goes on and drops its 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from parcae_core.checkpoints.native import DamagedCheckpoint, newest_checkpoint, read_checkpoint
+from parcae_core.data.io import write_synced
 from parcae_core.trial import Trial
-from sweeps.storage.files import write_atomic
-from sweeps.storage.lease import Lease, LeaseLost
-from sweeps.storage.objects import Objects
+from sweeps.storage.base import Lease, LeaseLost
+from sweeps.storage.files import TrialFiles
+from sweeps.storage.objects import Retrying
 
 FOLLOW_EVERY_S = 1.0  # the lease, the stop file, small files that changed
 LOOK_EVERY_S = 0.2  # for a new checkpoint
@@ -27,16 +29,15 @@ KEEP = 2  # checkpoints in the store, as in the folder
 # Of a request during training: what fails is tried again with the next turn, or overtaken by it
 PATIENCE_S = 30.0
 # At the end, when nothing is left to be done but to hand over what was trained; a checkpoint alone
-# has to be there within the grace of a stop (sweeps.cli.jobs)
+# has to be there within the grace of a stop (sweeps.runner.jobs)
 FINAL_PATIENCE_S, STOP_PATIENCE_S = 900.0, 100.0
 # A worker on a lost node looks at the lease every second and stops; until then it may still write
 ORPHAN_S = 3.0
 INDEX = "checkpoint.json"
-_SMALL = ("result.json", "error.txt", "state.json")  # the state last: it says what the others show
 
 
 class Uploads:
-    """Publishes what a running trial leaves in its folder.
+    """Pushes what a running trial leaves in its folder.
 
     Leaving the block means handing over: it returns once the store holds everything.
 
@@ -46,24 +47,17 @@ class Uploads:
     """
 
     def __init__(
-        self,
-        objects: Objects,
-        root: Path,
-        trial_id: str,
-        held: Lease,
-        follow: tuple[Path, ...] = (),
+        self, objects: Retrying, files: TrialFiles, held: Lease, follow: tuple[Path, ...] = ()
     ) -> None:
-        self.objects, self.root, self.held = objects, root, held
-        self.folder, self.follow = root / trial_id, follow
-        self.outgoing = self.folder / ".outgoing"
+        self.plain, self.files, self.held, self.follow = objects.objects, files, held, follow
+        self.trial_id = files.folder.name
         self.sent: dict[str, tuple[int, int]] = {}
-        self.there: set[str] = set()  # names of whole checkpoints in the store
+        self.there = set(checkpoints_in(objects, self.trial_id))  # whole ones, in the store
         self.over, self.lost = threading.Event(), threading.Event()
         self.failing: str | None = None  # said once, not at every turn
 
     def __enter__(self) -> Uploads:
-        shutil.rmtree(self.outgoing, ignore_errors=True)
-        self.there = set(checkpoints_in(self.objects, self.folder.name))
+        shutil.rmtree(self.files.outgoing, ignore_errors=True)
         turns = ((self._follow, FOLLOW_EVERY_S), (self._send_checkpoint, LOOK_EVERY_S))
         self.threads = [
             threading.Thread(target=self._repeat, args=turn, daemon=True) for turn in turns
@@ -78,105 +72,106 @@ class Uploads:
             thread.join()
         if self.lost.is_set() or isinstance(error, LeaseLost):
             if error is None:
-                raise LeaseLost(f"{self.folder.name}: a later attempt has taken over")
+                raise LeaseLost(f"{self.trial_id}: a later attempt has taken over")
             return
         if error is None:
-            ended = (self.folder / "result.json").exists()
+            ended = self.files.result.exists()
             self._hand_over(FINAL_PATIENCE_S if ended else STOP_PATIENCE_S)
             return
-        with contextlib.suppress(OSError):  # the first failure is the one to hear about
+        with suppress(OSError):  # the first failure is the one to hear about
             self._hand_over(PATIENCE_S)
 
-    def _repeat(self, turn, every_s: float) -> None:
+    def _repeat(self, turn: Callable[[Retrying], None], every_s: float) -> None:
         while not self.over.wait(every_s) and not self.lost.is_set():
             try:
-                turn(PATIENCE_S)
+                turn(Retrying(self.plain, PATIENCE_S))
             except LeaseLost:
-                return  # the trainer hears of it from the lease that is now here
+                return  # the trainer finds the lease that is now here
             except OSError as error:
                 if self.failing is None:
-                    print(f"{self.folder.name}: not published for now ({error})", flush=True)
+                    print(f"{self.trial_id}: not pushed for now ({error})", flush=True)
                 self.failing = str(error)
             else:
                 self.failing = None
 
     def _hand_over(self, patience_s: float) -> None:
-        self._require_ours(patience_s)
-        if (self.folder / "result.json").exists():
-            self._send("result.json", patience_s)
-        self._send_checkpoint(patience_s)
-        self._send("metrics.jsonl", patience_s)
-        for path in sorted((self.folder / "wandb").rglob("*")):
-            if path.is_file() and not path.is_symlink():
-                self._send(path.relative_to(self.folder).as_posix(), patience_s)
-        for name in _SMALL:
-            self._send(name, patience_s)
-        self.objects.write(
-            f"{self.folder.name}/lease.json",
-            json.dumps(self.held.said | {"released": True}).encode(),
-            patience_s,
-        )
+        objects, files = Retrying(self.plain, patience_s), self.files
+        self._require_ours(objects)
+        self._send(objects, files.result)
+        self._send_checkpoint(objects)
+        self._send(objects, files.metrics)
+        runs = (p for p in sorted(files.wandb.rglob("*")) if p.is_file() and not p.is_symlink())
+        self._send(objects, *runs, *self._small)
+        released = json.dumps(self.held.content | {"released": True}).encode()
+        objects.push(self._name(files.lease), released)
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.files.folder.parent).as_posix()
 
     # ---- small files ---------------------------------------------------------------------------
 
-    def _follow(self, patience_s: float) -> None:
-        self._require_ours(patience_s)
+    @property
+    def _small(self) -> tuple[Path, ...]:
+        """The state last: it says what the others show."""
+        return self.files.result, self.files.error, self.files.state
+
+    def _follow(self, objects: Retrying) -> None:
+        self._require_ours(objects)
         for path in self.follow:
-            if self.objects.read(path.relative_to(self.root).as_posix(), patience_s) is not None:
+            if objects.pull(self._name(path)) is not None:
                 path.touch()
-        for name in _SMALL:
-            self._send(name, patience_s)
+        self._send(objects, *self._small)
 
-    def _require_ours(self, patience_s: float) -> None:
+    def _require_ours(self, objects: Retrying) -> None:
         """Look at the lease in the store; a new one is put here, where the trainer finds it."""
-        said = self.objects.read(f"{self.folder.name}/lease.json", patience_s)
-        if said is not None and json.loads(said).get("owner") != self.held.owner:
+        lease = objects.pull(self._name(self.files.lease))
+        if lease is not None and json.loads(lease).get("owner") != self.held.owner:
             self.lost.set()
-            write_atomic(self.folder / "lease.json", said.decode())
-            raise LeaseLost(f"{self.folder.name}: a later attempt has taken over")
+            write_synced(self.files.lease, lease)
+            raise LeaseLost(f"{self.trial_id}: a later attempt has taken over")
 
-    def _send(self, name: str, patience_s: float) -> None:
-        """Send a file unless this version of it has been sent."""
-        path = self.folder / name
-        try:
-            stat = path.stat()
-            content = path.read_bytes()
-        except FileNotFoundError:
-            return
-        version = (stat.st_mtime_ns, stat.st_size)
-        if self.sent.get(name) != version:
-            if name == "metrics.jsonl":
+    def _send(self, objects: Retrying, *paths: Path) -> None:
+        """Push files, except those of which this version has been sent."""
+        for path in paths:
+            try:
+                stat, content = path.stat(), path.read_bytes()
+            except FileNotFoundError:
+                continue
+            name, version = self._name(path), (stat.st_mtime_ns, stat.st_size)
+            if self.sent.get(name) == version:
+                continue
+            if path == self.files.metrics:
                 content = content[: content.rfind(b"\n") + 1]  # whole lines: it is being written
-            self.objects.write(f"{self.folder.name}/{name}", content, patience_s)
+            objects.push(name, content)
             self.sent[name] = version
 
     # ---- checkpoints ---------------------------------------------------------------------------
 
-    def _send_checkpoint(self, patience_s: float) -> None:
-        """Send the newest checkpoint, if it is not there, and let the store forget the older."""
+    def _send_checkpoint(self, objects: Retrying) -> None:
+        """Push the newest checkpoint, if it is not there, and let the store forget the older."""
         taken = self._take()
         if taken is None:
             return
         try:
-            self._require_ours(patience_s)
-            self._send("metrics.jsonl", patience_s)  # first: it has to reach to the checkpoint
-            prefix = f"{self.folder.name}/checkpoints/{taken.name}"
+            self._require_ours(objects)
+            self._send(objects, self.files.metrics)  # first: it has to reach to the checkpoint
+            prefix = self._name(self.files.checkpoints / taken.name)
             for path in sorted(taken.iterdir(), key=lambda p: p.name == INDEX):  # the index last
-                self.objects.upload(path, f"{prefix}/{path.name}", patience_s)
+                objects.push(f"{prefix}/{path.name}", path)
             self.there.add(taken.name)
         finally:
-            shutil.rmtree(self.outgoing, ignore_errors=True)
+            shutil.rmtree(self.files.outgoing, ignore_errors=True)
         for name in sorted(self.there)[:-KEEP]:
-            remove_checkpoint(self.objects, self.folder.name, name, patience_s)
+            delete_checkpoint(objects, self.trial_id, name)
             self.there.discard(name)
 
     def _take(self) -> Path | None:
         """The newest checkpoint that the store lacks, by hard links: a copy that costs nothing."""
-        found = sorted((self.folder / "checkpoints").glob("step-*"))
+        found = sorted(self.files.checkpoints.glob("step-*"))
         if not found or found[-1].name in self.there:
             return None
-        taken = self.outgoing / found[-1].name
-        shutil.rmtree(self.outgoing, ignore_errors=True)
+        taken = self.files.outgoing / found[-1].name
+        shutil.rmtree(self.files.outgoing, ignore_errors=True)
         taken.mkdir(parents=True)
         try:
             for path in found[-1].iterdir():
@@ -186,28 +181,28 @@ class Uploads:
         return taken if (taken / INDEX).exists() else None
 
 
-def checkpoints_in(objects: Objects, trial_id: str) -> list[str]:
+def checkpoints_in(objects: Retrying, trial_id: str) -> list[str]:
     """Names of a trial's whole checkpoints in the store, by rising step."""
-    listed = objects.listing(f"{trial_id}/checkpoints")
+    listed = objects.list(f"{trial_id}/checkpoints")
     return sorted(n.split("/")[-2] for n in listed if n.endswith(f"/{INDEX}"))
 
 
-def remove_checkpoint(objects: Objects, trial_id: str, name: str, patience_s: float) -> None:
+def delete_checkpoint(objects: Retrying, trial_id: str, name: str) -> None:
     """Its index first: from then on it does not count."""
     prefix = f"{trial_id}/checkpoints/{name}"
-    rest = [n for n in objects.listing(prefix) if not n.endswith(f"/{INDEX}")]
-    objects.remove([f"{prefix}/{INDEX}", *rest], patience_s)
+    for found in sorted(objects.list(prefix), key=lambda n: not n.endswith(f"/{INDEX}")):
+        objects.delete(found)
 
 
 def pull_checkpoint(
-    objects: Objects, folder: Path, trial: Trial, *, wanted: str | None = None
+    objects: Retrying, files: TrialFiles, trial: Trial, *, wanted: str | None = None
 ) -> None:
     """Bring a trial's newest good checkpoint, and its metrics, to this node if it is not here.
 
     Args:
         wanted: only this one, which is on its way to the store; waits for it.
     """
-    local = newest_checkpoint(folder / "checkpoints", trial)
+    local = newest_checkpoint(files.checkpoints, trial)
     here = "" if local is None else local.path.name
     if here == wanted:
         return
@@ -220,23 +215,23 @@ def pull_checkpoint(
         if wanted is None and name <= here:
             return
         try:
-            _bring(objects, folder / "checkpoints", trial, name)
+            _pull(objects, files.checkpoints, trial, name)
         except (DamagedCheckpoint, FileNotFoundError) as damage:
             print(f"{objects.url}: {trial.trial_id} {name} is damaged ({damage})", flush=True)
-            remove_checkpoint(objects, trial.trial_id, name, PATIENCE_S)
+            delete_checkpoint(Retrying(objects.objects, PATIENCE_S), trial.trial_id, name)
             continue
-        metrics = objects.read(f"{trial.trial_id}/metrics.jsonl")
+        metrics = objects.pull(f"{trial.trial_id}/{files.metrics.name}")
         if metrics is not None:
-            write_atomic(folder / "metrics.jsonl", metrics.decode())
+            write_synced(files.metrics, metrics)
         return
 
 
-def _bring(objects: Objects, checkpoints: Path, trial: Trial, name: str) -> None:
+def _pull(objects: Retrying, checkpoints: Path, trial: Trial, name: str) -> None:
     partial = checkpoints / f".writing-{name}"  # the trainer removes it if we are cut short
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for there in objects.listing(f"{trial.trial_id}/checkpoints/{name}"):
-        objects.download(there, partial / there.rpartition("/")[2])
+    for found in objects.list(f"{trial.trial_id}/checkpoints/{name}"):
+        objects.pull_file(found, partial / found.rpartition("/")[2])
     read_checkpoint(partial)  # or DamagedCheckpoint
     shutil.rmtree(checkpoints / name, ignore_errors=True)
     partial.rename(checkpoints / name)

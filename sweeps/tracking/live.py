@@ -12,7 +12,6 @@ is written offline by the worker, complete, for `parcae sync`.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -21,8 +20,10 @@ import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from parcae_core.training.metrics import parse_lines
+from sweeps import child
 from sweeps.store import Store
-from sweeps.tracking import process
+from sweeps.tracking.trial_run import begin, end, forget_runs, log_rows
 
 if TYPE_CHECKING:
     import wandb
@@ -53,9 +54,12 @@ class Live:
         self._answered, self._over = threading.Event(), threading.Event()
         self._problem: str | None = None
         self._connected = self._complete = False
-        command = ("-m", "sweeps.tracking.live", str(store.root), trial_id, project)
-        pipe = subprocess.PIPE
-        self._process = process.start(*command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
+        self._process = child.start(
+            *("sweeps.tracking.live", str(store.root), trial_id, project),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
         threading.Thread(target=self._listen, daemon=True).start()
 
     def end(self) -> str | None:
@@ -83,7 +87,7 @@ class Live:
 
     def close(self) -> None:
         """End the process at once; also right when the trial goes on elsewhere."""
-        process.end(self._process)
+        child.end(self._process)
         with contextlib.suppress(OSError):
             self._process.stdin.close()
 
@@ -122,22 +126,16 @@ class Tail:
             return []  # not there yet, or the file system's trouble is the trainer's to report
         whole = data.rfind(b"\n") + 1
         self._at += whole
-        rows = []
-        for line in data[:whole].splitlines():
-            with contextlib.suppress(ValueError):
-                rows.append(json.loads(line))
-        return rows
+        return parse_lines(data[:whole])
 
 
 def show(store: Store, trial: Trial, project: str, ended: threading.Event) -> None:
     """Mirror a trial until it has ended. Raises what W&B raises."""
-    from sweeps.tracking.trial_run import end, log_rows
-
     run = _connect(store, trial, project, ended)
     if run is None:
         return
     say("connected")
-    tail = Tail(store.folder(trial.trial_id) / "metrics.jsonl")
+    tail = Tail(store.files(trial.trial_id).metrics)
     # An earlier attempt may have sent steps that this one, from an older checkpoint, makes again
     reached = run.starting_step - 1
     over = False
@@ -153,9 +151,6 @@ def show(store: Store, trial: Trial, project: str, ended: threading.Event) -> No
 def _connect(store: Store, trial: Trial, project: str, ended: threading.Event) -> wandb.Run | None:
     """The run, as soon as the server gives it; None if the trial ends before."""
     import wandb
-
-    from sweeps.tracking.run_folder import forget_runs
-    from sweeps.tracking.trial_run import begin
 
     while not ended.is_set():
         try:
@@ -184,7 +179,7 @@ def say(text: str) -> None:
 def main(root: str, trial_id: str, project: str) -> None:
     """The process."""
     global _worker
-    _worker = process.private_stdout()
+    _worker = child.private_stdout()
     store = Store(Path(root).parent, Path(root).name)
     ended = threading.Event()
 

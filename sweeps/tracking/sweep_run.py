@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -19,8 +18,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweeps.store import FINISHED, Store
-from sweeps.tracking import process as wandb_process
+from sweeps import child
+from sweeps.reports import ENDED, FINISHED
+from sweeps.store import Store
+from sweeps.tracking.trial_run import (
+    digest,
+    drop_unsent,
+    forget_runs,
+    mark,
+    mirror,
+    open_run,
+    written,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,49 +55,42 @@ def mirror_sweep(
     if mode == "disabled":
         return []
     try:
-        with published(store):
+        with pushed(store):
             return _in_a_process(store.root, project, mode, deadline_s)
     except OSError as error:  # an object store that does not answer
         return [f"W&B: {error}; what is not written yet waits for the next `parcae run`"]
 
 
 def _in_a_process(root: Path, project: str, mode: str, deadline_s: float) -> list[str]:
-    command = ("-m", "sweeps.tracking.sweep_run", str(root), project, mode)
-    process = wandb_process.start(*command, stdout=subprocess.PIPE)
-    try:
-        out, _ = process.communicate(timeout=deadline_s)
-    except subprocess.TimeoutExpired:
+    command = ("sweeps.tracking.sweep_run", str(root), project, mode)
+    code, text = child.output_of(*command, timeout_s=deadline_s)
+    if code is None:
         return [f"W&B: the sweep's run was not written within {deadline_s:g} s"]
-    finally:
-        wandb_process.end(process)
-        process.stdout.close()
     try:
-        return list(json.loads(out))
+        return list(json.loads(text))
     except ValueError:
         return ["W&B: the sweep's run was not written: its process died"]
 
 
 @contextmanager
-def published(store: Store) -> Iterator[None]:
-    """What is written of W&B runs within counts for other nodes too (sweeps.storage.base).
+def pushed(store: Store) -> Iterator[None]:
+    """Push what is written of W&B runs within this block.
 
     The folder here then knows which runs are written, and has the metrics of those that are not.
     """
-    from analysis.table.records import STATUSES
-    from sweeps.tracking.run_folder import MARKER, written
-
-    store.storage.pull_folder("wandb", own=True)
+    storage = store.storage
+    storage.pull(store.root / name for name in storage.list("wandb"))
     for trial in store.stored_trials():
-        folder = store.folder(trial.trial_id)
-        if store.state(trial).state in STATUSES:
-            store.storage.pull(folder / "wandb" / MARKER)
-            if not written(folder):
-                store.storage.pull(folder / "metrics.jsonl")
+        files = store.files(trial.trial_id)
+        if store.state(trial).state in ENDED:
+            storage.pull([files.mirror])
+            if not written(files.folder):
+                storage.pull([files.metrics])
     before = _run_files(store.root)
     yield
     after = _run_files(store.root)
-    store.storage.delete(*(before.keys() - after.keys()))
-    store.storage.push(*sorted(p for p, when in after.items() if before.get(p) != when))
+    storage.delete(*(before.keys() - after.keys()))
+    storage.push(*sorted(p for p, when in after.items() if before.get(p) != when))
 
 
 def _run_files(root: Path) -> dict[Path, int]:
@@ -104,8 +106,9 @@ def sweep_run_id(store: Store) -> str:
 def write(store: Store, *, project: str, mode: str) -> list[str]:
     """Write what is missing of the trials' runs, then the sweep's; problems in sentences."""
     from sweeps.records import records_of
-    from sweeps.tracking.run_folder import digest, written
 
+    if store.sweep is None:
+        return [f"W&B: {store.root} holds no sweep"]
     problems = write_missing(store, project=project)
     table = records_of(store)
     content = {
@@ -121,8 +124,6 @@ def write(store: Store, *, project: str, mode: str) -> list[str]:
             _write(store, table, study, refusal, project, attempt, digest(content))
             return problems
         except Exception as error:  # noqa: BLE001 - an online run that fails is written offline
-            from sweeps.tracking.run_folder import forget_runs
-
             problems.append(f"W&B {attempt}: {type(error).__name__}: {error}")
             forget_runs()
     return problems
@@ -130,10 +131,7 @@ def write(store: Store, *, project: str, mode: str) -> list[str]:
 
 def write_missing(store: Store, *, project: str) -> list[str]:
     """Write the runs of ended trials that have none yet: their worker died, or never ran here."""
-    from analysis.table.records import STATUSES
-    from sweeps.tracking.trial_run import mirror
-
-    ended = [t for t in store.stored_trials() if store.state(t).state in STATUSES]
+    ended = [t for t in store.stored_trials() if store.state(t).state in ENDED]
     return [p for t in ended if (p := mirror(store, t, project=project)) is not None]
 
 
@@ -203,19 +201,15 @@ def _write(
     mode: str,
     content: str,
 ) -> None:
-    from sweeps.tracking.run_folder import drop_unsent, mark, open_run
-
     sweep, run_id = store.sweep or {}, sweep_run_id(store)
     drop_unsent(store.root, run_id)
-    commit = (sweep.get("git_commit") or "none")[:12]
     run = open_run(
+        store,
         store.root,
         run_id=run_id,
         project=project,
-        group=store.name,
         job_type="sweep",
         mode=mode,
-        tags=(sweep.get("design", ""), f"spec-{sweep['spec_sha256'][:12]}", f"commit-{commit}"),
         config=sweep | {"spec": _spec_text(store)},
         init_timeout_s=INIT_TIMEOUT_S,
         finish_timeout_s=FINISH_TIMEOUT_S,
@@ -293,7 +287,7 @@ def _deadline(seconds: int) -> Iterator[None]:
 
 def main(root: str, project: str, mode: str) -> None:
     """The process: prints its problems as one line of JSON."""
-    driver = wandb_process.private_stdout()
+    driver = child.private_stdout()
     try:
         problems = write(Store(Path(root).parent, Path(root).name), project=project, mode=mode)
     except Exception as error:  # noqa: BLE001 - said in a line; the sweep's result stands

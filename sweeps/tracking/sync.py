@@ -6,8 +6,8 @@ import os
 import subprocess
 from pathlib import Path
 
-from sweeps.tracking import process as wandb_process
-from sweeps.tracking.run_folder import written
+from sweeps import child
+from sweeps.tracking.trial_run import written
 
 SYNC_TIMEOUT_S = 120.0  # of one run; `wandb sync` alone would try for ever
 
@@ -41,21 +41,16 @@ def key_problem() -> str | None:
 
 def sync(folder: Path) -> str | None:
     """Send one offline run; what went wrong, or None."""
-    process = wandb_process.start(
-        *("-m", "wandb", "sync", "--yes", str(folder.absolute())),
+    code, text = child.output_of(
+        *("wandb", "sync", "--yes", str(folder.absolute())),
+        timeout_s=SYNC_TIMEOUT_S,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    try:
-        said, _ = process.communicate(timeout=SYNC_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
+    if code is None:
         return f"the server did not take it within {SYNC_TIMEOUT_S:.0f} s"
-    finally:
-        wandb_process.end(process)
-        process.stdout.close()
-    if process.returncode == 0 and list(folder.glob("*.wandb.synced")):
+    if code == 0 and list(folder.glob("*.wandb.synced")):
         return None
-    lines = [line.removeprefix("wandb: ") for line in said.strip().splitlines()]
-    errors = [line for line in lines if "ERROR" in line or "rror" in line]
+    lines = [line.removeprefix("wandb: ") for line in text.strip().splitlines()]
+    errors = [line for line in lines if "error" in line.lower()]
     return (errors or lines or ["no reason given"])[-1]

@@ -1,25 +1,123 @@
-"""A trial's folder as one W&B run, id = trial_id.
+"""A trial's folder as one W&B run, id = trial_id; and opening and marking a run of any kind.
 
 metrics.jsonl and result.json are the truth and W&B is their mirror. Offline, the run is written from
 them in one go when the trial has ended: W&B cannot go on with an offline run, so one written while
 training would end up in as many pieces as the trial had attempts. Online, `sweeps.tracking.live` shows
 the trial while it trains, and this module writes what it could not send.
+
+Only the modules of this room import wandb, each inside the function that needs it: it takes a second
+to load, and the base install has none.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from parcae_core.training.metrics import read_metrics
 from parcae_core.trial import Trial, trial_to_dict
 from sweeps.records import evaluated, outcome_columns, planned_columns
-from sweeps.storage.files import read_json
+from sweeps.storage.files import TrialFiles, read_json, write_json
 from sweeps.store import Store
-from sweeps.tracking.run_folder import digest, drop_unsent, forget_runs, mark, open_run, written
 
 if TYPE_CHECKING:
     import wandb
+
+
+# ---- a run of any kind ---------------------------------------------------------------------------
+
+
+def open_run(
+    store: Store,
+    folder: Path,
+    *,
+    run_id: str,
+    project: str,
+    job_type: str,
+    mode: str,
+    config: dict[str, Any],
+    init_timeout_s: float = 30.0,
+    finish_timeout_s: float = 30.0,
+) -> wandb.Run:
+    """A W&B run whose files lie under folder/wandb; an online run of the same id goes on.
+
+    Raises:
+        Exception: whatever W&B raises. `finish` of the run raises TimeoutError when the data could
+            not be sent in time.
+    """
+    # Its settings and keys stay where the user has them; nothing is printed over our progress
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
+    sweep = store.sweep or {}
+    tags = (
+        sweep.get("design", "unknown"),
+        f"spec-{sweep.get('spec_sha256', 'none')[:12]}",
+        f"commit-{(sweep.get('git_commit') or 'none')[:12]}",
+    )
+    return wandb.init(
+        project=project,
+        group=store.name,
+        job_type=job_type,
+        id=run_id,
+        name=run_id,
+        tags=[t[:64] for t in tags],  # W&B takes no longer ones
+        config=config,
+        dir=str(folder),
+        mode=mode,
+        resume="allow" if mode == "online" else None,
+        reinit="finish_previous",
+        settings=wandb.Settings(
+            init_timeout=init_timeout_s,
+            finish_timeout=finish_timeout_s,
+            finish_timeout_raises=True,
+            console="off",
+            disable_git=True,
+            disable_code=True,
+            x_disable_stats=True,
+            x_save_requirements=False,
+            silent=True,
+        ),
+    )
+
+
+def forget_runs() -> None:
+    """After a failed init; without this a second init of the same id says that the run is in use."""
+    import wandb
+
+    wandb.teardown()
+
+
+def digest(data: Any) -> str:
+    """Hash of what a run would hold, to tell whether it has been written."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def written(folder: Path) -> dict[str, Any]:
+    """The marker in a folder: "of" (a digest), "mode" and "id" of its run; empty without one."""
+    return read_json(TrialFiles(folder).mirror) or {}
+
+
+def mark(folder: Path, **marker: str) -> None:
+    """Record that a run is complete, on the server or in its offline folder."""
+    write_json(TrialFiles(folder).mirror, marker)
+
+
+def drop_unsent(folder: Path, run_id: str) -> None:
+    """Remove offline runs of this id that nobody has sent: what is written next replaces them.
+
+    W&B cannot go on with an offline run; two folders of one id would be sent as two parts.
+    """
+    for old in folder.glob(f"wandb/offline-run-*-{run_id}"):
+        if not list(old.glob("*.wandb.synced")):
+            shutil.rmtree(old)
+
+
+# ---- a trial's run -------------------------------------------------------------------------------
 
 
 def mirror(store: Store, trial: Trial, *, project: str) -> str | None:
@@ -27,13 +125,13 @@ def mirror(store: Store, trial: Trial, *, project: str) -> str | None:
 
     Repeating it writes nothing. Nothing is raised: the mirror is not the result.
     """
-    folder = store.folder(trial.trial_id)
+    files = store.files(trial.trial_id)
     try:
-        if is_mirrored(store, trial):
+        if written(files.folder).get("of") == _outcome_digest(store, trial):
             return None
-        drop_unsent(folder, run_id(store, trial))
+        drop_unsent(files.folder, run_id(store, trial))
         run = begin(store, trial, project=project, mode="offline")
-        log_rows(run, read_metrics(folder / "metrics.jsonl"))
+        log_rows(run, read_metrics(files.metrics))
         end(run, store, trial, mode="offline")
         return None
     except Exception as error:  # noqa: BLE001 - whatever W&B does, the trial's result stands
@@ -41,33 +139,22 @@ def mirror(store: Store, trial: Trial, *, project: str) -> str | None:
         return f"W&B offline: {type(error).__name__}: {error}"
 
 
-def is_mirrored(store: Store, trial: Trial) -> bool:
-    """Whether the run that belongs to this outcome has been written completely."""
-    return written(store.folder(trial.trial_id)).get("of") == _outcome_digest(store, trial)
-
-
 def run_id(store: Store, trial: Trial) -> str:
     """trial_id; a result taken over from another sweep is not that sweep's run, and says so."""
-    said = read_json(store.folder(trial.trial_id) / "state.json") or {}
-    return f"{trial.trial_id}-{store.name}" if "reused_from" in said else trial.trial_id
+    report = store.report(trial.trial_id)
+    reused = report is not None and report.reused_from is not None
+    return f"{trial.trial_id}-{store.name}" if reused else trial.trial_id
 
 
 def begin(store: Store, trial: Trial, *, project: str, mode: str, **timeouts: float) -> wandb.Run:
     """Open a trial's run. Raises what W&B raises."""
-    sweep = store.sweep or {}
-    commit = (sweep.get("git_commit") or "none")[:12]
     return open_run(
+        store,
         store.folder(trial.trial_id),
         run_id=run_id(store, trial),
         project=project,
-        group=store.name,
         job_type="trial",
         mode=mode,
-        tags=(
-            sweep.get("design", "unknown"),
-            f"spec-{sweep.get('spec_sha256', 'none')[:12]}",
-            f"commit-{commit}",
-        ),
         config=config_of(store, trial),
         **timeouts,
     )
@@ -87,13 +174,14 @@ def end(run: wandb.Run, store: Store, trial: Trial, *, mode: str) -> None:
     """
     import wandb
 
-    rows = store.result(trial) and evaluated(store, trial)
-    if rows:
+    result = store.result(trial)
+    if result is not None:
+        rows = evaluated(store, trial)
         columns = list(rows[0])
         table = wandb.Table(columns=columns, data=[[r[c] for c in columns] for r in rows])
         run.log({"val/loops": table})
     run.summary.update(summary_of(store, trial))
-    run.finish(exit_code=0 if store.result(trial) else 1)
+    run.finish(exit_code=0 if result is not None else 1)
     outcome = _outcome_digest(store, trial)
     mark(store.folder(trial.trial_id), of=outcome, mode=mode, id=run_id(store, trial))
 
@@ -111,35 +199,23 @@ def config_of(store: Store, trial: Trial) -> dict[str, Any]:
 
 def summary_of(store: Store, trial: Trial) -> dict[str, Any]:
     """What a run's summary gets at the end: the result, and the rest of the records table."""
-    result = store.result(trial) or {}
-    left_out = ("evaluation", "train_flops", "trial_id")
-    plain = {k: v for k, v in result.items() if k not in left_out and v is not None}
-    outcome, rows = outcome_columns(store, trial), evaluated(store, trial)
-    if result:
-        for row in rows:
-            plain[f"val/loss_at_{row['n_loops']}_loops"] = row["val_loss"]
+    result, outcome, rows = (
+        store.result(trial),
+        outcome_columns(store, trial),
+        evaluated(store, trial),
+    )
+    plain: dict[str, Any] = {}
+    if result is not None:
+        left_out = ("evaluation", "train_flops", "trial_id")
+        values = result.to_dict().items()
+        plain = {k: v for k, v in values if k not in left_out and v is not None}
+        plain |= {f"val/loss_at_{row['n_loops']}_loops": row["val_loss"] for row in rows}
     record = None if outcome is None else outcome | {"evaluation": rows}
     return plain | {"record": record}
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, each step once (its last line), in order of steps.
-
-    A line that a kill cut short is left out.
-    """
-    if not path.exists():
-        return []
-    rows = {}
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        rows[line["step"]] = line
-    return [rows[step] for step in sorted(rows)]
-
-
 def _outcome_digest(store: Store, trial: Trial) -> str:
-    said = read_json(store.folder(trial.trial_id) / "state.json") or {}
-    outcome = {"attempts": said.get("attempts"), "columns": outcome_columns(store, trial)}
+    report = store.report(trial.trial_id)
+    attempts = None if report is None else report.attempts or None
+    outcome = {"attempts": attempts, "columns": outcome_columns(store, trial)}
     return digest(outcome | {"evaluation": evaluated(store, trial)})

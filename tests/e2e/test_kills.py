@@ -88,7 +88,7 @@ def require_same_records(out: Path, undisturbed) -> None:
     print("records sha256", records.sha256(found), "undisturbed", records.sha256(undisturbed[1]))
     assert found.equals(undisturbed[1])
     results = [store.result(t) for t in store.stored_trials()]
-    assert any(r["n_resumed"] > 0 for r in results)  # else nothing was interrupted
+    assert any(r.n_resumed > 0 for r in results)  # else nothing was interrupted
 
 
 def test_a_killed_worker_is_replaced_and_goes_on(undisturbed, tmp_path):

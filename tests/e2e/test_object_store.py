@@ -55,7 +55,7 @@ def sweep_with_checkpoints(process, out: str, n: int = 2):
 def require_same(store, undisturbed) -> None:
     store.refresh()
     assert records_of(store)[COMPARED].equals(undisturbed[1])
-    assert any(store.result(t)["n_resumed"] > 0 for t in store.stored_trials())
+    assert any(store.result(t).n_resumed > 0 for t in store.stored_trials())
 
 
 @pytest.mark.parametrize("nodes", [(), ("node",)], ids=["worker", "node"])

@@ -50,7 +50,7 @@ def test_a_trial_of_two_processes_runs_through_ray(tmp_path):
     spec = spec_of(tmp_path, 2e8)
     finish(start(spec, tmp_path / "out"))
     store, result = only_result(tmp_path / "out")
-    assert result["n_processes"] == 2
+    assert result.n_processes == 2
     alone, trial, job = swept(tmp_path / "alone", 1, budgets_flops=[2e8])
     attempt(job, trial.trial_id, lambda _: None)
     losses = [list(records_of(s).val_loss) for s in (store, alone)]
@@ -77,8 +77,8 @@ def test_a_killed_process_ends_the_attempt_and_the_next_goes_on(tmp_path, nodes)
     for out in ("whole", "killed"):
         store, result = only_result(tmp_path / out)
         tables.append(records_of(store)[COMPARED])
-        assert result["n_processes"] == 2
-    assert result["n_resumed"] == 1
+        assert result.n_processes == 2
+    assert result.n_resumed == 1
     assert tables[0].equals(tables[1])  # bit for bit: two processes sum in one order
 
 

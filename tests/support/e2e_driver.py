@@ -18,7 +18,7 @@ from pathlib import Path
 
 from sweeps.cli.sweep import load_plan
 from sweeps.runner.driver import Options, Outcome, run
-from sweeps.storage.files import read_json
+from sweeps.storage.base import Polling
 from sweeps.storage.objects import is_url
 from sweeps.storage.uploads import checkpoints_in
 from sweeps.store import Store
@@ -70,15 +70,14 @@ def lose_a_node(store: Store, what: str) -> None:
 
 def first_with_a_checkpoint(store: Store) -> int | None:
     """The worker of a trial that has one which the other nodes see."""
-    store.storage.poll(now=True)
+    Polling(store.storage).pull(now=True)
     for trial in store.stored_trials():
-        folder = store.folder(trial.trial_id)
         if is_url(store.storage.place):
             found = checkpoints_in(store.storage.objects, trial.trial_id)
         else:
-            found = list(folder.glob("checkpoints/step-*"))
-        if found and (said := read_json(folder / "state.json")) is not None:
-            return said["pid"]
+            found = list(store.files(trial.trial_id).checkpoints.glob("step-*"))
+        if found and (report := store.report(trial.trial_id)) is not None:
+            return report.pid
     return None
 
 

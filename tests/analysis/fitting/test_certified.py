@@ -11,7 +11,10 @@ import pandas as pd
 import pytest
 
 from analysis import api
-from analysis.fitting import fit, intervals
+from analysis.fitting import intervals
+from analysis.fitting.dataset import Dataset, prepare
+from analysis.fitting.fit import fit
+from analysis.fitting.options import FitOptions
 from analysis.isoflop.power_law import fit_line
 from analysis.laws import library
 from analysis.table import load
@@ -28,20 +31,24 @@ def need(name: str) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def chinchilla():
-    """(columns, losses) of the 240 rows with loss below the 5th highest."""
+LAW = library.get("chinchilla")
+
+
+def read(drop_highest: int) -> Dataset:
     table = load.load(need("chinchilla_245.csv"), parse_columns(COLUMNS))
-    table = api._without_highest(table, 5)
-    columns, losses, _ = fit.observations(table, library.get("chinchilla"))
-    assert len(losses) == 240
-    return columns, losses
+    return prepare(api._without_highest(table, drop_highest), LAW)
 
 
-def search(columns, losses, loss="huber", delta=1e-3, n_starts=100, seed=0):
-    scaled = fit.scale(library.get("chinchilla"), columns, losses, loss, delta)
-    best = fit.search(scaled, n_starts, np.random.default_rng(seed))
-    return scaled, best, {k: float(v[0]) for k, v in scaled.values(best.theta[None]).items()}
+@pytest.fixture(scope="module")
+def chinchilla() -> Dataset:
+    """The 240 rows with loss below the 5th highest."""
+    data = read(5)
+    assert len(data) == 240
+    return data
+
+
+def fitted(data: Dataset, **options):
+    return fit(data, LAW, FitOptions(**({"n_starts": 100, "interval": "none"} | options)))
 
 
 def agrees(values, **certified):
@@ -54,9 +61,9 @@ def _last_place(text: str) -> float:
 
 
 def test_chinchilla_optimum_from_every_start(chinchilla):
-    _, best, values = search(*chinchilla)
-    assert best.objective == pytest.approx(0.00101827401780, abs=1e-13)
-    assert best.n_agree == 100
+    found = fitted(chinchilla)
+    assert found.search.objective == pytest.approx(0.00101827401780, abs=1e-13)
+    assert found.search.n_agree == 100
     certified = {
         "A": 477.8259,
         "B": 2143.4173,
@@ -64,20 +71,21 @@ def test_chinchilla_optimum_from_every_start(chinchilla):
         "alpha": 0.3473105,
         "beta": 0.3671724,
     }
-    assert values == pytest.approx(certified, rel=1.5e-7)
-    assert values["beta"] / (values["alpha"] + values["beta"]) == pytest.approx(0.5138995, abs=5e-8)
+    assert found.params == pytest.approx(certified, rel=1.5e-7)
+    alpha, beta = found.params["alpha"], found.params["beta"]
+    assert beta / (alpha + beta) == pytest.approx(0.5138995, abs=5e-8)
 
 
 def test_all_245_rows():
-    table = load.load(need("chinchilla_245.csv"), parse_columns(COLUMNS))
-    columns, losses, _ = fit.observations(table, library.get("chinchilla"))
-    _, best, values = search(columns, losses, n_starts=20)
-    assert best.objective == pytest.approx(0.00182601052307, abs=1e-13)
-    agrees(values, A="495.726", B="12845.61", E="1.8913385", alpha="0.3493129", beta="0.4530493")
+    found = fitted(read(0), n_starts=20)
+    assert found.search.objective == pytest.approx(0.00182601052307, abs=1e-13)
+    agrees(
+        found.params, A="495.726", B="12845.61", E="1.8913385", alpha="0.3493129", beta="0.4530493"
+    )
 
 
 def test_least_absolute_deviations_are_the_limit_of_small_delta(chinchilla):
-    *_, values = search(*chinchilla, delta=1e-9, n_starts=8)
+    values = fitted(chinchilla, delta=1e-9, n_starts=8).params
     certified = {"A": 482.0057, "B": 2085.434, "E": 1.816864, "alpha": 0.347813, "beta": 0.365854}
     for name, value in certified.items():
         # delta = 1e-9 is not 0, and the limit moves A by 6e-4 per 1e-8
@@ -85,24 +93,24 @@ def test_least_absolute_deviations_are_the_limit_of_small_delta(chinchilla):
 
 
 def test_least_squares_on_the_loss_of_the_217_rows_below_1e21(chinchilla):
-    columns, losses = chinchilla
+    columns = chinchilla.columns
     small = 6 * columns["n_params"] * columns["n_tokens"] < 1e21
     assert small.sum() == 217
     units = {
         "n_params": columns["n_params"][small] / 1e6,
         "n_tokens": columns["n_tokens"][small] / 1e9,
     }
-    _, best, values = search(units, losses[small], loss="lsq", n_starts=20)
-    assert 2 * best.objective == pytest.approx(0.062414, abs=5e-7)
-    agrees(values, E="1.9051", A="4.0005", B="1.0509", alpha="0.3511", beta="0.4587")
+    found = fitted(Dataset.of(units, chinchilla.target[small]), loss="lsq", n_starts=20)
+    assert 2 * found.search.objective == pytest.approx(0.062414, abs=5e-7)
+    agrees(found.params, E="1.9051", A="4.0005", B="1.0509", alpha="0.3511", beta="0.4587")
 
 
 def test_bootstrap_standard_errors(chinchilla):
-    scaled, best, _ = search(*chinchilla, n_starts=8)
-    counts = intervals.case_counts(240, 1000, np.random.default_rng(0))
-    draws, finished = intervals.refits(scaled, best.theta, counts)
+    found = fitted(chinchilla, n_starts=8)
+    counts = intervals.counts(chinchilla, 1000, np.random.default_rng(0))
+    draws, finished = intervals.refits(found.objective, found.theta, counts)
     assert finished.all()
-    errors = {k: float(v.std()) for k, v in scaled.values(draws).items()}
+    errors = {k: float(v.std()) for k, v in intervals.by_name(found.objective, draws).items()}
     certified = {"A": 124.49, "B": 1293.17, "E": 0.02566, "alpha": 0.01540, "beta": 0.02059}
     # Monte Carlo: 2.2 % for a normal law's error from 1,000 draws; A's and B's are skewed, and over
     # four seeds ours vary from 118 to 124 and from 1258 to 1454
@@ -113,18 +121,16 @@ def test_bootstrap_standard_errors(chinchilla):
 
 @pytest.mark.parametrize(("delta", "n_rows"), [(1e-4, 240), (1e-3, 24), (1e-4, 24)])
 def test_starts_agree_where_single_paths_stall(chinchilla, delta, n_rows):
-    columns, losses = chinchilla
     rows = np.random.default_rng(0).choice(240, n_rows, replace=False)
-    part = {k: v[rows] for k, v in columns.items()}
-    _, best, _ = search(part, losses[rows], delta=delta)
-    assert best.n_agree == 100
+    assert fitted(chinchilla.take(rows), delta=delta).search.n_agree == 100
 
 
 def test_mean_reduction_and_loose_tolerances_would_have_stopped_early(chinchilla):
     """The known trap: at beta/(alpha+beta) = 0.450 the objective is 0.0011084, which is not ours."""
-    _, best, values = search(*chinchilla, n_starts=4)
-    assert best.objective < 0.0011084 * 0.95
-    assert abs(values["beta"] / (values["alpha"] + values["beta"]) - 0.450) > 0.05
+    found = fitted(chinchilla, n_starts=4)
+    assert found.search.objective < 0.0011084 * 0.95
+    alpha, beta = found.params["alpha"], found.params["beta"]
+    assert abs(beta / (alpha + beta) - 0.450) > 0.05
 
 
 def test_porian_exponents_plain_and_weighted():

@@ -1,12 +1,19 @@
 """Recovery from simulated data, intervals, and what the fitter says when data cannot tell."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from analysis import api, predict, validate
 from analysis.errors import InputError
-from analysis.fitting import fit, profile
+from analysis.fitting import intervals
+from analysis.fitting.dataset import Dataset, prepare
+from analysis.fitting.fit import fit, fit_table
+from analysis.fitting.objective import Objective
+from analysis.fitting.options import FitOptions
+from analysis.fitting.search import search
 from analysis.isoflop import bias
 from analysis.laws import library
 from analysis.table import load, records
@@ -37,7 +44,7 @@ def training_table(simulate, table):
 
 
 def test_noise_free_data_give_back_the_papers_coefficients(training_table):
-    result = fit.fit_law(training_table(noise=0.0), library.get("training"), interval="none")
+    result = fit_table(training_table(noise=0.0), library.get("training"), interval="none").result
     assert result.values == pytest.approx(PAPER_140M, rel=1e-5)
     assert result.n_starts_at_best == result.n_starts
 
@@ -47,7 +54,9 @@ def test_coefficients_lie_inside_their_intervals_at_published_noise(training_tab
     inside = []
     for seed in range(5):
         table = training_table(seed=seed)
-        result = fit.fit_law(table, library.get("training"), interval=interval, n_resamples=200)
+        result = fit_table(
+            table, library.get("training"), interval=interval, n_resamples=200
+        ).result
         for p in result.params:
             low = 0 if p.ci_low is None else p.ci_low
             high = np.inf if p.ci_high is None else p.ci_high
@@ -57,9 +66,9 @@ def test_coefficients_lie_inside_their_intervals_at_published_noise(training_tab
 
 
 def test_an_interval_that_the_data_leave_open_is_open_and_said(training_table):
-    result = fit.fit_law(
+    result = fit_table(
         training_table(noise=2e-2, seed=3), library.get("training"), interval="profile"
-    )
+    ).result
     open_ends = [p.name for p in result.params if p.ci_low is None or p.ci_high is None]
     assert open_ends
     assert not result.valid
@@ -68,11 +77,11 @@ def test_an_interval_that_the_data_leave_open_is_open_and_said(training_table):
 
 def test_unified_law_is_recovered_with_gamma_free_and_fixed(loop_records, table):
     law = library.get("unified")
-    free = fit.fit_law(table(loop_records), law, interval="none")
+    free = fit_table(table(loop_records), law, interval="none").result
     assert free["gamma"].value == pytest.approx(1.0, abs=0.01)
     assert free["Z"].value == pytest.approx(1.2, rel=0.01)
     assert free["z"].value == pytest.approx(6.0, rel=0.02)
-    fixed = fit.fit_law(table(loop_records), law.fixing(gamma=1.0), interval="none")
+    fixed = fit_table(table(loop_records), law.fixing(gamma=1.0), interval="none").result
     assert [p.name for p in fixed.params] == ["E", "X", "x", "Y", "y", "Z", "z"]
     assert fixed.objective >= free.objective
     with pytest.raises(InputError, match="cannot fix 'E'; it can fix gamma"):
@@ -99,24 +108,23 @@ def test_iso_depth_recovers_phi(simulate, table):
         for name in ("n_params", "n_params_core", "n_params_once", "n_params_unrolled"):
             frame[name] = frame[name] * scale
         sizes.append(frame.assign(trial_id=frame.trial_id + f"-{scale}"))
-    result = fit.fit_law(table(pd.concat(sizes)), law, interval="none")
+    result = fit_table(table(pd.concat(sizes)), law, interval="none").result
     assert result.values == pytest.approx(truth, rel=1e-3)
 
 
-def test_block_bootstrap_draws_a_runs_rows_together(loop_records, table):
-    from analysis.fitting import intervals
-
-    t = table(loop_records)
-    counts, n_blocks = intervals.block_counts(t, 50, np.random.default_rng(0))
-    assert n_blocks == 24
+def test_resamples_draw_a_runs_rows_together(loop_records, table):
+    law = library.get("unified")
+    data = prepare(table(loop_records), law)
+    counts = intervals.counts(data, 50, np.random.default_rng(0))
     assert counts.shape == (50, 240)
-    by_run = pd.DataFrame(counts.T).groupby(t.frame.trial_id.to_numpy()).nunique()
+    by_run = pd.DataFrame(counts.T).groupby(data.table.frame.trial_id.to_numpy()).nunique()
     assert (by_run == 1).all().all()
     # rows of one run share its luck: pretending otherwise makes the interval too narrow
-    case = fit.fit_law(t, library.get("unified"), interval="bootstrap", n_resamples=100)
-    block = api.fit_table(t, "unified", n_resamples=100)
-    assert "24 blocks" in block.interval_method
-    assert _width(block, "E") > 1.3 * _width(case, "E")
+    alone = fit(replace(data, runs=None), law, FitOptions(interval="linear")).result
+    by_run = fit(data, law, FitOptions(interval="linear")).result
+    assert "24 runs" in by_run.interval_method
+    assert any("240 rows of 24 runs" in n for n in by_run.notes)
+    assert _width(by_run, "E") > 1.3 * _width(alone, "E")
 
 
 def _width(result, name):
@@ -126,38 +134,31 @@ def _width(result, name):
 
 def test_refits_reach_their_optimum_where_the_floor_vanishes(training_table):
     """Some resamples of 36 noisy runs have E = 0: the end of a flat, curved valley."""
-    from analysis.fitting import intervals, newton, objective
-
     law = library.get("training")
-    columns, y, _ = fit.observations(training_table(noise=8e-3, seed=1), law)
-    scaled = fit.scale(law, columns, y)
-    best = fit.search(scaled, 8, np.random.default_rng(0))
-    counts = intervals.case_counts(len(y), 40, np.random.default_rng(0))
-    draws, finished = intervals.refits(scaled, best.theta, counts)
+    found = fit_table(training_table(noise=8e-3, seed=1), law, interval="none")
+    counts = intervals.counts(found.dataset, 40, np.random.default_rng(0))
+    draws, finished = intervals.refits(found.objective, found.theta, counts)
     assert finished.all()
-    floor = draws[:, law.names.index("E")] <= scaled.problem.lower[law.names.index("E")] + 1e-9
+    floor = draws[:, law.names.index("E")] < 1e-3
     assert floor.any()  # else this test shows nothing
-    starts = fit.starts(scaled, 8, np.random.default_rng(2))
-    for theta, weights in zip(draws[floor][:3], counts[floor][:3].astype(float), strict=True):
-        again = newton.continued(scaled.problem, starts, weights)
-        found = objective.objective(scaled.problem, theta[None], weights[None])[0]
-        assert found <= again.objective.min() * (1 + 1e-6)
+    for theta, weights in zip(draws[floor][:3], counts[floor][:3], strict=True):
+        weighted = found.objective.weighted(weights)
+        again = search(weighted, 8, np.random.default_rng(2))
+        assert weighted.value(theta) <= again.objective * (1 + 1e-6)
 
 
 def test_refits_that_stop_short_are_kept_and_said(training_table, monkeypatch):
     """Leaving them out would narrow the interval on just the side that the data leave open."""
-    from analysis.fitting import intervals, newton
-
     law = library.get("training")
-    columns, y, _ = fit.observations(training_table(noise=8e-3, seed=1), law)
-    scaled = fit.scale(law, columns, y)
-    best = fit.search(scaled, 8, np.random.default_rng(0))
-    counts = intervals.case_counts(len(y), 40, np.random.default_rng(0))
-    minimise = newton.minimise
-    monkeypatch.setattr(newton, "minimise", lambda *a, **k: minimise(*a, **(k | {"max_steps": 1})))
-    found = intervals.bootstrap(scaled, best.theta, counts, 0.95, "bootstrap")
-    assert len(found.draws) == 40
-    assert any("stopped before they reached an optimum" in p for p in found.problems)
+    found = fit_table(training_table(noise=8e-3, seed=1), law, interval="none")
+    minimise = Objective.minimise
+    monkeypatch.setattr(
+        Objective, "minimise", lambda *a, **k: minimise(*a, **(k | {"max_nfev": 1}))
+    )
+    rng = np.random.default_rng(0)
+    short = intervals.bootstrap(found.objective, found.theta, found.dataset, 40, 0.95, rng)
+    assert all(low is not None for low in short.low.values())
+    assert any("40 of 40 refits stopped before they reached" in p for p in short.problems)
 
 
 def test_profile_of_a_least_squares_line_is_the_t_interval(tmp_path):
@@ -165,14 +166,14 @@ def test_profile_of_a_least_squares_line_is_the_t_interval(tmp_path):
     rng = np.random.default_rng(0)
     loops = np.arange(1.0, 13.0)
     loss = 3.0 * loops**-0.2 * np.exp(0.01 * rng.standard_normal(12))
-    scaled = fit.scale(library.get("test-time-power"), {"n_loops": loops}, loss, "log-lsq")
-    best = fit.search(scaled, 4, rng)
     from analysis.isoflop.power_law import fit_line
 
+    law, options = library.get("test-time-power"), FitOptions(loss="log-lsq", interval="none")
+    fitted = fit(Dataset.of({"n_loops": loops}, loss), law, options)
     line = fit_line(loops, loss)
-    found = profile.profile(scaled, best.theta, "z")
+    found = fitted.profile("z")
     assert (-found.high, -found.low) == pytest.approx(line.gamma_interval, rel=2e-4)
-    found = profile.profile(scaled, best.theta, "Z")
+    found = fitted.profile("Z")
     assert (found.low, found.high) == pytest.approx(
         [v[0] for v in line.predict(np.ones(1))[1:]], rel=2e-4
     )
@@ -182,10 +183,10 @@ def test_too_few_rows_and_constant_variables_are_refused(training_table):
     t = training_table()
     few = t.keep(t.frame.index < 5, "few")
     with pytest.raises(InputError, match="5 rows for the 5 parameters of 'training'"):
-        fit.fit_law(few, library.get("training"))
+        fit_table(few, library.get("training"))
     one = t.keep(t.frame.mean_recurrence == 4, "one")
     with pytest.raises(InputError, match=r"the term of X in .* has the same variable in every row"):
-        fit.fit_law(one, library.get("training"))
+        fit_table(one, library.get("training"))
 
 
 def test_a_term_the_data_do_not_need_is_named(tmp_path):
@@ -282,11 +283,11 @@ def test_influence_is_the_refit_without_the_row(training_table):
     t = training_table()
     law = library.get("training")
     rows = validate.influence(t, law)
-    whole = fit.fit_law(t, law, interval="none")
+    whole = fit_table(t, law, interval="none").result
     moved = []
     for row in rows[:2]:
         without = t.keep(t.frame.index != row["row"] - 1, "left out")
-        moved.append(fit.fit_law(without, law, interval="none")["y"].value - whole["y"].value)
+        moved.append(fit_table(without, law, interval="none").result["y"].value - whole["y"].value)
     assert moved[0] / moved[1] == pytest.approx(rows[0]["y"] / rows[1]["y"], rel=1e-4)
     largest = [max(abs(r[p]) for p in law.names) for r in rows]
     assert largest == sorted(largest, reverse=True)
@@ -304,11 +305,11 @@ def test_runs_of_one_setting_and_seed_that_disagree_are_a_problem(records, table
     again = records.iloc[[0]].assign(trial_id="again", val_loss=records.val_loss.iloc[0] * 1.02)
     again["val_bpb"] = again.val_loss / np.log(2) / 4
     both = table(pd.concat([records, again], ignore_index=True))
-    problems = fit.fit_law(both, library.get("training"), interval="none").problems
+    problems = fit_table(both, library.get("training"), interval="none").result.problems
     assert any("2 runs of the same setting (budget_flops 1e+18" in p for p in problems)
     replica = again.assign(seed=1)
     both = table(pd.concat([records, replica], ignore_index=True))
-    problems = fit.fit_law(both, library.get("training"), interval="none").problems
+    problems = fit_table(both, library.get("training"), interval="none").result.problems
     assert not any("same setting" in p for p in problems)
 
 
@@ -326,16 +327,17 @@ def test_a_profile_ends_where_its_deviance_is_the_limit():
     truth = {"E": 2.662, "X": 522733.307, "x": 0.771, "Y": 25420.102, "y": 0.525}
     rng = np.random.default_rng([105, 0])  # of a thousand seeds, one whose best E is 0.85
     y = law.predict(truth, columns) * np.exp(2e-3 * rng.standard_normal(36))
-    scaled = fit.scale(law, columns, y, "log-lsq")
-    best = fit.search(scaled, 4, np.random.default_rng(0))
-    assert scaled.values(best.theta[None])["E"][0] < 1.0
-    found = profile.profile(scaled, best.theta, "E")
+    options = FitOptions(loss="log-lsq", interval="none")
+    fitted = fit(Dataset.of(columns, y), law, options)
+    assert fitted.params["E"] < 1.0
+    found = fitted.profile("E")
     assert found.low is None
     assert 2.5 < found.high < 2.7
-    held, theta = profile._pinned(scaled, best.theta, 0)
-    at_end = profile._hold(held, theta, 0, np.log([found.high])).objective[0] - best.objective
-    deviance = 2 * profile._deviance_scale(held, theta) * at_end
-    assert deviance == pytest.approx(found.limit, rel=0.02)
+    theta = fitted.theta.copy()
+    theta[0] = found.high
+    rise = fitted.objective.holding(0).minimise(theta).cost - fitted.search.objective
+    deviance = 2 * fitted.curvature.deviance[0] * rise
+    assert deviance == pytest.approx(found.limit, rel=1e-3)
 
 
 def test_the_law_that_made_the_data_wins_by_aicc_and_on_budgets_held_out(simulate, table):

@@ -1,8 +1,12 @@
 import numpy as np
 import pytest
 
-from analysis.fitting import fit, newton, objective
+from analysis.fitting.dataset import Dataset
+from analysis.fitting.fit import fit
+from analysis.fitting.objective import build, huber
+from analysis.fitting.options import FitOptions
 from analysis.laws import library
+from analysis.laws.law import Law, LawParam
 
 
 @pytest.fixture
@@ -22,72 +26,114 @@ def columns():
     }
 
 
-@pytest.mark.parametrize("loss", ["huber", "log-lsq", "lsq"])
+def built(law, columns, y, **options):
+    data = Dataset.of({c: columns[c] for c in law.columns}, y)
+    return build(law, data, FitOptions(**options))
+
+
+def somewhere(objective, rng):
+    """A theta inside the box, with every term worth something."""
+    theta = rng.uniform(0.2, 1.0, len(objective.lower))
+    return np.clip(theta, objective.lower, objective.upper)
+
+
+@pytest.mark.parametrize("loss", ["huber", "lsq"])
 @pytest.mark.parametrize("name", list(library.LAWS))
-def test_gradient_and_hessian_equal_finite_differences(name, loss, columns):
-    law = library.get(name)
+def test_the_jacobian_equals_finite_differences(name, loss, columns):
     rng = np.random.default_rng(0)
-    y = rng.uniform(2.0, 4.0, 40)
-    scaled = fit.scale(law, {c: columns[c] for c in law.columns}, y, loss, delta=0.3)
-    theta = fit.starts(scaled, 3, rng)
-    weights = rng.uniform(0.5, 2.0, (3, 40))
-    _, gradient, hessian = objective.derivatives(scaled.problem, theta, weights)
-    for i in range(theta.shape[1]):
-        step = np.zeros(theta.shape[1])
-        step[i] = 1e-5
-        up, down = theta + step, theta - step
-        values = [objective.objective(scaled.problem, t, weights) for t in (up, down)]
-        slopes = [objective.derivatives(scaled.problem, t, weights)[1] for t in (up, down)]
-        scale = np.abs(gradient).max() + 1e-3
-        np.testing.assert_allclose(
-            gradient[:, i], (values[0] - values[1]) / 2e-5, atol=1e-5 * scale
-        )
-        # a residual that crosses delta within the step bends the difference, hence the looser bound
-        np.testing.assert_allclose(
-            hessian[:, i], (slopes[0] - slopes[1]) / 2e-5, atol=2e-3 * np.abs(hessian).max()
-        )
+    objective = built(library.get(name), columns, rng.uniform(2.0, 4.0, 40), loss=loss)
+    theta = somewhere(objective, rng)
+    _, jacobian = objective.residuals_and_jacobian(theta)
+    for i in range(len(theta)):
+        step = np.zeros(len(theta))
+        step[i] = 1e-6
+        slope = (objective.residuals(theta + step) - objective.residuals(theta - step)) / 2e-6
+        np.testing.assert_allclose(jacobian[:, i], slope, atol=1e-7 * (1 + np.abs(slope).max()))
 
 
 def test_huber_is_quadratic_inside_and_linear_outside():
     r = np.array([-3.0, -0.5, 0.0, 1.0, 5.0])
-    np.testing.assert_allclose(objective.huber(r, 1.0), [2.5, 0.125, 0.0, 0.5, 4.5])
-    np.testing.assert_allclose(objective.huber(r, np.inf), r * r / 2)
+    np.testing.assert_allclose(huber(r, 1.0), [2.5, 0.125, 0.0, 0.5, 4.5])
+    np.testing.assert_allclose(huber(r, np.inf), r * r / 2)
 
 
-def test_predict_of_the_law_equals_the_solver_at_the_same_parameters(columns):
+def test_scipys_huber_cost_is_the_sum_of_huber_terms(columns):
+    y = np.random.default_rng(0).uniform(2.0, 4.0, 40)
+    objective = built(library.get("chinchilla"), columns, y, delta=0.05)
+    found = objective.minimise(somewhere(objective, np.random.default_rng(1)))
+    assert found.cost == pytest.approx(huber(objective.residuals(found.x), 0.05).sum(), rel=1e-12)
+
+
+def test_predict_of_the_law_equals_the_objective_at_the_same_parameters(columns):
     for name in library.LAWS:
         law = library.get(name)
-        scaled = fit.scale(law, {c: columns[c] for c in law.columns}, np.full(40, 3.0))
-        theta = fit.starts(scaled, 1, np.random.default_rng(1))
-        values = {k: float(v[0]) for k, v in scaled.values(theta).items()}
-        direct = law.predict(values, {c: columns[c] for c in law.columns})
-        np.testing.assert_allclose(
-            np.log(direct), objective.predict(scaled.problem, theta)[0], rtol=1e-9
-        )
+        objective = built(law, columns, np.full(40, 3.0))
+        theta = somewhere(objective, np.random.default_rng(1))
+        direct = law.predict(objective.natural(theta), objective.columns)
+        np.testing.assert_allclose(direct, objective.parts(theta)[0], rtol=1e-9)
 
 
 def test_integer_weights_are_repeated_rows(columns):
     law = library.get("chinchilla")
     rng = np.random.default_rng(5)
-    data = {c: columns[c] for c in law.columns}
     truth = {"E": 1.8, "A": 400.0, "alpha": 0.34, "B": 2000.0, "beta": 0.37}
-    y = law.predict(truth, data) * np.exp(0.01 * rng.standard_normal(40))
+    y = law.predict(truth, columns) * np.exp(0.01 * rng.standard_normal(40))
     counts = rng.multinomial(40, np.full(40, 1 / 40))
-    weighted = fit.scale(law, data, y)
-    start = fit.starts(weighted, 4, rng)
-    a = newton.continued(weighted.problem, start, np.tile(counts, (4, 1)).astype(float))
-    index = np.repeat(np.arange(40), counts)
-    repeated = fit.scale(law, {k: v[index] for k, v in data.items()}, y[index])
-    b = newton.continued(repeated.problem, fit.starts(repeated, 4, rng))
-    assert a.objective.min() == pytest.approx(b.objective.min(), rel=1e-9)
+    objective = built(law, columns, y)
+    start = fit(Dataset.of({c: columns[c] for c in law.columns}, y), law).theta
+    weighted = objective.weighted(counts).descend(start)
+    repeated = objective.rows(np.repeat(np.arange(40), counts)).descend(start)
+    assert weighted.cost == pytest.approx(repeated.cost, rel=1e-9)
 
 
-def test_box_is_respected_and_a_held_parameter_still_lets_the_others_move(columns):
+def test_the_box_is_respected_and_a_bound_is_named():
     law = library.get("frontier")
-    c = {"train_flops": np.geomspace(1e17, 1e20, 20)}
-    y = 2.0 + 3.0 * (c["train_flops"] / 1e17) ** -3.5  # steeper than the bound of 3
-    scaled = fit.scale(law, c, y, "log-lsq")
-    found = fit.search(scaled, 8, np.random.default_rng(0))
-    assert np.all(found.theta <= scaled.problem.upper)
-    assert "a" in fit.at_bounds(scaled, found.theta)
-    assert scaled.values(found.theta[None])["L_inf"][0] == pytest.approx(2.0, rel=1e-2)
+    flops = np.geomspace(1e17, 1e20, 20)
+    y = 2.0 + 3.0 * (flops / 1e17) ** -3.5  # steeper than the bound of 3
+    found = fit(Dataset.of({"train_flops": flops}, y), law, FitOptions(loss="log-lsq"))
+    assert found.params["a"] == 3.0
+    assert any("a lies at the bound 3" in p for p in found.problems)
+    assert found.params["L_inf"] == pytest.approx(2.0, rel=1e-2)
+
+
+def test_two_terms_may_share_an_exponent(columns):
+    """Each term has its own spread; the exponent is one, and the optimum the true one."""
+    law = library.get("chinchilla")
+    tied = Law(
+        name="tied",
+        formula="L = E + A N^-a + B D^-a",
+        columns=law.columns,
+        terms=(
+            law.terms[0],
+            *(
+                type(t)(coefficient=t.coefficient, exponent="a", variable=t.variable)
+                for t in law.terms[1:]
+            ),
+        ),
+        params=(
+            *(p for p in law.params if p.kind == "coefficient"),
+            LawParam(name="a", kind="exponent", meaning="both", bounds=(0.0, 3.0)),
+        ),
+        source="Gadre et al. (arXiv:2403.08540)",
+    )
+    truth = {"E": 1.8, "A": 400.0, "B": 1500.0, "a": 0.35}
+    y = tied.predict(truth, columns)
+    found = fit(Dataset.of({c: columns[c] for c in law.columns}, y), tied)
+    assert found.params == pytest.approx(truth, rel=1e-6)
+    # without terms the same law is differentiated numerically
+    plain = Law(
+        name="plain",
+        formula=tied.formula,
+        columns=law.columns,
+        function=lambda p, c: (
+            p["E"]
+            + p["A"] * (c["n_params"] / 1e8) ** -p["a"]
+            + p["B"] * (c["n_tokens"] / 1e10) ** -p["a"]
+        ),
+        params=tied.params,
+        source="-",
+    )
+    again = fit(Dataset.of({c: columns[c] for c in law.columns}, y), plain)
+    assert again.search.objective < 1e-12
+    assert again.params["a"] == pytest.approx(0.35, rel=1e-5)
+    assert again.params["A"] == pytest.approx(400.0 * 1e8**-0.35, rel=1e-4)

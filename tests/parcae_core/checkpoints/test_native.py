@@ -144,11 +144,11 @@ def test_too_small_a_disk_is_said_before_anything_is_written(tmp_path, monkeypat
 def test_a_disk_that_fills_up_while_writing_leaves_the_earlier_ones(tmp_path, monkeypatch):
     save(tmp_path, 1)
 
-    def full(path, text):
-        path.write_text(text[:10])
+    def full(path, data):
+        path.write_bytes(data[:10])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(native, "_write_text", full)
+    monkeypatch.setattr(native, "write_synced", full)
     with pytest.raises(UserError, match="No space left on device"):
         save(tmp_path, 2)
     assert steps(tmp_path) == ["step-000000001"]
@@ -170,7 +170,7 @@ def die_at(call, monkeypatch):
 
         return wrapped
 
-    for name in ("_write_tensors", "_write_text", "_sync"):
+    for name in ("_write_tensors", "write_synced", "sync"):
         monkeypatch.setattr(native, name, mortal(getattr(native, name)))
     for name in ("mkdir", "rename"):
         monkeypatch.setattr(Path, name, mortal(getattr(Path, name)))

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from parcae_core.data import prepare as module
+from parcae_core.data.bpe import load_prepared_tokenizer
 from parcae_core.data.manifest import read_manifest
 from parcae_core.data.prepare import prepare
 from parcae_core.data.reader import RowReader
 from parcae_core.data.sources import resolve
-from parcae_core.data.tokenizer import load_prepared_tokenizer
 from parcae_core.errors import UserError
 
 

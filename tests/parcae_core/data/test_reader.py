@@ -81,16 +81,6 @@ def test_a_batch_is_a_window_of_the_endless_order_across_epochs(folder):
     assert straddling.epoch == 1
     assert reader.batch(0, size).epoch == 0
     assert reader.batch(0, 2 * n).ids.shape == (2 * n, 33)
-    assert reader.epochs(n * 3 // 2) == pytest.approx(1.5, abs=1 / n)
-
-
-def test_ranks_share_out_the_global_batch(folder):
-    reader = RowReader(folder, "train", data_seed=0)
-    whole = reader.batch(7, 8)
-    parts = [reader.batch(7, 8, members=m) for m in ([5, 0], [1, 7, 3], [2, 4, 6])]
-    for part, members in zip(parts, ([5, 0], [1, 7, 3], [2, 4, 6]), strict=True):
-        assert (part.ids == whole.ids[members]).all()
-        assert part.epoch == whole.epoch
 
 
 def test_the_seed_changes_the_order_and_nothing_else_does(folder):

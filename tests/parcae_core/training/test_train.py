@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from parcae_core.checkpoints.load import load_model
 from parcae_core.checkpoints.native import newest_checkpoint
-from parcae_core.checkpoints.trained import load_trained
-from parcae_core.data.prefetch import Feed
+from parcae_core.data.prefetch import Prefetch
 from parcae_core.data.reader import RowReader
 from parcae_core.depth import DepthDraw, FixedDepth, PoissonDepth
 from parcae_core.device import resolve_device
@@ -22,7 +22,7 @@ from parcae_core.kernels import dispatch
 from parcae_core.model.parcae import build_model
 from parcae_core.result import Execution, Interrupted, TrainResult
 from parcae_core.training import train as train_module
-from parcae_core.training.batching import StepFlops, depths_of_step, portions, share_out
+from parcae_core.training.batching import StepFlops, depths_of_step, partition, portions
 from parcae_core.training.evaluate import evaluate
 from parcae_core.training.gradient import drawn_on, local_gradient
 from parcae_core.training.train import train
@@ -168,7 +168,7 @@ def test_the_execution_changes_no_result(data_dir, tmp_path):
     """Logging, checkpoints, progress and reports leave the weights alone."""
     trial = tiny_trial()
     run(trial, data_dir, tmp_path / "a", log_every_steps=100, checkpoint_every_s=None)
-    run(trial, data_dir, tmp_path / "b", log_every_steps=1, checkpoint_every_steps=1, progress=True)
+    run(trial, data_dir, tmp_path / "b", log_every_steps=1, checkpoint_every_steps=1)
     a, b = (final_weights(tmp_path / name, trial) for name in "ab")
     assert all(torch.equal(a[n], b[n]) for n in a)
 
@@ -291,8 +291,8 @@ def test_a_run_in_another_thread_can_be_stopped(data_dir, tmp_path):
 def test_the_trained_model_is_read_back_and_gives_the_reported_loss(data_dir, tmp_path):
     trial = tiny_trial()
     result = run(trial, data_dir, tmp_path)
-    trained = load_trained(tmp_path, device="cpu")
-    assert (trained.trial, trained.step) == (trial, trial.n_steps)
+    trained = load_model(tmp_path)
+    assert trained.origin == f"trial {trial.trial_id} at step {trial.n_steps} of {trial.n_steps}"
     rows = evaluate(
         trained.model,
         RowReader(data_dir, "val", data_seed=0),
@@ -302,8 +302,9 @@ def test_the_trained_model_is_read_back_and_gives_the_reported_loss(data_dir, tm
         seed=trial.seed,
     )
     assert rows[0].val_loss == result.evaluation[1].val_loss
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match="no whole checkpoint"):
-        load_trained(tmp_path / "nowhere")
+        load_model(tmp_path / "empty")
 
 
 # ---- portions and shares -----------------------------------------------------------------------
@@ -354,7 +355,7 @@ def test_states_drawn_on_a_device_belong_to_the_sequence_and_the_step():
 
 def test_a_feed_gives_each_step_its_own_rows_in_any_order(data_dir):
     reader = RowReader(data_dir, "train", data_seed=0)
-    feed = Feed(reader, 4, last=10, pinned=False)
+    feed = Prefetch(reader, 4, last=10, pinned=False)
     for step in (0, 1, 2, 7, 8, 3, 9):
         rows, epoch, wait_s = feed.get(step)
         assert np.array_equal(rows, reader.batch(step, 4).ids)
@@ -368,7 +369,7 @@ def test_an_error_while_reading_ahead_reaches_the_caller():
         def batch(self, step, n):
             raise OSError("gone")
 
-    feed = Feed(Broken(), 4, last=10, pinned=False)
+    feed = Prefetch(Broken(), 4, last=10, pinned=False)
     with pytest.raises(OSError, match="gone"):
         feed.get(0)
     feed.close()
@@ -402,7 +403,7 @@ def test_processes_get_equally_many_sequences_and_nearly_equal_work(n_workers):
     spread = []
     for step in range(50):
         draw = scheme.sample(64, seed=0, step=step)
-        shares = share_out(draw, n_workers)
+        shares = partition(draw, n_workers)
         assert sorted(np.concatenate(shares)) == list(range(64))
         assert {s.size for s in shares} == {64 // n_workers}
         work = [(draw.no_grad[s] + 3 * draw.grad[s]).sum() for s in shares]
@@ -414,14 +415,14 @@ def test_processes_get_equally_many_sequences_and_nearly_equal_work(n_workers):
 def test_a_batch_that_does_not_divide_is_refused():
     draw = DepthDraw(no_grad=np.zeros(6, dtype=np.int64), grad=np.ones(6, dtype=np.int64))
     with pytest.raises(UserError, match="batch_sequences=6 does not divide among 4 processes"):
-        share_out(draw, 4)
+        partition(draw, 4)
 
 
 # ---- divergence --------------------------------------------------------------------------------
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(data_dir, tmp_path, monkeypatch):
-    gather = train_module.gather_gradient
+    gather = train_module.all_reduce_gradient
 
     def poisoned(model, local, workers):
         out = gather(model, local, workers)
@@ -430,7 +431,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(data_dir, tmp_path, 
         )
 
     calls = []
-    monkeypatch.setattr(train_module, "gather_gradient", poisoned)
+    monkeypatch.setattr(train_module, "all_reduce_gradient", poisoned)
     result = run(tiny_trial(), data_dir, tmp_path)
     assert result.status == "diverged"
     assert (result.step, result.reason) == (4, "step 4: the loss is nan")

@@ -12,7 +12,7 @@ from parcae_core.data.sources import resolve
 from parcae_core.errors import UserError
 from parcae_core.model.parcae import build_model
 from parcae_core.presets import preset
-from sweeps.cli.evaluate import parse_loops
+from sweeps.cli.model import parse_loops
 from tests.parcae_core.conftest import randomise
 
 
@@ -100,7 +100,7 @@ def test_one_checkpoint_is_read_as_named_and_a_run_by_its_newest(published, tmp_
         trial,
         data_dir=data,
         run_dir=tmp_path / "run",
-        execution=Execution(device="cpu", progress=False, checkpoint_every_steps=3),
+        execution=Execution(device="cpu", checkpoint_every_steps=3),
     )
     older, _ = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
     assert "step 3 of 6" in load_model(older).origin

@@ -10,7 +10,7 @@ from benchmarks.common import RESULTS, rate_rows
 from parcae_core.accounting.hardware import cpu_device, peak_flops_per_s
 from parcae_core.errors import UserError
 from parcae_core.trial import Resources
-from sweeps.cli.plan_table import as_data
+from sweeps.cli.tables import plan_data
 from sweeps.design import benchmark_rates
 from sweeps.design.benchmark_rates import best_share, measured_rate, with_measured_shares
 from sweeps.design.estimate import ASSUMED_FLOPS_PER_CPU, rate_of
@@ -103,7 +103,7 @@ def test_the_best_share_is_read_from_packing_rows_and_reaches_the_trials(results
         f"GPU share 0.25 of nano measured best on {H100} (packing.csv, commit abc)"
     ]  # fmt: skip
     assert measured_rate(packed.trials[0], H100) == (2e9, "packing.csv, commit abc")
-    data = as_data(packed, Store(tmp_path, "none"), cpus=8, gpus=1, device=H100, notes=notes)
+    data = plan_data(packed, Store(tmp_path, "none"), cpus=8, gpus=1, device=H100, notes=notes)
     assert data["totals"]["makespan_s"] < data["totals"]["left_s"]
     given = tiny_plan(resources=GPU | {"share": "given"})
     assert with_measured_shares(given, H100) == (given, [])
@@ -120,7 +120,7 @@ def test_without_rows_the_specs_share_holds_and_the_plan_says_so(results):
 
 
 def test_the_plan_estimates_memory_with_activations(tmp_path):
-    data = as_data(tiny_plan(), Store(tmp_path, "none"), cpus=2)
+    data = plan_data(tiny_plan(), Store(tmp_path, "none"), cpus=2)
     for t in data["trials"]:
         assert t["state_bytes"] < t["peak_bytes_one_sequence"] < t["peak_bytes"]
         assert t["activation_bytes_per_sequence"] > 0

@@ -1,6 +1,6 @@
 import pytest
 
-from sweeps.cli.plan_table import as_data
+from sweeps.cli.tables import plan_data
 from sweeps.design.estimate import duration, longest_first, makespan, rate_of
 from sweeps.store import Store
 from tests.support.tiny import tiny_plan, write_spec
@@ -28,7 +28,7 @@ def test_times_are_measured_when_something_is_finished_and_say_what_they_rest_on
     assert rate.source == "measured: median of 1 finished trials of this sweep"
     assert rate.seconds(trial) == pytest.approx(2.0)
     assert rate_of(plan.trials, store, 5e9).source.startswith("given")
-    data = as_data(plan, store, cpus=2)
+    data = plan_data(plan, store, cpus=2)
     assert data["totals"]["finished"] == 1
     assert data["totals"]["left_s"] < sum(t["estimated_s"] for t in data["trials"])
 
@@ -37,12 +37,12 @@ def test_an_unknown_gpu_has_no_time_until_one_is_given(tmp_path):
     plan = tiny_plan(resources={"cpus": 1, "gpus": 1})
     store = Store(tmp_path, plan.name)
     assert rate_of(plan.trials, None).seconds(plan.trials[0]) is None
-    data = as_data(plan, store, cpus=8, gpus=2, flops_per_s=1e6, price_per_gpu_hour=3.0)
+    data = plan_data(plan, store, cpus=8, gpus=2, flops_per_s=1e6, price_per_gpu_hour=3.0)
     seconds = [t["estimated_s"] for t in data["trials"]]
     assert data["totals"]["gpu_hours"] == pytest.approx(sum(seconds) / 3600)
     assert data["totals"]["price"] == pytest.approx(3 * sum(seconds) / 3600)
     assert data["totals"]["makespan_s"] < sum(seconds)
-    assert as_data(plan, store, cpus=8, gpus=0, flops_per_s=1e6)["totals"]["makespan_s"] is None
+    assert plan_data(plan, store, cpus=8, gpus=0, flops_per_s=1e6)["totals"]["makespan_s"] is None
 
 
 def test_durations_are_said_in_the_unit_that_suits_them():

@@ -1,11 +1,12 @@
 import pytest
 
+from parcae_core.data.sources import resolve
 from parcae_core.depth import CurriculumDepth, FixedDepth, PoissonDepth
 from parcae_core.errors import UserError
-from sweeps.design.plan import plan
+from sweeps.design.plan import plan, resolve_data
 from sweeps.design.smoke import shrink
-from sweeps.design.spec import parse_spec
-from tests.support.tiny import DATA, spec_dict, tiny_plan
+from sweeps.design.spec import load_spec, parse_spec
+from tests.support.tiny import DATA, spec_dict, tiny_plan, write_spec
 
 SIZED = {"budgets_flops": None, "n_tokens": 6400}
 
@@ -220,3 +221,50 @@ def test_a_thousand_trials_are_planned_quickly():
     planned = plan(spec, DATA)
     assert len(planned.trial_ids) == 1000
     assert time.perf_counter() - began < 3.0  # the bar of the whole command, on two cores
+
+
+def test_windows_give_each_budget_its_own_loops():
+    trials = tiny_plan(mean_recurrence={4e8: [1, 2], 8e8: [2, 3, 4]}).trials
+    found = [(t.budget_flops, t.mean_recurrence) for t in trials]
+    assert found == [(4e8, 1), (4e8, 2), (8e8, 2), (8e8, 3), (8e8, 4)]
+
+
+def test_a_generated_corpus_brings_a_vocabulary_as_small_as_it_is():
+    spec = parse_spec(spec_dict(data={"corpus": {"name": "state-reveals"}}), "s.yaml")
+    trial = plan(spec, resolve_data(spec, "s.yaml")).trials[0]
+    assert (trial.model.vocab_size, trial.data.vocab_size) == (12, 12)
+    assert trial.data.corpus == "state-reveals"
+
+
+def test_a_grid_varies_corpus_depth_context_and_rate(tmp_path):
+    axes = {
+        "data.corpus": ["state-reveals", {"name": "state-reveals", "actions": 8}],
+        "depth": [{"mean_backprop_depth": "mu"}, {"kind": "fixed"}],
+        "context": [8, 16],
+        "optim.lr": [8e-3, 1.6e-2],
+    }
+    base = {"n_tokens": 1000, "mean_recurrence": 4}
+    changes = {"budgets_flops": None, "mean_recurrence": None, "base": base, "axes": axes}
+    data = {"data": {"corpus": "state-reveals"}, "depth": {"per": "batch"}}
+    spec = parse_spec(spec_dict(design="grid", **changes, **data), "s.yaml")
+    trials = plan(spec, resolve_data(spec, "s.yaml")).trials
+    assert len(trials) == 16
+    assert {(t.data.corpus, t.model.vocab_size) for t in trials} == {
+        ("state-reveals", 12),
+        ("state-reveals(actions=8)", 16),
+    }
+    assert {t.context for t in trials} == {8, 16}
+    assert {t.optim.adamw_lr for t in trials} == {8e-3, 1.6e-2}
+    poisson = [t.depth for t in trials if t.depth.kind == "poisson"]
+    assert {(d.per, d.mean_backprop_depth) for d in poisson} == {("batch", 4)}
+    assert len(poisson) == 8
+
+
+def test_a_corpus_path_starts_at_the_spec(tmp_path, monkeypatch):
+    spec_path = write_spec(tmp_path / "specs", data={"corpus": "text", "val_share": 0.25})
+    monkeypatch.chdir(tmp_path)
+    spec = load_spec(spec_path)
+    [data] = resolve_data(spec, str(spec_path)).values()
+    source = resolve(str(tmp_path / "specs" / "text"), val_share=0.25)
+    assert data.fingerprint == source.fingerprint
+    assert data.corpus == "text"

@@ -141,3 +141,63 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
     (tmp_path / "s.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not UTF-8"):
         load_spec(tmp_path / "s.yaml")
+
+
+def test_a_generated_corpus_is_its_parameters_however_it_is_written():
+    said = {"corpus": {"name": "state-reveals", "actions": 8, "zipf": "1"}}
+    spec = parse_spec(spec_dict(data=said), "s.yaml")
+    assert spec.data.corpus == "state-reveals(actions=8, zipf=1)"
+    assert spec.data.tokenizer == "characters"
+    same = parse_spec(spec_dict(data={"corpus": spec.data.corpus}), "s.yaml")
+    assert same.sha256 == spec.sha256
+    assert problems(data={"corpus": {"name": "state-reveals", "action": 8}}) == [
+        "s.yaml: data: state-reveals: unknown parameter 'action'; did you mean 'actions'? (it has "
+        "states, actions, zipf, tail, longest_gap, seed, rules_seed)"
+    ]
+    assert problems(data={"corpus": {"actions": 8}}) == [
+        "s.yaml: data: corpus.name is None; the generated corpus is state-reveals."
+    ]
+
+
+def test_one_rate_of_learning_is_for_both_optimisers():
+    spec = parse_spec(spec_dict(optim={"lr": "1.6e-2"}), "s.yaml")
+    assert (spec.optim.muon_lr, spec.optim.adamw_lr) == (0.016, 0.016)
+    assert (
+        spec.sha256 == parse_spec(spec_dict(optim={"muon_lr": 0.016, "adamw_lr": 0.016}), "").sha256
+    )
+    assert problems(optim={"lr": 0.016, "adamw_lr": 0.008}) == [
+        "s.yaml: optim: lr sets the rate of both optimisers; leave adamw_lr out."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mean_recurrence": {"4e8": [2]}}, "8e+08 FLOPs are missing from mean_recurrence"),
+        (
+            {"mean_recurrence": {"4e8": [2], "8e8": [2], "1e9": [4]}},
+            "1e+09 FLOPs are missing from budgets_flops",
+        ),
+        ({"mean_recurrence": {"4e8": [2], "8e8": 4}}, "mean_recurrence.8e8 is 4"),
+        ({"mean_recurrence": "auto"}, "auto knows the optimum of the presets 140m and 370m alone"),
+        (
+            {"prior": {"mean_recurrence": 8, "budget_flops": 4e11, "exponent": 1}},
+            "prior belongs to mean_recurrence: auto",
+        ),
+        ({"data": {"corpus": "c", "val_share": 1}}, "data.val_share is 1"),
+    ],
+)
+def test_a_window_that_does_not_fit_is_named(changes, message):
+    [problem] = problems(**changes)
+    assert message in problem
+
+
+def test_a_prior_places_the_window_of_a_budget():
+    prior = {"mean_recurrence": 8, "budget_flops": 4e11, "exponent": 1.1, "factor": 2.5}
+    changes = {"mean_recurrence": "auto", "prior": prior, "budgets_flops": [2e11, 4e11, 1.6e12]}
+    spec = parse_spec(spec_dict(**changes), "s.yaml")
+    windows = [spec.window(c) for c in spec.budgets_flops]
+    # 8 * 2^-1.1 = 3.7, 8, 8 * 4^1.1 = 36.8; 2.5 times below and above, and 1 for comparison
+    assert windows == [[1, 3, 4, 6, 8], [1, 4, 6, 8, 12, 16], [1, 16, 24, 32, 48, 64]]
+    published = {"mean_recurrence": "auto", "preset": "140m", "budgets_flops": [8e18]}
+    assert parse_spec(spec_dict(**published), "s.yaml").window(8e18) == [1, 3, 4, 6, 8, 12]

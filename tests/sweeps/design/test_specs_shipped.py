@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from parcae_core.trial import DataConfig
-from sweeps.design.plan import plan
+from sweeps.design.plan import plan, resolve_data
 from sweeps.design.spec import load_spec
 
 SPECS = Path(__file__).parents[3] / "sweeps" / "specs"
@@ -15,6 +15,8 @@ SPECS = Path(__file__).parents[3] / "sweeps" / "specs"
 def trials(name: str):
     path = SPECS / f"{name}.yaml"
     spec = load_spec(path)
+    if spec.data.tokenizer == "characters":  # needs no text
+        return plan(spec, resolve_data(spec, str(path)), where=str(path)).trials
     vocabulary = 259 if spec.data.tokenizer == "bytes" else int(spec.data.tokenizer[4:])
     data = DataConfig(
         corpus=spec.data.corpus,

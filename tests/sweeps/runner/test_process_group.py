@@ -18,7 +18,7 @@ from sweeps.records import records_of
 from sweeps.runner.cluster import bundles
 from sweeps.runner.driver import Options, make_job, prepare_data
 from sweeps.runner.errors import ProcessFailed, ProcessLost
-from sweeps.runner.process_group import Child, train_together
+from sweeps.runner.process_group import LocalProcess, train_together
 from sweeps.runner.trainable import attempt
 from sweeps.store import Store
 from tests.support.tiny import write_spec
@@ -72,7 +72,7 @@ def test_two_processes_give_the_records_of_one(tmp_path):
     for processes in (1, 2):
         store, trial, job = swept(tmp_path, processes)
         attempt(job, trial.trial_id, lambda _: None)
-        assert store.result(trial)["n_processes"] == processes
+        assert store.result(trial).n_processes == processes
         tables.append(records_of(store))
     one, two = tables
     assert list(one.trial_id) == list(two.trial_id)  # resources are not what is trained
@@ -102,7 +102,7 @@ def test_one_that_is_killed_ends_all_and_the_next_attempt_goes_on(tmp_path):
     assert len(seen["pids"]) == 2
     assert not any(map(running, seen["pids"]))
     attempt(job, trial.trial_id, lambda _: None)
-    assert store.result(trial)["n_resumed"] == 1
+    assert store.result(trial).n_resumed == 1
 
 
 ALONE = """
@@ -142,13 +142,13 @@ def test_a_process_that_raises_is_our_own_failure_with_its_last_lines(tmp_path):
 def test_the_systems_failure_in_a_process_is_for_another_attempt(tmp_path):
     _, trial, _ = swept(tmp_path, 2)
 
-    class Broken(Child):
-        def start(self, task, hear):
-            hear({"failed": {
+    class Broken(LocalProcess):
+        def start(self, task, receive):
+            receive({"failed": {
                 "reason": "UserError: no room", "traceback": "...", "peer": False,
                 "environment": "No space left on device",
             }})  # fmt: skip
-            hear(None)
+            receive(None)
 
     with pytest.raises(ProcessFailed, match="no room") as error:
         train_together(trial, data_dir=tmp_path, run_dir=tmp_path, processes=[Broken(), Broken()])

@@ -10,7 +10,7 @@ from rich.console import Console
 from sweeps.runner.progress import Progress
 from sweeps.store import Store
 from tests.support.tiny import tiny_plan, write_spec
-from tests.sweeps.test_store import good_result, put
+from tests.sweeps.test_store import good_result, put, report
 
 
 @pytest.fixture
@@ -37,14 +37,14 @@ def watched(tmp_path):
 def test_plain_lines_say_what_runs_and_what_ended(watched):
     make, store, trials, views = watched
     progress, out = make(terminal=False)
-    store.write_state(trials[0].trial_id, state="running", step=40, loss=2.5)
+    report(store, trials[0], state="running", step=40, loss=2.5)
     with progress:
         progress.on_step_end(1, views[:1])
         put(store, trials[0], good_result(trials[0]))
         progress.on_trial_complete(2, views, views[0])
         progress.on_trial_recover(3, views, views[1])
         progress.on_trial_error(4, views, views[1])
-        store.write_state(trials[2].trial_id, state="failed", reason="ValueError: [no] such thing")
+        report(store, trials[2], state="failed", reason="ValueError: [no] such thing")
         progress.on_trial_complete(5, views, views[2])
     text = out.getvalue()
     pickle.dumps(progress)  # as Tune does with every callback
@@ -59,7 +59,7 @@ def test_plain_lines_say_what_runs_and_what_ended(watched):
 def test_a_terminal_gets_a_live_table(watched):
     make, store, trials, views = watched
     progress, out = make(terminal=True)
-    store.write_state(trials[1].trial_id, state="running", step=40, loss=2.5, tokens_per_s=1234.0)
+    report(store, trials[1], state="running", step=40, loss=2.5, tokens_per_s=1234.0)
     with progress:
         progress.on_step_end(1, views[1:2])
     text = out.getvalue()

@@ -8,13 +8,14 @@ import pytest
 
 from parcae_core.result import Interrupted
 from parcae_core.training.train import train
-from sweeps.cli.status_table import as_data
 from sweeps.cli.sweep import load_plan
+from sweeps.cli.tables import status_data
 from sweeps.records import collect, records_of
 from sweeps.runner.driver import Options, make_job, prepare_data
 from sweeps.runner.trainable import attempt
+from sweeps.storage.base import LeaseBusy, LeaseLost, lease
 from sweeps.storage.files import read_json, write_json
-from sweeps.storage.lease import LeaseBusy, LeaseLost, lease
+from sweeps.storage.local import LocalStorage
 from sweeps.store import Store
 from tests.support.tiny import write_spec
 
@@ -36,6 +37,9 @@ def sweep(prepared, tmp_path):
     store = Store(tmp_path / "runs", plan.name)
     store.write_plan(plan, spec)
     return store, plan, lambda **options: make_job(plan, store, data_dirs, Options(**options))
+
+
+HERE = LocalStorage(Path("runs"), "tiny")  # it moves nothing, wherever the folder is
 
 
 def run(job, trial) -> list[dict]:
@@ -74,7 +78,7 @@ def test_a_curriculum_trains_to_a_result_with_the_flops_of_its_ramp(tmp_path):
     assert store.state(trial).state == "done"
     result = store.result(trial)
     # What was drawn, against what is expected of it: a constant depth would be a quarter off
-    assert result["train_flops_sampled"] == pytest.approx(result["train_flops"]["exact"], rel=0.1)
+    assert result.train_flops_sampled == pytest.approx(result.train_flops["exact"], rel=0.1)
     table = records_of(store)
     assert table.depth_scheme.iloc[0] == "curriculum, linear over 0.5 of the steps"
 
@@ -108,7 +112,7 @@ def test_our_own_failure_is_recorded_with_its_last_lines_and_not_raised(sweep):
     assert reports[-1]["state"] == "failed"
     assert store.state(trial).reason == "ValueError: no such thing"
     assert "no such thing" in (store.folder(trial.trial_id) / "error.txt").read_text()
-    [shown] = [t for t in as_data(store)["trials"] if t["trial_id"] == trial.trial_id]
+    [shown] = [t for t in status_data(store)["trials"] if t["trial_id"] == trial.trial_id]
     assert shown["error"][-1] == "ValueError: no such thing"
     assert "raise error" in shown["error"][-2]
     store.forget_failure(trial.trial_id)
@@ -147,14 +151,14 @@ def test_a_stop_leaves_a_checkpoint_and_the_next_attempt_ends_as_if_undisturbed(
     assert run(job, trial) == [{"state": "planned"}]  # the same `run` starts nothing more
     assert run(make_job(), trial)[-1]["state"] == "done"  # the next one does
     resumed = store.result(trial)
-    assert resumed["n_resumed"] == 1
+    assert resumed.n_resumed == 1
 
     other = Store(store.out, "undisturbed")
     other.write_plan(plan, write_spec(store.out))
     job = make_job()
     object.__setattr__(job, "sweep", "undisturbed")
     run(job, trial)
-    assert other.result(trial)["evaluation"] == resumed["evaluation"]
+    assert other.result(trial).evaluation == resumed.evaluation
 
 
 def test_diverging_is_a_result(sweep):
@@ -179,22 +183,25 @@ def test_diverging_is_a_result(sweep):
 
 
 def test_a_later_attempt_takes_the_folder_and_the_earlier_one_stops(tmp_path):
-    with lease(tmp_path, wait_s=0) as first:
+    with lease(tmp_path, HERE, wait_s=0) as first:
         assert first.held()
-        with pytest.raises(LeaseBusy, match="still runs after 0 s"), lease(tmp_path, wait_s=0):
+        with (
+            pytest.raises(LeaseBusy, match="still runs after 0 s"),
+            lease(tmp_path, HERE, wait_s=0),
+        ):
             pass
         assert not first.held()
         with pytest.raises(LeaseLost):
             first.require()
-    with lease(tmp_path, wait_s=0) as third:
-        assert third.generation == 3
+    with lease(tmp_path, HERE, wait_s=0) as third:
+        assert third.content["generation"] == 3
 
 
 def test_the_lease_waits_for_an_orphan_to_let_go(tmp_path):
     got = threading.Event()
 
     def orphan():
-        with lease(tmp_path, wait_s=0) as held:
+        with lease(tmp_path, HERE, wait_s=0) as held:
             got.set()
             while held.held():
                 got.wait(0.01)
@@ -202,7 +209,7 @@ def test_the_lease_waits_for_an_orphan_to_let_go(tmp_path):
     thread = threading.Thread(target=orphan)
     thread.start()
     assert got.wait(5)
-    with lease(tmp_path, wait_s=5) as mine:
+    with lease(tmp_path, HERE, wait_s=5) as mine:
         assert mine.held()
     thread.join()
 

@@ -19,11 +19,12 @@ from parcae_core.errors import UserError
 from parcae_core.training.train import train
 from sweeps.cli.sweep import load_plan
 from sweeps.records import collect, records_of
+from sweeps.reports import StateReport
 from sweeps.runner.driver import Options, make_job, prepare_data
 from sweeps.runner.trainable import _join, attempt
-from sweeps.storage import base, objects, uploads
-from sweeps.storage.lease import LeaseLost
-from sweeps.storage.objects import Objects, Unreachable, is_url
+from sweeps.storage import bucket, objects, uploads
+from sweeps.storage.base import LeaseLost, Unreachable
+from sweeps.storage.objects import Objects, Retrying, is_url
 from sweeps.store import Store, open_sweep
 from sweeps.tracking.sweep_run import mirror_sweep, sweep_run_id
 from sweeps.tracking.sync import unsynced
@@ -162,7 +163,7 @@ def test_a_killed_workers_trial_goes_on_on_another_node(s3, planned, tmp_path, m
     )
     worker.stdin.write(pickle.dumps((job, trial.trial_id)))
     worker.stdin.close()
-    there = Objects(f"{OUT}/tiny")
+    there = Retrying(Objects(f"{OUT}/tiny"))
     while not uploads.checkpoints_in(there, trial.trial_id):
         assert worker.poll() is None
         time.sleep(0.02)
@@ -172,7 +173,7 @@ def test_a_killed_workers_trial_goes_on_on_another_node(s3, planned, tmp_path, m
     assert not list(Path(tempfile.gettempdir()).glob(f"parcae-work-*/tiny/{trial.trial_id}"))
     attempt(job, trial.trial_id, lambda _: None)
     store.refresh()
-    assert store.result(trial)["n_resumed"] == 1
+    assert store.result(trial).n_resumed == 1
     assert same(records_of(store), undisturbed)
 
 
@@ -192,7 +193,7 @@ def test_a_damaged_checkpoint_in_the_store_is_passed_over(s3, planned):
     client.put_object(Bucket="sweeps", Key=newest, Body=b"cut short")
     attempt(job, trial.trial_id, lambda _: None)
     store.refresh()
-    assert store.result(trial)["n_resumed"] == 1
+    assert store.result(trial).n_resumed == 1
     assert same(records_of(store), undisturbed)
 
 
@@ -301,7 +302,7 @@ def test_a_stop_reaches_this_nodes_workers_although_the_store_is_away(s3, planne
     _, job = ready(plan, spec, store)
     attempt(job, trial.trial_id, lambda _: None)
     store.refresh()
-    assert store.result(trial)["n_resumed"] == 1  # from what was left on the node
+    assert store.result(trial).n_resumed == 1  # from what was left on the node
 
 
 def test_a_process_on_another_node_joins_from_the_same_checkpoint(
@@ -324,8 +325,8 @@ def test_a_process_on_another_node_joins_from_the_same_checkpoint(
 
 def test_one_driver_at_a_time_and_a_dead_ones_lock_is_taken(s3, planned, monkeypatch):
     client, _ = s3
-    monkeypatch.setattr(base, "DRIVER_RENEWS_S", 0.4)
-    monkeypatch.setattr(base, "DRIVER_GONE_S", 1.5)
+    monkeypatch.setattr(bucket, "DRIVER_RENEWS_S", 0.4)
+    monkeypatch.setattr(bucket, "DRIVER_GONE_S", 1.5)
     store = Store(OUT, "tiny")
     busy = pytest.raises(UserError, match=r"another `parcae run` is at work here \(process \d+")
     with store.driver_lock(), busy, Store(OUT, "tiny").driver_lock():
@@ -365,7 +366,9 @@ def test_the_verbs_read_it_and_retry_writes_there(s3, planned, monkeypatch, caps
     assert other.state(plan.trials[0]).state == "done"
     mirror = f"{plan.trials[0].trial_id}/wandb/offline-run-1/run-1.wandb"
     client.put_object(Bucket="sweeps", Key=f"runs/tiny/{mirror}", Body=b":W&B")
-    again.storage.pull_folder("wandb")  # as `parcae sync` does
+    again.storage.pull(
+        again.root / n for n in again.storage.list() if "/wandb/" in n
+    )  # as `parcae sync` does
     assert (again.root / mirror).read_bytes() == b":W&B"
     code, out, err = parcae("status", "s3://sweeps/nothing")
     assert (code, out) == (2, "")
@@ -404,13 +407,13 @@ def test_the_sweeps_own_wandb_run_reaches_the_store_once(s3, planned):
     )
     seen = Store(OUT, plan.name)  # of another machine, that sends them
     seen.refresh()
-    seen.storage.pull_folder("wandb")
+    seen.storage.pull(seen.root / n for n in seen.storage.list() if "wandb" in n.split("/"))
     assert {p.name for p in unsynced(seen.root)} == runs
 
     # nothing is new: nothing is written again, and what changed replaces what nobody has sent
     assert mirror_sweep(seen, project="p", mode="offline") == []
     assert {k.split("/")[-2] for k in keys(client) if k.endswith(".wandb")} == runs
-    seen.write_state(lost, state="failed", reason="made up")
+    StateReport(state="failed", reason="made up").write(seen.files(lost).state)
     (seen.folder(lost) / "result.json").unlink()
     assert mirror_sweep(seen, project="p", mode="offline") == []
     after = {k.split("/")[-2] for k in keys(client) if k.endswith(".wandb")}

@@ -17,10 +17,11 @@ from analysis.table import records
 from sweeps.records import records_of
 from sweeps.storage.files import read_json
 from sweeps.store import Store
-from sweeps.tracking import reader, run_files
+from sweeps.tracking import reader
 from sweeps.tracking.live import Tail
 from sweeps.tracking.sweep_run import DEADLINE_S
 from sweeps.tracking.sync import unsynced
+from tests.support import wandb_files
 from tests.support.tiny import tiny_plan, write_spec
 from tests.support.wandb_server import KEY, answering, refusing, silent
 from tests.sweeps.tracking.test_trial_run import end_trial
@@ -62,7 +63,7 @@ class Result:
         return good_result(self.trial)
 
 job = Job(out=out, sweep="tiny", session="s", data_dirs={17: "-"}, spec_sha256="a" * 64,
-          git_commit=None, design="isoflop", wandb_mode=mode, wandb_project="p", train=train)
+          git_commit=None, wandb_mode=mode, wandb_project="p", train=train)
 waited = 0.0
 
 def timed(method):
@@ -233,8 +234,7 @@ def test_an_offline_trial_that_was_killed_and_resumed_is_one_whole_run(sweep, tm
     killed.communicate(timeout=60)
     assert killed.returncode == -9
     finished(start(ATTEMPT, store.out, trial.trial_id, "offline", 20, 0, env=env))
-    [path] = run_files.run_files(store.folder(trial.trial_id))
-    run = run_files.read_file(path)
+    run = wandb_files.read(wandb_files.only_file(store.folder(trial.trial_id)))
     assert (run.run_id, run.exit_code) == (trial.trial_id, 0)
     assert [h["_step"] for h in run.history if "train/loss" in h] == list(range(1, 21))
     found = reader.read_files(f"wandb-files:{store.root}")

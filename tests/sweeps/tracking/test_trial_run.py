@@ -11,16 +11,17 @@ import pytest
 
 from analysis.errors import InputError
 from analysis.table import load
+from parcae_core.training.metrics import read_metrics
 from sweeps.cli import app
 from sweeps.records import records_of
 from sweeps.storage.files import read_json, write_json
 from sweeps.store import Store
-from sweeps.tracking import reader, run_files
+from sweeps.tracking import reader
 from sweeps.tracking.sweep_run import mirror_sweep, sweep_run_id
 from sweeps.tracking.sync import unsynced
-from sweeps.tracking.trial_run import read_metrics
+from tests.support import wandb_files
 from tests.support.tiny import tiny_plan, write_spec
-from tests.sweeps.test_store import good_result
+from tests.sweeps.test_store import good_result, report
 
 # W&B starts a process of its own and leaves handlers behind: each mirror runs in a fresh process
 MIRROR = """
@@ -70,16 +71,15 @@ def ended(tmp_path_factory):
     write_json(
         store.folder(diverged.trial_id) / "result.json", lost | {"step": 3, "evaluation": []}
     )
-    store.write_state(done.trial_id, state="done", attempts=2, git_commit="c" * 40)
-    store.write_state(failed.trial_id, state="failed", step=4, reason="ValueError: bad luck")
-    store.write_state(reused.trial_id, state="done", reused_from="other")
+    report(store, done, state="done", attempts=2, git_commit="c" * 40)
+    report(store, failed, state="failed", step=4, reason="ValueError: bad luck")
+    report(store, reused, state="done", reused_from="other")
     assert mirror(store, *plan.trial_ids) == [None] * 4
     return store, plan.trials
 
 
-def runs_of(store, trial) -> list[run_files.RunFile]:
-    paths = run_files.run_files(store.folder(trial.trial_id))
-    return run_files.read_all(paths)
+def run_of(store, trial) -> wandb_files.RunFile:
+    return wandb_files.read(wandb_files.only_file(store.folder(trial.trial_id)))
 
 
 def test_metrics_hold_each_step_once_and_leave_out_a_torn_line(ended):
@@ -91,7 +91,7 @@ def test_metrics_hold_each_step_once_and_leave_out_a_torn_line(ended):
 
 def test_an_offline_run_reads_back_as_the_trial(ended):
     store, (trial, _, failed, reused) = ended
-    [run] = runs_of(store, trial)
+    run = run_of(store, trial)
     assert (run.run_id, run.group, run.job_type) == (trial.trial_id, "tiny", "trial")
     assert run.tags[0] == "isoflop"
     assert run.tags[1].startswith("spec-")
@@ -101,14 +101,14 @@ def test_an_offline_run_reads_back_as_the_trial(ended):
     steps = [(h["_step"], h["train/loss"]) for h in run.history if "train/loss" in h]
     metrics = read_metrics(store.folder(trial.trial_id) / "metrics.jsonl")
     assert steps == [(m["step"], m["train/loss"]) for m in metrics]
-    for row in store.result(trial)["evaluation"]:
-        assert run.summary[f"val/loss_at_{row['n_loops']}_loops"] == row["val_loss"]
+    for row in store.result(trial).evaluation:
+        assert run.summary[f"val/loss_at_{row.n_loops}_loops"] == row.val_loss
     assert run.summary["val/loops"]["_type"] == "table-file"
     assert run.summary["status"] == "done"
     assert run.exit_code == 0
-    assert runs_of(store, failed)[0].exit_code == 1
+    assert run_of(store, failed).exit_code == 1
     # Not the run of the sweep that trained it, which a `sync` of both would otherwise overwrite
-    assert runs_of(store, reused)[0].run_id == f"{reused.trial_id}-tiny"
+    assert run_of(store, reused).run_id == f"{reused.trial_id}-tiny"
 
 
 def test_run_folders_give_the_records_of_the_store(ended):
@@ -131,31 +131,30 @@ def test_an_outcome_is_written_once_and_a_new_one_replaces_it(ended, tmp_path):
     [file] = before.glob("*.wandb")
     os.truncate(file, file.stat().st_size // 2)
     (folder / "wandb" / "mirror.json").unlink()
-    assert run_files.read_file(file).exit_code is None
+    assert wandb_files.read(file).exit_code is None
     assert mirror(store, trial.trial_id) == [None]
-    [run] = runs_of(store, trial)
+    run = run_of(store, trial)
     assert (run.exit_code, run.summary["record"]["status"]) == (1, "failed")
     assert len(list(folder.glob("wandb/offline-run-*"))) == 1
 
 
 def test_several_files_of_one_run_are_one_run(ended):
     store, trials = ended
-    [first] = runs_of(store, trials[0])
-    later = replace(first, started=first.started + 60, history=[{"_step": 99}], summary={"a": 1})
-    torn = replace(first, exit_code=None)
-    [run] = run_files.joined([later, torn, run_files.RunFile(run_id="")])
-    assert run.exit_code == 0
+    first = reader.read_file(wandb_files.only_file(store.folder(trials[0].trial_id)))
+    later = replace(first, started=first.started + 60, summary={"a": 1})
+    torn = replace(first, state="running")
+    [run] = reader.joined([later, torn, reader.Run()])
+    assert run.state == "ended"
     assert run.summary == first.summary | {"a": 1}
-    assert [h["_step"] for h in run.history][-1] == 99
 
 
 def test_our_reader_agrees_with_wandbs_own(ended):
     store, trials = ended
-    [path] = run_files.run_files(store.folder(trials[0].trial_id))
+    path = wandb_files.only_file(store.folder(trials[0].trial_id))
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     theirs = [json.loads(line) for line in said.splitlines() if '"type":"history"' in line]
-    assert len(theirs) == len(run_files.read_file(path).history)
+    assert len(theirs) == len(wandb_files.read(path).history)
 
 
 def test_the_sweeps_run_holds_laws_problems_counts_and_records(ended):
@@ -164,7 +163,7 @@ def test_the_sweeps_run_holds_laws_problems_counts_and_records(ended):
     assert not (store.root / "wandb").exists()
     assert mirror_sweep(store, project="p", mode="offline") == []
     [path] = store.root.glob("wandb/offline-run-*/*.wandb")
-    run = run_files.read_file(path)
+    run = wandb_files.read(path)
     assert (run.run_id, run.group, run.job_type) == (sweep_run_id(store), "tiny", "sweep")
     assert run.config["trials"] == [t.trial_id for t in trials]
     assert {k: v for k, v in run.summary.items() if k.startswith("trials/")} == {
@@ -208,13 +207,7 @@ def test_a_source_of_run_folders_is_recognised_and_refused_in_words(ended, tmp_p
 
 def test_runs_that_hold_no_records_are_counted_with_their_reasons(ended):
     store, trials = ended
-    files = [runs_of(store, t)[0] for t in trials]
-    ours = [
-        reader.Run(
-            run_id=f.run_id, job_type=f.job_type, state="x", config=f.config, summary=f.summary
-        )
-        for f in files
-    ]
+    ours = [reader.read_file(wandb_files.only_file(store.folder(t.trial_id))) for t in trials]
     plan = replace(
         ours[0], job_type="sweep", config={"trials": [t.trial_id for t in trials] + ["?"]}
     )

@@ -1,25 +1,38 @@
-"""Processes that talk to W&B, so that nothing else waits for it; and their end."""
+"""Python processes of our own, apart from the terminal's signals; and their end."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
-def start(*command: str, **pipes: int) -> subprocess.Popen[str]:
-    """A Python process of our own with these arguments, apart from the terminal's signals."""
+def start(module: str, *args: str, **options: Any) -> subprocess.Popen[str]:
+    """`python -m module args`, with the modules that this process finds."""
     return subprocess.Popen(
-        [sys.executable, *command],
+        [sys.executable, "-m", module, *args],
         text=True,
-        cwd=Path(__file__).parents[2],  # a worker may have the project in its path only
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         start_new_session=True,  # Ctrl-C is for the driver, which lets trials end first
-        **pipes,
+        **options,
     )
+
+
+def output_of(module: str, *args: str, timeout_s: float, **options: Any) -> tuple[int | None, str]:
+    """Run a module to its end: its exit code, None if it was ended after the time, and its stdout."""
+    process = start(module, *args, stdout=subprocess.PIPE, **options)
+    try:
+        text, _ = process.communicate(timeout=timeout_s)
+        return process.returncode, text
+    except subprocess.TimeoutExpired:
+        return None, ""
+    finally:
+        end(process)
+        process.stdout.close()
 
 
 def end(process: subprocess.Popen[str]) -> None:
@@ -28,7 +41,7 @@ def end(process: subprocess.Popen[str]) -> None:
     W&B's service has a session of its own and would go on trying to send for a while.
     """
     for pid in (*_children(process.pid), process.pid):
-        with contextlib.suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.wait()
 
@@ -47,6 +60,6 @@ def _children(pid: int) -> list[int]:
     """Direct children; none once the process has been waited for, or without a /proc."""
     found: list[int] = []
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             found += map(int, path.read_text().split())
     return found

@@ -1,0 +1,180 @@
+"""The one way from a table to a fit: rows selected once, columns and target as arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from analysis.errors import InputError
+from analysis.table import load
+from analysis.table.columns import LAW_COLUMNS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from analysis.laws.law import Law
+    from analysis.table.load import Table
+
+_TOGETHER = 1e-4  # share of log N's variance that log D leaves unexplained: below, they are one
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Dataset:
+    """The rows a law is fitted to. `table` holds them too, with source, dropped rows and notes."""
+
+    table: Table
+    columns: dict[str, np.ndarray]  # the law's, (n,) each
+    target: np.ndarray  # (n,)
+    runs: np.ndarray | None = None  # (n,) int: the run of each row, where runs have several rows
+    problems: tuple[str, ...] = ()  # sentences against fitting this law to these rows
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    @property
+    def n_runs(self) -> int:
+        """Independent observations: runs where rows repeat them, else rows."""
+        return len(self) if self.runs is None else len(np.unique(self.runs))
+
+    @classmethod
+    def of(
+        cls,
+        columns: Mapping[str, np.ndarray],
+        target: np.ndarray,
+        runs=None,
+        target_name="val_loss",
+    ) -> Dataset:
+        """From arrays alone, for simulations and tests."""
+        import pandas as pd
+
+        frame = pd.DataFrame({**columns, target_name: target})
+        table = load.Table(frame=frame, source="arrays", kind="points", origin="arrays")
+        return cls(table=table, columns=dict(columns), target=np.asarray(target, float), runs=runs)
+
+    def take(self, which: np.ndarray) -> Dataset:
+        """The rows of a mask or an index."""
+        return replace(
+            self,
+            table=replace(self.table, frame=self.table.frame.iloc[_index(which)]),
+            columns={k: v[which] for k, v in self.columns.items()},
+            target=self.target[which],
+            runs=None if self.runs is None else self.runs[which],
+        )
+
+
+def prepare(table: Table, law: Law) -> Dataset:
+    """The rows of a table that a law is fitted to.
+
+    Raises:
+        InputError: columns missing, values unusable, too few rows or no spread along a variable.
+    """
+    if not law.per_run and "n_loops" not in law.columns:
+        table = load.at_training_depth(table)
+    if law.frontier:
+        table = load.on_the_frontier(table)
+    table = load.need(table, (law.target, *law.columns), law.name)
+    columns = load.columns_of(table, law.columns)
+    target = load.columns_of(table, (law.target,))[law.target]
+    if len(target) <= len(law.params):
+        raise InputError(
+            f"{table.source}: {len(target)} rows for the {len(law.params)} parameters of "
+            f"{law.name!r}; at least {len(law.params) + 1} are needed. Add runs."
+        )
+    for term in law.terms:
+        if term.exponent is not None and np.ptp(_variable(law, term, columns)) == 0:
+            raise InputError(
+                f"{table.source}: the term of {term.coefficient} in {law.formula!r} has the same "
+                "variable in every row; its effect cannot be told from a constant. Add runs that differ in it."
+            )
+    runs = _runs(table.frame, law)
+    if runs is not None and not law.per_run:
+        table = table.noting(
+            f"{len(target)} rows of {runs.max() + 1} runs: rows of one run are not independent, so "
+            "intervals resample runs"
+        )
+    return Dataset(
+        table=table.noting(*_seed_notes(table, law)),
+        columns=columns,
+        target=target,
+        runs=runs,
+        # without a seed two rows of one setting may be replicas
+        problems=(
+            *_proportional(law, columns),
+            *(
+                load.disagreements(table)
+                if "seed" in table.frame and law.target == "val_loss"
+                else ()
+            ),
+        ),
+    )
+
+
+def _index(which: np.ndarray) -> np.ndarray:
+    which = np.asarray(which)
+    return np.flatnonzero(which) if which.dtype == bool else which
+
+
+def _variable(law: Law, term, columns) -> np.ndarray:
+    """A term's variable, at the middle of its shape parameter's start region."""
+    middle = {p.name: float(np.mean(p.start)) for p in law.params}.get(term.shape)
+    return term.x(columns, middle)
+
+
+def _runs(frame, law: Law) -> np.ndarray | None:
+    """The run of each row, (n,) int, where a run has several rows of this law; else None."""
+    if "trial_id" in frame:
+        keys = ["trial_id"]
+    elif "n_loops" in law.columns:  # a curve over loops is read from one run
+        keys = [c for c in ("budget_flops", "mean_recurrence", "n_tokens", "seed") if c in frame]
+    else:
+        return None
+    if not keys:
+        return None
+    runs = frame.groupby(keys, dropna=False, sort=False).ngroup().to_numpy()
+    return runs if 1 < runs.max() + 1 < len(runs) else None
+
+
+def _proportional(law: Law, columns) -> list[str]:
+    """A sentence for each two power-law variables that rise together."""
+    out = []
+    simple = [c for c in law.columns if any(_is_power(t, c, columns) for t in law.terms)]
+    for a, b in combinations(simple, 2):
+        x, y = np.log(columns[a]), np.log(columns[b])
+        correlation = np.corrcoef(x, y)[0, 1]
+        if 1 - correlation**2 < _TOGETHER:
+            slope = np.polyfit(x, y, 1)[0]
+            how = (
+                "are proportional"
+                if abs(slope - 1) < 0.01
+                else f"rise together ({b} ~ {a}^{slope:.3g})"
+            )
+            names = f"{LAW_COLUMNS[a][0]} and {LAW_COLUMNS[b][0]}"
+            out.append(f"{names} {how}: their exponents cannot be told apart")
+    return out
+
+
+def _is_power(term, column: str, columns) -> bool:
+    if term.exponent is None or term.shaped is not None:
+        return False
+    return np.array_equal(term.variable(columns), np.log(columns[column]))
+
+
+def _seed_notes(table: Table, law: Law) -> list[str]:
+    """What replicas say of the noise: seeds that differ at one setting."""
+    frame = table.frame
+    if "seed" not in frame or frame.seed.nunique() < 2:
+        return []
+    setting = [*law.columns, *(c for c in ("injection", "muon_lr", "adamw_lr") if c in frame)]
+    logs = np.log(frame[law.target].astype(float))
+    groups = logs.groupby([frame[c] for c in dict.fromkeys(setting)], dropna=False)
+    dof = (groups.size() - 1).sum()
+    if dof == 0:
+        return []
+    noise = np.sqrt(((logs - groups.transform("mean")) ** 2).sum() / dof)
+    return [
+        f"seeds are replicas: runs of one setting that differ in their seed have log losses {noise:.2g} "
+        f"apart (standard deviation, {dof} degrees of freedom)"
+    ]

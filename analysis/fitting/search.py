@@ -1,0 +1,158 @@
+"""The best of several starts: exponents at random, coefficients by non-negative least squares.
+
+A law is linear in its coefficients, so the first stage searches the exponents and shapes alone and
+solves for the coefficients at each step (variable projection; Golub and Pereyra 1973, SIAM J. Numer.
+Anal. 10, 413, with Kaufman's derivative), on the relative residuals L/y - 1, which are the log
+residuals near the solution. Starts that meet there walk the rest of the way once, for all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.optimize import OptimizeResult, least_squares, nnls
+
+from analysis.fitting.objective import Objective
+from analysis.progress import track
+
+_AGREE = 1e-6  # starts whose objectives differ by less than this share found the same optimum
+_SAME_PLACE = 1e-3  # in standardised parameters
+MANY, SAMPLE = 100_000, 20_000  # beyond so many rows the starts run on so many of them
+_EDGE = (
+    1e-6  # a coefficient's share of the loss, or distance to a bound, that is tried at the bound
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """The best of several starts."""
+
+    theta: np.ndarray  # (P,)
+    objective: float
+    converged: bool
+    n_starts: int
+    n_agree: int
+
+
+def search(objective: Objective, n_starts: int, rng: np.random.Generator) -> Search:
+    """Minimise from every start; the best, and how many starts found it."""
+    few = objective
+    if len(objective.y) > MANY:  # a sample finds the basin; all rows find its bottom
+        few = objective.rows(np.sort(rng.choice(len(objective.y), SAMPLE, replace=False)))
+    begin = _starts(objective, n_starts, rng)
+    ends = [_wide(few, start) for start in track(begin, "starts of the search")]
+    places, counts = _distinct(ends)
+    if few is not objective:
+        places = [few.descend(place).x for place in places[:1]]
+    found = [_settled(objective, objective.descend(place)) for place in places]
+    costs = np.array([f.cost for f in found])
+    best = found[int(costs.argmin())]
+    agree = costs <= best.cost * (1 + _AGREE) + 1e-15
+    return Search(
+        theta=best.x,
+        objective=float(best.cost),
+        converged=best.status > 0,
+        n_starts=n_starts,
+        n_agree=int(np.array(counts)[agree].sum()),
+    )
+
+
+def onward(objective: Objective, best: Search, better: np.ndarray) -> Search:
+    """The optimum below a theta that no start had found."""
+    found = _settled(objective, objective.minimise(better))
+    return replace(
+        best, theta=found.x, objective=float(found.cost), converged=found.status > 0, n_agree=1
+    )
+
+
+def _settled(objective: Objective, found: OptimizeResult) -> OptimizeResult:
+    """The optimum with parameters that crept to a bound put on it, where that is no worse."""
+    share = np.ones(len(found.x))
+    if objective.terms:
+        c = _coefficients(objective)
+        share[c] = np.median(objective.y) / np.maximum(
+            objective.parts(found.x)[1][:, c].max(axis=0), 1e-300
+        )
+    for i in range(len(found.x)):
+        for edge in (objective.lower[i], objective.upper[i]):
+            if not 0 < abs(found.x[i] - edge) < _EDGE * share[i]:
+                continue
+            theta = found.x.copy()
+            theta[i] = edge
+            there = replace(objective, held=i).minimise(theta)
+            if there.cost <= found.cost * (1 + 1e-9):
+                found = there
+    return found
+
+
+def _starts(objective: Objective, n: int, rng) -> np.ndarray:
+    """n start points (n, P); coefficients are not set."""
+    theta = np.ones((n, len(objective.law.params)))
+    spread = {t.k: t.spread for t in objective.terms}
+    for i, p in enumerate(objective.law.params):
+        if p.kind != "coefficient" or not objective.terms:
+            theta[:, i] = rng.uniform(*p.start, n) * spread.get(i, 1.0)
+    return np.clip(theta, objective.lower, objective.upper)
+
+
+def _wide(objective: Objective, start: np.ndarray) -> OptimizeResult:
+    """The optimum of the quadratic objective that a start leads to."""
+    if not objective.terms or np.isfinite(objective.upper[_coefficients(objective)]).any():
+        return objective.minimise(start, delta=np.inf, tolerance=1e-10)
+    return _project(objective, start)
+
+
+def _coefficients(objective: Objective) -> np.ndarray:
+    return np.unique([t.c for t in objective.terms])
+
+
+def _project(objective: Objective, start: np.ndarray) -> OptimizeResult:
+    """Variable projection: least squares over exponents and shapes, coefficients following."""
+    c = _coefficients(objective)
+    k = np.setdiff1d(np.arange(len(start)), c)
+    scale = np.ones(len(objective.y)) if objective.raw else 1 / objective.y
+    right = objective.y * scale
+    theta = start.copy()
+    memory: dict = {}
+
+    def both(part):
+        if memory.get("key") is None or not np.array_equal(memory["key"], part):
+            theta[k] = part
+            theta[c] = 1.0
+            basis = objective.parts(theta)[1][:, c] * scale[:, None]
+            theta[c], _ = nnls(basis, right)
+            jacobian = objective.parts(theta)[1][:, k] * scale[:, None]
+            q, _ = np.linalg.qr(basis[:, theta[c] > 0])
+            memory["key"] = part.copy()
+            memory["theta"] = theta.copy()
+            memory["at"] = basis @ theta[c] - right, jacobian - q @ (q.T @ jacobian)
+        return memory["at"]
+
+    found = least_squares(
+        lambda part: both(part)[0],
+        start[k],
+        lambda part: both(part)[1],
+        bounds=(objective.lower[k], objective.upper[k]),
+        ftol=1e-8,
+        xtol=1e-6,
+        gtol=1e-12,
+        max_nfev=100,
+    )
+    both(found.x)
+    found.x = memory["theta"]
+    return found
+
+
+def _distinct(found: list[OptimizeResult]) -> tuple[list[np.ndarray], list[int]]:
+    """Places where starts ended, best first, and how many ended at each."""
+    places: list[np.ndarray] = []
+    counts: list[int] = []
+    for f in sorted(found, key=lambda f: f.cost):
+        near = [i for i, p in enumerate(places) if np.abs(p - f.x).max() < _SAME_PLACE]
+        if near:
+            counts[near[0]] += 1
+        else:
+            places.append(f.x)
+            counts.append(1)
+    return places, counts

@@ -1,0 +1,109 @@
+"""A sweep whose driver lives on a Ray cluster: the client of Ray Jobs that the command line uses."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobSubmissionClient
+
+from parcae_core.errors import UserError
+
+# Not sent to the cluster: large, or of this machine only
+EXCLUDES = [".git", ".venv", "runs", "data", "*.egg-info", "__pycache__", ".hypothesis", "wandb"]
+# Between SIGTERM and SIGKILL when a job is stopped: trials write a checkpoint in it. Ray's is 3 s.
+STOP_GRACE_S = 120
+AGENT_WAIT_S = 60
+STATE_KEY = "parcae_sweep"
+
+
+@contextmanager
+def connected(address: str) -> Iterator[JobSubmissionClient]:
+    """A client of the cluster's dashboard.
+
+    Raises:
+        UserError: whatever goes wrong between here and there, also within the block.
+    """
+    logging.getLogger("ray.dashboard").setLevel(logging.WARNING)  # its upload notes
+    try:
+        yield JobSubmissionClient(address)
+    except (AuthenticationError, ConnectionError, RuntimeError) as error:
+        text = re.sub(r"\s+", " ", str(error)).strip(" .")
+        raise UserError(
+            f"--address {address}: {text[:300]}. Check the address, that `ray dashboard` is running, "
+            "and, where the cluster asks for one, RAY_AUTH_TOKEN_PATH with RAY_AUTH_MODE=token."
+        ) from error
+
+
+def submit(
+    client: JobSubmissionClient, name: str, spec: Path, out: str, options: Sequence[str]
+) -> str:
+    """Send the current folder and start `parcae run` in it; the job's id.
+
+    Args:
+        spec: relative to the current folder.
+        out: as the cluster's nodes see it.
+    """
+    command = ["python", "-m", "sweeps.cli", "run", str(spec), "--out", out, "--address", "auto"]
+    deadline = time.monotonic() + AGENT_WAIT_S
+    while True:
+        try:
+            return client.submit_job(
+                entrypoint=shlex.join([*command, *options]),
+                submission_id=f"{name}-{time.strftime('%Y%m%d-%H%M%S')}",
+                runtime_env={
+                    "working_dir": str(Path.cwd()),
+                    "excludes": EXCLUDES,
+                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S)},
+                },
+                metadata={STATE_KEY: name},
+                entrypoint_num_cpus=0,
+            )
+        except RuntimeError as error:  # the job agent of a head that has only just started
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(1.0)
+
+
+def newest(client: JobSubmissionClient, sweep: str) -> str:
+    """The id of a sweep's newest job.
+
+    Raises:
+        UserError: if it has none.
+    """
+    jobs = [j for j in client.list_jobs() if (j.metadata or {}).get(STATE_KEY) == sweep]
+    if not jobs:
+        raise UserError(f"{sweep}: no job of that sweep on this cluster; start it: parcae submit.")
+    return max(jobs, key=lambda j: j.start_time or 0).submission_id
+
+
+def follow(client: JobSubmissionClient, job: str) -> None:
+    """Show a job's log on stderr until it ends."""
+
+    async def lines() -> None:
+        async for text in client.tail_job_logs(job):
+            print(text, end="", file=sys.stderr, flush=True)
+
+    asyncio.run(lines())
+
+
+def line_of(client: JobSubmissionClient, job: str, *, message: bool = True) -> str:
+    """A job's state in a line."""
+    info: Any = client.get_job_info(job)
+    text = (info.message or "") if message else ""
+    return f"{job}: {info.status.value.lower()}: {text}".rstrip(": ")
+
+
+def exit_code(client: JobSubmissionClient, job: str) -> int:
+    """0 if the job succeeded, else its driver's exit code."""
+    info: Any = client.get_job_info(job)
+    return 0 if info.status.value == "SUCCEEDED" else info.driver_exit_code or 1

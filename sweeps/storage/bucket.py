@@ -1,0 +1,224 @@
+"""An object store, and a folder of this node for what is being worked on.
+
+The folder here is a working copy: of a driver or a reader a view of the small files, removed
+afterwards; of a worker the folders of its trials.
+
+What reaches an object store, and in which order, so that whatever is there is whole:
+    small files     one object each, replaced at once
+    a checkpoint    its checkpoint.json last, and first to go: without it the others do not count
+    the result      when it is written, again and again until the store has taken it
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from parcae_core.data.io import file_lock, write_synced
+from sweeps.storage.base import Unreachable, busy, this_process
+from sweeps.storage.files import SMALL, TrialFiles
+from sweeps.storage.objects import Objects, Retrying
+from sweeps.storage.tempdir import OwnedFolder
+
+if TYPE_CHECKING:
+    from parcae_core.trial import Trial
+    from sweeps.storage.base import Lease
+
+AT_ONCE = 8  # requests side by side
+# An object store has no lock that ends with a process, so the driver renews its own; one that was
+# not renewed for this long belongs to a dead driver
+DRIVER_RENEWS_S, DRIVER_GONE_S = 4.0, 16.0
+
+
+class ObjectStorage:
+    """`sweeps.storage.base.Storage` of a sweep below a URL.
+
+    Args:
+        working: for a worker, which keeps its trials' folders here from attempt to attempt.
+    """
+
+    def __init__(self, out: str, sweep: str, *, working: bool) -> None:
+        scheme, _, rest = out.partition(":/")
+        self.place = f"{scheme}://{rest.strip('/')}"
+        self.objects = self._objects(sweep)
+        work = work_folder(self.place)
+        self.data_root, self.work_root = work / "_data", work / sweep
+        self.root = self.work_root
+        if not working:
+            self._view = OwnedFolder("parcae-view-")
+            self.root = self._view.path / sweep
+        self._seen: dict[str, str] = {}
+
+    def _objects(self, below: str, patience_s: float | None = None) -> Retrying:
+        return Retrying(Objects(f"{self.place}/{below}"), patience_s)
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+    # ---- the verbs -----------------------------------------------------------------------------
+
+    def list(self, below: str = "") -> dict[str, str]:
+        return self.objects.list(below)
+
+    def pull(self, paths: Iterable[Path] | None = None) -> None:
+        if paths is None:
+            return self._pull_small()
+        paths = list(paths)
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            contents = pool.map(self.objects.pull, map(self._name, paths))
+            for path, content in zip(paths, contents, strict=True):
+                if content is not None:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    write_synced(path, content)
+                # A result that is only here is one that the store would not take: it still counts
+                elif path != TrialFiles(path.parent).result:
+                    path.unlink(missing_ok=True)
+        return None
+
+    def _pull_small(self) -> None:
+        listed = {name: mark for name, mark in self.list().items() if _is_small(name)}
+        changed = [name for name, mark in listed.items() if self._seen.get(name) != mark]
+        self.pull(self.root / name for name in changed)
+        for name in self._seen.keys() - listed.keys():
+            (self.root / name).unlink(missing_ok=True)
+        self._seen = listed
+
+    def push(self, *paths: Path) -> None:
+        for path in paths:
+            self.objects.push(self._name(path), path)
+
+    def delete(self, *paths: Path) -> None:
+        for path in paths:
+            self.objects.delete(self._name(path))
+            path.unlink(missing_ok=True)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """An object that is renewed: one that stays as it is belongs to a driver that is dead."""
+        mine = {"owner": uuid.uuid4().hex, "who": this_process()}
+        began, before = time.monotonic(), self.objects.pull(".driver")
+        while before is not None and time.monotonic() - began < DRIVER_GONE_S:
+            time.sleep(DRIVER_RENEWS_S / 4)
+            now = self.objects.pull(".driver")
+            if now is not None and now != before:
+                raise busy(self.objects.url, _holder(now))
+            before = now
+        self.objects.push(".driver", json.dumps(mine).encode())
+        time.sleep(0.5)  # two that start together both write; the last one has it
+        found = self.objects.pull(".driver") or b"{}"
+        if json.loads(found).get("owner") != mine["owner"]:
+            raise busy(self.objects.url, _holder(found))
+        hasty, over = self._objects(self.root.name, DRIVER_RENEWS_S), threading.Event()
+
+        def renew() -> None:
+            beat = 0
+            while not over.wait(DRIVER_RENEWS_S):
+                beat += 1
+                with suppress(OSError):
+                    hasty.push(".driver", json.dumps(mine | {"beat": beat}).encode())
+
+        thread = threading.Thread(target=renew, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            with suppress(OSError):
+                hasty.delete(".driver")
+
+    # ---- trials --------------------------------------------------------------------------------
+
+    def siblings(self) -> Sequence[str]:
+        hidden = (".", "_")
+        found = self._objects("").folders()
+        return [name for name in found if name != self.root.name and not name.startswith(hidden)]
+
+    @contextmanager
+    def pushing(self, trial: Trial, held: Lease, follow: tuple[Path, ...]) -> Iterator[None]:
+        from sweeps.storage import uploads  # it reads checkpoints, so it loads torch
+
+        if held.orphan:
+            time.sleep(uploads.ORPHAN_S)
+        files = TrialFiles(self.root / trial.trial_id)
+        uploads.pull_checkpoint(self.objects, files, trial)
+        with uploads.Uploads(self.objects, files, held, follow):
+            yield
+        if files.result.exists():
+            shutil.rmtree(files.folder)  # all of it is in the store
+
+    def pull_checkpoint(self, trial: Trial, checkpoint: str | None) -> None:
+        from sweeps.storage import uploads
+
+        files = TrialFiles(self.root / trial.trial_id)
+        if checkpoint is None:
+            shutil.rmtree(files.checkpoints, ignore_errors=True)
+        else:
+            uploads.pull_checkpoint(self.objects, files, trial, wanted=checkpoint)
+
+    # ---- data ----------------------------------------------------------------------------------
+
+    def push_data(self, folder: Path) -> str:
+        manifest = (folder / "manifest.json").read_bytes()
+        shared = f"{folder.name}-{hashlib.sha256(manifest).hexdigest()[:12]}"
+        there = self._objects(f"_data/{shared}")
+        if there.pull("manifest.json") != manifest:
+            for path in folder.rglob("*"):
+                if path.is_file() and path.name != "manifest.json":
+                    there.push(path.relative_to(folder).as_posix(), path)
+            there.push("manifest.json", manifest)  # last: with it the folder counts
+        link = self.data_root / shared
+        if not link.exists():
+            self.data_root.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                link.symlink_to(folder.absolute())
+        return shared
+
+    def pull_data(self, shared: str) -> Path:
+        folder = self.data_root / shared
+        self.data_root.mkdir(parents=True, exist_ok=True)
+        # One download for all trials of this node
+        with file_lock(self.data_root / f".{shared}.lock", wait_s=-1):
+            if not (folder / "manifest.json").is_file():
+                if folder.is_symlink():  # to a folder that was prepared here and is gone
+                    folder.unlink()
+                partial = folder.with_name(f".{folder.name}.partial")
+                shutil.rmtree(partial, ignore_errors=True)
+                there = self._objects(f"_data/{shared}")
+                for name in there.list():
+                    (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                    there.pull_file(name, partial / name)
+                if not (partial / "manifest.json").is_file():
+                    raise Unreachable(f"{there.url}: the prepared data is not there, or not whole")
+                partial.rename(folder)
+        return folder
+
+
+def _is_small(name: str) -> bool:
+    """Whether a view of the sweep holds the file."""
+    folder, _, file = name.rpartition("/")
+    return file in SMALL if folder else file in ("sweep.json", "spec.yaml")
+
+
+def work_folder(place: str) -> Path:
+    """Where this node keeps what it works on for a place; the same for every attempt."""
+    mark = hashlib.sha256(place.encode()).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"parcae-work-{os.getuid()}-{mark}"
+
+
+def _holder(lock: bytes) -> str:
+    try:
+        return json.loads(lock)["who"]
+    except (ValueError, KeyError, TypeError):
+        return "unknown"

@@ -1,0 +1,116 @@
+"""`parcae run --no-ray`: the same store and the same results, with Ray absent."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from analysis.table import records
+from parcae_core.trial import Resources
+from sweeps.cli.sweep import load_plan
+from sweeps.runner.driver import Options, make_job, prepare_data
+from sweeps.runner.pool import _Machine
+from sweeps.runner.trainable import attempt
+from sweeps.store import Store
+from tests.support.tiny import tiny_plan, write_spec
+
+WITHOUT_RAY = (
+    "import sys; sys.modules['ray'] = None; sys.modules['wandb'] = None;"
+    "from sweeps.cli.app import main; main()"
+)
+
+
+def start(*args: object, cwd) -> subprocess.Popen:
+    # Processes of the pool are started by spawn: they inherit no module, and -S would be too much
+    command = [sys.executable, "-c", WITHOUT_RAY, *map(str, args)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, **pipes, text=True, cwd=cwd)
+
+
+def losses(folder) -> list[tuple]:
+    table = records.load(folder)
+    return list(zip(table.trial_id, table.n_loops, table.val_loss, strict=True))
+
+
+def test_a_pool_makes_what_an_attempt_makes_and_goes_on_after_a_stop(tmp_path):
+    sizes = {"mean_recurrence": [1, 2], "budgets_flops": [4e8, 6e9]}
+    spec = write_spec(tmp_path, name="pool", **sizes)
+    process = start("run", spec, "--no-ray", "--cpus", 2, cwd=tmp_path)
+    store = Store(tmp_path / "runs", "pool")
+    until = time.monotonic() + 60
+    while len(list(store.root.glob("*/metrics.jsonl"))) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
+    assert "go on with: parcae run" in err
+    long = [t for t in load_plan(spec).trials if t.budget_flops == 6e9]
+    assert {store.state(t).state for t in long} == {"planned"}
+    assert max(store.state(t).step for t in long) > 0
+
+    process = start("run", spec, "--no-ray", "--cpus", 2, cwd=tmp_path)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "4 done of 4 trials" in err
+
+    plan = load_plan(spec)
+    alone = Store(tmp_path / "alone", plan.name)
+    alone.write_plan(plan, spec)
+    job = make_job(plan, alone, prepare_data(plan, alone, plan.trials), Options())
+    short = [t for t in plan.trials if t.budget_flops == 4e8]
+    for trial in short:
+        attempt(job, trial.trial_id, report=lambda outcome: None)
+    theirs = {(i, n): loss for i, n, loss in losses(store.root)}
+    for trial in short:
+        for row in alone.result(trial)["evaluation"]:
+            assert theirs[trial.trial_id, row["n_loops"]] == row["val_loss"]
+
+
+def test_a_worker_that_dies_is_replaced(tmp_path):
+    sizes = {"mean_recurrence": [2], "budgets_flops": [6e9]}
+    spec = write_spec(tmp_path, name="killed", **sizes)
+    process = start("run", spec, "--no-ray", "--cpus", 1, cwd=tmp_path)
+    store = Store(tmp_path / "runs", "killed")
+    [trial] = load_plan(spec).trials
+    until = time.monotonic() + 60
+    while not store.state(trial).step and time.monotonic() < until:
+        time.sleep(0.05)
+    os.kill(int(worker_of(store, trial)), signal.SIGKILL)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "its process is gone; starting again from its last checkpoint" in err
+    assert store.state(trial).state == "done"
+    assert store.state(trial).attempts == 2
+
+
+def worker_of(store, trial) -> int:
+    from sweeps.storage.files import read_json
+
+    return read_json(store.folder(trial.trial_id) / "state.json")["pid"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "taken"),
+    [
+        (Resources(cpus=2), [(), (), None]),
+        (Resources(cpus=1, gpus=1), [(0,), (1,), None]),
+        (Resources(cpus=1, gpus=0.5), [(0,), (0,), (1,), (1,)]),
+        (Resources(cpus=1, gpus=2, processes=2), [(0, 1), None]),
+    ],
+)
+def test_a_machine_holds_what_it_has(wanted, taken):
+    trial = tiny_plan(resources={"cpus": wanted.cpus, "gpus": wanted.gpus}).trials[0]
+    machine = _Machine(4, {0: 1.0, 1: 1.0})
+    assert [machine.take(trial) for _ in taken] == taken
+    machine.give_back(trial, taken[0])
+    assert machine.take(trial) == taken[0]
+
+
+def test_ray_and_a_pool_exclude_each_other(tmp_path):
+    process = start("run", "x.yaml", "--no-ray", "--address", "auto", cwd=tmp_path)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "--no-ray runs on this machine" in err
