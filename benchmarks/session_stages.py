@@ -164,7 +164,11 @@ def _packed(out: Path, preset: str) -> tuple[int, float]:
     with path.open(newline="") as file:
         rows = [r for r in csv.DictReader(file) if r["preset"] == preset and r["over_one"]]
     best = max(rows, key=lambda r: float(r["over_one"]), default=None)
-    return (1, 1.0) if best is None else (int(best["concurrent"]), float(best["over_one"]))
+    return (
+        (1, 1.0)
+        if best is None
+        else (n := int(best["concurrent"]), min(float(best["over_one"]), n))
+    )
 
 
 def _rate(run_dir: Path) -> float:
