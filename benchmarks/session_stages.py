@@ -101,7 +101,7 @@ def law(
     first = trial(max(budgets), 4 if 4 in means else int(median(means)))
     share, gain = _packed(out, preset)
     task = Task(trial=first, data_dir=data_dir, run_dir=folder / first.trial_id, threads=threads)
-    side_by_side([replace(task, stop_after_s=rate_s)], 1)
+    side_by_side([replace(task, stop_after_s=rate_s, every_step=True)], 1)
     rate = _rate(task.run_dir) * gain
     left = seconds - (time.monotonic() - began)
     # an eighth for starts, evaluations and the tail, in which not all places are taken
