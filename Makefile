@@ -7,11 +7,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo figures test test-slow lint format clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo       set up, refit the paper's points, run a real sweep, fit and report (about 10 min)"
+	@echo "make demo       set up, refit the paper's points, measure a law on this machine, report (about 10 min)"
+	@echo "make figures    draw the figures of docs/ and run the notebooks again, from the bundled records"
 	@echo "make test       every test that needs no GPU and no network"
 	@echo "make test-slow  the long checks as well"
 	@echo "make lint       ruff check and format check"
@@ -24,6 +25,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PIP) install --quiet $$(grep '^torch==' constraints.txt)
 	$(PIP) install --quiet -c constraints.txt -e '.[all]'
 	@touch $@
+
+figures: $(INSTALLED)
+	$(BIN)/parcae plot bundled:state-reveals --out docs/figures/state-reveals
+	$(BIN)/python notebooks/execute.py
 
 demo: $(INSTALLED)
 	$(BIN)/parcae demo

@@ -19,7 +19,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.fitting import fit, intervals
+from analysis.fitting.dataset import Dataset
+from analysis.fitting.fit import fit
+from analysis.fitting.options import FitOptions
 from analysis.isoflop import parabolas
 from analysis.isoflop.power_law import fit_line
 from analysis.laws import library
@@ -34,7 +36,6 @@ DEPTHS = np.array([2.0, 4.0, 6.0, 8.0, 10.0, 12.0])
 LOOPS = np.array([1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 16.0, 20.0, 24.0])
 NOISE = 2e-3
 GAMMA = 0.4
-RESAMPLES = 400
 Case = tuple[str, str, str, bool]  # law, interval, parameter, inside
 
 
@@ -44,16 +45,26 @@ def settings() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return c, mu, c / (3.963e8 + 8.179e7 * mu)
 
 
-def training(
-    seed: int, methods=(("log-lsq", "profile"), ("huber", "profile"), ("huber", "bootstrap"))
-) -> Iterator[Case]:
-    """The training law under several losses and interval methods."""
+def training(seed: int) -> Iterator[Case]:
+    """The training law by both losses on log loss."""
+    columns, y, _ = _training_set(seed)
+    for loss in ("log-lsq", "huber"):
+        yield from _parametric("training", TRUTH, columns, y, loss)
+
+
+def undertuned(seed: int) -> Iterator[Case]:
+    """The same with one run in ten worse by 1 to 10 %, as a bad learning rate or a near divergence leaves it."""
+    columns, y, rng = _training_set(seed)
+    bad = rng.choice(len(y), round(len(y) / 10), replace=False)
+    y[bad] *= 1 + rng.uniform(0.01, 0.1, len(bad))
+    yield from _parametric("training", TRUTH, columns, y, label="training, 10 % undertuned (huber)")
+
+
+def _training_set(seed: int):
     _, mu, tokens = settings()
     columns = {"n_params_unrolled": 144_323_136 + (mu - 1) * 14_159_040, "n_tokens": tokens}
     rng = np.random.default_rng([seed, 0])
-    y = library.get("training").predict(TRUTH, columns) * _luck(rng, len(mu))
-    for loss, kind in methods:
-        yield from _parametric("training", TRUTH, columns, y, loss, kind, rng)
+    return columns, library.get("training").predict(TRUTH, columns) * _luck(rng, len(mu)), rng
 
 
 def chinchilla(seed: int) -> Iterator[Case]:
@@ -64,8 +75,7 @@ def chinchilla(seed: int) -> Iterator[Case]:
         "n_tokens": 10 ** rng.uniform(9, 11.5, 60),
     }
     y = library.get("chinchilla").predict(CHINCHILLA, columns) * _luck(rng, 60)
-    for kind in ("bootstrap", "profile"):
-        yield from _parametric("chinchilla", CHINCHILLA, columns, y, "huber", kind, rng)
+    yield from _parametric("chinchilla", CHINCHILLA, columns, y)
 
 
 def iso_depth(seed: int) -> Iterator[Case]:
@@ -88,14 +98,13 @@ def iso_depth(seed: int) -> Iterator[Case]:
         "n_tokens": budget / (6 * (12 * block + 32_768 * width)),
     }
     y = library.get("iso-depth").predict(ISO_DEPTH, columns) * _luck(rng, len(r))
-    for kind in ("bootstrap", "profile"):
-        yield from _parametric("iso-depth", ISO_DEPTH, columns, y, "huber", kind, rng)
+    yield from _parametric("iso-depth", ISO_DEPTH, columns, y)
 
 
 def unified(seed: int) -> Iterator[Case]:
     """The unified law: 36 runs read out at ten numbers of loops; a run's luck is in all of them."""
     rng = np.random.default_rng([seed, 6])
-    budget, mu, tokens = (np.repeat(v, len(LOOPS)) for v in settings())
+    _, mu, tokens = (np.repeat(v, len(LOOPS)) for v in settings())
     columns = {
         "n_params_unrolled": 144_323_136 + (mu - 1) * 14_159_040,
         "n_tokens": tokens,
@@ -105,9 +114,8 @@ def unified(seed: int) -> Iterator[Case]:
     luck = np.repeat(_luck(rng, len(BUDGETS) * len(DEPTHS)), len(LOOPS))
     own = np.exp(0.1 * NOISE * rng.standard_normal(len(mu)))
     y = library.get("unified").predict(UNIFIED, columns) * luck * own
-    frame = pd.DataFrame({"budget_flops": budget, "mean_recurrence": mu})
-    table = Table(frame=frame, source="-", kind="points", origin="-")
-    yield from _parametric("unified", UNIFIED, columns, y, "huber", "block", rng, table)
+    runs = np.repeat(np.arange(len(y) // len(LOOPS)), len(LOOPS))
+    yield from _parametric("unified", UNIFIED, columns, y, runs=runs)
 
 
 def recurrence(seed: int) -> Iterator[Case]:
@@ -146,9 +154,8 @@ def test_time(seed: int) -> Iterator[Case]:
     law = library.get("test-time")
     rng = np.random.default_rng([seed, 2])
     y = law.predict(truth, {"n_loops": loops}) * np.exp(3e-4 * rng.standard_normal(len(loops)))
-    scaled = fit.scale(law, {"n_loops": loops}, y, "log-lsq")
-    best = fit.search(scaled, 4, np.random.default_rng(0))
-    found = intervals.linear(scaled, best.theta, 0.95)
+    options = FitOptions(loss="log-lsq", interval="linear", n_starts=4)
+    found = fit(Dataset.of({"n_loops": loops}, y), law, options).intervals
     for name, true in truth.items():
         yield "test-time", "linear", name, found.low[name] <= true <= found.high[name]
 
@@ -164,7 +171,8 @@ def power(seed: int) -> Iterator[Case]:
 
 test_time.__test__ = False
 CASES: dict[str, Callable[[int], Iterator[Case]]] = {
-    f.__name__: f for f in (recurrence, test_time, power, training, chinchilla, iso_depth, unified)
+    f.__name__: f
+    for f in (recurrence, test_time, power, training, undertuned, chinchilla, iso_depth, unified)
 }
 
 
@@ -172,14 +180,15 @@ def _luck(rng: np.random.Generator, n: int) -> np.ndarray:
     return np.exp(NOISE * rng.standard_normal(n))
 
 
-def _parametric(name, truth, columns, y, loss, kind, rng, table=None) -> Iterator[Case]:
-    scaled = fit.scale(library.get(name), columns, y, loss)
-    best = fit.search(scaled, 4, np.random.default_rng(0))
-    found = intervals.intervals(scaled, best, table, kind, RESAMPLES, 0.95, rng)
+def _parametric(name, truth, columns, y, loss="huber", runs=None, label=None) -> Iterator[Case]:
+    """The default interval of each parameter."""
+    options = FitOptions(loss=loss, n_starts=4)
+    found = fit(Dataset.of(columns, y, runs), library.get(name), options).intervals
+    kind = found.method.partition(",")[0].removesuffix(" likelihood")
     for p, true in truth.items():
         low, high = found.low.get(p), found.high.get(p)
         inside = (low is None or low <= true) and (high is None or true <= high)
-        yield f"{name} ({loss})", kind, p, inside
+        yield label or f"{name} ({loss})", kind, p, inside
 
 
 def coverage(n_sets: int, cases=tuple(CASES), jobs: int = 1) -> pd.DataFrame:

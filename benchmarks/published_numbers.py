@@ -16,13 +16,17 @@ import numpy as np
 import pandas as pd
 
 from analysis import api
-from analysis.fitting import fit, intervals, objective
+from analysis.fitting import intervals
+from analysis.fitting.dataset import Dataset, prepare
+from analysis.fitting.fit import Fit, fit
+from analysis.fitting.options import FitOptions
 from analysis.isoflop import parabolas
 from analysis.isoflop.power_law import fit_line
 from analysis.laws import library
 from analysis.table import load
 from benchmarks.fit_speed import CHINCHILLA_COLUMNS
 
+LAW = library.get("chinchilla")
 Row = tuple[str, str, str, float]  # what, quantity, published, ours
 HEADER = """# Published numbers, refitted
 
@@ -49,11 +53,11 @@ def rows(folder: Path) -> Iterator[Row]:
 def _chinchilla(path: Path) -> Iterator[Row]:
     every = load.load(path, CHINCHILLA_COLUMNS)
     table = api._without_highest(every, 5)
-    law = library.get("chinchilla")
-    columns, losses, _ = fit.observations(table, law)
+    data = prepare(table, LAW)
     what = "Chinchilla (arXiv:2404.10102), 240 points, Huber 1e-3, certified"
-    scaled, best, values = _fitted(columns, losses)
-    yield what, "objective", "0.00101827401780", best.objective
+    found = _fitted(data)
+    values = found.params
+    yield what, "objective", "0.00101827401780", found.search.objective
     for name, text in {
         "A": "477.8259",
         "B": "2143.4173",
@@ -68,19 +72,19 @@ def _chinchilla(path: Path) -> Iterator[Row]:
         "0.5138995",
         values["beta"] / (values["alpha"] + values["beta"]),
     )
-    yield what, "starts of 100 that agree", "100", best.n_agree
+    yield what, "starts of 100 that agree", "100", found.search.n_agree
 
-    *_, limit = _fitted(columns, losses, delta=1e-12)
+    limit = _fitted(data, delta=1e-12).params
     what = "the same, least absolute deviations (delta 1e-12)"
     for name, text in {"A": "482.0057", "B": "2085.434", "E": "1.816864"}.items():
         yield what, name, text, limit[name]
     for name, text in {"alpha": "0.347813", "beta": "0.365854"}.items():
         yield what, name, text, limit[name]
 
-    counts = intervals.case_counts(len(losses), 4000, np.random.default_rng(0))
-    draws, _ = intervals.refits(scaled, best.theta, counts)
+    counts = intervals.counts(data, 4000, np.random.default_rng(0))
+    draws, _ = intervals.refits(found.objective, found.theta, counts)
     what = "the same, standard errors of 4,000 bootstrap resamples (another random stream)"
-    spread = {k: float(v.std()) for k, v in scaled.values(draws).items()}
+    spread = {k: float(v.std()) for k, v in intervals.by_name(found.objective, draws).items()}
     for name, text in {
         "A": "124.49",
         "B": "1293.17",
@@ -90,21 +94,23 @@ def _chinchilla(path: Path) -> Iterator[Row]:
     }.items():
         yield what, name, text, spread[name]
 
-    columns_all, losses_all, _ = fit.observations(every, law)
-    _, best, values = _fitted(columns_all, losses_all)
+    found = _fitted(prepare(every, LAW))
+    values = found.params
     what = "all 245 points, certified"
-    yield what, "objective", "0.00182601052307", best.objective
+    yield what, "objective", "0.00182601052307", found.search.objective
     for name, text in {"A": "495.726", "B": "12845.61", "E": "1.8913385"}.items():
         yield what, name, text, values[name]
 
+    columns = data.columns
     small = 6 * columns["n_params"] * columns["n_tokens"] < 1e21
     units = {
         "n_params": columns["n_params"][small] / 1e6,
         "n_tokens": columns["n_tokens"][small] / 1e9,
     }
-    _, best, values = _fitted(units, losses[small], loss="lsq")
+    found = _fitted(Dataset.of(units, data.target[small]), loss="lsq")
+    values = found.params
     what = f"the {int(small.sum())} points below 1e21 FLOPs, least squares on the loss"
-    yield what, "sum of squares", "0.062414", 2 * best.objective
+    yield what, "sum of squares", "0.062414", 2 * found.search.objective
     for name, text in {"E": "1.9051", "A": "4.0005", "B": "1.0509"}.items():
         yield what, name, text, values[name]
     yield what, "alpha", "0.3511", values["alpha"]
@@ -145,23 +151,21 @@ def _parcae(folder: Path) -> Iterator[Row]:
     )
 
 
-def _fitted(columns, losses, loss="huber", delta=1e-3):
-    scaled = fit.scale(library.get("chinchilla"), columns, losses, loss, delta)
-    best = fit.search(scaled, 100, np.random.default_rng(0))
-    return scaled, best, {k: float(v[0]) for k, v in scaled.values(best.theta[None]).items()}
+def _fitted(data: Dataset, **options) -> Fit:
+    return fit(data, LAW, FitOptions(n_starts=100, interval="none", **options))
 
 
 def least_absolute(folder: Path) -> str:
     """How A and B go to their limit as delta falls, in words."""
     table = api._without_highest(load.load(folder / "chinchilla_245.csv", CHINCHILLA_COLUMNS), 5)
-    columns, losses, _ = fit.observations(table, library.get("chinchilla"))
+    data = prepare(table, LAW)
     steps = []
     for delta in (1e-12, 1e-9, 1e-8):
-        scaled, best, values = _fitted(columns, losses, delta=delta)
+        found = _fitted(data, delta=delta)
+        values = found.params
         steps.append(f"At delta {delta:g}: A {values['A']:.4f}, B {values['B']:.4f}")
         if delta == 1e-12:
-            residuals = np.abs(objective.residuals(scaled.problem, best.theta[None])[0])
-            largest = np.sort(residuals)[4]
+            largest = np.sort(np.abs(found.log_residuals))[4]
     return FOOTER.format(delta=1e-12, largest=largest, path="; ".join(steps))
 
 

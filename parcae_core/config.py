@@ -6,11 +6,23 @@ K d_head, V vocabulary, F d_ff.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 Injection = Literal["diagonal", "diagonal-zoh", "concat", "add", "none"]
 Mlp = Literal["relu2", "swiglu"]
+
+# Far above any model that exists; a shape beyond them, as in a file from elsewhere, would be counted,
+# laid out or allocated for ever
+MAX_WIDTH, MAX_CONTEXT, MAX_VOCAB, MAX_LAYERS = 1 << 20, 1 << 20, 1 << 24, 1_000
+_AT_MOST = {
+    **dict.fromkeys(("d_model", "d_ff", "d_state", "core_d_ff", "value_gate_width"), MAX_WIDTH),
+    **dict.fromkeys(("n_head", "n_kv_head", "core_n_head"), MAX_WIDTH),
+    **dict.fromkeys(("n_prelude", "n_core", "n_coda"), MAX_LAYERS),
+    "context": MAX_CONTEXT,
+    "vocab_size": MAX_VOCAB,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +66,17 @@ class ModelConfig:
         for name in ("vocab_size", "context", "d_model", "n_head", "d_ff", "n_prelude", "n_coda"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be >= 1")
         _require(self.n_core >= 1, f"n_core is {self.n_core}; it must be >= 1")
+        for name, most in _AT_MOST.items():
+            _require(
+                (getattr(self, name) or 0) <= most,
+                f"{name} is {getattr(self, name)}; it must be <= {most}",
+            )
+        for name in ("rope_base", "norm_eps"):
+            value = getattr(self, name)
+            _require(0 < value < math.inf, f"{name} is {value}; it must be > 0 and finite")
+        for name in ("d_state", "core_d_ff", "value_gate_width"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"{name} is {value}; it must be >= 1")
         for name, kind in (("injection", Injection), ("mlp", Mlp)):
             value, known = getattr(self, name), get_args(kind)
             _require(value in known, f"{name} is {value!r}; it must be one of {', '.join(known)}")

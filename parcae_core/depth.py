@@ -20,6 +20,9 @@ import numpy as np
 
 from parcae_core import seeds
 from parcae_core.config import as_dict
+from parcae_core.plain import build
+
+MAX_LOOPS = 1_000  # the distributions are tables of about this length; far above any training
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,6 +173,15 @@ class CurriculumDepth:
         growth = np.ceil(progress * (self.mean_recurrence - self.mean_backprop_depth))
         return growth.astype(np.int64)
 
+    def _last_steps(self, growth: np.ndarray) -> np.ndarray:
+        """Steps of the ramp that have grown by at most each of some numbers; by bisection."""
+        low, high = np.zeros_like(growth), np.full_like(growth, self.ramp_steps)
+        while np.any(low < high):
+            middle = (low + high) // 2
+            grown = (self._growth(middle) > growth) | (low >= high)
+            low, high = np.where(grown, low, middle + 1), np.where(grown, middle, high)
+        return high
+
     def declared(self) -> tuple[float, float]:
         """(mu_rec, mu_bwd) as the published FLOP rules use them, averaged over the training."""
         return self._average(lambda scheme: scheme.mean_recurrence), self.mean_backprop_depth
@@ -191,10 +203,9 @@ class CurriculumDepth:
         return self.at(step).sample(n_sequences, seed=seed, step=step)
 
     def _average(self, value: Callable[[PoissonDepth], float]) -> float:
-        growth, counts = np.unique(self._growth(np.arange(self.ramp_steps)), return_counts=True)
-        total = sum(
-            int(n) * value(self._grown_by(int(g))) for g, n in zip(growth, counts, strict=True)
-        )
+        ends = self._last_steps(np.arange(self.mean_recurrence - self.mean_backprop_depth + 1))
+        counts = np.diff(ends, prepend=0)
+        total = sum(int(n) * value(self._grown_by(g)) for g, n in enumerate(counts) if n)
         after = (self.n_steps - self.ramp_steps) * value(self.at(self.ramp_steps))
         return (total + after) / self.n_steps
 
@@ -216,12 +227,12 @@ def depth_from_dict(data: dict[str, Any]) -> DepthScheme:
     """Inverse of `depth_to_dict`.
 
     Raises:
-        ValueError: if the kind is unknown.
+        ValueError: if the kind is unknown, or a value is not of its type.
     """
-    kind = data.get("kind")
-    if kind not in _SCHEMES:
-        raise ValueError(f"depth: kind is {kind!r}; it must be one of {', '.join(_SCHEMES)}")
-    return _SCHEMES[kind](**{k: v for k, v in data.items() if k != "kind"})
+    kind = data.get("kind") if isinstance(data, dict) else None
+    if not isinstance(kind, str) or kind not in _SCHEMES:
+        raise ValueError(f"depth: kind is {kind!r:.60}; it must be one of {', '.join(_SCHEMES)}")
+    return build(_SCHEMES[kind], {k: v for k, v in data.items() if k != "kind"}, "depth")
 
 
 def depth_uniforms(n_sequences: int, *, seed: int, step: int) -> np.ndarray:
@@ -248,8 +259,10 @@ def _poisson_quantile(u: np.ndarray, mu: int) -> np.ndarray:
 
 
 def _check_declared(mean_recurrence: int, mean_backprop_depth: int) -> None:
-    if mean_recurrence < 1:
-        raise ValueError(f"mean_recurrence is {mean_recurrence}; it must be >= 1")
+    if not 1 <= mean_recurrence <= MAX_LOOPS:
+        raise ValueError(
+            f"mean_recurrence is {mean_recurrence}; it must be >= 1 and <= {MAX_LOOPS}"
+        )
     if not 1 <= mean_backprop_depth <= mean_recurrence:
         raise ValueError(
             f"mean_backprop_depth is {mean_backprop_depth}; it must lie between 1 and "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from parcae_core.config import ModelConfig
+from parcae_core.config import Injection, ModelConfig
 
 # name: (d_model, heads, prelude, core, coda, vocabulary, context); d_ff = 4 d_model.
 # 140m-1.3b: Parcae (arXiv:2604.12946), table of Transformer-setup models, head width 128.
@@ -65,7 +65,7 @@ def _rdm_setup(name: str, *, transformer: bool, rdm: bool) -> ModelConfig:
     113,189,888 with it, where the paper repeats RDM-100M's 114,242,560.
     """
     d_model, d_ff, n_prelude, n_core, n_coda = _RDM_SHAPES[name]
-    injection = "none" if transformer else "concat" if rdm else "diagonal"
+    injection: Injection = "none" if transformer else "concat" if rdm else "diagonal"
     return ModelConfig(
         vocab_size=65_536,
         context=2_048,

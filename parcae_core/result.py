@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from parcae_core.plain import build
+
 Status = Literal["done", "diverged"]
 
 
@@ -99,6 +101,7 @@ class TrainResult:
     kernels: str | None = None  # of the layers' ops: torch or triton
     cross_entropy: str | None = None  # torch or liger
     attention: str | None = None  # torch's backend: flash, cudnn, efficient, math
+    notes: tuple[str, ...] = ()  # what was wrong with the folder that this attempt went on in
 
     def __post_init__(self) -> None:
         if (self.status == "diverged") != (self.reason is not None):
@@ -115,11 +118,9 @@ class TrainResult:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TrainResult:
-        """Inverse of `to_dict`; unknown or missing keys raise TypeError."""
-        return cls(**(data | {"evaluation": tuple(map(_row, data["evaluation"]))}))
+        """Inverse of `to_dict`.
 
-
-def _row(data: dict[str, Any]) -> EvalRow:
-    labels = data.get("by_label")
-    pairs = None if labels is None else {label: tuple(pair) for label, pair in labels.items()}
-    return EvalRow(**(data | {"by_label": pairs}))
+        Raises:
+            ValueError: for an unknown or missing key, or a value that is not of its type.
+        """
+        return build(cls, data, "result")

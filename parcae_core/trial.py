@@ -15,11 +15,19 @@ from typing import Any, Literal
 from parcae_core.accounting.cost import TrialCost, trial_cost
 from parcae_core.accounting.flops import FlopsRule
 from parcae_core.config import ModelConfig, as_dict
-from parcae_core.depth import CurriculumDepth, DepthScheme, depth_from_dict, depth_to_dict
+from parcae_core.depth import (
+    MAX_LOOPS,
+    CurriculumDepth,
+    DepthScheme,
+    depth_from_dict,
+    depth_to_dict,
+)
+from parcae_core.plain import build
 
 # Raise when the same fields come to mean another training (a changed optimiser, initialisation,
 # data order): old results then no longer count as this trial's.
 TRAINING_REVISION = 1
+MAX_STEPS = 100_000_000  # a curriculum's FLOPs are a sum over its steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +80,8 @@ class EvalConfig:
             raise ValueError(
                 f"loops is {list(self.loops)}; give rising numbers of loops, each >= 1"
             )
+        if self.loops[-1] > MAX_LOOPS:
+            raise ValueError(f"loops has {self.loops[-1]}; at most {MAX_LOOPS} are evaluated")
         if self.n_sequences < 1:
             raise ValueError(f"n_sequences is {self.n_sequences}; it must be >= 1")
 
@@ -135,6 +145,11 @@ class Trial:
         for name in ("n_steps", "batch_sequences", "context"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 1")
+        if self.n_steps > MAX_STEPS:
+            raise ValueError(
+                f"n_steps is {self.n_steps}; at most {MAX_STEPS} steps are made: raise batch_sequences "
+                "or lower the budget"
+            )
         if self.context > self.model.context:
             raise ValueError(
                 f"context={self.context} is longer than the model's {self.model.context}; "
@@ -179,8 +194,9 @@ class Trial:
     @property
     def cost(self) -> TrialCost:
         """As trial.json has it; counted at the first call where nothing is stored."""
-        if self._cost is None:
-            counted = trial_cost(
+        cost = self._cost
+        if cost is None:
+            cost = trial_cost(
                 self.model,
                 self.depth,
                 context=self.context,
@@ -188,8 +204,8 @@ class Trial:
                 precision=self.precision,
                 on_gpu=self.resources.gpus > 0,
             )
-            object.__setattr__(self, "_cost", counted)
-        return self._cost
+            object.__setattr__(self, "_cost", cost)
+        return cost
 
     def train_flops(self, rule: FlopsRule) -> float:
         """FLOPs of the whole training under a counting rule."""
@@ -234,22 +250,12 @@ def trial_from_dict(data: dict[str, Any]) -> Trial:
     """Inverse of `trial_to_dict` and `planned_to_dict`.
 
     Raises:
-        TypeError: for unknown or missing keys; only the cost may be absent.
+        ValueError: for an unknown or missing key, or a value that is not of its type; only the cost
+            may be absent.
     """
-    cost = TrialCost.from_dict(data.get("cost"))
-    evaluation = data["evaluation"]
-    trial = Trial(
-        **(
-            {k: v for k, v in data.items() if k != "cost"}
-            | {
-                "model": ModelConfig(**data["model"]),
-                "depth": None if data["depth"] is None else depth_from_dict(data["depth"]),
-                "data": DataConfig(**data["data"]),
-                "optim": OptimConfig(**data["optim"]),
-                "evaluation": EvalConfig(**(evaluation | {"loops": tuple(evaluation["loops"])})),
-                "resources": Resources(**data["resources"]),
-            }
-        )
-    )
-    object.__setattr__(trial, "_cost", cost)
+    plain = {k: v for k, v in data.items() if k != "cost"}
+    if plain.get("depth") is not None:
+        plain["depth"] = depth_from_dict(plain["depth"])
+    trial = build(Trial, plain, "trial")
+    object.__setattr__(trial, "_cost", TrialCost.from_dict(data.get("cost")))
     return trial

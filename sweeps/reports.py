@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from parcae_core.plain import build
 from parcae_core.result import TrainResult
 from parcae_core.trial import Trial
-from sweeps.storage.files import read_json, write_json
+from sweeps.storage.files import problem_of, read_json, write_json
 
 State = Literal["planned", "running", "done", "diverged", "failed"]
 FINISHED: tuple[State, ...] = ("done", "diverged")
@@ -27,6 +28,9 @@ class StateReport:
     tokens_per_s: float | None = None
     reason: str | None = None  # why it failed, diverged or stopped
     attempts: int = 0
+    checkpoint_step: int = 0  # of the newest checkpoint
+    lost_workers: int = 0  # in all
+    lost_reason: str | None = None  # of the last of them
     session: str | None = None  # of the `run` that scheduled it
     host: str | None = None
     pid: int | None = None
@@ -50,7 +54,10 @@ class StateReport:
         """The report in a file; None if there is none, or a damaged one."""
         data = read_json(path) or {}
         known = {f.name: data[f.name] for f in fields(cls) if f.name in data}
-        return cls(**known) if "state" in known else None
+        try:
+            return build(cls, known, "state.json") if known else None
+        except ValueError:
+            return None
 
     def write(self, path: Path) -> None:
         """Replace the file, with the time of now."""
@@ -64,14 +71,16 @@ def read_result(path: Path, trial: Trial) -> tuple[TrainResult | None, str]:
     Returns:
         The result and "", or None and the reason.
     """
+    if problem := problem_of(path):
+        return None, problem
     data = read_json(path)
     problem = _problem(trial, data)
     if problem:
         return None, problem
     known = {f.name for f in fields(TrainResult)}
     try:
-        return TrainResult.from_dict({k: v for k, v in data.items() if k in known}), ""
-    except (TypeError, KeyError, ValueError) as error:
+        return build(TrainResult, {k: v for k, v in data.items() if k in known}, "result"), ""
+    except ValueError as error:
         return None, f"it is not a whole result ({error})"
 
 

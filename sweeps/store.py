@@ -16,6 +16,7 @@ A state is derived, never believed: "done" and "diverged" mean that result.json 
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from parcae_core.data.io import write_synced
+from parcae_core import plain
+from parcae_core.data.io import remove_leftovers, write_synced
 from parcae_core.errors import UserError
 from parcae_core.result import TrainResult
 from parcae_core.trial import Trial, planned_to_dict, trial_from_dict
@@ -35,13 +37,24 @@ from sweeps.design.spec import load_spec
 from sweeps.reports import FINISHED, State, StateReport, read_result
 from sweeps.storage.base import Storage, require_writable
 from sweeps.storage.bucket import ObjectStorage
-from sweeps.storage.files import TrialFiles, read_json, write_json
+from sweeps.storage.files import (
+    TrialFiles,
+    problem_of,
+    read_json,
+    require_plain_name,
+    sealed,
+    without_seal,
+    write_json,
+)
 from sweeps.storage.local import LocalStorage
 from sweeps.storage.objects import is_url
 
 # A worker renews its state at least this often; older than STALE_S, it is taken for dead
 HEARTBEAT_S = 4.0
 STALE_S = 60.0
+
+PROJECT = Path(__file__).resolve().parents[1]
+COMMIT_VARIABLE = "PARCAE_GIT_COMMIT"  # of a job whose files came without .git
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +67,8 @@ class TrialState:
     loss: float | None = None  # training loss last reported, nats per token
     attempts: int = 0
     tokens_per_s: float | None = None
+    lost_workers: int = 0
+    lost_reason: str | None = None  # of the last of them
 
 
 class Store:
@@ -83,8 +98,25 @@ class Store:
 
     @property
     def sweep(self) -> dict[str, Any] | None:
-        """sweep.json, or None before the first `run`."""
-        return read_json(self.root / "sweep.json")
+        """sweep.json, or None before the first `run`.
+
+        Raises:
+            UserError: if it is damaged.
+        """
+        path = self.root / "sweep.json"
+        try:
+            sweep = plain.read_json(path) if path.exists() else None
+            if sweep is not None and not isinstance(sweep.get("trials"), list):
+                raise UserError(
+                    f"{path}: trials is {sweep.get('trials')!r:.60}; a list was expected"
+                )
+            for trial_id in (sweep or {}).get("trials", ()):
+                require_plain_name(trial_id, str(path))
+        except UserError as error:
+            raise UserError(
+                f"{error}. Remove it and start `parcae run` again: what has finished counts as before"
+            ) from None
+        return sweep
 
     def refresh(self) -> None:
         """See what others have written since.
@@ -104,21 +136,44 @@ class Store:
 
     def stored_trials(self) -> list[Trial]:
         """Every trial that has a folder here, the current plan's first and in its order."""
-        order = (self.sweep or {}).get("trials", [])
-        found = sorted(p.parent.name for p in self.root.glob("*/trial.json"))
-        ranked = sorted(found, key=lambda i: (order.index(i) if i in order else len(order), i))
-        return [t for i in ranked if (t := self.trial(i)) is not None]
+        return [t for i in self._stored_ids() if (t := self.trial(i)) is not None]
+
+    def problems(self) -> dict[str, str]:
+        """trial_id -> what is damaged of a trial that the sweep planned or has a folder of."""
+        found = {}
+        for trial_id in self._stored_ids():
+            trial, problem = self._read_trial(trial_id)
+            path = self.files(trial_id).result
+            if trial is not None and path.exists():
+                problem = read_result(path, trial)[1]
+                problem = problem and f"{path.name} is not accepted: {problem}"
+            if problem:
+                found[trial_id] = problem
+        return found
+
+    def _stored_ids(self) -> list[str]:
+        order = {i: n for n, i in enumerate((self.sweep or {}).get("trials", []))}
+        found = {p.parent.name for p in self.root.glob("*/trial.json")}
+        return sorted(found | order.keys(), key=lambda i: (order.get(i, len(order)), i))
 
     def trial(self, trial_id: str) -> Trial | None:
         """The stored trial; None if it is absent, damaged, or hashes to another id."""
-        data = read_json(self.files(trial_id).trial)
+        return self._read_trial(trial_id)[0]
+
+    def _read_trial(self, trial_id: str) -> tuple[Trial | None, str]:
+        path = self.files(trial_id).trial
+        if problem := problem_of(path):
+            return None, problem
+        data = read_json(path)
         if data is None:
-            return None
+            return None, f"{path}: not there, and sweep.json names the trial"
         try:
-            trial = trial_from_dict(data)
-        except (TypeError, ValueError, KeyError):
-            return None
-        return trial if trial.trial_id == trial_id else None
+            trial = trial_from_dict(without_seal(data))
+        except ValueError as error:
+            return None, f"{path}: {error}"
+        if trial.trial_id != trial_id:
+            return None, f"{path}: it describes trial {trial.trial_id}, a value has changed"
+        return trial, ""
 
     def result(self, trial: Trial) -> TrainResult | None:
         """The result if it shows that the trial ended as planned."""
@@ -141,6 +196,8 @@ class Store:
                 loss=result.final_train_loss,
                 tokens_per_s=result.tokens_per_s,
                 attempts=report.attempts,
+                lost_workers=report.lost_workers,
+                lost_reason=report.lost_reason,
             )
         loss = report.loss if isinstance(report.loss, (int, float)) else None
         known = TrialState(
@@ -149,6 +206,8 @@ class Store:
             loss=loss,
             reason=report.reason,
             attempts=report.attempts,
+            lost_workers=report.lost_workers,
+            lost_reason=report.lost_reason,
         )
         if report.state == "failed":
             return replace(known, state="failed")
@@ -158,6 +217,8 @@ class Store:
             return replace(
                 known, reason=f"result.json is not accepted: {problem}; it will run again"
             )
+        if damage := problem_of(files.state):
+            return replace(known, reason=damage)
         if report.state == "running":
             silent = f"its worker went silent at step {known.step}; it will go on from there"
             return replace(known, reason=silent)
@@ -196,9 +257,11 @@ class Store:
     def write_plan(self, plan: Plan, spec_path: Path) -> None:
         """Record the plan: sweep.json, spec.yaml and one trial.json per trial."""
         self.root.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.root)
         for trial in plan.trials:
             self.folder(trial.trial_id).mkdir(exist_ok=True)
-            self._write_json(self.files(trial.trial_id).trial, planned_to_dict(trial))
+            remove_leftovers(self.folder(trial.trial_id))
+            self._write_json(self.files(trial.trial_id).trial, sealed(planned_to_dict(trial)))
         write_synced(self.root / "spec.yaml", spec_path.read_text(encoding="utf-8"))
         self.storage.push(self.root / "spec.yaml")
         sweep = {
@@ -286,12 +349,16 @@ class Store:
         return self.root / f".stop-{session}"
 
 
-def git_commit() -> str | None:
-    """The commit of this project's checkout, `-dirty` appended if files differ; None outside one."""
-    here = Path(__file__).resolve().parents[1]
-    if shutil.which("git") is None or not (here / ".git").exists():
-        return None
-    head = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+def git_commit(checkout: Path = PROJECT) -> str | None:
+    """The commit of a checkout, by default this project's, with `-dirty` if files differ.
+
+    Returns:
+        The commit; outside a checkout what `parcae submit` says it was, or None.
+    """
+    if shutil.which("git") is None or not (checkout / ".git").exists():
+        return os.environ.get(COMMIT_VARIABLE) or None
+    head = ["git", "-C", str(checkout)]
+    head += ["describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     done = subprocess.run(head, capture_output=True, text=True, check=False)
     return done.stdout.strip() or None if done.returncode == 0 else None
 

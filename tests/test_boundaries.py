@@ -17,17 +17,6 @@ FORBIDDEN = {
 # concerns its files only
 ONLY_IN = {"typer": "sweeps/cli", "ray": "sweeps/runner", "wandb": "sweeps/tracking"}
 MOST_MODULES = 15  # of a room: a folder, without the rooms in it
-# Circles that are still to be cut; a package that is not named here has none
-KNOWN_CIRCLES = {
-    "analysis": [
-        {"analysis.api", "analysis.report.study"},
-        {
-            "analysis.fitting.fit",
-            "analysis.fitting.intervals",
-            "analysis.fitting.profile",
-        },
-    ],
-}
 
 
 def modules(root: Path, package: str) -> dict[str, Path]:
@@ -100,7 +89,7 @@ def test_no_room_has_more_modules_than_a_reader_takes_in(package):
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_modules_import_each_other_in_a_circle(package):
-    assert circles(ROOT, package) == KNOWN_CIRCLES.get(package, [])
+    assert circles(ROOT, package) == []
 
 
 def test_the_checks_see_imports_inside_functions(tmp_path):

@@ -86,9 +86,18 @@ class Drawing:
         ax.vlines(x, low, high, color=color, lw=1.0, zorder=2)
         self._note(panel, series, "interval", x, low, high)
 
-    def legend(self, ax, title: str | None = None, columns: int = 6) -> None:
-        """The legend of one panel, below the whole figure, where it hides nothing."""
-        handles, labels = ax.get_legend_handles_labels()
+    def legend(self, axes, title: str | None = None, columns: int = 6, order=None) -> None:
+        """The legend of one panel or several, below the whole figure, where it hides nothing.
+
+        Args:
+            order: key of a label by which the entries are sorted; None: as drawn.
+        """
+        found = {}
+        for ax in axes if isinstance(axes, list) else [axes]:
+            handles, labels = ax.get_legend_handles_labels()
+            found = dict(zip(labels, handles, strict=True)) | found
+        labels = sorted(found, key=order) if order is not None else list(found)
+        handles = [found[label] for label in labels]
         with mpl.rc_context(STYLE):
             self.figure.legend(
                 handles,
@@ -143,6 +152,16 @@ def shades(n: int) -> list[str]:
     """n colours of a sequential map, for an ordered quantity such as the budget."""
     colormap = mpl.colormaps["viridis"]
     return [mpl.colors.to_hex(colormap(v)) for v in np.linspace(0.0, 0.88, n)]
+
+
+def plain_ticks(ax, axis: str) -> None:
+    """A log axis labelled 200k, 500k, 1M: few enough not to collide over less than two decades."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+    target = ax.xaxis if axis == "x" else ax.yaxis
+    target.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    target.set_major_formatter(EngFormatter(sep=""))
+    target.set_minor_formatter(NullFormatter())
 
 
 def log_ticks(ax, axis: str, values) -> None:

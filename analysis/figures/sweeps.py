@@ -41,6 +41,8 @@ def isoflop(recurrence: Recurrence) -> Drawing:
             _budget(drawing, ax, recurrence, parabola, color, MARKERS[i % len(MARKERS)])
         if axis == "mean_recurrence":
             figures.log_ticks(ax, "x", recurrence.table.frame.mean_recurrence)
+        else:
+            figures.plain_ticks(ax, "x")
     drawing.legend(drawing.axes[0], "budget (FLOPs)")
     return drawing
 
@@ -167,8 +169,7 @@ def test_time(curves: TestTime) -> Drawing:
             place = depths.index(curve.mean_recurrence) if curve.mean_recurrence in depths else 0
             color = colors.get(curve.mean_recurrence, figures.CYCLE[0])
             _curve(drawing, ax, panel, curve, curves.law, color, MARKERS[place % len(MARKERS)])
-    fullest = max(drawing.axes, key=lambda ax: len(ax.get_legend_handles_labels()[1]))
-    drawing.legend(fullest)
+    drawing.legend(drawing.axes, order=lambda label: (len(label), label))  # mu 4 before mu 16
     return drawing
 
 

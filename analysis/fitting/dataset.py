@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis.errors import InputError
-from analysis.table import load
+from analysis.table import checks, load
 from analysis.table.columns import LAW_COLUMNS
 
 if TYPE_CHECKING:
@@ -93,23 +93,22 @@ def prepare(table: Table, law: Law) -> Dataset:
     if runs is not None and not law.per_run:
         table = table.noting(
             f"{len(target)} rows of {runs.max() + 1} runs: rows of one run are not independent, so "
-            "intervals resample runs"
+            "intervals count runs and not rows (bootstraps resample runs)"
         )
     return Dataset(
         table=table.noting(*_seed_notes(table, law)),
         columns=columns,
         target=target,
         runs=runs,
-        # without a seed two rows of one setting may be replicas
-        problems=(
-            *_proportional(law, columns),
-            *(
-                load.disagreements(table)
-                if "seed" in table.frame and law.target == "val_loss"
-                else ()
-            ),
-        ),
+        problems=(*_proportional(law, columns), *_disagreements(table, law)),
     )
+
+
+def _disagreements(table: Table, law: Law) -> list[str]:
+    """Without a seed, two rows of one setting may be replicas; one run counted twice is none."""
+    if law.target != "val_loss":
+        return []
+    return checks.disagreements(table) if "seed" in table.frame else checks.repeated(table)
 
 
 def _index(which: np.ndarray) -> np.ndarray:
@@ -140,7 +139,11 @@ def _runs(frame, law: Law) -> np.ndarray | None:
 def _proportional(law: Law, columns) -> list[str]:
     """A sentence for each two power-law variables that rise together."""
     out = []
-    simple = [c for c in law.columns if any(_is_power(t, c, columns) for t in law.terms)]
+    simple = [
+        c
+        for c in law.columns
+        if (columns[c] > 0).all() and any(_is_power(t, c, columns) for t in law.terms)
+    ]
     for a, b in combinations(simple, 2):
         x, y = np.log(columns[a]), np.log(columns[b])
         correlation = np.corrcoef(x, y)[0, 1]

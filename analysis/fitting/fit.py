@@ -67,7 +67,7 @@ class Fit:
     def profile(self, name: str) -> profile.Profile:
         """The profile likelihood of one parameter."""
         return profile.profile(
-            self.objective, self.theta, name, self.curvature, self.options.confidence
+            self.objective, self.search, name, self.curvature, self.options.confidence
         )
 
     def resamples(self, n: int = 500) -> dict[str, np.ndarray]:
@@ -182,7 +182,7 @@ def _intervals(objective, best: Search, data: Dataset, law: Law, options: FitOpt
     if kind in ("bootstrap", "block"):
         return best, intervals.bootstrap(objective, best.theta, data, n, confidence, rng)
     for _ in range(3):
-        found, better = profile.intervals(objective, best.theta, data, confidence)
+        found, better = profile.intervals(objective, best, data, confidence)
         if better is None:
             return best, found
         best = search.onward(objective, best, better)

@@ -170,9 +170,9 @@ def refits(objective: Objective, theta: np.ndarray, weights) -> tuple[np.ndarray
         part = objective.rows(used)
         # all weights 1 (a jackknife) is SciPy's own loss, which is faster
         part = part if (w[used] == 1).all() else part.weighted(w[used])
-        found = part.minimise(theta, tolerance=1e-9, max_nfev=100)
+        found = part.minimise(theta, tolerance=1e-7, max_nfev=100)
         if found.status <= 0:  # a path that stalled starts again from a wide quadratic zone
-            again = part.descend(theta, tolerance=1e-9)
+            again = part.descend(theta, tolerance=1e-7)
             found = again if again.cost <= found.cost else found
         draws.append(found.x)
         finished.append(found.status > 0)

@@ -181,16 +181,12 @@ class Objective:
         w = self.weights
 
         def weighted(z):
-            rho = np.empty((3, len(z)))
             if np.isinf(delta):
-                rho[0], rho[1], rho[2] = z, 1.0, 0.0
-            else:
-                inside = z <= 1
-                root = np.sqrt(np.where(inside, 1.0, z))
-                rho[0] = np.where(inside, z, 2 * root - 1)
-                rho[1] = 1 / root
-                rho[2] = np.where(inside, 0.0, -0.5 / root**3)
-            return rho * w
+                return w * np.stack([z, np.ones(len(z)), np.zeros(len(z))])
+            root = np.sqrt(np.maximum(z, 1.0))
+            slope = 1 / root
+            bend = -0.5 * (z > 1) * slope**3
+            return w * np.stack([np.minimum(z, 1.0) + 2 * (root - 1), slope, bend])
 
         return weighted
 

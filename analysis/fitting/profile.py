@@ -12,20 +12,22 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.optimize import root_scalar
+from scipy.optimize import OptimizeResult, root_scalar
 from scipy.special import stdtrit
 
 from analysis.fitting.intervals import Curvature, Intervals, curvature, floor_note, undetermined
+from analysis.fitting.search import Search, project
 from analysis.progress import track
 
 if TYPE_CHECKING:
     from analysis.fitting.dataset import Dataset
     from analysis.fitting.objective import Objective
 
-_FIRST, _GROWTH, _STEPS = 0.5, 1.5, 28  # of the scan outward, in half-widths of a parabola
+_FIRST, _GROWTH, _STEPS = 0.7, 1.6, 24  # of the scan outward, in half-widths of a parabola
 _BEYOND = 3.0  # times the limit: where the scan ends
 _JUMP = 0.05  # of the limit: a root this far off the limit lies at a jump
 _FAR = 60.0  # of a coefficient's logarithm: nobody's coefficient lies beyond
@@ -45,8 +47,9 @@ class Profile:
     better: np.ndarray | None = None  # theta of a refit below the optimum handed in
 
 
-def intervals(objective: Objective, theta: np.ndarray, data: Dataset, confidence: float):
+def intervals(objective: Objective, best: Search, data: Dataset, confidence: float):
     """Intervals of every parameter, open sides said in words; and a better optimum if one is met."""
+    theta = best.theta
     found = curvature(objective, theta, data.runs)
     how = "" if data.runs is None else f", scaled by the spread between {data.n_runs} runs"
     method = f"profile likelihood, Student t{how}"
@@ -54,7 +57,7 @@ def intervals(objective: Objective, theta: np.ndarray, data: Dataset, confidence
         return Intervals(method, problems=(undetermined(found, data, len(theta)),)), None
     low, high, notes, problems = {}, {}, [], []
     for p in track(objective.law.params, "profiles"):
-        one = profile(objective, theta, p.name, found, confidence)
+        one = profile(objective, best, p.name, found, confidence)
         if one.better is not None:
             return None, one.better
         low[p.name], high[p.name] = one.low, one.high
@@ -83,22 +86,33 @@ def intervals(objective: Objective, theta: np.ndarray, data: Dataset, confidence
 class _Path:
     """Refits at held values of one parameter, in order; u is the value, or its logarithm."""
 
-    refit: Callable  # (u, start theta, its u) -> OptimizeResult
+    refit: Callable[..., OptimizeResult]  # of u, a neighbour's theta and its u
     best: float
     scale: float  # 2 x what turns a rise of F into a deviance
+    far: float  # a deviance that ends the scan
+    others: list[tuple[float, np.ndarray]]  # further optima: u, theta
     u: list[float] = field(default_factory=list)
     theta: list[np.ndarray] = field(default_factory=list)
     cost: list[float] = field(default_factory=list)
     sound: list[bool] = field(default_factory=list)
 
-    def add(self, u: float) -> float:
-        """Refit at u from its nearest neighbours, at most one on each side; the deviance there."""
-        i = bisect.bisect(self.u, u)
-        if i and self.u[i - 1] == u:
-            return self.deviance(i - 1)
-        found = [
-            self.refit(u, self.theta[j], self.u[j]) for j in (i - 1, i) if 0 <= j < len(self.u)
-        ]
+    def add(self, u: float, sign: int, both: bool = False) -> float:
+        """Refit at u from its inner neighbour, or from both; the deviance there.
+
+        Both are asked too where the refit from one failed or does not lie between the two.
+        """
+        i = bisect.bisect_left(self.u, u)
+        if i < len(self.u) and self.u[i] == u:
+            return self.deviance(i)
+        inner, outer = (i - 1, i) if sign > 0 else (i, i - 1)
+        found = [self.refit(u, self.theta[inner], self.u[inner])]
+        if 0 <= outer < len(self.u):
+            between = self.cost[inner] <= found[0].cost <= self.cost[outer]
+            if both or found[0].status <= 0 or not between:
+                found.append(self.refit(u, self.theta[outer], self.u[outer]))
+        elif self.scale * (found[0].cost - self.best) > self.far:  # or only a bad way there
+            found.append(self.refit(u, self.theta[inner], self.u[inner], project_first=True))
+        found += [self.refit(u, theta, u_other) for u_other, theta in self.others]
         best = min(found, key=lambda f: f.cost)
         for column, value in zip(
             (self.u, self.theta, self.cost, self.sound),
@@ -124,14 +138,15 @@ class _Path:
 
 
 def profile(
-    objective: Objective, theta: np.ndarray, name: str, shape: Curvature, confidence: float = 0.95
+    objective: Objective, best: Search, name: str, shape: Curvature, confidence: float = 0.95
 ) -> Profile:
     """Hold one parameter at values around its optimum and minimise over the others.
 
     Args:
-        theta: the optimum (P,) of `objective`.
-        shape: its `curvature`.
+        best: the optimum, and others that refits may start from.
+        shape: the `curvature` at the optimum.
     """
+    theta = best.theta
     index = objective.law.names.index(name)
     limit = float(stdtrit(shape.dof, 0.5 + confidence / 2)) ** 2
     held = objective.holding(index)
@@ -140,14 +155,20 @@ def profile(
     floor = param.kind != "coefficient" or name in objective.law.floors or not objective.terms
     is_log = not floor and at > 0
     unit = 1.0 if param.kind == "coefficient" else objective.scale_of(index)
-    first = theta.copy()
-    first[index] = at * unit
+
+    def pinned(theta):
+        value = objective.natural(theta)[name]
+        return (np.log(value) if is_log else value), _with(theta, index, value * unit)
+
+    others = [pinned(t) for t in best.others if not is_log or objective.natural(t)[name] > 0]
+    start, first = pinned(theta)
     path = _Path(
-        lambda u, start, u_start: _refit(held, index, start, (u - u_start), u, is_log, unit),
+        partial(_refit, held, index, is_log, unit),
         objective.value(theta),
         2 * float(shape.deviance[index]),
+        _BEYOND * limit,
+        others,
     )
-    start = np.log(at) if is_log else at
     path.u, path.theta, path.cost, path.sound = [start], [first], [path.best], [True]
     spread = float(np.sqrt(shape.covariance[index, index]))
     if param.kind == "coefficient" and not is_log:
@@ -182,13 +203,13 @@ def _end(path: _Path, start, sign, edge, spread, limit) -> tuple[float | None, l
     step = spread * np.sqrt(limit)
     # a curvature that says too little of a steep side must not step over a crossing
     for _ in range(8):
-        if path.add(_inside(start + sign * _FIRST * step, edge, sign)) <= _BEYOND * limit:
+        if path.add(_inside(start + sign * _FIRST * step, edge, sign), sign) <= _BEYOND * limit:
             break
         step /= 4
     reach = _FIRST
     for _ in range(_STEPS):
         u = _inside(start + sign * reach * step, edge, sign)
-        if path.add(u) > _BEYOND * limit or u == edge:
+        if path.add(u, sign) > _BEYOND * limit or u == edge:
             break
         reach *= _GROWTH
     path.mend(bisect.bisect_left(path.u, start), sign)
@@ -199,13 +220,17 @@ def _end(path: _Path, start, sign, edge, spread, limit) -> tuple[float | None, l
         return None, []
     inner, outer = path.u[side[within[-1]]], path.u[side[within[-1] + 1]]
 
-    def excess(u):
-        return np.sqrt(path.add(u)) - np.sqrt(limit)
-
     width = abs(outer - start)
-    root = root_scalar(excess, bracket=sorted((inner, outer)), xtol=1e-4 * width, rtol=1e-6).root
-    at = path.add(root)
-    jump = abs(at - limit) > _JUMP * limit and _apart(path, root, limit)
+    for both in (False, True):  # a root at a jump is looked for again, from both sides
+        root = root_scalar(
+            lambda u: np.sqrt(path.add(u, sign, both)) - np.sqrt(limit),  # noqa: B023
+            bracket=sorted((inner, outer)),
+            xtol=1e-3 * width,
+            rtol=1e-4,
+        ).root
+        jump = abs(path.add(root, sign) - limit) > _JUMP * limit and _apart(path, root, limit)
+        if not jump:
+            break
     # a held value whose refit lies inside belongs to the interval, whatever the root says
     inside = [
         u for u, i in ((path.u[i], i) for i in range(len(path.u))) if path.deviance(i) <= limit
@@ -226,28 +251,39 @@ def _inside(u: float, edge: float, sign: int) -> float:
     return min(u, edge) if sign > 0 else max(u, edge)
 
 
-def _refit(held: Objective, index: int, start, shift, u, is_log: bool, unit: float):
+def _refit(
+    held: Objective, index: int, is_log: bool, unit: float, u, start, u_start, project_first=False
+) -> OptimizeResult:
     """Minimise with the parameter at u, from a neighbour's optimum followed there to first order."""
-    value = (np.exp(u) if is_log else u) * unit
-    begin = start.copy()
+    begin = _with(start, index, (np.exp(u) if is_log else u) * unit)
     free = np.arange(len(start)) != index
     _, jacobian = held.residuals_and_jacobian(start)
-    change = shift * (start[index] if is_log else unit)
+    change = (u - u_start) * (start[index] if is_log else unit)
     follow = np.linalg.lstsq(jacobian[:, free], -change * jacobian[:, index])[0]
-    begin[free] += follow
-    begin = np.clip(begin, held.lower, held.upper)
-    begin[index] = value
-    found = held.minimise(begin, tolerance=1e-9, max_nfev=60)
-    if found.status <= 0:
-        again = held.descend(begin, tolerance=1e-9)
+    moved = begin.copy()
+    moved[free] += follow
+    in_box = bool(((moved >= held.lower) & (moved <= held.upper))[free].all())
+    if held.terms and (project_first or not in_box):
+        begin = project(held, begin).x
+    elif in_box:
+        begin = moved
+    found = held.minimise(begin, tolerance=1e-8, max_nfev=40)
+    if found.status <= 0 and held.terms:  # a curved valley: let the coefficients follow first
+        again = held.minimise(project(held, begin).x, tolerance=1e-8)
         found = again if again.cost <= found.cost else found
     return found
 
 
+def _with(theta: np.ndarray, index: int, value: float) -> np.ndarray:
+    out = theta.copy()
+    out[index] = value
+    return out
+
+
 def _back(objective: Objective, held: Objective, theta: np.ndarray, index: int) -> np.ndarray:
     """theta of the held objective in the coordinates of the free one."""
-    out = theta.copy()
     for t in objective.terms:
         if t.c == index and t.k is not None:
-            out[index] = theta[index] * np.exp(-theta[t.k] / t.spread * t.anchor)
-    return out
+            value = theta[index] * np.exp(-theta[t.k] / t.spread * t.anchor)
+            return _with(theta, index, value)
+    return theta

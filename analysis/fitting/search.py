@@ -19,6 +19,7 @@ from analysis.progress import track
 _AGREE = 1e-6  # starts whose objectives differ by less than this share found the same optimum
 _SAME_PLACE = 1e-3  # in standardised parameters
 MANY, SAMPLE = 100_000, 20_000  # beyond so many rows the starts run on so many of them
+OTHERS = 3  # further optima that profiles start from too
 _EDGE = (
     1e-6  # a coefficient's share of the loss, or distance to a bound, that is tried at the bound
 )
@@ -33,6 +34,7 @@ class Search:
     converged: bool
     n_starts: int
     n_agree: int
+    others: tuple[np.ndarray, ...] = ()  # further optima, best first, for profiles to start from
 
 
 def search(objective: Objective, n_starts: int, rng: np.random.Generator) -> Search:
@@ -49,12 +51,14 @@ def search(objective: Objective, n_starts: int, rng: np.random.Generator) -> Sea
     costs = np.array([f.cost for f in found])
     best = found[int(costs.argmin())]
     agree = costs <= best.cost * (1 + _AGREE) + 1e-15
+    order = [i for i in np.argsort(costs, kind="stable") if not agree[i]]
     return Search(
         theta=best.x,
         objective=float(best.cost),
         converged=best.status > 0,
         n_starts=n_starts,
         n_agree=int(np.array(counts)[agree].sum()),
+        others=tuple(found[i].x for i in order[:OTHERS]),
     )
 
 
@@ -100,27 +104,28 @@ def _wide(objective: Objective, start: np.ndarray) -> OptimizeResult:
     """The optimum of the quadratic objective that a start leads to."""
     if not objective.terms or np.isfinite(objective.upper[_coefficients(objective)]).any():
         return objective.minimise(start, delta=np.inf, tolerance=1e-10)
-    return _project(objective, start)
+    return project(objective, start)
 
 
 def _coefficients(objective: Objective) -> np.ndarray:
     return np.unique([t.c for t in objective.terms])
 
 
-def _project(objective: Objective, start: np.ndarray) -> OptimizeResult:
+def project(objective: Objective, start: np.ndarray) -> OptimizeResult:
     """Variable projection: least squares over exponents and shapes, coefficients following."""
-    c = _coefficients(objective)
-    k = np.setdiff1d(np.arange(len(start)), c)
+    held = [] if objective.held is None else [objective.held]
+    c = np.setdiff1d(_coefficients(objective), held)
+    k = np.setdiff1d(np.arange(len(start)), [*c, *held])
     scale = np.ones(len(objective.y)) if objective.raw else 1 / objective.y
-    right = objective.y * scale
     theta = start.copy()
     memory: dict = {}
 
     def both(part):
         if memory.get("key") is None or not np.array_equal(memory["key"], part):
             theta[k] = part
-            theta[c] = 1.0
-            basis = objective.parts(theta)[1][:, c] * scale[:, None]
+            theta[c] = 0.0
+            rest, jacobian = objective.parts(theta)  # of a coefficient that is held
+            basis, right = jacobian[:, c] * scale[:, None], (objective.y - rest) * scale
             theta[c], _ = nnls(basis, right)
             jacobian = objective.parts(theta)[1][:, k] * scale[:, None]
             q, _ = np.linalg.qr(basis[:, theta[c] > 0])

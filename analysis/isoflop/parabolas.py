@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from analysis import known
 from analysis.fitting.result import FitResult, Param
 from analysis.isoflop.power_law import PowerLine, fit_line, too_few
 from analysis.table import checks, load
@@ -74,10 +75,36 @@ class Recurrence:
     table: Table
 
 
-def fit_recurrence(table: Table, confidence: float = 0.95) -> Recurrence:
+def without_shallow(table: Table) -> Table:
+    """Without what does not lie on the looped model's curve, which a parabola is drawn through.
+
+    At mu_rec = 1 stands another architecture, the fixed-depth Transformer. With gradient through one
+    loop alone (mu_rec = 2 with the paper's mu_bwd = ceil(mu/2)) a model does not learn to loop: at mu = 2
+    a gradient through both lowered the loss by 0.021 nats (docs/results.md).
+    """
+    frame = table.frame
+    if "architecture" in frame and (frame.architecture == "transformer").any():
+        rows = known.equal_flops(table)
+        better = sum(r.gain < 0 for r in rows)
+        table = table.noting(
+            f"the fixed-depth Transformer is better than every looped model at {better} of "
+            f"{len(rows)} budgets"
+        )
+        reason = "mean_recurrence=1 is the fixed-depth Transformer, another architecture"
+        table = table.keep(frame.architecture != "transformer", reason)
+    if "mean_backprop_depth" in frame:
+        one = (table.frame.mean_backprop_depth == 1) & (table.frame.mean_recurrence > 1)
+        table = table.keep(~one, "gradient through one loop alone (mean_backprop_depth=1)")
+    return table
+
+
+def fit_recurrence(
+    table: Table, confidence: float = 0.95, *, all_depths: bool = False
+) -> Recurrence:
     """Parabolas per budget and axis, then the two power laws over the budgets that enclose a minimum.
 
     Args:
+        all_depths: keep the rows that `without_shallow` leaves out.
         table: rows with budget_flops, mean_recurrence, n_tokens, val_loss; those evaluated at
             another number of loops than mean_recurrence are left out.
 
@@ -87,6 +114,8 @@ def fit_recurrence(table: Table, confidence: float = 0.95) -> Recurrence:
     table = load.at_training_depth(table)
     if "budget_flops" in table.frame:
         table = table.keep(table.frame.budget_flops.notna(), "trained for tokens, not for a budget")
+    if not all_depths:
+        table = without_shallow(table)
     needed = ("budget_flops", "mean_recurrence", "n_tokens", "val_loss")
     table = load.need(table, needed, "recurrence")
     checks.refuse_sizes(table, "recurrence")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis import test_time, validate
+from analysis import known, test_time, validate
 from analysis.errors import InputError
+from analysis.figures import known as known_figures
 from analysis.figures import parametric as parametric_figures
 from analysis.figures import sweeps
 from analysis.fitting.fit import Fit, fit_table
@@ -17,6 +19,8 @@ from analysis.laws import library
 from analysis.table import load as table_load
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from analysis.figures.drawing import Drawing
     from analysis.table.load import Table
 
@@ -65,24 +69,29 @@ class Study:
         return lines if self.test_time is None else [*lines, self.test_time.summary()]
 
     def drawings(self) -> list[Drawing]:
-        """The figures that the fits allow."""
-        out = []
+        """The figures that the fits allow; of the others `refusals` says why not."""
+        draws: dict[str, Callable[[], Drawing]] = {}
+        if known.has_floor(self.table):
+            draws["loss_by_gap"] = lambda: known_figures.loss_by_gap(self.table)
+            draws["equal_flops"] = lambda: known_figures.equal_flops(self.table)
         if self.recurrence is not None:
-            out += [sweeps.isoflop(self.recurrence), sweeps.power_laws(self.recurrence)]
+            draws["isoflop"] = lambda: sweeps.isoflop(self.recurrence)
+            draws["power_laws"] = lambda: sweeps.power_laws(self.recurrence)
         if self.test_time is not None:
-            out.append(sweeps.test_time(self.test_time))
-        out += [parametric_figures.observed(f) for f in self.parametric.values()]
+            draws["test-time"] = lambda: sweeps.test_time(self.test_time)
+        for name, fitted in self.parametric.items():
+            draws[f"observed_{name}"] = partial(parametric_figures.observed, fitted)
         if "training" in self.parametric:
             fitted = self.parametric["training"]
-            out.append(parametric_figures.profiles(fitted))
-            for draw in (
-                lambda: parametric_figures.contours(fitted),
-                lambda: parametric_figures.frontiers(self.table),
-            ):
-                try:
-                    out.append(draw())
-                except InputError as error:
-                    self.refusals[f"figure {len(out) + 1}"] = str(error)
+            draws["profiles_training"] = lambda: parametric_figures.profiles(fitted)
+            draws["contours"] = lambda: parametric_figures.contours(fitted)
+            draws["frontiers"] = lambda: parametric_figures.frontiers(self.table)
+        out = []
+        for name, draw in draws.items():
+            try:
+                out.append(draw())
+            except InputError as error:
+                self.refusals[f"figure {name}"] = str(error)
         return out
 
 

@@ -116,9 +116,6 @@ def from_records(frame: pd.DataFrame, where: str) -> Table:
     return table
 
 
-disagreements = checks.disagreements  # where the fits look for it
-
-
 def at_training_depth(table: Table) -> Table:
     """The rows evaluated at T = mu_rec, where the training laws hold."""
     frame = table.frame

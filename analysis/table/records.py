@@ -7,6 +7,8 @@ neither pandas nor NumPy.
 
 from __future__ import annotations
 
+import os
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -188,12 +190,20 @@ def save(df: pd.DataFrame, path: str | Path) -> Path:
             f"{path}: records are written as .parquet or .csv, not {path.suffix or 'without a suffix'!r}."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    if path.suffix == ".parquet":
-        table.to_parquet(partial, index=False)
-    else:
-        table.to_csv(partial, index=False, lineterminator="\n")
-    partial.replace(path)
+    # Unique, since two may write at once, also on two machines
+    partial = path.with_name(f".{path.name}.{os.uname().nodename}-{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        if path.suffix == ".parquet":
+            table.to_parquet(partial, index=False)
+        else:
+            table.to_csv(partial, index=False, lineterminator="\n")
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error}); make room or see to the permissions, and run it again."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
     return path
 
 

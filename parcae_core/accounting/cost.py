@@ -6,7 +6,7 @@ it from the trial; nothing else counts again. Free of torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from parcae_core.accounting.flops import FLOPS_RULES, FlopsRule, train_flops_per_token
@@ -14,6 +14,7 @@ from parcae_core.accounting.memory import MemoryEstimate, training_memory
 from parcae_core.accounting.params import count_params
 from parcae_core.config import ModelConfig, as_dict
 from parcae_core.depth import DepthScheme
+from parcae_core.plain import build
 
 # Raise when the same trial comes to cost another number: what was stored under another version is
 # then counted anew.
@@ -41,14 +42,18 @@ class TrialCost:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any] | None) -> TrialCost | None:
-        """Inverse of `to_dict`; None for what another version counted, or nothing stored."""
-        if data is None or data.get("version") != COST_VERSION:
+        """Inverse of `to_dict`; None for what another version counted, or nothing stored.
+
+        Raises:
+            ValueError: for a missing key, or a value that is not of its type.
+        """
+        if not isinstance(data, dict) or data.get("version") != COST_VERSION:
             return None
-        made = {
-            "train_flops": {rule: data["train_flops"][rule] for rule in FLOPS_RULES},
-            "memory": MemoryEstimate(**data["memory"]),
-        }
-        return cls(**({k: v for k, v in data.items() if k != "version"} | made))
+        cost = build(cls, {k: v for k, v in data.items() if k != "version"}, "cost")
+        if cost.train_flops.keys() != set(FLOPS_RULES):
+            raise ValueError(f"cost.train_flops is by {', '.join(cost.train_flops)}")
+        in_order = {rule: cost.train_flops[rule] for rule in FLOPS_RULES}
+        return replace(cost, train_flops=in_order)
 
 
 def trial_cost(

@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from parcae_core.checkpoints.native import DamagedCheckpoint, newest_checkpoint, read_checkpoint
+from parcae_core.checkpoints.native import (
+    DamagedCheckpoint,
+    load_weights,
+    newest_checkpoint,
+    read_checkpoint,
+)
 from parcae_core.checkpoints.published import is_upstream, load_upstream
 from parcae_core.errors import UserError
-from parcae_core.model.parcae import Parcae, build_model
+from parcae_core.model.parcae import Parcae
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,13 +44,15 @@ def load_model(path: Path) -> TrainedModel:
             seed=0,
             origin=f"published checkpoint {path}",
         )
+    try:
+        return _native(path)
+    except DamagedCheckpoint as error:
+        raise UserError(f"{path}: {error}; its run's folder may hold an older, whole one") from None
+
+
+def _native(path: Path) -> TrainedModel:
     if (path / "checkpoint.json").is_file():
-        try:
-            found = read_checkpoint(path)
-        except DamagedCheckpoint as error:
-            raise UserError(
-                f"{path}: {error}; its run's folder may hold an older, whole one"
-            ) from None
+        found = read_checkpoint(path)
     elif (path / "checkpoints").is_dir():
         found = newest_checkpoint(path / "checkpoints")
         if found is None:
@@ -58,10 +65,8 @@ def load_model(path: Path) -> TrainedModel:
             "checkpoint.json, and a run's folder checkpoints/"
         )
     trial = found.trial
-    model = build_model(trial.model, seed=trial.seed)
-    model.load_state_dict(found.weights, strict=True)
     return TrainedModel(
-        model=model,
+        model=load_weights(found),
         mean_recurrence=trial.mean_recurrence,
         seed=trial.seed,
         origin=f"trial {trial.trial_id} at step {found.step} of {trial.n_steps}",

@@ -27,8 +27,11 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from parcae_core.accounting.params import count_params
 from parcae_core.data.io import Locked, file_lock, file_sha256, sync, write_synced
 from parcae_core.errors import UserError
+from parcae_core.model.parcae import Parcae, build_model
+from parcae_core.plain import build, read_json
 from parcae_core.trial import Trial, trial_from_dict, trial_to_dict
 
 log = logging.getLogger(__name__)
@@ -36,10 +39,19 @@ log = logging.getLogger(__name__)
 _FORMAT = 1
 _KEEP = 2
 _WEIGHTS, _OPTIMIZER, _INDEX = "weights.safetensors", "optimizer.safetensors", "checkpoint.json"
+_TENSOR_FILES = (_WEIGHTS, _OPTIMIZER)
 
 
 class DamagedCheckpoint(Exception):
     """A checkpoint folder whose content is not what was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What the index says of a file."""
+
+    sha256: str
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +159,9 @@ def newest_checkpoint(folder: Path, trial: Trial | None = None) -> Checkpoint | 
     for path in reversed(_checkpoints(folder)):
         try:
             index = _read_index(path)
-            if trial is not None and index["trial_id"] != trial.trial_id:
+            if trial is not None and index.get("trial_id") != trial.trial_id:
                 raise UserError(
-                    f"{path}: this checkpoint is of trial {index['trial_id']} and this run is trial "
+                    f"{path}: this checkpoint is of trial {index.get('trial_id')} and this run is trial "
                     f"{trial.trial_id}; give each trial its own folder"
                 )
             return read_checkpoint(path)
@@ -165,37 +177,64 @@ def read_checkpoint(path: Path) -> Checkpoint:
         DamagedCheckpoint: if a file is missing, cut short or changed.
     """
     index = _read_index(path)
-    for name, expected in index["files"].items():
+    try:
+        written = {name: build(_Written, index["files"][name], name) for name in _TENSOR_FILES}
+        trial, step, progress = trial_from_dict(index["trial"]), index["step"], index["progress"]
+        if type(step) is not int or not isinstance(progress, dict):
+            raise ValueError("step must be a whole number and progress an object")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedCheckpoint(f"{_INDEX} holds what no version wrote ({error})") from error
+    for name, expected in written.items():
         file = path / name
         if not file.is_file():
             raise DamagedCheckpoint(f"{name} is missing")
-        if file.stat().st_size != expected["bytes"]:
+        if file.stat().st_size != expected.bytes:
             raise DamagedCheckpoint(
-                f"{name} has {file.stat().st_size} bytes, {expected['bytes']} were written"
+                f"{name} has {file.stat().st_size} bytes, {expected.bytes} were written"
             )
-        if file_sha256(file) != expected["sha256"]:
+        if file_sha256(file) != expected.sha256:
             raise DamagedCheckpoint(f"the sha256 of {name} is not the one that was written")
+    try:
+        weights, optimizer = (safetensors.torch.load_file(path / n) for n in _TENSOR_FILES)
+    except (SafetensorError, OSError, KeyError) as error:  # KeyError: a type that torch has not
+        raise DamagedCheckpoint(f"its tensors cannot be read ({error!r})") from error
     return Checkpoint(
-        path=path,
-        step=index["step"],
-        trial=trial_from_dict(index["trial"]),
-        progress=index["progress"],
-        weights=safetensors.torch.load_file(path / _WEIGHTS),
-        optimizer=safetensors.torch.load_file(path / _OPTIMIZER),
+        path=path, step=step, trial=trial, progress=progress, weights=weights, optimizer=optimizer
     )
+
+
+def load_weights(found: Checkpoint) -> Parcae:
+    """The model of a checkpoint, on the CPU.
+
+    Raises:
+        DamagedCheckpoint: if its weights are not those of its trial's model, or not finite.
+    """
+    config, weights = found.trial.model, found.weights
+    # By number first: what a configuration claims is only built once the file holds as much
+    needed, held = count_params(config).total, sum(t.numel() for t in weights.values())
+    if needed != held:
+        raise DamagedCheckpoint(f"it holds {held} parameters, and its trial's model has {needed}")
+    for name, tensor in weights.items():
+        if not (tensor.is_floating_point() and tensor.isfinite().all()):
+            raise DamagedCheckpoint(f"{name} holds what is no finite number")
+    model = build_model(config, seed=found.trial.seed)
+    try:
+        model.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise DamagedCheckpoint(" ".join(str(error).split())[:300]) from None
+    return model
 
 
 def _read_index(path: Path) -> dict[str, Any]:
     try:
-        index = json.loads((path / _INDEX).read_text())
-        sha256 = index.pop("sha256")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise DamagedCheckpoint(f"{_INDEX} cannot be read: {error}") from error
-    if sha256 != _sha256_of_json(index):
+        index = read_json(path / _INDEX)
+    except UserError as error:
+        raise DamagedCheckpoint(str(error)) from error
+    if index.pop("sha256", None) != _sha256_of_json(index):
         raise DamagedCheckpoint(f"{_INDEX} is not as it was written")
-    if index["format"] != _FORMAT:
+    if index.get("format") != _FORMAT:
         raise UserError(
-            f"{path}: checkpoint format {index['format']}, this version reads {_FORMAT}; "
+            f"{path}: checkpoint format {index.get('format')!r:.40}, this version reads {_FORMAT}; "
             "finish the run with the version that began it, or remove the folder to start over"
         )
     return index

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from parcae_core.config import ModelConfig
 from parcae_core.errors import UserError
+from parcae_core.model.layers import Rotary
 from parcae_core.model.parcae import Parcae, build_model
+from parcae_core.plain import MAX_INT, build, read_json
 
 WEIGHT_FILES = ("model.pt", "pytorch_model.bin")
 
@@ -51,6 +53,13 @@ _READ = {
     "recurrent_embedding_dimension", "recurrent_intermediation_embedding_dimension",
     "recurrent_num_attention_heads", "prelude_norm",
 }  # fmt: skip
+_WHOLE = {
+    "block_size", "n_embd", "intermediate_size", "num_attention_heads", "num_key_value_heads",
+    "padded_vocab_size", "n_layer", "n_layers_in_prelude", "n_layers_in_recurrent_block",
+    "n_layers_in_coda", "recurrent_embedding_dimension",
+    "recurrent_intermediation_embedding_dimension", "recurrent_num_attention_heads",
+    "mean_recurrence",
+}  # fmt: skip
 _TRAINING_ONLY = {
     "name", "hf_config", "vocab_size", "padding_multiple", "init_orthogonal",
     "skip_initialization", "activation_checkpoint_impl", "strategy", "attn_impl", "state_init",
@@ -70,13 +79,16 @@ class UpstreamCheckpoint:
     @property
     def mean_recurrence(self) -> int:
         """Training depth it declares; 1 for the Transformer."""
-        return int(self.settings.get("mean_recurrence", 1))
+        return self.settings.get("mean_recurrence") or 1
 
 
 def is_upstream(folder: Path) -> bool:
     """Whether a folder looks like a published checkpoint."""
     path = folder / "config.json"
-    return path.is_file() and '"_class_name"' in path.read_text(errors="replace")
+    try:
+        return path.is_file() and '"_class_name"' in path.read_text(errors="replace")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def load_upstream(folder: Path) -> UpstreamCheckpoint:
@@ -103,9 +115,13 @@ def load_upstream(folder: Path) -> UpstreamCheckpoint:
         if theirs not in state:
             problems.append(f"{theirs} is missing")
             continue
-        tensor = _to_ours(ours, state[theirs], settings)
+        tensor = state[theirs]
+        if tensor.ndim not in (1, 2) or tensor.is_complex():
+            problems.append(f"{theirs} has {tensor.ndim} dimensions of {tensor.dtype}")
+            continue
+        tensor = _to_ours(ours, tensor, settings)
         if ours.endswith(".mlp.gate+up.weight"):
-            halves = dict(zip(("gate", "up"), tensor.chunk(2), strict=True))
+            halves = dict(zip(("gate", "up"), tensor.tensor_split(2), strict=True))
             found = {ours.replace("gate+up", half): t for half, t in halves.items()}
         else:
             found = {ours: tensor}
@@ -113,6 +129,7 @@ def load_upstream(folder: Path) -> UpstreamCheckpoint:
             if tuple(value.shape) != shapes[name]:
                 problems.append(f"{theirs} has shape {tuple(value.shape)}, needed {shapes[name]}")
             loaded[name] = value.to(torch.float32)
+    problems += [f"{n} is not finite" for n, t in loaded.items() if not t.isfinite().all()]
     if problems:
         raise UserError(_listed(weights_path, "does not fit its config.json", problems))
     model = build_model(config, seed=0)
@@ -128,7 +145,7 @@ def save_upstream(checkpoint: UpstreamCheckpoint, folder: Path) -> None:
     if model_config(settings, where="settings") != model.config:
         raise ValueError("settings describe another model than the one given")
     ours = dict(model.named_parameters())
-    state: dict[str, Tensor] = {"freqs_cis": _freqs_cis(model)}
+    state: dict[str, Tensor] = {"freqs_cis": _freqs_cis(model.rotary)}
     for name, theirs in tensor_names(model).items():
         if name.endswith(".mlp.gate+up.weight"):
             halves = [ours[name.replace("gate+up", half)].detach() for half in ("gate", "up")]
@@ -224,22 +241,29 @@ def model_config(settings: dict[str, Any], *, where: Path | str) -> ModelConfig:
             f"supported are {', '.join(_UNSCALED_INITS)}"
         )
     mlp = (settings.get("mlp_class_name", "BaseMLP"), settings.get("nonlin_name", "GELU"))
-    if mlp not in _MLPS:
+    if mlp not in list(_MLPS):  # a list, since a value from a file need not be hashable
         raise UserError(
             f"{where}: MLP {mlp[0]} with {mlp[1]} is not supported; known: {list(_MLPS)}"
         )
     rope = settings.get("rope_settings") or {}
+    if not isinstance(rope, dict):
+        raise UserError(f"{where}: rope_settings is {rope!r:.60}; an object was expected")
     if not rope.get("use_rope", True) or rope.get("rope_condense_ratio", 1) != 1:
         raise UserError(f"{where}: rope_settings {rope} are not supported; plain rotary is needed")
     try:
-        return _model_config(settings, _MLPS[mlp], float(rope.get("rope_base", 50_000)))
+        for key in _WHOLE & settings.keys():
+            value = settings[key]
+            if value is not None and (type(value) is not int or not 0 <= value <= MAX_INT):
+                raise ValueError(f"{key} is {value!r:.60}; a whole number was expected")
+        return _model_config(settings, _MLPS[mlp], rope.get("rope_base", 50_000))
     except KeyError as error:
         raise UserError(f"{where}: key {error} is missing") from None
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
 
 
-def _model_config(settings: dict[str, Any], mlp: str, rope_base: float) -> ModelConfig:
+def _model_config(settings: dict[str, Any], mlp: str, rope_base: Any) -> ModelConfig:
+    """Wrong types become ValueErrors in `build`; what is computed from here is whole or None."""
     n_head = settings["num_attention_heads"]
     kv = settings.get("num_key_value_heads") or n_head
     shared = {
@@ -258,32 +282,27 @@ def _model_config(settings: dict[str, Any], mlp: str, rope_base: float) -> Model
     if settings["_class_name"] == "GPTConfig":
         n = settings["n_layer"]
         # the split is only ours to name: a Transformer runs every layer once
-        third = n // 3
-        return ModelConfig(
-            **shared,
-            n_prelude=third,
-            n_core=n - 2 * third,
-            n_coda=third,
-            injection="none",
-            prelude_norm=False,
-        )
-    width = settings["recurrent_embedding_dimension"]
+        third = (n or 0) // 3
+        split = {"n_prelude": third, "n_core": (n or 0) - 2 * third, "n_coda": third}
+        return build(ModelConfig, shared | split | {"injection": "none", "prelude_norm": False})
+    width = settings["recurrent_embedding_dimension"] or 0
     core_heads = settings.get("recurrent_num_attention_heads") or n_head
     core_ff = settings["recurrent_intermediation_embedding_dimension"]
-    plain_ff = shared["d_ff"] * width // shared["d_model"]
-    if settings["injection_type"] not in _INJECTIONS:
-        raise ValueError(f"injection_type is {settings['injection_type']!r}")
-    return ModelConfig(
-        **shared,
-        n_prelude=settings["n_layers_in_prelude"],
-        n_core=settings["n_layers_in_recurrent_block"],
-        n_coda=settings["n_layers_in_coda"],
-        d_state=None if width == shared["d_model"] else width,
-        core_n_head=None if core_heads == n_head == kv else core_heads,
-        core_d_ff=None if core_ff == plain_ff else core_ff,
-        injection=_INJECTIONS[settings["injection_type"]],
-        prelude_norm=settings.get("prelude_norm", False),
-    )
+    plain_ff = (shared["d_ff"] or 0) * width // (shared["d_model"] or 1)
+    injection = settings["injection_type"]
+    if not isinstance(injection, str) or injection not in _INJECTIONS:
+        raise ValueError(f"injection_type is {injection!r:.60}")
+    looped = {
+        "n_prelude": settings["n_layers_in_prelude"],
+        "n_core": settings["n_layers_in_recurrent_block"],
+        "n_coda": settings["n_layers_in_coda"],
+        "d_state": None if width == shared["d_model"] else width,
+        "core_n_head": None if core_heads == n_head == kv else core_heads,
+        "core_d_ff": None if core_ff == plain_ff else core_ff,
+        "injection": _INJECTIONS[injection],
+        "prelude_norm": settings.get("prelude_norm", False),
+    }
+    return build(ModelConfig, shared | looped)
 
 
 def tensor_names(model: Parcae) -> dict[str, str]:
@@ -337,16 +356,11 @@ def _their_name(name: str, c: ModelConfig) -> str:
 def _read_settings(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path.parent}: no config.json; a published checkpoint has one")
-    try:
-        settings = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not JSON ({error}); is the file whole?") from None
-    if not isinstance(settings, dict):
-        raise UserError(f"{path}: holds a {type(settings).__name__}; an object was expected")
-    return settings
+    return read_json(path)
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
+    _require_plain_archive(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -355,11 +369,34 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             f"{path}: refused, it holds more than tensors or is damaged ({reason}); "
             "only plain state dicts are read, because a pickle can run code"
         ) from None
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); is the file whole?") from None
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+    except Exception as error:  # noqa: BLE001 - a damaged pickle fails in any of torch's own steps
+        raise UserError(
+            f"{path}: cannot be read ({type(error).__name__}: {str(error)[:200]}); is the file whole?"
+        ) from None
+    if not isinstance(state, dict) or not all(
+        isinstance(n, str) and isinstance(t, Tensor) and t.layout == torch.strided
+        for n, t in state.items()
+    ):
         raise UserError(f"{path}: not a state dict of tensors")
+    if views := sorted(n for n, t in state.items() if t.nbytes > t.untyped_storage().nbytes()):
+        raise UserError(
+            f"{path}: {views[0]} is larger than its data; a copy of it would fill memory"
+        )
     return state
+
+
+def _require_plain_archive(path: Path) -> None:
+    """Refuse what can be larger in memory than on disk, or is no archive of `torch.save`."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise UserError(
+            f"{path}: refused, it is not an archive as torch.save has written since 1.6, or is damaged "
+            f"({error}); other pickles are not read, because a pickle can run code"
+        ) from None
+    if unpacked > path.stat().st_size:
+        raise UserError(f"{path}: refused, it is compressed; torch.save writes plain archives")
 
 
 def _check_head_and_rotary(state: dict[str, Tensor], config: ModelConfig, path: Path) -> None:
@@ -370,9 +407,10 @@ def _check_head_and_rotary(state: dict[str, Tensor], config: ModelConfig, path: 
         raise UserError(f"{path}: tie_embeddings is true but lm_head.weight is not the embedding")
     table = state.get("freqs_cis")
     if table is not None:
-        reference = _freqs_cis(build_model(config.replace(vocab_size=1), seed=0))
+        d_head = config.d_model // config.n_head
+        fits = tuple(table.shape) == (1, config.context, 1, d_head // 2, 2)
         # bf16 storage rounds the table; another base or condensing differs by far more
-        if table.shape != reference.shape or (table.float() - reference).abs().max() > 0.01:
+        if not fits or not (table.float() - _freqs_cis(_rotary(config))).abs().max() <= 0.01:
             raise UserError(
                 f"{path}: its rotary table is not that of rope_base={config.rope_base} and a "
                 f"context of {config.context}; correct config.json"
@@ -391,8 +429,12 @@ def _transposed(settings: dict[str, Any]) -> bool:
     return fused in ("full-triton", "hhe")
 
 
-def _freqs_cis(model: Parcae) -> Tensor:
-    return model.rotary.turn[None, :, None].clone()  # (1, context, 1, K/2, 2)
+def _rotary(config: ModelConfig) -> Rotary:
+    return Rotary(config.d_model // config.n_head, config.context, config.rope_base)
+
+
+def _freqs_cis(rotary: Rotary) -> Tensor:
+    return rotary.turn[None, :, None].clone()  # (1, context, 1, K/2, 2)
 
 
 def _listed(where: Path | str, what: str, items: list[str]) -> str:

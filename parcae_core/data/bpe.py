@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import rustbpe
@@ -25,9 +26,13 @@ from parcae_core.data.tokenizer import (
     ByteTokenizer,
     CharacterTokenizer,
     Tokenizer,
+    TokenizerLayout,
     id_dtype,
+    parse_layout,
 )
 from parcae_core.errors import UserError
+
+T = TypeVar("T")
 
 # How GPT-4's tokenizer splits text before merging: contractions, letters with one leading mark,
 # up to three digits, punctuation with its line ends, and whitespace.
@@ -151,16 +156,15 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
 class JsonTokenizer:
     """A byte-level tokenizer.json from elsewhere, encoded by the `tokenizers` library."""
 
-    def __init__(self, path: Path, data: dict[str, Any], text: str) -> None:
+    def __init__(self, path: Path, layout: TokenizerLayout, text: str) -> None:
         from tokenizers import Tokenizer as HfTokenizer
 
-        self._text = text
-        self._hf = HfTokenizer.from_str(text)
+        self._path, self._text = path, text
+        self._hf = _guarded(path, lambda: HfTokenizer.from_str(text))
         # Text that spells out a special token is text, not that token.
         self._hf.encode_special_tokens = True
-        added = {t["content"]: t["id"] for t in data["added_tokens"]}
-        self._special_ids = {t["id"] for t in data["added_tokens"] if t["special"]}
-        self.vocab_size = 1 + max([*data["model"]["vocab"].values(), *added.values()])
+        added, special_ids = layout.added, layout.special_ids
+        self.vocab_size = layout.vocab_size
         bos_id = _first_of(BOS_NAMES, added)
         if bos_id is None:
             raise UserError(
@@ -172,16 +176,22 @@ class JsonTokenizer:
         self.pad_id = _first_of(PAD_NAMES, added)
         self._dtype = id_dtype(self.vocab_size)
         self._tokens: list[bytes] = [b""] * self.vocab_size
-        for token, i in data["model"]["vocab"].items():
-            if i not in self._special_ids:
+        for token, i in layout.vocab.items():
+            if i not in special_ids:
                 self._tokens[i] = _visible_to_bytes(token)
         for token, i in added.items():
-            if i not in self._special_ids:
+            if i not in special_ids:
                 self._tokens[i] = token.encode()
 
     def encode(self, text: str) -> np.ndarray:
-        parts = [self._hf.encode(s, add_special_tokens=False).ids for s in segments(text)]
+        parts = [_guarded(self._path, partial(self._encode, s)) for s in segments(text)]
         return _join([np.array(ids, self._dtype) for ids in parts], self._dtype)
+
+    def _encode(self, text: str) -> list[int]:
+        ids = self._hf.encode(text, add_special_tokens=False).ids
+        if ids and max(ids) >= self.vocab_size:
+            raise ValueError(f"the id {max(ids)} is outside its own vocabulary")
+        return ids
 
     def decode_bytes(self, ids: np.ndarray) -> bytes:
         return b"".join(self._tokens[i] for i in np.asarray(ids))
@@ -201,17 +211,30 @@ def load_json(path: Path) -> Tokenizer:
             the text before encoding, or has no beginning-of-text token.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text)
-        vocab = data["model"]["vocab"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot read a tokenizer from it ({error!r})") from error
-    names = sorted(vocab, key=vocab.get)
-    if _is_ours(data, names):
+        raw = path.read_bytes()
+        text = raw.decode()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot read a tokenizer from it ({error!r:.200})") from error
+    layout = parse_layout(raw, path)
+    names = sorted(layout.vocab, key=layout.vocab.__getitem__)
+    if _is_ours(layout.data, names):
         tokens = [_visible_to_bytes(name) for name in names[: -len(SPECIALS)]]
         return BpeTokenizer(tokens, text)
-    _check_byte_level(path, data)
-    return JsonTokenizer(path, data, text)
+    _check_byte_level(path, layout.data)
+    return JsonTokenizer(path, layout, text)
+
+
+def _guarded(path: Path, call: Callable[[], T]) -> T:
+    """What the tokenizers library returns; its errors, and its panics, name the file."""
+    try:
+        return call()
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(
+            f"{path}: the tokenizers library cannot use it ({str(error)[:200]}); save it again with "
+            "that library, or use 'bpe-<vocab_size>' to train one"
+        ) from None
 
 
 def load_prepared_tokenizer(folder: Path) -> Tokenizer:
@@ -223,7 +246,7 @@ def load_prepared_tokenizer(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     if path.exists():
         return load_json(path)
-    alphabet = read_manifest(folder).tokenizer.get("alphabet")
+    alphabet = read_manifest(folder).tokenizer.alphabet
     return ByteTokenizer() if alphabet is None else CharacterTokenizer(alphabet)
 
 
@@ -233,7 +256,10 @@ def _is_ours(data: dict[str, Any], names: list[str]) -> bool:
     if n_plain <= N_BYTES or tuple(names[n_plain:]) != SPECIALS or names[:N_BYTES] != _BYTE_TO_CHAR:
         return False
     merges = data["model"].get("merges")
-    if not merges or not isinstance(merges[0], list):
+    if not isinstance(merges, list) or not all(
+        isinstance(m, list) and len(m) == 2 and all(isinstance(part, str) for part in m)
+        for m in merges
+    ):
         return False  # the format of older versions, "a b"
     merged = [a + b for a, b in merges]
     return merged == names[N_BYTES:n_plain] and data == _layout(names[:n_plain], merges)
@@ -241,7 +267,9 @@ def _is_ours(data: dict[str, Any], names: list[str]) -> bool:
 
 def _check_byte_level(path: Path, data: dict[str, Any]) -> None:
     pre = data.get("pre_tokenizer") or {}
-    parts = pre.get("pretokenizers", [pre])
+    parts = pre.get("pretokenizers", [pre]) if isinstance(pre, dict) else [pre]
+    if not isinstance(parts, list) or not all(isinstance(p, dict) for p in parts):
+        raise UserError(f"{path}: pre_tokenizer is not as the tokenizers library writes it")
     byte_level = [p for p in parts if p.get("type") == "ByteLevel"]
     if data["model"].get("type") != "BPE" or not byte_level:
         raise UserError(

@@ -12,11 +12,12 @@ import gzip
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from parcae_core.data.corpus import Document, Source, Split, split_by_text
 from parcae_core.errors import UserError
@@ -48,8 +49,10 @@ TEXT_SUFFIXES = frozenset(
 TABLE_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 # Above this a plan would spend its time reading; the text is then read once, by `prepare`.
 READ_AT_ONCE_BYTES = 256 << 20
-MAX_DOCUMENT_BYTES = 1 << 30
+# Read whole, and four bytes a character in memory where one of them is rare
+MAX_DOCUMENT_BYTES = 128 << 20
 PARQUET_BATCH_ROWS = 1024
+_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +77,18 @@ class FileSource(Source):
     Text files beside shards (a data set's README) are not part of it.
     """
 
-    def __init__(self, place: str, *, text_column: str, val_share: float) -> None:
+    def __init__(
+        self, place: str, *, text_column: str, val_share: float, follow_links: bool = False
+    ) -> None:
         self.place = place.rstrip("/") or "/"
-        super().__init__(PurePosixPath(self.place).name or "corpus")
+        super().__init__(_printable(PurePosixPath(self.place).name) or "corpus")
         self._text_column = text_column
         self._val_share = val_share
-        self._files = _RemoteFiles(self.place) if "://" in place else _LocalFiles(self.place)
+        self._files = (
+            _RemoteFiles(self.place)
+            if "://" in place
+            else _LocalFiles(self.place, follow_links=follow_links)
+        )
         self.entries = self._select()
         self.total_bytes = sum(e.size for e in self.entries)
         is_local = isinstance(self._files, _LocalFiles)
@@ -129,7 +138,8 @@ class FileSource(Source):
                 f"corpus {self.place!r}: {len(found)} files, none of them text. Looked for "
                 f"{', '.join(TABLE_SUFFIXES)} and {', '.join(sorted(TEXT_SUFFIXES))}"
             )
-        texts.sort(key=lambda e: hashlib.sha256(e.path.encode()).digest())
+        # os.fsencode gives back the bytes of a name that is not UTF-8
+        texts.sort(key=lambda e: hashlib.sha256(os.fsencode(e.path)).digest())
         return sorted(tables, key=lambda e: e.path) or texts
 
     def _clean(self, documents: Iterable[tuple[str, str | None]]) -> Iterator[Document]:
@@ -183,16 +193,16 @@ class FileSource(Source):
     def _jsonl(self, file: BinaryIO, path: str, where: str) -> Iterator[tuple[str, str | None]]:
         lines = gzip.GzipFile(fileobj=file) if where.endswith(".gz") else file
         for number, line in enumerate(_lines(lines, where), start=1):
-            if line.isspace() or (decoded := self._decode(line)) is None:
+            if not line.strip() or (decoded := self._decode(line)) is None:
                 continue
             try:
                 row = json.loads(decoded)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(
                     f"{where}: line {number} is not JSON ({error}); is the file cut off?"
                 ) from error
-            keys = list(row) if isinstance(row, dict) else type(row).__name__
-            if self._text_column not in keys or not isinstance(row, dict):
+            keys = list(row)[:20] if isinstance(row, dict) else type(row).__name__
+            if not isinstance(row, dict) or self._text_column not in row:
                 raise self._no_column(f"{where}: line {number}", keys)
             text = row[self._text_column]
             if text is not None and not isinstance(text, str):
@@ -235,22 +245,63 @@ class FileSource(Source):
 
 
 class _LocalFiles:
-    def __init__(self, place: str) -> None:
-        self._root = Path(place)
+    """Regular files in a folder; links that lead out of it are refused unless asked for."""
+
+    def __init__(self, place: str, *, follow_links: bool) -> None:
+        self._root, self._follow_links = Path(place), follow_links
+        self._real_root = self._root.resolve()
+        if self._real_root.is_relative_to("/proc") or self._real_root.is_relative_to("/sys"):
+            raise UserError(
+                f"corpus {place!r}: these are not files but the state of this machine, which changes "
+                "while it is read; give a folder of text"
+            )
 
     def listing(self) -> list[Entry]:
         if self._root.is_file():
             return [self._entry(self._root, self._root.name)]
+        if not self._root.is_dir():
+            raise UserError(f"corpus {str(self._root)!r}: neither a file nor a folder")
         return [
             self._entry(path, path.relative_to(self._root).as_posix())
-            for folder, _, names in os.walk(self._root)
-            for path in (Path(folder) / name for name in names)
+            for path in self._walk()
             if path.is_file()
         ]
 
+    def _walk(self) -> Iterator[Path]:
+        """Every file that counts; a folder that links lead to twice is read once."""
+        seen: set[Path] = set()
+        for folder, below, names in os.walk(
+            self._root, onerror=self._unreadable, followlinks=self._follow_links
+        ):
+            below[:] = [name for name in below if not name.startswith(".")]
+            for name in (*below, *names):
+                path = Path(folder, name)
+                if path.is_symlink() and _counts(path):
+                    self._check_link(path)
+            if self._follow_links:
+                below[:] = [name for name in below if _is_new(Path(folder, name), seen)]
+            yield from (path for name in names if _counts(path := Path(folder, name)))
+
+    def _check_link(self, path: Path) -> None:
+        target = path.resolve()
+        if not self._follow_links and not target.is_relative_to(self._real_root):
+            raise UserError(
+                f"{path}: a link to {target}, outside of the corpus folder; remove it, or read what it "
+                "leads to with `parcae data prepare --follow-links`"
+            )
+
     def _entry(self, path: Path, name: str) -> Entry:
-        stat = path.stat()
+        try:
+            stat = path.stat()
+        except OSError as error:
+            self._unreadable(error)
         return Entry(name, stat.st_size, str(stat.st_mtime_ns), str(path))
+
+    def _unreadable(self, error: OSError) -> NoReturn:
+        raise UserError(
+            f"{error.filename}: cannot be read ({error.strerror}); see to its permissions, or give a "
+            "folder that holds nothing but the corpus"
+        ) from error
 
     def open(self, entry: Entry) -> BinaryIO:
         return Path(entry.location).open("rb")
@@ -297,10 +348,44 @@ class _RemoteFiles:
         return self._fs.open(entry.location, "rb")
 
 
-def _lines(file: Iterable[bytes], where: str) -> Iterator[bytes]:
+def _counts(path: Path) -> bool:
+    """Whether a name is that of a document, or of a folder: others are not looked at."""
+    if path.name.startswith("."):
+        return False
+    return path.name.endswith(TABLE_SUFFIXES) or path.suffix in TEXT_SUFFIXES or path.is_dir()
+
+
+def _is_new(folder: Path, seen: set[Path]) -> bool:
+    real = folder.resolve()
+    is_new = real not in seen
+    seen.add(real)
+    return is_new
+
+
+def _printable(name: str) -> str:
+    """A file name as text; on disk it may be any bytes."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def _lines(file: BinaryIO, where: str) -> Iterator[bytes]:
+    """Lines without their ends; fsspec's own readline knows no limit."""
+    held: list[bytes] = []
     try:
-        yield from file
-    except (EOFError, gzip.BadGzipFile) as error:
+        while chunk := file.read(_CHUNK_BYTES):
+            first, *others = chunk.split(b"\n")
+            held.append(first)
+            if sum(map(len, held)) > MAX_DOCUMENT_BYTES:
+                raise UserError(
+                    f"{where}: a line has more than {MAX_DOCUMENT_BYTES} bytes, and a line is one "
+                    "document. Split it into documents, one on each line"
+                )
+            if others:
+                yield b"".join(held)
+                yield from others[:-1]
+                held = others[-1:]
+        if any(held):
+            yield b"".join(held)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{where}: damaged gzip ({error}); fetch it again") from error
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
+import re
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,7 +24,7 @@ def write_synced(path: Path, data: bytes | str) -> None:
 
     Readers see the old content or the new. A str is written as UTF-8.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    temporary = temporary_beside(path)
     data = data.encode() if isinstance(data, str) else data
     try:
         with temporary.open("wb") as file:
@@ -34,6 +36,20 @@ def write_synced(path: Path, data: bytes | str) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A name that no other process of any machine takes, for a file that is renamed to `path`."""
+    return path.with_name(f".{path.name}.{os.uname().nodename}-{uuid.uuid4().hex[:12]}.tmp")
+
+
+def remove_leftovers(folder: Path, older_than_s: float = 600.0) -> None:
+    """Remove what killed processes left under names of `temporary_beside`; younger ones may be live."""
+    for path in folder.glob(".*.tmp"):
+        with suppress(OSError):
+            is_ours = re.fullmatch(r"\..+-[0-9a-f]{12}\.tmp", path.name) is not None
+            if is_ours and time.time() - path.stat().st_mtime > older_than_s:
+                path.unlink()
 
 
 def publish(folder: Path, final: Path) -> None:

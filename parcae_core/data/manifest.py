@@ -3,17 +3,46 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from parcae_core.data.corpus import SPLITS, Split
 from parcae_core.data.io import file_sha256
 from parcae_core.errors import UserError
+from parcae_core.plain import build, read_json
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 _AGAIN = "Delete the folder and prepare it again (`parcae data prepare`, or run the sweep again)"
+
+
+def _require_plain_name(name: str) -> None:
+    """A manifest may come from anybody, and its names are joined to the folder's."""
+    if name != Path(name).name or name in ("", ".", "..") or "\0" in name:
+        raise ValueError(f"{name!r} is not the name of a file in the folder")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceManifest:
+    """The corpus that was read."""
+
+    name: str
+    fingerprint: str
+    skipped: dict[str, int] = field(default_factory=dict)  # reason -> documents or files left out
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerManifest:
+    """The tokenizer that was used."""
+
+    name: str
+    sha256: str
+    vocab_size: int
+    bos_id: int
+    eos_id: int | None
+    pad_id: int | None
+    alphabet: str | None = None  # of a generated corpus
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,9 +59,15 @@ class SplitManifest:
     cropped_tokens: int
     sha256: str
 
+    def __post_init__(self) -> None:
+        if self.file:  # none of a generated corpus
+            _require_plain_name(self.file)
+        if min(self.documents, self.text_bytes, self.pieces, self.rows, self.cropped_tokens) < 0:
+            raise ValueError("counts are >= 0")
+
     @property
     def cropped_share(self) -> float:
-        return self.cropped_tokens / self.tokens
+        return self.cropped_tokens / self.tokens if self.tokens else 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,17 +75,25 @@ class Manifest:
     """Everything needed to trust and read a prepared folder."""
 
     data_id: str
-    source: dict[str, Any]  # name, fingerprint, skipped: reason -> count
-    tokenizer: dict[str, Any]  # name, sha256, vocab_size, bos_id, eos_id, pad_id
+    source: SourceManifest
+    tokenizer: TokenizerManifest
     packing: dict[str, Any]  # long_documents, buffer_pieces
     row_tokens: int
-    dtype: str  # of the ids on disk, little-endian
+    dtype: Literal["uint16", "uint32"]  # of the ids on disk, little-endian
     splits: dict[Split, SplitManifest]
     files: dict[str, str]  # other files -> sha256
     # Of a corpus drawn while it is read, whose splits have no file: what it is called, and what is
     # known of its loss in rows of this length (see state_reveals); None for text
     generated: dict[str, Any] | None = None
     version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        for name in self.files:
+            _require_plain_name(name)
+        if self.splits.keys() != set(SPLITS):
+            raise ValueError(f"splits are {', '.join(self.splits)}; {', '.join(SPLITS)} are needed")
+        if self.row_tokens < 2:
+            raise ValueError(f"row_tokens is {self.row_tokens}; it must be >= 2")
 
     @property
     def itemsize(self) -> int:
@@ -72,25 +115,19 @@ def read_manifest(folder: Path) -> Manifest:
         UserError: if it is missing, damaged, or of another format version.
     """
     path = folder / MANIFEST_NAME
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        version = data["version"]
-        if version != FORMAT_VERSION:
-            raise UserError(
-                f"{path}: format version {version}, and this program reads {FORMAT_VERSION}. {_AGAIN}"
-            )
-        splits = {name: SplitManifest(**data["splits"][name]) for name in SPLITS}
-        manifest = Manifest(**(data | {"splits": splits}))
-        _ = manifest.itemsize  # an unknown dtype is damage too
-        return manifest
-    except FileNotFoundError as error:
+    if not path.exists():
         raise UserError(
             f"{folder}: no {MANIFEST_NAME} in it; needed: a folder written by `parcae data prepare`"
-        ) from error
-    except UserError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged manifest ({error!r}). {_AGAIN}") from error
+        )
+    data = read_json(path)
+    if (version := data.get("version")) != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: format version {version!r:.40}, and this program reads {FORMAT_VERSION}. {_AGAIN}"
+        )
+    try:
+        return build(Manifest, data, "manifest")
+    except ValueError as error:
+        raise UserError(f"{path}: damaged manifest ({error}). {_AGAIN}") from error
 
 
 def check_sizes(folder: Path, manifest: Manifest) -> None:

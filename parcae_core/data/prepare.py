@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from parcae_core.cpus import usable_cpus
 from parcae_core.data.corpus import SPLITS, Fingerprint, Source, Split
 from parcae_core.data.encode import encode_stream
 from parcae_core.data.io import file_sha256, folder_lock, publish, write_synced
@@ -27,7 +28,9 @@ from parcae_core.data.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     Manifest,
+    SourceManifest,
     SplitManifest,
+    TokenizerManifest,
     check_hashes,
     check_sizes,
     read_manifest,
@@ -95,26 +98,19 @@ def prepare(
     job = _Job(source, name, row_tokens, long_documents, Path(root), progress or (lambda *_: None))
     try:
         job.root.mkdir(parents=True, exist_ok=True)
-        return job.find() or job.make(workers or _n_cores())
+        return job.find() or job.make(workers or usable_cpus())
     except OSError as error:
         raise job.disk_error(error) from error
-
-
-def _n_cores() -> int:
-    """Cores this process may use; where affinity is unknown, all of them."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _given(source: PreparedSource, name: TokenizerName, row_tokens: int) -> Path:
     """The folder a spec names itself, if it holds what is asked for."""
     manifest = read_manifest(source.path)
-    found = (manifest.tokenizer["name"], manifest.row_tokens)
+    found = (manifest.tokenizer.name, manifest.row_tokens)
     if found != (name.name, row_tokens):
         raise UserError(
             f"{source.path}: prepared with tokenizer {found[0]!r} and rows of {found[1]} ids; "
-            f"{name.name!r} and {row_tokens} are needed. Prepare {manifest.source['name']} with "
+            f"{name.name!r} and {row_tokens} are needed. Prepare {manifest.source.name} with "
             f"`--tokenizer {name.name} --context {row_tokens - 1}`, or change the spec"
         )
     _check_finished(source.path, manifest)
@@ -192,7 +188,7 @@ class _Job:
             _check_finished(final, read_manifest(final))
             if not self.source.is_quick:
                 self.memo.parent.mkdir(exist_ok=True)
-                write_synced(self.memo, manifest.source["fingerprint"].encode() + b"\n")
+                write_synced(self.memo, manifest.source.fingerprint.encode() + b"\n")
             shutil.rmtree(self.work)
             return final
 
@@ -303,20 +299,20 @@ class _Job:
         others = [p for p in sorted(out.iterdir()) if p.suffix != ".bin"]
         manifest = Manifest(
             data_id=self.data_id(fingerprint),
-            source={
-                "name": self.source.name,
-                "fingerprint": fingerprint,
-                "skipped": dict(sorted(self.source.skipped.items())),
-            },
-            tokenizer={
-                "name": self.name.name,
-                "sha256": hashlib.sha256((text or self.name.name).encode()).hexdigest(),
-                "vocab_size": tokenizer.vocab_size,
-                "bos_id": tokenizer.bos_id,
-                "eos_id": tokenizer.eos_id,
-                "pad_id": tokenizer.pad_id,
-                **({"alphabet": self.source.alphabet} if self.source.alphabet else {}),
-            },
+            source=SourceManifest(
+                name=self.source.name,
+                fingerprint=fingerprint,
+                skipped=dict(sorted(self.source.skipped.items())),
+            ),
+            tokenizer=TokenizerManifest(
+                name=self.name.name,
+                sha256=hashlib.sha256((text or self.name.name).encode()).hexdigest(),
+                vocab_size=tokenizer.vocab_size,
+                bos_id=tokenizer.bos_id,
+                eos_id=tokenizer.eos_id,
+                pad_id=tokenizer.pad_id,
+                alphabet=self.source.alphabet,
+            ),
             packing={"long_documents": self.long_documents, "buffer_pieces": BUFFER_PIECES},
             row_tokens=self.row_tokens,
             dtype=id_dtype(tokenizer.vocab_size).name,

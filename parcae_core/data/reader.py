@@ -59,13 +59,15 @@ class RowReader:
         self.data_seed = data_seed
         self.row_tokens = self.manifest.row_tokens
         self.n_rows = self.manifest.splits[split].rows
-        self.token_bytes = _token_bytes(path, self.manifest.tokenizer["vocab_size"])
+        if self.n_rows < 1:
+            raise UserError(f"{path}: its {split} split has no rows; prepare it with more text")
+        self.token_bytes = _token_bytes(path, self.manifest.tokenizer.vocab_size)
         self.generator = None
         if (generated := self.manifest.generated) is not None:
-            self.generator = StateReveals.named(generated["corpus"])
+            self.generator = StateReveals.named(generated.get("corpus"))
             # An order has its own stream, so every seed draws other rows; validation is one for all
             stream = (0, data_seed) if split == "train" else (1,)
-            bos_id = self.manifest.tokenizer["bos_id"]
+            bos_id = self.manifest.tokenizer.bos_id
             self._rows = StateRevealRows(self.generator, self.row_tokens, bos_id, stream)
             return
         self._rows = np.memmap(
@@ -94,7 +96,7 @@ class RowReader:
             here = epochs == epoch
             key = f"{seeds.ROW_ORDER}/{self.data_seed}/{epoch}"
             rows[here] = permute(places[here] % self.n_rows, self.n_rows, key)
-        return Batch(self._rows[rows].astype(np.int64), (first + n - 1) // self.n_rows)
+        return Batch(self._known(self._rows[rows]), (first + n - 1) // self.n_rows)
 
     def rows(self, start: int, n: int) -> np.ndarray:
         """(n, row_tokens) int64, in stored order; for validation, where every run reads the same.
@@ -107,7 +109,20 @@ class RowReader:
                 f"{self.manifest.data_id}: rows {start} to {start + n} asked for, and the "
                 f"{self.split} split has {self.n_rows}; ask for fewer or give more text"
             )
-        return self._rows[np.arange(start, start + n)].astype(np.int64)
+        return self._known(self._rows[np.arange(start, start + n)])
+
+    def _known(self, ids: np.ndarray) -> np.ndarray:
+        """The ids as int64.
+
+        Raises:
+            UserError: for one outside the vocabulary, which would read past the model's tables.
+        """
+        if (highest := int(ids.max())) >= len(self.token_bytes):
+            raise UserError(
+                f"{self.manifest.data_id}: the {self.split} split holds the id {highest}, and its "
+                f"tokenizer has {len(self.token_bytes)}. Delete the folder and prepare it again"
+            )
+        return ids.astype(np.int64)
 
     def labels(self, rows: np.ndarray) -> np.ndarray | None:
         """(n, context) int64, a class of every target by which to tell losses apart; 0: none.
@@ -120,14 +135,16 @@ class RowReader:
 def _token_bytes(path: Path, vocab_size: int) -> np.ndarray:
     file = path / "token_bytes.npy"
     try:
-        table = np.load(file)
-    except (OSError, ValueError, EOFError) as error:
+        # Mapped first, so that a header cannot ask for more memory than the file is long
+        table = np.load(file, mmap_mode="r")
+    except Exception as error:  # numpy evaluates the header, which can fail in many ways
         raise UserError(
             f"{file}: cannot read it ({error}). Delete the folder and prepare it again"
         ) from error
-    if table.shape != (vocab_size,):
+    shape = getattr(table, "shape", None)
+    if shape != (vocab_size,) or table.dtype.kind not in "iu" or (table < 0).any():
         raise UserError(
-            f"{file}: shape {table.shape}, and the manifest's tokenizer has {vocab_size} ids. "
-            "Delete the folder and prepare it again"
+            f"{file}: shape {shape}, and the manifest's tokenizer has {vocab_size} ids, each of so "
+            "many bytes. Delete the folder and prepare it again"
         )
-    return table
+    return np.array(table)

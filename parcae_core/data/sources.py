@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
 from parcae_core.data.corpus import DEFAULT_VAL_SHARE, Document, Source, Split, hash64
 from parcae_core.data.file_source import FileSource
+from parcae_core.data.manifest import read_manifest
 from parcae_core.data.python_source import BUILTIN_ROOTS, python_documents
 from parcae_core.data.state_reveals import NAME as STATE_REVEALS
 from parcae_core.data.state_reveals import StateReveals
@@ -17,7 +17,11 @@ from parcae_core.errors import UserError
 
 
 def resolve(
-    corpus: str, *, text_column: str = "text", val_share: float = DEFAULT_VAL_SHARE
+    corpus: str,
+    *,
+    text_column: str = "text",
+    val_share: float = DEFAULT_VAL_SHARE,
+    follow_links: bool = False,
 ) -> Source:
     """The source behind the name or place a spec gives.
 
@@ -27,6 +31,7 @@ def resolve(
         text_column: field holding the text in JSONL and Parquet files.
         val_share: share of a user's documents held out for validation, by hash of their text. The
             built-in corpora have their own rule.
+        follow_links: read what links in the folder lead to outside of it; refused otherwise.
 
     Raises:
         UserError: if nothing is there, or what is there holds no text files.
@@ -37,11 +42,20 @@ def resolve(
         return PythonSource(corpus)
     if corpus.partition("(")[0] == STATE_REVEALS:
         return GeneratedSource(StateReveals.named(corpus))
-    if "://" not in corpus and (Path(corpus) / "manifest.json").is_file():
+    if "://" not in corpus and _exists(f"{corpus}/manifest.json"):
         return PreparedSource(Path(corpus))
-    if "://" not in corpus and not Path(corpus).exists():
+    if "://" not in corpus and not _exists(corpus):
         raise UserError(_not_found(corpus))
-    return FileSource(corpus, text_column=text_column, val_share=val_share)
+    return FileSource(
+        corpus, text_column=text_column, val_share=val_share, follow_links=follow_links
+    )
+
+
+def _exists(corpus: str) -> bool:
+    try:
+        return Path(corpus).exists()
+    except (OSError, ValueError):  # a name too long, or with a NUL
+        return False
 
 
 def _not_found(corpus: str) -> str:
@@ -95,17 +109,10 @@ class PreparedSource(Source):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            manifest = json.loads((path / "manifest.json").read_text())
-            source = manifest["source"]
-            super().__init__(source["name"])
-            self.alphabet = manifest["tokenizer"].get("alphabet")
-            self._fingerprint: str = source["fingerprint"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{path / 'manifest.json'}: not a manifest of prepared data ({error!r}). Prepare "
-                "the corpus again with `parcae data prepare`"
-            ) from error
+        manifest = read_manifest(path)
+        super().__init__(manifest.source.name)
+        self.alphabet = manifest.tokenizer.alphabet
+        self._fingerprint = manifest.source.fingerprint
 
     @property
     def fingerprint(self) -> str:

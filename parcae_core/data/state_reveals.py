@@ -50,7 +50,12 @@ class StateReveals:
         _require(1 <= self.actions <= most, "actions", self.actions, f"between 1 and {most}")
         _require(self.zipf >= 0, "zipf", self.zipf, ">= 0")
         _require(self.tail >= 0, "tail", self.tail, ">= 0")
-        _require(self.longest_gap >= 1, "longest_gap", self.longest_gap, ">= 1")
+        _require(
+            1 <= self.longest_gap <= 1 << 20,
+            "longest_gap",
+            self.longest_gap,
+            f"from 1 to {1 << 20}",
+        )
         _require(self.seed >= 0, "seed", self.seed, ">= 0")
         _require(self.rules_seed >= 0, "rules_seed", self.rules_seed, ">= 0")
 
@@ -95,8 +100,8 @@ class StateReveals:
                 )
         try:
             return cls(**{name: kinds[name](value) for name, value in params.items()})
-        except (TypeError, ValueError) as error:
-            raise UserError(str(error)) from error
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UserError(f"{NAME}: {str(error)[:200]}") from error
 
     @property
     def fingerprint(self) -> str:

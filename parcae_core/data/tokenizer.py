@@ -7,15 +7,15 @@ plan needs a vocabulary size. The special ids are the last three: bos, eos, pad.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from parcae_core.errors import UserError
+from parcae_core.plain import parse_json
 
 N_BYTES = 256
 SPECIALS = ("<|bos|>", "<|eos|>", "<|pad|>")
@@ -83,7 +83,7 @@ def parse_tokenizer(name: str, alphabet: str | None = None) -> TokenizerName:
         return TokenizerName(name=name, kind="bytes", vocab_size=BYTES_VOCAB_SIZE)
     if name.endswith(".json"):
         return _parse_file(Path(name))
-    match = re.fullmatch(r"bpe-(\d+)", name)
+    match = re.fullmatch(r"bpe-([0-9]{1,9})", name)
     if not match:
         raise UserError(
             f"tokenizer {name!r}: needed 'bytes', 'bpe-<vocab_size>' such as 'bpe-4096', or the "
@@ -101,22 +101,56 @@ def parse_tokenizer(name: str, alphabet: str | None = None) -> TokenizerName:
 def _parse_file(path: Path) -> TokenizerName:
     try:
         text = path.read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise UserError(
-            f"tokenizer {str(path)!r}: cannot read it ({error.strerror}); relative paths start at "
-            f"{Path.cwd()}"
+            f"tokenizer {str(path)!r}: cannot read it ({getattr(error, 'strerror', error)}); "
+            f"relative paths start at {Path.cwd()}"
         ) from error
+    layout = parse_layout(text, path)
+    digest = hashlib.sha256(text).hexdigest()[:12]
+    return TokenizerName(
+        name=f"json-{digest}", kind="json", vocab_size=layout.vocab_size, path=path
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerLayout:
+    """What a tokenizer.json holds, its ids and their types checked."""
+
+    data: dict[str, Any]
+    vocab: dict[str, int]
+    added: dict[str, int]
+    special_ids: frozenset[int]
+    vocab_size: int
+
+
+def parse_layout(text: bytes, path: Path) -> TokenizerLayout:
+    """Check the parts of a tokenizer.json that we read ourselves.
+
+    Raises:
+        UserError: if it has no vocabulary, or ids that are not small whole numbers.
+    """
+    data = parse_json(text, path)
     try:
-        data = json.loads(text)
-        ids = [*data["model"]["vocab"].values(), *(t["id"] for t in data["added_tokens"])]
-        vocab_size = 1 + max(ids)
+        vocab, tokens = data["model"]["vocab"], data["added_tokens"]
+        added = {str(t["content"]): t["id"] for t in tokens}
+        special_ids = frozenset(t["id"] for t in tokens if t["special"])
+        ids = [*vocab.values(), *added.values()]
+        odd = [i for i in ids if type(i) is not int or not 0 <= i < MAX_BPE_VOCAB_SIZE]
+        if odd or not ids:
+            raise ValueError(
+                f"an id is {odd[0]!r:.40}; ids are whole numbers from 0 to {MAX_BPE_VOCAB_SIZE - 1}"
+                if odd
+                else "it has no ids"
+            )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path}: not a tokenizer.json with model.vocab and added_tokens ({error!r}); save one "
-            "with the tokenizers library, or use 'bpe-<vocab_size>' to train one"
+            f"{path}: not a tokenizer.json with model.vocab and added_tokens ({error!r:.200}); save "
+            "one with the tokenizers library, or use 'bpe-<vocab_size>' to train one"
         ) from error
-    digest = hashlib.sha256(text).hexdigest()[:12]
-    return TokenizerName(name=f"json-{digest}", kind="json", vocab_size=vocab_size, path=path)
+    return TokenizerLayout(
+        data=data, vocab=vocab, added=added, special_ids=special_ids, vocab_size=1 + max(ids)
+    )
 
 
 def id_dtype(vocab_size: int) -> np.dtype:

@@ -22,6 +22,7 @@ Keys, as W&B shows them (group/name_unit):
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
@@ -32,6 +33,8 @@ from typing import Any
 
 from parcae_core.errors import UserError
 
+log = logging.getLogger(__name__)
+
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, each step once (its last line), in order of steps."""
@@ -40,11 +43,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def parse_lines(text: bytes) -> list[dict[str, Any]]:
-    """The lines in a piece of a metrics.jsonl; one that a kill cut short is left out."""
+    """The lines in a piece of a metrics.jsonl; what is no line of ours is left out.
+
+    A kill cuts the last line short; a disk can hold anything.
+    """
     rows = []
-    for line in text.splitlines():
-        with suppress(ValueError):
-            rows.append(json.loads(line))
+    for line in text.split(b"\n"):
+        with suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict) and type(row.get("step")) is int:
+                rows.append(row)
     return rows
 
 
@@ -55,11 +63,20 @@ class MetricsLog:
         path: the file.
         keep_until: lines of later steps are dropped: they come from an attempt that died after
             its last checkpoint, and those steps will be made, and logged, again.
+        every: steps between two lines, to tell a hole at the end; None does not look for one.
+
+    Attributes:
+        notes: what was wrong with the file that was there, a sentence each.
     """
 
-    def __init__(self, path: Path, *, keep_until: int) -> None:
+    def __init__(self, path: Path, *, keep_until: int, every: int | None = None) -> None:
         self.path = path
+        with _readable_error(path):
+            raw = path.read_bytes() if path.exists() else b""
         kept = [line for line in read_metrics(path) if line["step"] <= keep_until]
+        self.notes = _damage(path, raw, kept, keep_until, every)
+        for note in self.notes:
+            log.warning("%s", note)
         temporary = path.with_suffix(".tmp")
         with _readable_error(path):
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -75,9 +92,31 @@ class MetricsLog:
         with _readable_error(self.path):
             self._file.write(json.dumps({k: _finite(v) for k, v in line.items()}) + "\n")
 
+    def sync(self) -> None:
+        """Flush to the disk: what a checkpoint counts as logged has to outlive the machine."""
+        with _readable_error(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
     def close(self) -> None:
         with _readable_error(self.path):
             self._file.close()
+
+
+def _damage(
+    path: Path, raw: bytes, kept: list[dict[str, Any]], keep_until: int, every: int | None
+) -> tuple[str, ...]:
+    notes = []
+    lines = [line for line in raw.split(b"\n")[:-1] if line.strip()]  # the last: cut by a kill
+    if (n_bad := len(lines) - len(parse_lines(b"\n".join(lines)))) > 0:
+        notes.append(f"{path}: {n_bad} lines were no metrics and are cut")
+    last = kept[-1]["step"] if kept else 0
+    if every is not None and keep_until - last >= max(every, 2):
+        notes.append(
+            f"{path}: a hole, nothing is known of the steps from {last + 1} to {keep_until}, which the "
+            "checkpoint has made"
+        )
+    return tuple(notes)
 
 
 class Meter:

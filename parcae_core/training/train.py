@@ -162,7 +162,11 @@ class _Run:
             peak = peak_flops_per_s(device_name(self.device), trial.precision)
         self.peak_flops_per_s = None if peak is None else peak * group.n
         if group.is_first:
-            self.metrics = MetricsLog(run_dir / "metrics.jsonl", keep_until=self.progress.step)
+            self.metrics = MetricsLog(
+                run_dir / "metrics.jsonl",
+                keep_until=self.progress.step,
+                every=execution.log_every_steps or max(1, trial.n_steps // 200),
+            )
             stack.callback(self.metrics.close)
 
     def to_the_end(self) -> TrainResult:
@@ -293,6 +297,7 @@ class _Run:
 
     def _save(self) -> None:
         if self.group.is_first:
+            self.metrics.sync()
             save_checkpoint(
                 self.checkpoints,
                 trial=self.trial,
@@ -388,6 +393,7 @@ class _Run:
             n_out_of_memory=progress.n_out_of_memory,
             n_resumed=progress.n_resumed,
             n_processes=self.group.n,
+            notes=self.metrics.notes if self.group.is_first else (),
             threads=torch.get_num_threads(),
             device=device_name(self.device),
             torch_version=torch.__version__,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -31,6 +33,7 @@ _EXTRAS = {
 _ROOMS = (
     "sweeps.cli.sweep",
     "sweeps.cli.jobs",
+    "sweeps.cli.cluster",
     "sweeps.cli.laws",
     "sweeps.cli.data",
     "sweeps.cli.model",
@@ -77,9 +80,21 @@ def _print_version(wanted: bool) -> None:
 
 
 def main() -> None:
-    """Entry point: runs a verb; a user's mistake is one message on stderr and exit code 2."""
+    """Entry point: runs a verb; a user's mistake is one message on stderr and exit code 2.
+
+    What the system refuses (a full disk, a missing permission) is one message and exit code 1.
+    """
     try:
-        build_app()()
+        _run()
+    except OSError as error:
+        _give_up_stdout()
+        place = f"{error.filename}: " if error.filename else ""
+        print(
+            f"parcae: {place}{error.strerror or error or type(error).__name__}; the command did not "
+            "finish. See to it and run it again: what was written before is whole",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     except (UserError, InputError) as error:
         for line in str(error).splitlines():
             print(f"parcae: {line}", file=sys.stderr)
@@ -94,6 +109,20 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
+
+
+def _run() -> None:
+    try:
+        build_app()()
+    except SystemExit:
+        sys.stdout.flush()  # a full disk shows here, while there is still a message to be given
+        raise
+
+
+def _give_up_stdout() -> None:
+    """Else Python tries to write what is left once more, and prints a traceback of its own."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -28,14 +28,19 @@ def prepare_corpus(
     corpus: Annotated[
         str,
         typer.Argument(
-            help="python-stdlib, python-env, a folder or file of text, .jsonl or .parquet, or a "
-            "URL such as s3://bucket/folder."
+            help="python-stdlib, python-env, state-reveals, a folder or file of text, .jsonl or "
+            ".parquet, or a URL such as s3://bucket/folder."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder of prepared folders.")] = Path("data"),
     tokenizer: Annotated[
-        str, typer.Option("--tokenizer", help="bytes, bpe-<vocab_size>, or a tokenizer.json.")
-    ] = "bytes",
+        str | None,
+        typer.Option(
+            "--tokenizer",
+            help="bytes (default), bpe-<vocab_size>, or a tokenizer.json; a generated corpus has "
+            "its own characters.",
+        ),
+    ] = None,
     context: Annotated[
         int, typer.Option("--context", min=1, help="Trained tokens per row; a row has one more.")
     ] = 128,
@@ -46,6 +51,10 @@ def prepare_corpus(
         float | None,
         typer.Option("--val-share", help="Share of the documents held out; 1/12 by default."),
     ] = None,
+    follow_links: Annotated[
+        bool,
+        typer.Option("--follow-links", help="Read what links lead to outside the corpus folder."),
+    ] = False,
     long_documents: Annotated[
         str,
         typer.Option(
@@ -74,16 +83,17 @@ def prepare_corpus(
     from parcae_core.data.manifest import read_manifest
     from parcae_core.data.prepare import prepare
     from parcae_core.data.sources import resolve
+    from parcae_core.data.tokenizer import CHARACTERS
     from parcae_core.errors import UserError
 
     if long_documents not in ("cut", "crop"):
         raise UserError(f"--long-documents is {long_documents!r}; needed 'cut' or 'crop'")
     share = DEFAULT_VAL_SHARE if val_share is None else val_share
-    source = resolve(corpus, text_column=text_column, val_share=share)
+    source = resolve(corpus, text_column=text_column, val_share=share, follow_links=follow_links)
     with _progress() as report:
         path = prepare(
             source,
-            tokenizer,
+            tokenizer or ("bytes" if source.alphabet is None else CHARACTERS),
             context + 1,
             out,
             long_documents=long_documents,
@@ -106,11 +116,17 @@ def inspect_prepared(
     from parcae_core.data.bpe import load_prepared_tokenizer
     from parcae_core.data.manifest import check_hashes
     from parcae_core.data.reader import RowReader
+    from parcae_core.errors import UserError
 
     reader = RowReader(folder, split, data_seed=0)
     if verify:
         check_hashes(folder, reader.manifest)
     tokenizer = load_prepared_tokenizer(folder)
+    if tokenizer.vocab_size != reader.manifest.tokenizer.vocab_size:
+        raise UserError(
+            f"{folder}: its tokenizer.json has {tokenizer.vocab_size} ids and its manifest "
+            f"{reader.manifest.tokenizer.vocab_size}; prepare the corpus again"
+        )
     n_rows = min(n_rows, reader.n_rows)
     rows = reader.rows(0, n_rows) if n_rows else []
     decoded = [_decode(row, tokenizer) for row in rows]
@@ -137,17 +153,23 @@ def _show(
         return
     source = manifest.source
     typer.echo(path)
-    typer.echo(f"  corpus     {source['name']}, fingerprint {source['fingerprint']}")
+    typer.echo(f"  corpus     {source.name}, fingerprint {source.fingerprint}")
     tokenizer = manifest.tokenizer
-    typer.echo(f"  tokenizer  {tokenizer['name']}, {tokenizer['vocab_size']:,} ids")
+    typer.echo(f"  tokenizer  {tokenizer.name}, {tokenizer.vocab_size:,} ids")
     typer.echo(f"  rows       {manifest.row_tokens} ids each, {manifest.dtype}")
-    for name, s in manifest.splits.items():
+    if (known := manifest.generated) is not None:
+        typer.echo("  generated  rows without end, drawn while they are read")
+        typer.echo(f"  floor      {known['floor']:.4f} nats per token")
+        reaches = sorted(known["loss_by_reach"].items(), key=lambda pair: int(pair[0]))
+        reach = ", ".join(f"{r}: {nats:.4f}" for r, nats in reaches)
+        typer.echo(f"  by reach   {reach}")
+    for name, s in manifest.splits.items() if known is None else ():
         typer.echo(
             f"  {name:<9}  {s.documents:,} documents, {s.text_bytes:,} bytes, {s.tokens:,} tokens, "
             f"{s.rows:,} rows, {s.cropped_share:.2%} cropped"
         )
-    if source["skipped"]:
-        left_out = ", ".join(f"{n:,} {reason}" for reason, n in source["skipped"].items())
+    if source.skipped:
+        left_out = ", ".join(f"{n:,} {reason}" for reason, n in source.skipped.items())
         typer.echo(f"  left out   {left_out}")
     for number, text in enumerate(sample["rows"] if sample else []):
         typer.echo(f"\n{sample['split']} row {number}\n{text}")

@@ -5,14 +5,24 @@ The command line imports this module at its start, so the verbs import Ray's cli
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from parcae_core.errors import UserError
+from sweeps.cli.sweep import say
+
+if TYPE_CHECKING:
+    from sweeps.runner.package import Package
 
 _ADDRESS = typer.Option(help="The cluster's dashboard: http://host:8265.")
+EXCLUDE = typer.Option(help="Send no file of this pattern, as in .gitignore.")
+ENV = typer.Option(
+    help="A variable to send: NAME, NAME=VALUE or 'WANDB_*'. Ray shows it to all who may use the "
+    "cluster."
+)
 _NAME = typer.Argument(help="A sweep's name; its newest job is meant.", metavar="SWEEP")
 
 
@@ -31,11 +41,14 @@ def submit(
     detach: Annotated[bool, typer.Option("--detach", help="Return once it is queued.")] = False,
     extend: Annotated[bool, typer.Option("--extend", help="As for `parcae run`.")] = False,
     smoke: Annotated[bool, typer.Option("--smoke", help="As for `parcae run`.")] = False,
+    exclude: Annotated[list[str] | None, EXCLUDE] = None,
+    env: Annotated[list[str] | None, ENV] = None,
 ) -> None:
     """Run a sweep on a Ray cluster: sends the current folder, starts the driver there, shows its log.
 
     The driver then no longer needs this machine. Submitting again is safe: it goes on where the last
-    job stopped. Where the cluster asks for a token, set RAY_AUTH_TOKEN_PATH.
+    job stopped. Where the cluster asks for a token, set RAY_AUTH_TOKEN_PATH. Runs, data and what
+    looks like a secret stay here; no variable is sent unless --env names it.
 
     Examples:
 
@@ -43,7 +56,7 @@ def submit(
 
         parcae submit sweeps/specs/demo.yaml --address http://127.0.0.1:8265 --out /mnt/sweep/runs
 
-        parcae stop demo --address http://127.0.0.1:8265
+        parcae submit my.yaml --address ... --out ... --env 'WANDB_*' --exclude '*.ipynb'
     """
     from sweeps.design.spec import load_spec
     from sweeps.runner import jobs
@@ -55,9 +68,17 @@ def submit(
             f"{spec}: lies outside {here}, which is what is sent to the cluster; change to a folder "
             "above it or copy it here."
         )
+    inside = spec.resolve().relative_to(here).as_posix()
+    package, variables = sendable(here, exclude, env)
+    if inside not in package.files:
+        raise UserError(
+            f"{spec}: is not sent, since .gitignore, .rayignore or a pattern leaves it out; move it "
+            "or change the pattern."
+        )
     options = [f"--{n}" for n, on in (("extend", extend), ("smoke", smoke)) if on]
+    command = ["run", inside, "--out", out, "--address", "auto", *options]
     with jobs.connected(address) as client:
-        job = jobs.submit(client, name, spec.resolve().relative_to(here), out, options)
+        job = jobs.submit(client, name, command, package, variables)
         typer.echo(job)
         if detach:
             return
@@ -66,6 +87,25 @@ def submit(
         code = jobs.exit_code(client, job)
     if code:
         raise typer.Exit(code)
+
+
+def sendable(
+    folder: Path, exclude: list[str] | None, env: list[str] | None
+) -> tuple[Package, dict[str, str]]:
+    """What a job takes along, said on stderr.
+
+    Raises:
+        UserError: if it is too large, or names a variable that is not set.
+    """
+    from sweeps.runner.package import package_of, variables
+
+    package, sent = package_of(folder, exclude or ()), variables(env or (), os.environ)
+    package.require_sendable()
+    say(package.sentence())
+    say(f"commit: {next(iter(package.commit.values()), 'of the code that the cluster has')}")
+    if sent:
+        say(f"variables sent: {', '.join(sorted(sent))}")
+    return package, sent
 
 
 def logs(

@@ -14,8 +14,8 @@ import typer
 Source = Annotated[
     str,
     typer.Argument(
-        help="bundled:parcae-140m, a sweep folder, a .parquet or .csv file, wandb:ENTITY/PROJECT, "
-        "or a folder of W&B runs."
+        help="bundled:parcae-140m, a sweep folder, a .parquet, .csv, .tsv or .jsonl file, "
+        "wandb:ENTITY/PROJECT, or a folder of W&B runs."
     ),
 ]
 Columns = Annotated[
@@ -23,7 +23,10 @@ Columns = Annotated[
     typer.Option(help='Which column is which, like N="Model Size",C="Training FLOP",loss=loss.'),
 ]
 Where = Annotated[
-    list[str] | None, typer.Option(help='Keep rows that meet it, like "mean_recurrence>1".')
+    list[str] | None,
+    typer.Option(
+        help='Keep rows that meet it, like "mu>1" or "State=finished"; the file\'s own columns too.'
+    ),
 ]
 
 
@@ -214,9 +217,10 @@ def plot(
     from analysis import api
 
     study = api.study_source(source, columns=columns, where=tuple(where or ()))
+    drawings = study.drawings()
     for law, why in study.refusals.items():
         typer.echo(f"{law}: not drawn: {why}", err=True)
-    for drawing in study.drawings():
+    for drawing in drawings:
         for path in drawing.save(out):
             typer.echo(str(path))
 
@@ -226,6 +230,8 @@ def report(
         list[str], typer.Argument(help="One or more sources, told apart on the page.")
     ],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")],
+    columns: Columns = None,
+    where: Where = None,
 ) -> None:
     """Write one self-contained HTML page on one or more sources; print a line per law and the path.
 
@@ -233,10 +239,10 @@ def report(
 
         parcae report bundled:parcae-140m runs/demo --out report.html
     """
+    from analysis import api
     from analysis.report.html import write_report
-    from analysis.report.study import load
 
-    studies = [load(s) for s in source]
+    studies = [api.study_source(s, columns=columns, where=tuple(where or ())) for s in source]
     write_report(studies, out)
     for study in studies:
         for line in study.summaries():

@@ -6,6 +6,7 @@ The command line imports this module at its start, so the verbs import what they
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -178,6 +179,11 @@ def evaluate_model(
         batch_sequences=batch_sequences,
         seed=trained.seed,
     )
+    if odd := [row.n_loops for row in rows if not math.isfinite(row.val_loss + row.val_bpb)]:
+        raise UserError(
+            f"eval: {checkpoint} has no finite loss on {data} at {', '.join(map(str, odd[:5]))} loops; "
+            "its weights make the states overflow, or the data has no bytes to count"
+        )
     if as_json:
         typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
         return

@@ -112,6 +112,15 @@ def run(
     wandb: Annotated[
         str | None, typer.Option(help="offline, online or disabled, in place of the spec's.")
     ] = None,
+    lost_workers: Annotated[
+        int,
+        typer.Option(
+            "--lost-workers", min=0, help="Workers a trial may lose without a newer checkpoint."
+        ),
+    ] = 3,
+    checkpoint_every: Annotated[
+        float, typer.Option("--checkpoint-every", min=1.0, help="Seconds between checkpoints.")
+    ] = 120.0,
     no_ray: Annotated[
         bool, typer.Option("--no-ray", help="Plain processes on this machine; Ray is not needed.")
     ] = False,
@@ -152,10 +161,16 @@ def run(
         spec,
         extend=extend,
         options=Options(
-            cpus=cpus, address=address, can_add=can_add, wandb_mode=wandb, ray=not no_ray
+            cpus=cpus,
+            address=address,
+            can_add=can_add,
+            wandb_mode=wandb,
+            ray=not no_ray,
+            lost_workers=lost_workers,
+            checkpoint_every_s=checkpoint_every,
         ),
     )
-    finish(outcome, store, again=_again(spec, out, smoke))
+    finish(outcome, store, again=_again(spec, out, smoke, no_ray))
 
 
 def status(
@@ -167,6 +182,8 @@ def status(
     ] = None,
 ) -> None:
     """The state of every trial, read from its folder; also while a sweep runs.
+
+    Exit code 1 when the trial.json of one is missing or damaged: it is named.
 
     Examples:
 
@@ -185,11 +202,13 @@ def status(
     from sweeps.cli.tables import print_status, status_data
     from sweeps.store import open_sweep
 
-    data = status_data(open_sweep(sweep, out))
+    store = open_sweep(sweep, out)
+    data = status_data(store)
     if as_json:
         typer.echo(json.dumps(data, indent=1))
     else:
         print_status(data)
+    _exit_if_damaged(store.where, data["damaged"])
 
 
 def retry(
@@ -227,6 +246,8 @@ def collect(
 ) -> None:
     """Write the sweep's records.parquet from its trial folders; also while a sweep runs.
 
+    Exit code 1 when a trial or a result is damaged: it is named, and the others are written.
+
     Examples:
 
         parcae collect demo
@@ -239,10 +260,23 @@ def collect(
     from sweeps.store import open_sweep
 
     store = open_sweep(sweep, out)
-    path = collect_records(store)
-    if path is None:
+    path, problems = collect_records(store), store.problems()
+    if path is None and not problems:
         raise UserError(f"{sweep}: no trial has ended yet; nothing to collect.")
-    typer.echo(f"{store.where}/{path.name}")
+    if path is not None:
+        typer.echo(f"{store.where}/{path.name}")
+    for trial_id, problem in problems.items():
+        say(f"{trial_id}: left out: {problem}")
+    _exit_if_damaged(store.where, problems)
+
+
+def _exit_if_damaged(where: str, problems: dict[str, str]) -> None:
+    if problems:
+        say(
+            f"{where}: {len(problems)} trials are damaged; `parcae run SPEC` writes a planned trial "
+            "again and trains again what has no whole result."
+        )
+        raise typer.Exit(1)
 
 
 def sync(
@@ -340,6 +374,6 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _again(spec: Path, out: str, smoke: bool) -> str:
+def _again(spec: Path, out: str, smoke: bool, no_ray: bool) -> str:
     options = "" if out == "runs" else f" --out {out}"
-    return f"parcae run {spec}{options}{' --smoke' if smoke else ''}"
+    return f"parcae run {spec}{options}{' --smoke' if smoke else ''}{' --no-ray' * no_ray}"

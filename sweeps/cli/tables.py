@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from parcae_core.cpus import usable_cpus
 from parcae_core.trial import Trial
 from sweeps.design.estimate import duration, longest_first, makespan, rate_of
 from sweeps.design.plan import Plan, short
 from sweeps.reports import FINISHED
-from sweeps.runner.cluster import usable_cpus
 from sweeps.store import Store
 
 if TYPE_CHECKING:
@@ -220,15 +220,21 @@ def status_data(store: Store) -> dict[str, Any]:
                 "val_loss": losses.get(trial.mean_recurrence),
                 "tokens_per_s": state.tokens_per_s,
                 "attempts": state.attempts,
-                "reason": state.reason,
+                "lost_workers": state.lost_workers,
+                "lost_reason": state.lost_reason,
+                "reason": state.reason or "; ".join(result.notes if result else ()) or None,
                 "error": _last_lines(store, trial.trial_id) if state.state == "failed" else None,
             }
         )
+    listed = {t["trial_id"] for t in trials}
+    damaged = {i: problem for i, problem in store.problems().items() if i not in listed}
+    counts = Counter(t["state"] for t in trials) + Counter({"damaged": len(damaged)})
     return {
         "name": store.name,
         "folder": store.where,
-        "counts": dict(Counter(t["state"] for t in trials)),
+        "counts": dict(counts),
         "trials": trials,
+        "damaged": damaged,
     }
 
 
@@ -256,8 +262,13 @@ def print_status(data: dict[str, Any]) -> None:
     for t in data["trials"]:
         if t["reason"]:
             console.print(f"{t['trial_id']}: {t['reason']}", highlight=False, markup=False)
+        if t["lost_workers"] and (t["reason"] or "").find(t["lost_reason"]) < 0:
+            lost = f"{t['lost_workers']} workers lost, the last: {t['lost_reason']}"
+            console.print(f"{t['trial_id']}: {lost}", highlight=False, markup=False)
         for line in t["error"] or []:
             console.print(f"    {line}", highlight=False, markup=False)
+    for trial_id, problem in data["damaged"].items():
+        console.print(f"{trial_id}: damaged: {problem}", highlight=False, markup=False)
     console.print(", ".join(f"{n} {s}" for s, n in data["counts"].items()), highlight=False)
 
 
@@ -269,4 +280,8 @@ def _last_lines(store: Store, trial_id: str) -> list[str]:
     path = store.folder(trial_id) / "error.txt"
     if not path.exists():
         return []
-    return [line for line in path.read_text().splitlines() if line.strip()][-LAST_LINES:]
+    try:
+        text = path.read_text(errors="replace")
+    except OSError as error:
+        return [f"{path}: cannot be read ({error.strerror})"]
+    return [line for line in text.splitlines() if line.strip()][-LAST_LINES:]

@@ -13,7 +13,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal, get_type_hints
+from typing import Literal
+
+from pydantic import TypeAdapter
 
 from parcae_core.accounting.hardware import cpu_device, local_gpu
 from parcae_core.trial import Trial
@@ -118,9 +120,5 @@ def _rows(what: str, trial: Trial, device: str) -> list[Row]:
 @cache
 def read(path: Path) -> tuple[Row, ...]:
     """Every row of the table, in its order."""
-    kinds = {name: kind for name, kind in get_type_hints(Row).items() if kind in (int, float)}
     with path.open(newline="") as file:
-        return tuple(
-            Row(**(row | {name: kind(row[name]) for name, kind in kinds.items()}))
-            for row in csv.DictReader(file)
-        )
+        return tuple(TypeAdapter(tuple[Row, ...]).validate_python(list(csv.DictReader(file))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ from sweeps.design.spec import (
     TestTimeSpec,
     Variation,
 )
-from sweeps.design.validation import given, sentences
+from sweeps.design.validation import MAX_TRIALS, given, sentences
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +48,13 @@ def cells(spec: SweepSpec, where: str) -> list[Cell]:
     """The cells of a spec, in the order they are written.
 
     Raises:
-        UserError: if a grid's axis or a list's trial does not make sense, or a cell has no length.
+        UserError: if a grid's axis or a list's trial does not make sense, or a cell has no length;
+            or there are more trials than anybody means.
     """
+    if (n_trials := _n_trials(spec)) > MAX_TRIALS:
+        raise UserError(
+            f"{where}: {n_trials} trials; a spec has at most {MAX_TRIALS}. Shorten its lists."
+        )
     match spec:
         case IsoflopSpec():
             return [
@@ -67,6 +73,24 @@ def cells(spec: SweepSpec, where: str) -> list[Cell]:
         case ListSpec():
             trials = [_merged(spec.base, v) for v in spec.trials]
             return _checked(spec, trials, where)
+
+
+def _n_trials(spec: SweepSpec) -> int:
+    """Cells times seeds, without making any."""
+    match spec:
+        case IsoflopSpec():
+            n_cells = sum(len(spec.window(c)) for c in spec.budgets_flops)
+        case TestTimeSpec():
+            n_cells = len(spec.mean_recurrence)
+        case StabilitySpec():
+            n_cells = len(spec.variants) * len(spec.learning_rates)
+        case IsoDepthSpec():
+            n_cells = len(spec.budgets_flops) * len(spec.widths) * len(spec.mean_recurrence)
+        case GridSpec():
+            n_cells = math.prod(map(len, spec.axes.values()))
+        case ListSpec():
+            n_cells = len(spec.trials)
+    return n_cells * len(spec.seeds)
 
 
 def _stability(spec: StabilitySpec) -> Iterator[Cell]:

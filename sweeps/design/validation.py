@@ -17,6 +17,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from analysis.errors import nearest
 from parcae_core.errors import UserError
+from parcae_core.plain import MAX_INT
+
+MAX_SPEC_BYTES = 1 << 20
+MAX_TRIALS = 10_000  # of one spec; more is a slip of the pen, and would be planned for hours
 
 
 class Section(BaseModel):
@@ -40,8 +44,12 @@ def _to_float(value: Any) -> Any:
 
 def _to_int(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) > MAX_INT:
+            raise ValueError("too large")
         return value
     number = _to_float(value)
+    if isinstance(number, float) and abs(number) > MAX_INT:
+        raise ValueError("too large")
     if isinstance(number, float) and number == int(number):
         return int(number)
     return number
@@ -113,6 +121,22 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
+# Plain values only: dates, sets and bytes would reach hashes and JSON, which have no such thing
+_PLAIN = frozenset(
+    f"tag:yaml.org,2002:{name}"
+    for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge")
+)
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag in _PLAIN]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.yaml_constructors = {
+    tag: construct
+    for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag in _PLAIN
+}
+
+
 def read_mapping(path: Path) -> dict[str, Any]:
     """The top-level mapping of a YAML file.
 
@@ -120,12 +144,16 @@ def read_mapping(path: Path) -> dict[str, Any]:
         UserError: no such file, not UTF-8, not YAML, or not a mapping.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            raw = file.read(MAX_SPEC_BYTES + 1)  # a device has no end
+        text = raw.decode("utf-8")
     except OSError as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
         raise UserError(f"{path}: {reason}; give the path of a spec file.") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason}); a spec is YAML text.") from error
+    if len(raw) > MAX_SPEC_BYTES:
+        raise UserError(f"{path}: more than {MAX_SPEC_BYTES} bytes; a spec is a page of YAML text.")
     try:
         data = yaml.load(text, Loader=_Loader)  # a SafeLoader
     except UserError as error:
@@ -166,9 +194,11 @@ def sentences(error: ValidationError, model: type[BaseModel], where: str) -> lis
             out.append(f"{where}: {key + ': ' if key else ''}{item['ctx']['error']}")
         else:
             needed, subject = _needed(model, loc) or item["msg"], "it"
-            if isinstance(loc[-1], int):
+            if loc and isinstance(loc[-1], int):
                 subject = _dotted(loc[:-1])
-            out.append(f"{where}: {key} is {_shown(item['input'])}; {subject} must be {needed}.")
+            out.append(
+                f"{where}: {key or 'the spec'} is {_shown(item['input'])}; {subject} must be {needed}."
+            )
     return list(dict.fromkeys(out))  # a union reports the same problem once per branch
 
 

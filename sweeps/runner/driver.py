@@ -13,16 +13,21 @@ from functools import partial
 from pathlib import Path
 
 from parcae_core.errors import UserError
-from parcae_core.trial import Trial
+from parcae_core.trial import Resources, Trial
 from sweeps.design.estimate import longest_first
 from sweeps.design.plan import Plan, data_sections
 from sweeps.reports import FINISHED, State
-from sweeps.runner.cluster import ray_cluster, require_local, require_placeable
-from sweeps.runner.stopping import LOST_WORKERS_ALLOWED, say, stop_on_signals
+from sweeps.runner.cluster import must_send_aws_keys, ray_cluster, require_local, require_placeable
+from sweeps.runner.losses import LOST_WORKERS_ALLOWED
+from sweeps.runner.signals import ClusterLost, say, stop_on_signals, wait_until, watched_cluster
 from sweeps.runner.trainable import Job, Train, data_key, run_trial
+from sweeps.storage.base import Polling
 from sweeps.storage.tempdir import OwnedFolder
 from sweeps.store import Store, git_commit
 from sweeps.tracking.sweep_run import mirror_sweep
+
+GCS_PATIENCE_S = 30.0  # of a cluster that may start it again; Ray ends its drivers after 60 s
+WORKERS_END_S = 15.0  # for those that outlive their raylet to write a checkpoint
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +38,7 @@ class Options:
     address: str | None = None  # of a running cluster; None: a private one
     can_add: dict[str, float] | None = None  # resources of the largest node the cluster may add
     checkpoint_every_s: float = 120.0
+    lost_workers: int = LOST_WORKERS_ALLOWED  # without progress, per trial
     lease_wait_s: float = 60.0
     wandb_mode: str | None = None  # None: as the spec says
     train: Train | None = None  # in place of parcae_core.training.train.train
@@ -88,7 +94,13 @@ def run(
             else:
                 from sweeps.runner.pool import run_pool
 
-                stopped = run_pool(job, longest_first(left), store, cpus=options.cpus)
+                stopped = run_pool(
+                    job,
+                    longest_first(left),
+                    store,
+                    cpus=options.cpus,
+                    lost_workers=options.lost_workers,
+                )
             store.refresh()
         states = {t.trial_id: store.state(t).state for t in plan.trials}
         if not stopped:  # who stops a sweep does not wait for its figures
@@ -156,50 +168,78 @@ def make_job(plan: Plan, store: Store, data_dirs: dict[str, str], options: Optio
 def schedule(job: Job, trials: list[Trial], options: Options, store: Store | None = None) -> bool:
     """Run the trials in the given order on a cluster; True if a signal ended it."""
     store = store or job.store
-    with ray_cluster(options.address, options.cpus):
-        from ray import tune
-
-        from sweeps.runner.progress import Progress
-
+    private = options.address is None
+    send_aws_keys = not private and must_send_aws_keys(store.storage.place)
+    with ray_cluster(options.address, options.cpus, send_aws_keys=send_aws_keys):
         bundles = require_placeable(trials, options.can_add)
-        by_id = {t.trial_id: t for t in trials}
-        progress = Progress(store, trials)
+        request_stop = partial(store.request_stop, job.session)
         # Tune wants a place for its own bookkeeping, which nobody reads again
         tempdir = OwnedFolder("parcae-tune-")
         try:
-            tuner = tune.Tuner(
-                tune.with_resources(
-                    run_trial,
-                    # PACK: as few nodes as possible, and each bundle whole
-                    lambda c: tune.PlacementGroupFactory(
-                        bundles[by_id[c["trial_id"]].resources], strategy="PACK"
-                    ),
-                ),
-                param_space={
-                    "job": job,
-                    "trial_id": tune.grid_search([t.trial_id for t in trials]),
-                },
-                tune_config=tune.TuneConfig(
-                    trial_name_creator=_trial_id,
-                    trial_dirname_creator=_trial_id,
-                    # Sound because `train` builds everything from the trial and leaves no state
-                    # behind, which a test checks; saves about 1.5 s of imports a trial
-                    reuse_actors=options.reuse_workers,
-                ),
-                run_config=tune.RunConfig(
-                    name=job.session,
-                    storage_path=str(tempdir.path),
-                    verbose=0,
-                    failure_config=tune.FailureConfig(max_failures=LOST_WORKERS_ALLOWED),
-                    callbacks=[progress],
-                ),
-            )
-            with progress, stop_on_signals(partial(store.request_stop, job.session)) as stopped:
-                tuner.fit()
+            with (
+                stop_on_signals(request_stop) as stopped,
+                watched_cluster(request_stop, gcs_patience_s=0 if private else GCS_PATIENCE_S),
+            ):
+                _fit(job, trials, bundles, options, store, str(tempdir.path), stopped)
+        except ClusterLost as lost:
+            say(f"{lost}; checkpoints are kept")
+            wait_until(lambda: not _any_running(store, trials), WORKERS_END_S)
+            return True
         finally:
             store.forget_stop(job.session)
             tempdir.close()
     return bool(stopped)
+
+
+def _fit(
+    job: Job,
+    trials: list[Trial],
+    bundles: dict[Resources, list[dict[str, float]]],
+    options: Options,
+    store: Store,
+    tempdir: str,
+    stopped: list[int],
+) -> None:
+    """Hand the trials to Tune and wait for the last to end."""
+    from ray import tune
+
+    from sweeps.runner.progress import Progress, StopWhenIdle
+
+    by_id = {t.trial_id: t for t in trials}
+    with Progress(store, trials, lost_workers=options.lost_workers) as progress:
+        tune.Tuner(
+            tune.with_resources(
+                run_trial,
+                # PACK: as few nodes as possible, and each bundle whole
+                lambda c: tune.PlacementGroupFactory(
+                    bundles[by_id[c["trial_id"]].resources], strategy="PACK"
+                ),
+            ),
+            param_space={
+                "job": job,
+                "trial_id": tune.grid_search([t.trial_id for t in trials]),
+            },
+            tune_config=tune.TuneConfig(
+                trial_name_creator=_trial_id,
+                trial_dirname_creator=_trial_id,
+                # Sound because `train` builds everything from the trial and leaves no state
+                # behind, which a test checks; saves about 1.5 s of imports a trial
+                reuse_actors=options.reuse_workers,
+            ),
+            run_config=tune.RunConfig(
+                name=job.session,
+                storage_path=tempdir,
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=options.lost_workers),
+                stop=StopWhenIdle(stopped, progress),
+                callbacks=[progress],
+            ),
+        ).fit()
+
+
+def _any_running(store: Store, trials: list[Trial]) -> bool:
+    Polling(store.storage).pull(now=True)
+    return any(store.state(t).state == "running" for t in trials)
 
 
 def _trial_id(trial) -> str:

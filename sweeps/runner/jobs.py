@@ -8,18 +8,16 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from parcae_core.errors import UserError
+from sweeps.runner.package import Package
 
-# Not sent to the cluster: large, or of this machine only
-EXCLUDES = [".git", ".venv", "runs", "data", "*.egg-info", "__pycache__", ".hypothesis", "wandb"]
 # Between SIGTERM and SIGKILL when a job is stopped: trials write a checkpoint in it. Ray's is 3 s.
 STOP_GRACE_S = 120
 AGENT_WAIT_S = 60
@@ -36,7 +34,7 @@ def connected(address: str) -> Iterator[JobSubmissionClient]:
     logging.getLogger("ray.dashboard").setLevel(logging.WARNING)  # its upload notes
     try:
         yield JobSubmissionClient(address)
-    except (AuthenticationError, ConnectionError, RuntimeError) as error:
+    except (AuthenticationError, OSError, RuntimeError) as error:  # requests raises OSErrors
         text = re.sub(r"\s+", " ", str(error)).strip(" .")
         raise UserError(
             f"--address {address}: {text[:300]}. Check the address, that `ray dashboard` is running, "
@@ -45,31 +43,44 @@ def connected(address: str) -> Iterator[JobSubmissionClient]:
 
 
 def submit(
-    client: JobSubmissionClient, name: str, spec: Path, out: str, options: Sequence[str]
+    client: JobSubmissionClient,
+    name: str,
+    command: Sequence[str],
+    package: Package,
+    variables: Mapping[str, str],
 ) -> str:
-    """Send the current folder and start `parcae run` in it; the job's id.
+    """Send a folder and run a command of ours in it; the job's id.
+
+    The job has its name from us, so that a request repeated for want of an answer starts no second
+    driver.
 
     Args:
-        spec: relative to the current folder.
-        out: as the cluster's nodes see it.
+        name: of the sweep.
+        command: what follows `parcae`.
+        variables: sent with it, beside the commit.
     """
-    command = ["python", "-m", "sweeps.cli", "run", str(spec), "--out", out, "--address", "auto"]
+    stop = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S)}
+    job = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     deadline = time.monotonic() + AGENT_WAIT_S
     while True:
         try:
             return client.submit_job(
-                entrypoint=shlex.join([*command, *options]),
-                submission_id=f"{name}-{time.strftime('%Y%m%d-%H%M%S')}",
+                entrypoint=shlex.join(["python", "-m", "sweeps.cli", *command]),
+                submission_id=job,
                 runtime_env={
-                    "working_dir": str(Path.cwd()),
-                    "excludes": EXCLUDES,
-                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_GRACE_S)},
+                    "working_dir": str(package.folder),
+                    "excludes": list(package.excludes),
+                    "env_vars": stop | package.commit | variables,
                 },
                 metadata={STATE_KEY: name},
                 entrypoint_num_cpus=0,
             )
-        except RuntimeError as error:  # the job agent of a head that has only just started
-            if "No available agent" not in str(error) or time.monotonic() > deadline:
+        except (OSError, RuntimeError) as error:
+            if f"{job} already exists" in str(error):
+                return job  # the request came through, its answer did not
+            # A head that has only just started has no job agent, and a busy one drops connections
+            unanswered = isinstance(error, OSError) or "No available agent" in str(error)
+            if not unanswered or time.monotonic() > deadline:
                 raise
             time.sleep(1.0)
 
@@ -84,6 +95,22 @@ def newest(client: JobSubmissionClient, sweep: str) -> str:
     if not jobs:
         raise UserError(f"{sweep}: no job of that sweep on this cluster; start it: parcae submit.")
     return max(jobs, key=lambda j: j.start_time or 0).submission_id
+
+
+def wait(client: JobSubmissionClient, job: str, timeout_s: float = 180.0) -> None:
+    """Wait until a job has ended.
+
+    Raises:
+        RuntimeError: if it has not in time.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not client.get_job_status(job).is_terminal():
+        if time.monotonic() > deadline:
+            client.stop_job(job)
+            raise RuntimeError(
+                f"{job} did not end within {timeout_s:.0f} s; is some node too busy?"
+            )
+        time.sleep(0.5)
 
 
 def follow(client: JobSubmissionClient, job: str) -> None:

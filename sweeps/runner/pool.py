@@ -12,17 +12,17 @@ import os
 import sys
 import time
 import traceback
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
+from parcae_core.cpus import usable_cpus
 from parcae_core.trial import Trial
-from sweeps.reports import FINISHED
-from sweeps.runner.cluster import usable_cpus
-from sweeps.runner.stopping import LOST_WORKERS_ALLOWED, say, stop_on_signals
+from sweeps.reports import ENDED
+from sweeps.runner.losses import LOST_WORKERS_ALLOWED, Loss, Losses, loss_of_process
+from sweeps.runner.signals import say, stop_on_signals
 from sweeps.runner.trainable import Job, attempt
 from sweeps.runner.trial_lines import ended_line, label
 from sweeps.storage.base import Polling
@@ -68,7 +68,14 @@ class _Machine:
             self.gpus[i] += each
 
 
-def run_pool(job: Job, trials: Sequence[Trial], store: Store, *, cpus: int | None = None) -> bool:
+def run_pool(
+    job: Job,
+    trials: Sequence[Trial],
+    store: Store,
+    *,
+    cpus: int | None = None,
+    lost_workers: int = LOST_WORKERS_ALLOWED,
+) -> bool:
     """Run the trials in the given order, as many at a time as the machine holds.
 
     A sweep of several seeds runs one after the other, so that one that is stopped early, or looked at
@@ -76,11 +83,12 @@ def run_pool(job: Job, trials: Sequence[Trial], store: Store, *, cpus: int | Non
 
     Args:
         cpus: cores to use; None: all that this process may use.
+        lost_workers: losses without progress that a trial may have.
 
     Returns:
         Whether a signal ended it.
     """
-    pool = _Pool(job, trials, store, cpus)
+    pool = _Pool(job, trials, store, cpus, Losses(store, trials, lost_workers))
     try:
         with stop_on_signals(partial(store.request_stop, job.session), pool.end) as stopped:
             pool.run(stopped)
@@ -93,10 +101,17 @@ def run_pool(job: Job, trials: Sequence[Trial], store: Store, *, cpus: int | Non
 class _Pool:
     """Workers, what waits for one, and what has been lost."""
 
-    def __init__(self, job: Job, trials: Sequence[Trial], store: Store, cpus: int | None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        trials: Sequence[Trial],
+        store: Store,
+        cpus: int | None,
+        losses: Losses,
+    ) -> None:
         self.job, self.store, self.storage = job, store, Polling(store.storage)
         self.waiting, self.n = sorted(trials, key=lambda t: t.seed), len(trials)
-        self.lost: Counter[str] = Counter()
+        self.losses = losses
         self.ended, self.began = 0, time.monotonic()
         self.workers: list[_Worker] = []
         self.machine = _Machine(cpus or usable_cpus(), _gpus(trials))
@@ -111,7 +126,7 @@ class _Pool:
     def end(self) -> None:
         """End every worker at once; a trial in hand goes on from its last checkpoint next time."""
         for worker in self.workers:
-            worker.process.terminate()
+            worker.process.kill()
         for worker in self.workers:
             worker.process.join()
         self.workers.clear()
@@ -145,25 +160,24 @@ class _Pool:
         trial, worker.trial = worker.trial, None
         self.machine.give_back(trial, worker.gpus)
         try:
-            problem = worker.pipe.recv()
+            said = worker.pipe.recv()
+            problem = None if said is None else Loss(said)
         except (EOFError, OSError):
-            problem = "its process is gone"
+            worker.process.join()
+            problem = loss_of_process(worker.process.exitcode)
         if problem is not None:
             self.workers.remove(worker)
-            worker.process.terminate()
+            worker.process.kill()
             worker.process.join()
         self.storage.pull(now=True)
         self._tell(trial, problem)
 
-    def _tell(self, trial: Trial, problem: str | None) -> None:
+    def _tell(self, trial: Trial, problem: Loss | None) -> None:
         state = self.store.state(trial)
-        if problem is not None and state.state not in (*FINISHED, "failed"):
-            self.lost[trial.trial_id] += 1
-            again = self.lost[trial.trial_id] <= LOST_WORKERS_ALLOWED
-            if again:
+        if problem is not None and state.state not in ENDED:
+            self._say(f"{label(trial)}: {self.losses.record(trial, problem)}")
+            if self.losses.counted[trial.trial_id] <= self.losses.allowed:
                 self.waiting.insert(0, trial)
-            then = "starting again from its last checkpoint" if again else "given up"
-            self._say(f"{label(trial)}: {problem}; {then}")
             return
         self.ended += 1
         if (line := ended_line(self.store, trial)) is not None:
@@ -195,7 +209,7 @@ def _work(job: Job, pipe: Connection, gpus: tuple[int, ...]) -> None:
         except (EOFError, OSError):
             return
         try:
-            attempt(job, trial_id, report=lambda outcome: None)
+            attempt(job, trial_id, lambda outcome: None)
         except Exception as error:  # noqa: BLE001 - what another attempt elsewhere may cure
             traceback.print_exc(file=sys.stderr)
             pipe.send(f"{type(error).__name__}: {error}")

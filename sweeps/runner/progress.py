@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from ray import tune
+from ray import cloudpickle, tune
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -14,6 +16,7 @@ from rich.table import Table
 from parcae_core.trial import Trial
 from sweeps.design.estimate import duration
 from sweeps.reports import FINISHED
+from sweeps.runner.losses import LOST_WORKERS_ALLOWED, Losses, loss_of
 from sweeps.runner.trial_lines import ended_line, label
 from sweeps.storage.base import Polling
 from sweeps.store import Store, TrialState
@@ -26,13 +29,22 @@ WARM_UP_S = 30.0  # before that, starting up would be taken for slow training
 class Progress(tune.Callback):
     """Lines of progress; told by Tune, but what ended how is read from the store."""
 
-    def __init__(self, store: Store, trials: list[Trial], console: Console | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        trials: list[Trial],
+        console: Console | None = None,
+        *,
+        lost_workers: int = LOST_WORKERS_ALLOWED,
+    ) -> None:
         self.store, self.storage = store, Polling(store.storage)
+        self.losses = Losses(store, trials, lost_workers)
         self.console = console or Console(stderr=True)
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
         self.every_s = LIVE_EVERY_S if self.console.is_terminal else EVERY_S
         self.trials = {t.trial_id: t for t in trials}
         self.ended: dict[str, str] = {}
+        self.n_running = 0
         self.started_at = self.said_at = time.monotonic()
         self.last = ""
 
@@ -43,9 +55,8 @@ class Progress(tune.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks for a restore that we never ask for; terminals cannot be."""
-        return {
-            k: v for k, v in vars(self).items() if k not in ("console", "live", "store", "storage")
-        }
+        left_out = ("console", "live", "store", "storage", "losses")
+        return {k: v for k, v in vars(self).items() if k not in left_out}
 
     def __enter__(self) -> Progress:
         if self.console.is_terminal:
@@ -66,20 +77,33 @@ class Progress(tune.Callback):
             self.say(line + of)
 
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        planned = self.trials[trial.config["trial_id"]]
-        if self.store.state(planned).state != "failed":
-            self.say(f"{label(planned)}: worker lost; starting again from its last checkpoint")
+        self._lost(trial)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self.ended[trial.config["trial_id"]] = "lost"
+        self._lost(trial)
+
+    def _lost(self, trial: Any) -> None:
         planned = self.trials[trial.config["trial_id"]]
-        self.ended[planned.trial_id] = "lost"
-        self.say(f"{label(planned)}: given up after {trial.num_failures} lost workers")
+        self.storage.pull(now=True)
+        if self.store.state(planned).state == "failed":  # on record, and its worker is replaced
+            return
+        self.say(f"{label(planned)}: {self.losses.record(planned, loss_of(_error_of(trial)))}")
+        self._allow(trial)
+
+    def _allow(self, trial: Any) -> None:
+        """Tune counts every loss; what it allows follows those that count."""
+        trial.max_failures = trial.num_failures + self.losses.left(trial.config["trial_id"])
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
+        self.n_running = sum(t.status == "RUNNING" for t in trials)
         if time.monotonic() - self.said_at < self.every_s:
             return
         self.storage.pull()
         self.said_at = time.monotonic()
+        for trial in trials:
+            if trial.status == "RUNNING":
+                self._allow(trial)
         running = {
             t.config["trial_id"]: self.store.state(self.trials[t.config["trial_id"]])
             for t in trials
@@ -126,3 +150,31 @@ class Progress(tune.Callback):
         if elapsed < WARM_UP_S or made < 0.02 * (made + left):
             return ""
         return f"; about {duration(left / made * elapsed)} left"
+
+
+class StopWhenIdle(tune.Stopper):
+    """Once a signal has asked for it, ends the run as soon as no trial is at work.
+
+    Trials that wait for a node or a core would otherwise have to be placed to learn of it.
+    """
+
+    def __init__(self, signals: list[int], progress: Progress) -> None:
+        self.signals, self.progress = signals, progress
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return bool(self.signals) and self.progress.n_running == 0
+
+
+def _error_of(trial: Any) -> BaseException | str | None:
+    """What Tune has kept of a trial's last failure."""
+    for read in (_unpickled, lambda t: Path(t.error_file).read_text()):
+        with suppress(Exception):  # a class that this process lacks, or nothing was kept
+            return read(trial)
+    return None
+
+
+def _unpickled(trial: Any) -> BaseException:
+    return cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())

@@ -31,7 +31,7 @@ from parcae_core.trial import Trial
 from sweeps.reports import ENDED, StateReport
 from sweeps.runner.errors import environment, reason_of
 from sweeps.storage.base import Lease, LeaseLost, lease
-from sweeps.storage.files import TrialFiles, write_json
+from sweeps.storage.files import TrialFiles, sealed, write_json
 from sweeps.store import HEARTBEAT_S, Store
 
 if TYPE_CHECKING:
@@ -130,7 +130,10 @@ def _claim(job: Job, store: Store, trial_id: str) -> tuple[Trial, bool]:
     store.storage.pull([*files.small, store.root / "sweep.json", job.stop_file])
     trial = store.trial(trial_id)
     if trial is None:
-        raise RuntimeError(f"{files.trial} is missing or damaged")
+        raise RuntimeError(f"{files.trial} is missing or damaged; `parcae run` writes it again")
+    for path in (*files.small, files.metrics):
+        if path.is_dir():
+            raise RuntimeError(f"{path} is a folder where a file belongs; move it away")
     finished = store.result(trial) is not None  # a retry after the result was written
     if finished:
         store.storage.push(files.result)
@@ -178,7 +181,7 @@ def _record(
     """
     held.require()
     if not isinstance(outcome, Exception):
-        write_json(files.result, outcome.to_dict())
+        write_json(files.result, sealed(outcome.to_dict()))
         ended = {"state": outcome.status, "step": outcome.step, "reason": outcome.reason}
     elif isinstance(outcome, Interrupted):
         ended = {"state": "planned", "reason": "stopped on request"}
@@ -239,11 +242,14 @@ class Heartbeat:
     """Keeps state.json fresh while a trial runs; `report` is what it says now."""
 
     def __init__(self, job: Job, trial: Trial, held: Lease) -> None:
-        before = job.store.report(trial.trial_id)
-        self.file, self.held = job.store.files(trial.trial_id).state, held
+        before = job.store.report(trial.trial_id) or StateReport(state="planned")
+        self.files, self.held = job.store.files(trial.trial_id), held
+        self.file = self.files.state
         self.report = StateReport(
             state="running",
-            attempts=1 if before is None else before.attempts + 1,
+            attempts=before.attempts + 1,
+            lost_workers=before.lost_workers,
+            lost_reason=before.lost_reason,
             session=job.session,
             host=os.uname().nodename,
             pid=os.getpid(),
@@ -272,6 +278,9 @@ class Heartbeat:
         self._write()
 
     def _write(self) -> None:
+        steps = (p.name.removeprefix("step-") for p in self.files.checkpoints.glob("step-*"))
+        newest = max((int(s) for s in steps if s.isdigit()), default=0)
+        self.report = replace(self.report, checkpoint_step=newest)
         try:
             self.report.write(self.file)
         except OSError as error:

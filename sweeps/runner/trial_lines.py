@@ -1,4 +1,4 @@
-"""Lines about a trial for the person who watches; free of Ray."""
+"""Lines about a trial for the person who watches a run; free of Ray."""
 
 from __future__ import annotations
 

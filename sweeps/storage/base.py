@@ -133,6 +133,8 @@ def require_writable(storage: Storage) -> None:
             "with --out."
         ) from error
     finally:
+        with suppress(OSError):
+            probe.unlink()  # it is still here if the place did not take it
         for new in made:  # innermost first
             if new.is_dir():
                 new.rmdir()
@@ -157,9 +159,10 @@ class Lease:
     def __init__(self, folder: Path) -> None:
         self.file = TrialFiles(folder).lease
         before = read_json(self.file) or {}
+        generation = before.get("generation", 0)
         self.content: dict[str, Any] = {
             "owner": uuid.uuid4().hex,
-            "generation": before.get("generation", 0) + 1,
+            "generation": generation + 1 if isinstance(generation, int) else 1,
             "host": os.uname().nodename,
             "pid": os.getpid(),
         }

@@ -23,13 +23,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from parcae_core.data.io import file_lock, write_synced
+from parcae_core.errors import UserError
+from parcae_core.plain import parse_json
 from sweeps.storage.base import Unreachable, busy, this_process
-from sweeps.storage.files import SMALL, TrialFiles
+from sweeps.storage.files import SMALL, TrialFiles, is_plain_name
 from sweeps.storage.objects import Objects, Retrying
-from sweeps.storage.tempdir import OwnedFolder
+from sweeps.storage.tempdir import OwnedFolder, private_folder
 
 if TYPE_CHECKING:
     from parcae_core.trial import Trial
@@ -53,6 +55,8 @@ class ObjectStorage:
         self.place = f"{scheme}://{rest.strip('/')}"
         self.objects = self._objects(sweep)
         work = work_folder(self.place)
+        if working:
+            private_folder(work)
         self.data_root, self.work_root = work / "_data", work / sweep
         self.root = self.work_root
         if not working:
@@ -117,7 +121,7 @@ class ObjectStorage:
         self.objects.push(".driver", json.dumps(mine).encode())
         time.sleep(0.5)  # two that start together both write; the last one has it
         found = self.objects.pull(".driver") or b"{}"
-        if json.loads(found).get("owner") != mine["owner"]:
+        if _said(found).get("owner") != mine["owner"]:
             raise busy(self.objects.url, _holder(found))
         hasty, over = self._objects(self.root.name, DRIVER_RENEWS_S), threading.Event()
 
@@ -143,7 +147,11 @@ class ObjectStorage:
     def siblings(self) -> Sequence[str]:
         hidden = (".", "_")
         found = self._objects("").folders()
-        return [name for name in found if name != self.root.name and not name.startswith(hidden)]
+        return [
+            name
+            for name in found
+            if name != self.root.name and not name.startswith(hidden) and is_plain_name(name)
+        ]
 
     @contextmanager
     def pushing(self, trial: Trial, held: Lease, follow: tuple[Path, ...]) -> Iterator[None]:
@@ -180,14 +188,16 @@ class ObjectStorage:
             there.push("manifest.json", manifest)  # last: with it the folder counts
         link = self.data_root / shared
         if not link.exists():
-            self.data_root.mkdir(parents=True, exist_ok=True)
+            private_folder(self.data_root.parent)
+            self.data_root.mkdir(exist_ok=True)
             with suppress(FileExistsError):
                 link.symlink_to(folder.absolute())
         return shared
 
     def pull_data(self, shared: str) -> Path:
         folder = self.data_root / shared
-        self.data_root.mkdir(parents=True, exist_ok=True)
+        private_folder(self.data_root.parent)
+        self.data_root.mkdir(exist_ok=True)
         # One download for all trials of this node
         with file_lock(self.data_root / f".{shared}.lock", wait_s=-1):
             if not (folder / "manifest.json").is_file():
@@ -218,7 +228,11 @@ def work_folder(place: str) -> Path:
 
 
 def _holder(lock: bytes) -> str:
+    return str(_said(lock).get("who", "unknown"))[:200]
+
+
+def _said(lock: bytes) -> dict[str, Any]:
     try:
-        return json.loads(lock)["who"]
-    except (ValueError, KeyError, TypeError):
-        return "unknown"
+        return parse_json(lock, ".driver")
+    except UserError:
+        return {}

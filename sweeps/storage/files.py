@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+from parcae_core import plain
 from parcae_core.data.io import write_synced
+from parcae_core.errors import UserError
 
+SEAL = "sha256"  # key of the checksum in trial.json and result.json
 SMALL = ("trial.json", "state.json", "result.json", "error.txt")  # what a view of a sweep holds
 
 
@@ -35,10 +39,59 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The mapping in a file; None when there is no file or it does not hold one.
 
     A damaged file reads as absent: the caller then derives the state without it and, for a
-    result, trains again. `sweeps.store` tells the user.
+    result, trains again. `problem_of` says what is wrong.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return plain.read_json(path)
+    except UserError:
         return None
-    return data if isinstance(data, dict) else None
+
+
+def problem_of(path: Path) -> str:
+    """What is wrong with a file of JSON that is there: a sentence that names it, or ""."""
+    if not path.exists():
+        return ""
+    try:
+        data = plain.read_json(path)
+    except UserError as error:
+        return str(error)
+    return "" if is_sealed(data) else f"{path}: its checksum is not that of what was written"
+
+
+def sealed(data: dict[str, Any]) -> dict[str, Any]:
+    """The data with a checksum of itself, by which a changed digit shows."""
+    return data | {SEAL: _checksum(data)}
+
+
+def is_sealed(data: dict[str, Any]) -> bool:
+    """Whether the data is what was written; files of older versions carry no checksum."""
+    return SEAL not in data or data[SEAL] == _checksum(data)
+
+
+def without_seal(data: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in data.items() if k != SEAL}
+
+
+def _checksum(data: dict[str, Any]) -> str:
+    text = json.dumps(without_seal(data), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def require_plain_name(name: Any, where: str) -> str:
+    """A name that may be joined to a folder's: one part, not `..`, not absolute.
+
+    Raises:
+        UserError: naming it and where it stands.
+    """
+    if not is_plain_name(name):
+        raise UserError(
+            f"{where}: {name!r:.80} is not the name of a file or folder in it; remove it, it was not "
+            "written by this program"
+        )
+    return name
+
+
+def is_plain_name(name: Any) -> bool:
+    """Whether a name from outside stays in the folder that it is joined to."""
+    bad = ("", ".", "..")
+    return isinstance(name, str) and name not in bad and not set(name) & set("/\\\0")

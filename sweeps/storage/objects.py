@@ -15,6 +15,7 @@ from typing import Any
 
 from parcae_core.errors import UserError
 from sweeps.storage.base import Unreachable
+from sweeps.storage.files import is_plain_name
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 15.0
 PATIENCE_S = 60.0
@@ -59,9 +60,23 @@ class Objects:
             return {}
         marks = ("ETag", "etag", "mtime", "updated", "size", "created")
         return {
-            path[len(root) :].strip("/"): str([info.get(k) for k in marks])
+            self._safe(path[len(root) :].removeprefix("/")): str([info.get(k) for k in marks])
             for path, info in found.items()
         }
+
+    def _safe(self, name: str) -> str:
+        """A name that stays below the folder here that it is joined to.
+
+        Raises:
+            UserError: for one with `..`, an absolute or an empty part.
+        """
+        for part in name.split("/"):
+            if not is_plain_name(part):
+                raise UserError(
+                    f"{self.url}: it holds the object {name!r:.200}, whose name leads out of a folder; "
+                    "nothing is read from there. Remove that object, it was not written by this program"
+                )
+        return name
 
     def folders(self) -> Sequence[str]:
         """Names of the folders directly below."""

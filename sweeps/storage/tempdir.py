@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 import weakref
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from parcae_core.data.io import Locked, file_lock
+from parcae_core.errors import UserError
 
 OWNER = ".owner"
 
@@ -46,10 +48,37 @@ class OwnedFolder:
 
 
 def remove_stale(prefix: str, base: str) -> None:
-    """Remove the folders of dead processes."""
+    """Remove the folders of dead processes of this user."""
     for owner in Path(base).glob(f"{prefix}*/{OWNER}"):
-        with suppress(Locked, OSError), file_lock(owner):  # another user's, or just removed
-            shutil.rmtree(owner.parent, ignore_errors=True)
+        # Another user's folder may hold links to our files, so it is not even opened
+        with suppress(Locked, OSError):  # or it was just removed
+            if _is_ours(owner.parent):
+                with file_lock(owner):
+                    shutil.rmtree(owner.parent, ignore_errors=True)
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder below a place that every user may write in, for this user alone.
+
+    Raises:
+        UserError: if somebody else made it first, or it is a link: what is put there could be read,
+            and what is found there could come from anybody.
+    """
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    if not _is_ours(path):
+        raise UserError(
+            f"{path}: it belongs to another user or is a link, and this program would work in it; "
+            "remove it, or give another place for temporary files with TMPDIR"
+        )
+    if path.stat().st_mode & 0o077:
+        path.chmod(0o700)  # of an older version
+    return path
+
+
+def _is_ours(folder: Path) -> bool:
+    found = folder.lstat()
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
 
 
 def _remove(folder: Path, lock: ExitStack) -> None:

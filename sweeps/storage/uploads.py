@@ -18,6 +18,8 @@ from pathlib import Path
 
 from parcae_core.checkpoints.native import DamagedCheckpoint, newest_checkpoint, read_checkpoint
 from parcae_core.data.io import write_synced
+from parcae_core.errors import UserError
+from parcae_core.plain import parse_json
 from parcae_core.trial import Trial
 from sweeps.storage.base import Lease, LeaseLost
 from sweeps.storage.files import TrialFiles
@@ -125,7 +127,13 @@ class Uploads:
     def _require_ours(self, objects: Retrying) -> None:
         """Look at the lease in the store; a new one is put here, where the trainer finds it."""
         lease = objects.pull(self._name(self.files.lease))
-        if lease is not None and json.loads(lease).get("owner") != self.held.owner:
+        if lease is None:
+            return
+        try:
+            owner = parse_json(lease, self.files.lease).get("owner")
+        except UserError:
+            return  # damaged, so nobody's: the lease is not lost to it
+        if owner != self.held.owner:
             self.lost.set()
             write_synced(self.files.lease, lease)
             raise LeaseLost(f"{self.trial_id}: a later attempt has taken over")

@@ -1,4 +1,4 @@
-"""A sweep submitted to a real head that asks for a token, and stopped there."""
+"""A sweep submitted to a real head that asks for a token, and stopped there; the checkout sent whole."""
 
 import os
 import secrets
@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.store import Store
+from sweeps.records import records_of
+from sweeps.store import Store, git_commit
 from tests.support.tiny import write_spec
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
 
 
 def free_port() -> int:
@@ -27,7 +29,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def head(tmp_path_factory):
-    """(dashboard address, environment with its token) of a head on loopback."""
+    """(dashboard address, environment with its token, Ray's folder) of a head on loopback."""
     token = tmp_path_factory.mktemp("token") / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
@@ -52,7 +54,7 @@ def head(tmp_path_factory):
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
     try:
         wait_until(lambda: is_open(port), process, log.read_text)
-        yield f"http://127.0.0.1:{port}", environment
+        yield f"http://127.0.0.1:{port}", environment, Path(temporary)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(timeout=60)
@@ -80,7 +82,7 @@ def parcae(*args: object, cwd: Path, env: dict) -> subprocess.CompletedProcess:
 
 
 def test_a_sweep_is_submitted_followed_and_stopped_with_the_token_only(head, tmp_path):
-    address, environment = head
+    address, environment, _ = head
     out = tmp_path / "out"
     spec = write_spec(tmp_path, mean_recurrence=[2], budgets_flops=[4e8])
     where = ("--address", address)
@@ -109,3 +111,29 @@ def test_a_sweep_is_submitted_followed_and_stopped_with_the_token_only(head, tmp
     assert stopped.returncode == 0, stopped.stderr
     wait_until(lambda: list(store.root.glob("*/checkpoints/step-*")), None)
     wait_until(lambda: store.state(store.stored_trials()[0]).reason == "stopped on request", None)
+
+
+def tracked(*options: str) -> set[str]:
+    command = ["git", "ls-files", *options]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    return set(done.stdout.splitlines())
+
+
+def test_the_checkout_arrives_as_git_tracks_it_and_its_commit_with_it(head, tmp_path):
+    address, environment, temporary = head
+    spec = ROOT / "sweeps/specs/demo.yaml"
+    sent = ("--address", address, "--out", tmp_path, "--smoke", "--env", "PARCAE_TEST=seen")
+    done = parcae("submit", spec, *sent, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert f"commit {git_commit()}" in done.stderr
+    assert "variables sent: PARCAE_TEST" in done.stderr
+    assert "left out: " in done.stderr
+
+    [arrived] = temporary.glob("session_2*/runtime_resources/working_dir_files/_ray_pkg_*/")
+    files = {str(p.relative_to(arrived)) for p in arrived.rglob("*") if p.is_file()}
+    files = {f for f in files if "__pycache__" not in f}  # the job itself made them
+    assert tracked() <= files
+    assert files - tracked() <= tracked("--others", "--exclude-standard")
+    [store] = [Store(tmp_path, p.parent.name) for p in tmp_path.glob("*/sweep.json")]
+    assert store.sweep["git_commit"] == git_commit()
+    assert set(records_of(store)["git_commit"]) == {git_commit()}

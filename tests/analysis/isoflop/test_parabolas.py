@@ -138,11 +138,38 @@ def test_runs_of_one_setting_that_disagree_are_a_problem(fit_points):
 
 
 def test_records_are_taken_at_training_depth(loop_records, tmp_path):
-    result = parabolas.fit_recurrence(table_of(loop_records, tmp_path)).result
+    table = table_of(loop_records, tmp_path)
+    result = parabolas.fit_recurrence(table, all_depths=True).result
     assert result.n_obs == 24
     reasons = {d.reason: d.n_rows for d in result.dropped}
     assert reasons == {"evaluated at another number of loops than mean_recurrence": 216}
     assert result.flops_rule == "paper"
+
+
+def test_what_is_no_looped_model_with_gradient_through_its_loops_is_left_out(
+    loop_records, tmp_path
+):
+    fixed = loop_records[loop_records.mean_recurrence == 2].copy()
+    fixed = fixed[fixed.n_loops == 2].assign(
+        trial_id=fixed.trial_id + "-1",
+        architecture="transformer",
+        mean_recurrence=1,
+        mean_backprop_depth=1,
+        n_loops=1,
+        n_params_core=0,
+        n_params_once=fixed.n_params,
+        n_params_unrolled=fixed.n_params,
+        val_loss=9.0,
+    )
+    fixed.loc[fixed.budget_flops == fixed.budget_flops.max(), "val_loss"] = 0.5
+    table = table_of(pd.concat([loop_records, fixed]), tmp_path)
+    found = parabolas.fit_recurrence(table)
+    reasons = {d.reason: d.n_rows for d in found.result.dropped}
+    assert reasons["mean_recurrence=1 is the fixed-depth Transformer, another architecture"] == 4
+    assert reasons["gradient through one loop alone (mean_backprop_depth=1)"] == 4
+    assert min(p.low for p in found.parabolas if p.axis == "mean_recurrence") > 2
+    note = "the fixed-depth Transformer is better than every looped model at 1 of 4 budgets"
+    assert note in found.result.notes
 
 
 def test_mixed_sizes_are_refused(records, tmp_path):

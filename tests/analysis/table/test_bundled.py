@@ -62,6 +62,6 @@ def test_the_interval_of_gamma(looped):
 
 def test_no_exponent_of_the_recurrence_law_follows():
     result = parabolas.fit_recurrence(load.load("bundled:nano-isoflop")).result
-    assert result["gamma_mu"].value is None
-    optima = [r for r in result.tables["optima"] if r["axis"] == "mean_recurrence"]
-    assert [r["lowest_at"] for r in optima] == [1.0] * 5
+    assert not result.valid
+    note = "the fixed-depth Transformer is better than every looped model at 5 of 5 budgets"
+    assert note in result.notes

@@ -135,7 +135,7 @@ def test_hostile_documents_are_left_out_and_counted(tmp_path, texts):
     (folder / ".hidden.txt").write_text("not for us")
     (folder / "special.txt").write_text("<|bos|> in a text is text, 259 of them\n" * 3)
     manifest = read_manifest(prepare(resolve(str(folder)), "bpe-400", 65, tmp_path / "root"))
-    assert manifest.source["skipped"] == {"binary (NUL)": 1, "empty": 2, "not UTF-8": 1}
+    assert manifest.source.skipped == {"binary (NUL)": 1, "empty": 2, "not UTF-8": 1}
     assert sum(s.documents for s in manifest.splits.values()) == 62
     assert sum(s.text_bytes for s in manifest.splits.values()) > 4_500_000
 

@@ -142,7 +142,7 @@ def test_s3_gives_the_bytes_of_the_local_folder(bucket, shards, tmp_path):
     path = prepare(source, "bytes", 65, tmp_path / "s3")
     local = prepare(resolve(str(shards)), "bytes", 65, tmp_path / "local")
     # The label is the folder's name; everything else is the text.
-    assert read_manifest(path).source["fingerprint"] == resolve(str(shards)).fingerprint
+    assert read_manifest(path).source.fingerprint == resolve(str(shards)).fingerprint
     for split in ("train", "val"):
         a, b = (RowReader(p, split, data_seed=0) for p in (path, local))
         assert (a.rows(0, a.n_rows) == b.rows(0, b.n_rows)).all()

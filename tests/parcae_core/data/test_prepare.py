@@ -45,7 +45,7 @@ def write_corpus(folder, n=60):
 def test_the_manifest_tells_what_is_there(prepared, stdlib):
     manifest = read_manifest(prepared)
     assert prepared.name == manifest.data_id
-    assert manifest.source["fingerprint"] == stdlib.fingerprint
+    assert manifest.source.fingerprint == stdlib.fingerprint
     for split, s in manifest.splits.items():
         texts = [d.text.encode() for d in stdlib.documents(split)]
         assert s.documents == len(texts)

@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 
+from parcae_core.data.bpe import load_prepared_tokenizer
 from parcae_core.data.manifest import check_hashes, read_manifest
 from parcae_core.data.prepare import prepare
 from parcae_core.data.reader import RowReader
 from parcae_core.data.sources import resolve
 from parcae_core.data.state_reveals import CHUNK_ROWS, StateReveals
-from parcae_core.data.tokenizer import load_prepared_tokenizer
 from parcae_core.errors import UserError
 
 
@@ -97,7 +97,7 @@ def test_a_prepared_folder_says_what_it_is_and_holds_no_text(folder):
     check_hashes(folder, manifest)
     assert manifest.generated["floor"] == StateReveals().loss(64)
     assert manifest.generated["loss_by_reach"]["8"] == StateReveals().loss(64, 8)
-    assert manifest.tokenizer["vocab_size"] == 12
+    assert manifest.tokenizer.vocab_size == 12
     assert sum(p.stat().st_size for p in folder.iterdir()) < 10_000
     tokenizer = load_prepared_tokenizer(folder)
     row = RowReader(folder, "val", data_seed=0).rows(0, 1)[0]

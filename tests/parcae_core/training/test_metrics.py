@@ -2,13 +2,14 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 
 import pytest
 
 from parcae_core.errors import UserError
-from parcae_core.training.metrics import Meter, MetricsLog
+from parcae_core.training.metrics import Meter, MetricsLog, read_metrics
 
 
 def steps(path):
@@ -73,3 +74,38 @@ def test_results_and_interruptions_are_read_without_torch():
         "import parcae_core.result, tests.support.interrupt, sys; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"\xff\xfe\x00", b"7", b"[1, 2]", b'{"step": "x"}', b"null", b"[" * 200_000]
+)
+def test_what_is_no_line_is_cut_with_a_note(tmp_path, garbage):
+    path = tmp_path / "metrics.jsonl"
+    whole = [json.dumps({"step": s}).encode() for s in (1, 2, 3)]
+    path.write_bytes(b"\n".join([*whole[:2], garbage, whole[2], b'{"step": 4, "tr']))
+    log = MetricsLog(path, keep_until=3, every=1)
+    log.close()
+    assert log.notes == (f"{path}: 1 lines were no metrics and are cut",)
+    assert [row["step"] for row in read_metrics(path)] == [1, 2, 3]
+    assert path.read_bytes() == b"".join(line + b"\n" for line in whole)
+
+
+def test_a_hole_before_the_checkpoint_is_said(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": s}) + "\n" for s in (10, 20)))
+    for keep_until, said in ((20, False), (29, False), (40, True)):
+        log = MetricsLog(path, keep_until=keep_until, every=10)
+        log.close()
+        assert bool(log.notes) == said
+    assert "nothing is known of the steps from 21 to 40" in log.notes[0]
+
+
+def test_lines_are_on_the_disk_once_synced(tmp_path, monkeypatch):
+    flushed = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda f: (flushed.append(os.fstat(f).st_size), real(f)))
+    log = MetricsLog(tmp_path / "metrics.jsonl", keep_until=0)
+    log.write({"step": 1})
+    log.sync()
+    log.close()
+    assert flushed[-1] == len('{"step": 1}\n')

@@ -160,7 +160,7 @@ def test_a_run_with_kernels_trains_the_same_model_to_rounding(data_dir, tmp_path
 def test_the_result_survives_json(data_dir, tmp_path):
     result = run(tiny_trial(), data_dir, tmp_path)
     assert TrainResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="unknown key 'other'"):
         TrainResult.from_dict(result.to_dict() | {"other": 1})
 
 

@@ -1,11 +1,13 @@
 """The verbs: what they print, that they repeat, and their messages."""
 
 import json
+import re
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from parcae_core.data.state_reveals import StateReveals
 from parcae_core.errors import UserError
 from sweeps.cli.data import register
 
@@ -76,3 +78,12 @@ def test_damage_is_found_by_verify(run, corpus, tmp_path):
     run("inspect", path)
     with pytest.raises(UserError, match=r"val\.bin: its content does not match"):
         run("inspect", path, "--verify")
+
+
+def test_a_generated_corpus_shows_its_floor_and_its_rows(run, tmp_path):
+    corpus = "state-reveals(states=4, actions=2)"
+    out = run("prepare", corpus, "--context", 16, "--out", tmp_path).stdout
+    assert "rows without end" in out
+    assert f"floor      {StateReveals(states=4, actions=2).loss(16):.4f} nats per token" in out
+    shown = run("inspect", out.splitlines()[0], "--rows", 1).stdout.splitlines()[-1]
+    assert re.fullmatch(r"<\|bos\|>[A-D][ab][A-Dab]{14}", shown)

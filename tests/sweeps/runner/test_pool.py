@@ -62,11 +62,11 @@ def test_a_pool_makes_what_an_attempt_makes_and_goes_on_after_a_stop(tmp_path):
     job = make_job(plan, alone, prepare_data(plan, alone, plan.trials), Options())
     short = [t for t in plan.trials if t.budget_flops == 4e8]
     for trial in short:
-        attempt(job, trial.trial_id, report=lambda outcome: None)
+        attempt(job, trial.trial_id, announce=lambda outcome: None)
     theirs = {(i, n): loss for i, n, loss in losses(store.root)}
     for trial in short:
-        for row in alone.result(trial)["evaluation"]:
-            assert theirs[trial.trial_id, row["n_loops"]] == row["val_loss"]
+        for row in alone.result(trial).evaluation:
+            assert theirs[trial.trial_id, row.n_loops] == row.val_loss
 
 
 def test_a_worker_that_dies_is_replaced(tmp_path):
@@ -81,7 +81,9 @@ def test_a_worker_that_dies_is_replaced(tmp_path):
     os.kill(int(worker_of(store, trial)), signal.SIGKILL)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert "its process is gone; starting again from its last checkpoint" in err
+    assert "its process was killed by SIGKILL" in err
+    assert "starting again from its last checkpoint" in err
+    assert store.report(trial.trial_id).lost_workers == 1
     assert store.state(trial).state == "done"
     assert store.state(trial).attempts == 2
 

@@ -1,0 +1,103 @@
+"""Figures of a corpus whose floor is known: equal FLOPs, and the loss by gap as loops are added."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from analysis import known
+from analysis.errors import InputError
+from analysis.figures import drawing as figures
+from analysis.figures.drawing import CYCLE, MARKERS, Drawing
+
+if TYPE_CHECKING:
+    from analysis.table.table import Table
+
+_MAX_CURVES = 7
+
+
+def equal_flops(table: Table) -> Drawing:
+    """Fixed depth and the best looped model at each budget, with the floor drawn in.
+
+    Raises:
+        InputError: if no budget has both.
+    """
+    rows = _compared(table)
+    drawing = figures.new(
+        "equal_flops",
+        "Validation loss of the fixed-depth Transformer and of the best looped model of the same "
+        "layers, for equal training FLOPs, mean over seeds; beside each, its mean recurrence.",
+    )
+    [ax] = drawing.axes
+    ax.set(xscale="log", xlabel="training budget (FLOPs)")
+    ax.set_ylabel("validation loss (nats per token)")
+    budgets = [r.budget_flops for r in rows]
+    for i, (label, losses) in enumerate(
+        {
+            "fixed depth": [r.fixed_loss for r in rows],
+            "looped": [r.looped_loss for r in rows],
+        }.items()
+    ):
+        color, marker = CYCLE[i], MARKERS[i]
+        drawing.line(ax, "", label, budgets, losses, color=color, kind="measured")
+        drawing.points(ax, "", label, budgets, losses, color=color, marker=marker, label=label)
+    for r in rows:
+        text = f"{r.mean_recurrence:g}"
+        place = (r.budget_flops, r.looped_loss)
+        ax.annotate(text, place, (0, -10), textcoords="offset points", fontsize=7, ha="center")
+    if rows[0].floor is not None:
+        floor = [rows[0].floor] * len(rows)
+        drawing.line(
+            ax, "", "floor", budgets, floor, dashed=True, label="floor, known", kind="known"
+        )
+    figures.log_ticks(ax, "x", budgets)
+    drawing.legend(ax)
+    return drawing
+
+
+def loss_by_gap(table: Table) -> Drawing:
+    """The model thinks longer and is right: loss of a state by gap, for more and more loops.
+
+    The looped model is the best of the largest budget, the same weights throughout; beside it the
+    fixed-depth model of that budget.
+
+    Raises:
+        InputError: as `analysis.known`.
+    """
+    top = _compared(table)[-1]
+    looped = known.by_gap(table, top.budget_flops, top.mean_recurrence)
+    drawing = figures.new(
+        "loss_by_gap",
+        f"Loss of a revealed state above what can be known, by the number of actions composed, at "
+        f"{top.budget_flops:.3g} FLOPs. One looped model, trained at a mean recurrence of "
+        f"{top.mean_recurrence:g}, read out after T loops; and the fixed-depth Transformer. A guess among "
+        "the states lies at their logarithm; where the longest gap is near, the loss above the floor is "
+        "of a surprise that few rows teach: that the gap must end.",
+    )
+    [ax] = drawing.axes
+    ax.set(xscale="log", xlabel="gap: actions since the last revealed state")
+    ax.set_ylabel("loss above the floor (nats)")
+    shown = [n for n in (1, 2, 4, 8, 16, 32) if n in set(looped.n_loops)][:_MAX_CURVES]
+    for i, (n_loops, color) in enumerate(zip(shown, figures.shades(len(shown)), strict=True)):
+        rows = looped[looped.n_loops == n_loops]
+        _curve(drawing, ax, f"T = {n_loops}", rows, color, MARKERS[i % len(MARKERS)])
+    fixed = known.by_gap(table, top.budget_flops, 1)
+    _curve(drawing, ax, "fixed depth", fixed, CYCLE[5], "<", dashed=True)
+    figures.log_ticks(ax, "x", [1, 2, 4, 8, 16, 32])
+    drawing.legend(ax, columns=4)
+    return drawing
+
+
+def _compared(table: Table) -> list[known.EqualFlops]:
+    rows = known.equal_flops(table)
+    if not rows:
+        raise InputError(
+            f"{table.source}: no budget has both a fixed-depth and a looped model; add 1 to "
+            "mean_recurrence in the spec."
+        )
+    return rows
+
+
+def _curve(drawing: Drawing, ax, label, rows, color, marker, *, dashed=False) -> None:
+    kind = "measured"
+    drawing.line(ax, "", label, rows.gap, rows.excess, color=color, dashed=dashed, kind=kind)
+    drawing.points(ax, "", label, rows.gap, rows.excess, color=color, marker=marker, label=label)

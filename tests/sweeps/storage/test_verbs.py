@@ -1,0 +1,99 @@
+"""The verbs of a storage without a server, and who holds a trial's folder after a kill."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from parcae_core.errors import UserError
+from sweeps.storage.base import LeaseBusy, lease, require_writable
+from sweeps.storage.bucket import ObjectStorage
+from sweeps.storage.local import LocalStorage
+from sweeps.storage.objects import Objects
+
+HOLDER = """
+import subprocess, sys, time
+from pathlib import Path
+from sweeps.storage.base import lease
+from sweeps.storage.local import LocalStorage
+out = Path(sys.argv[1])
+with lease(out / "tiny" / "trial", LocalStorage(out, "tiny"), wait_s=0) as held:
+    child = subprocess.Popen(["sleep", "600"], pass_fds=(held.lock,))
+    print(child.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def files(monkeypatch, tmp_path):
+    """An empty object store in this process's memory."""
+    fsspec = pytest.importorskip("fsspec")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    files = fsspec.filesystem("memory")
+    files.store.clear()
+    return files
+
+
+def test_a_view_follows_what_the_store_holds(files):
+    storage = ObjectStorage("memory://runs", "tiny", working=False)
+    for name in ("sweep.json", "t/state.json", "t/metrics.jsonl", "t/wandb/x.wandb"):
+        files.pipe_file(f"/runs/tiny/{name}", b"\xff{}")
+    files.pipe_file("/runs/other/sweep.json", b"{}")
+    assert sorted(storage.list("t")) == ["t/metrics.jsonl", "t/state.json", "t/wandb/x.wandb"]
+    assert storage.siblings() == ["other"]
+    storage.pull()
+    trial = storage.root / "t"
+    assert [p.name for p in trial.iterdir()] == ["state.json"]  # the small files only
+    storage.pull(storage.root / name for name in storage.list("t/wandb"))
+    assert (trial / "wandb" / "x.wandb").read_bytes() == b"\xff{}"
+    files.rm_file("/runs/tiny/t/state.json")
+    storage.pull()
+    assert not (trial / "state.json").exists()
+    for name in ("error.txt", "result.json"):
+        (trial / name).write_text("only here")
+    storage.pull([trial / "error.txt", trial / "result.json"])
+    # A result that the store would not take still counts
+    assert [(trial / n).exists() for n in ("error.txt", "result.json")] == [False, True]
+    storage.push(trial / "result.json")
+    assert files.cat_file("/runs/tiny/t/result.json") == b"only here"
+    storage.delete(trial / "result.json")
+    assert not files.exists("/runs/tiny/t/result.json")
+
+
+def test_a_store_that_takes_nothing_is_refused_in_words_and_left_as_it_was(files, monkeypatch):
+    storage = ObjectStorage("memory://runs", "tiny", working=False)
+    require_writable(storage)
+
+    def denied(*_: object) -> None:
+        raise PermissionError("denied")
+
+    monkeypatch.setattr(Objects, "push", denied)
+    with pytest.raises(UserError, match=r"memory://runs/tiny: cannot be written \(denied\)"):
+        require_writable(storage)
+    assert not storage.root.exists()
+    assert storage.list() == {}
+
+
+def test_a_killed_workers_folder_is_held_while_a_process_of_its_lives(tmp_path):
+    folder, storage = tmp_path / "tiny" / "trial", LocalStorage(tmp_path, "tiny")
+    folder.mkdir(parents=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[3],
+    )
+    with holder.stdout:
+        child = int(holder.stdout.readline())
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    with pytest.raises(LeaseBusy, match="still runs"), lease(folder, storage, wait_s=0.2):
+        pass
+    os.kill(child, signal.SIGKILL)
+    with lease(folder, storage, wait_s=5) as mine:
+        assert mine.orphan
+        assert mine.content["generation"] == 3
