@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -253,7 +253,7 @@ def flops_per_token(table: Table):
 def percentiles(draws: np.ndarray, confidence: float) -> tuple[float, float]:
     tail = 50 * (1 - confidence)
     # between a number and infinity nothing can be interpolated
-    method = "linear" if np.isfinite(draws).all() else "nearest"
+    method: Literal["linear", "nearest"] = "linear" if np.isfinite(draws).all() else "nearest"
     low, high = np.percentile(draws, [tail, 100 - tail], method=method)
     return float(low), float(high)
 
