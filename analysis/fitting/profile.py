@@ -232,7 +232,7 @@ def _end(path: _Path, start, sign, edge, spread, limit) -> tuple[float | None, l
         root = root_scalar(
             lambda u: np.sqrt(path.add(u, sign, both)) - np.sqrt(limit),  # noqa: B023
             bracket=sorted((inner, outer)),
-            xtol=1e-3 * width,
+            xtol=1e-4 * width,
             rtol=1e-4,
         ).root
         jump = abs(path.add(root, sign) - limit) > _JUMP * limit
