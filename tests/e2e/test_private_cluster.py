@@ -188,9 +188,9 @@ def test_nobody_at_the_address_is_said_within_ten_seconds(tmp_path):
 
     began = time.monotonic()
     with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+        free.bind(("", 0))  # for Ray, localhost is this machine's outer address
         port = free.getsockname()[1]  # bound and not listening: a connection is refused
-        with pytest.raises(UserError, match=r"nobody answers at 127\.0\.0\.1"):
+        with pytest.raises(UserError, match="nobody answers at"):
             require_reachable(f"127.0.0.1:{port}")
         free.listen()  # something that never says a word
         with pytest.raises(UserError, match="is no Ray cluster"):
