@@ -56,7 +56,7 @@ def test_labels_are_the_gaps_that_states_end():
 def test_the_floor_is_the_entropy_of_the_text():
     """The mean surprise of a reader who knows everything, counted over real rows."""
     corpus = StateReveals(longest_gap=32)
-    assert corpus.loss(64) == pytest.approx(1.5248, abs=5e-5)  # LAW_ON_CPU, 4 actions alike
+    assert corpus.loss(64) == pytest.approx(1.5248, abs=5e-5)  # of the sample it replaces
     ids = np.concatenate([corpus.chunk((7,), i, 64) for i in range(4)])
     hazard, nats = corpus.hazard(), np.full(len(ids), math.log(5))
     since = np.zeros(len(ids), int)
