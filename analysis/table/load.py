@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from analysis.errors import InputError, nearest
 from analysis.fitting.result import Dropped
-from analysis.table import checks, files, filters, records, units
-from analysis.table.columns import LAW_COLUMNS, canonical, mapped, own_names, written
+from analysis.table import checks, files, filters, numbers, records, units
+from analysis.table.columns import LETTERS, canonical, info, mapped, own_names, written
 from analysis.table.table import Table
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def load(
     source: str | Path,
     columns: dict[str, str] | None = None,
     where: tuple[str, ...] = (),
+    own: tuple[str, ...] = (),
 ) -> Table:
     """The table of a source.
 
@@ -66,6 +67,7 @@ def load(
             reader claims.
         columns: our name or letter -> the file's column, for a file that is not a records table.
         where: conditions that rows must meet, like "mean_recurrence>1" or "preset=140m".
+        own: names that a formula uses; those that are columns of the file keep their name.
 
     Raises:
         InputError: when the source is missing, does not parse, or mixes what cannot be mixed.
@@ -85,7 +87,7 @@ def load(
         path = files.find(source)
         raw = files.read(path)
         if columns or not set(records.NAMES) <= set(raw.frame.columns):
-            return _points(raw, columns, where, path)
+            return _points(raw, columns, where, path, own)
         table = from_records(raw.frame, str(path))
     for condition in where:
         met = filters.keep(condition, table.frame, None, table.source)
@@ -169,7 +171,7 @@ def need(table: Table, names: tuple[str, ...], law: str) -> Table:
         if name == "trial_id":
             continue
         values = units.numeric(table.frame[name])
-        above = LAW_COLUMNS[name][2]
+        above = info(name)[2]
         bad = ~(np.isfinite(values) & (values > above))
         if bad.any():
             raise InputError(_unusable(table, name, np.flatnonzero(bad), law))
@@ -179,7 +181,7 @@ def need(table: Table, names: tuple[str, ...], law: str) -> Table:
 
 
 def _unusable(table: Table, name: str, rows, law: str) -> str:
-    above = LAW_COLUMNS[name][2]
+    above = info(name)[2]
     needed, least = (
         (f"above {above:g}", f">{above:g}")
         if above >= 0
@@ -199,7 +201,7 @@ def _unusable(table: Table, name: str, rows, law: str) -> str:
 
 
 def _missing(table: Table, name: str, law: str) -> str:
-    unit = LAW_COLUMNS[name][1]
+    unit = info(name)[1]
     known = ", ".join(table.frame.columns)
     others = f"; its other columns are {', '.join(table.unmapped)}" if table.unmapped else ""
     cure = f"Map it with {written(table.columns, **{name: 'COLUMN'})}"
@@ -268,14 +270,23 @@ def _bundled(name: str) -> Table:
 
 
 def _points(
-    raw: files.Raw, columns: dict[str, str] | None, where: tuple[str, ...], path: Path
+    raw: files.Raw,
+    columns: dict[str, str] | None,
+    where: tuple[str, ...],
+    path: Path,
+    own: tuple[str, ...] = (),
 ) -> Table:
     """A file's rows under our names; conditions act before anything is judged."""
     names = list(map(str, raw.frame.columns))
     if not len(raw.frame):
         raise InputError(f"{path}: has a header ({', '.join(names)}) and no rows; add the runs.")
-    columns = {canonical(k): v for k, v in (columns or own_names(names, str(path))).items()}
+    columns = _mapping(names, columns, path, own)
     found = mapped(raw, columns, str(path))
+    for name in own:
+        if name in names and LETTERS.get(name, name) not in found.frame:
+            values = numbers.parse(raw.frame[name], "decimal" if raw.decimal_comma else None)
+            found.frame[name] = values
+            found.own[name] = name
     table = Table(
         frame=found.frame,
         source=str(path),
@@ -296,6 +307,19 @@ def _points(
     table = table.noting(*units.check_mapped(table.frame, columns, str(path)), *_unfinished(rows))
     checks.refuse_mixtures(table)
     return checks.with_grouped_budgets(table) if "budget_flops" in table.frame else table
+
+
+def _mapping(names: list[str], columns, path: Path, own: tuple[str, ...]) -> dict[str, str]:
+    """Our name -> the file's column; a formula's letters need no mapping where the file has them."""
+    if columns is None and any(n in names and n not in LETTERS for n in own):
+        columns = own_names([*names, "x"], str(path))
+        columns.pop("x", None) if "x" not in names else None
+    columns = {canonical(k): v for k, v in (columns or own_names(names, str(path))).items()}
+    for name in own:
+        ours = LETTERS.get(name, "")
+        if ours and name in names and ours not in columns and name not in columns.values():
+            columns[ours] = name
+    return columns
 
 
 def _with_run_names(table: Table) -> Table:

@@ -196,13 +196,16 @@ def test_fit_prints_json_on_stdout_and_exits_by_validity(app, simulate, tmp_path
         (["bundled:parcae-140m", "--law", "chinchilla"], "has the same variable in every row"),
         (["bundled:parcae-140m", "--law", "training", "--loss", "hubber"], "did you mean 'huber'"),
         (
-            ["bundled:parcae-140m", "--law", "training", "--fix", "x=1"],
-            "has none that can be fixed",
+            ["bundled:parcae-140m", "--law", "training", "--fix", "gamma=1"],
+            "has no parameter 'gamma'",
         ),
-        (["bundled:parcae-140m", "--law", "training", "--fix", "x=a"], "is not NAME=NUMBER"),
+        (
+            ["bundled:parcae-140m", "--law", "training", "--fix", "x=a"],
+            "cannot be read; write it like gamma=1",
+        ),
         (
             ["bundled:parcae-140m", "--law", "recurrence", "--fix", "x=1"],
-            "no shape parameter to hold",
+            "is fitted in closed form and takes none",
         ),
         (["bundled:parcae-140m", "--law", "training", "--delta", "0"], "--delta is 0.0"),
         (["bundled:parcae-140m", "--law", "recurrence", "--confidence", "95"], "between 0 and 1"),
