@@ -49,7 +49,7 @@ class Task:
     share: float = 1.0  # of the GPU
     threads: int = 1
     every_step: bool = False  # leave the wall time of every step
-    stop_after_s: float | None = None  # a checkpoint then, and no result
+    stop_after_s: float | None = None  # from the first step; a checkpoint then, and no result
     cuda_graphs: bool = False
 
     def write(self) -> Path:
@@ -168,7 +168,7 @@ def read_times(folder: Path) -> list[tuple[float, int]]:
 
 def main(argv: Sequence[str]) -> None:
     task = Task.read(Path(argv[0]))
-    on_gpu, began = torch.cuda.is_available(), time.monotonic()
+    on_gpu, began = torch.cuda.is_available(), []  # when the first step was made
     if on_gpu and task.share < 1:
         keep_to_share(task.share)
     execution = Execution(
@@ -179,12 +179,15 @@ def main(argv: Sequence[str]) -> None:
         checkpoint_every_s=None,
         cuda_graphs=task.cuda_graphs and on_gpu,
         stop_requested=lambda: (
-            task.stop_after_s is not None and time.monotonic() - began > task.stop_after_s
+            task.stop_after_s is not None
+            and bool(began)
+            and time.monotonic() - began[0] > task.stop_after_s
         ),
     )
     with (task.run_dir / TIMES_FILE).open("w", buffering=1) as times:
 
         def on_report(line: dict[str, Any]) -> None:
+            began.append(time.monotonic())
             times.write(json.dumps([time.time(), line["step"]]) + "\n")
 
         try:

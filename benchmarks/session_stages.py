@@ -101,7 +101,7 @@ def law(
     first = trial(max(budgets), 4 if 4 in means else int(median(means)))
     share, gain = _packed(out, preset)
     task = Task(trial=first, data_dir=data_dir, run_dir=folder / first.trial_id, threads=threads)
-    side_by_side([replace(task, stop_after_s=rate_s)], 1)
+    side_by_side([replace(task, stop_after_s=rate_s, every_step=True)], 1)
     rate = _rate(task.run_dir) * gain
     left = seconds - (time.monotonic() - began)
     # an eighth for starts, evaluations and the tail, in which not all places are taken
@@ -164,7 +164,11 @@ def _packed(out: Path, preset: str) -> tuple[int, float]:
     with path.open(newline="") as file:
         rows = [r for r in csv.DictReader(file) if r["preset"] == preset and r["over_one"]]
     best = max(rows, key=lambda r: float(r["over_one"]), default=None)
-    return (1, 1.0) if best is None else (int(best["concurrent"]), float(best["over_one"]))
+    return (
+        (1, 1.0)
+        if best is None
+        else (n := int(best["concurrent"]), min(float(best["over_one"]), n))
+    )
 
 
 def _rate(run_dir: Path) -> float:

@@ -114,7 +114,7 @@ class Store:
                 require_plain_name(trial_id, str(path))
         except UserError as error:
             raise UserError(
-                f"{error}. Remove it and start `parcae run` again: what has finished counts as before"
+                f"{error}\nRemove it and start `parcae run` again: what has finished counts as before."
             ) from None
         return sweep
 

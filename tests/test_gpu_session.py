@@ -21,7 +21,7 @@ BLOCKER = """
 import importlib.abc, sys
 MISSING = {
     "ray", "pydantic", "pydantic_core", "wandb", "liger_kernel", "rustbpe", "moto", "s3fs", "boto3",
-    "fsspec", "annotated_types", "nbformat", "ipykernel",
+    "annotated_types", "nbformat", "ipykernel",
 }
 class Block(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):

@@ -214,7 +214,32 @@ class Objective:
                 theta = self.minimise(theta, delta=wide, tolerance=1e-6, max_nfev=50).x
                 narrow = max(0.3 * wide, self.delta)
                 theta, wide = self._onward(theta, wide, narrow), narrow
-        return self.minimise(theta, tolerance=tolerance)
+        return self._polished(self.minimise(theta, tolerance=tolerance))
+
+    def _polished(self, found: OptimizeResult) -> OptimizeResult:
+        """Steps that shrink the gradient, below where F itself still tells one theta from another.
+
+        F ends at rounding when theta is known to its root, 1e-8; certified values have more digits.
+        """
+        theta, slope = found.x, np.inf
+        for _ in range(6):
+            r, jacobian = self.residuals_and_jacobian(theta)
+            w = self.row_weights(r)
+            w = np.ones(len(r)) if w is None else w
+            free = (theta > self.lower) & (theta < self.upper)
+            if self.held is not None:
+                free[self.held] = False
+            rows = jacobian[:, free]
+            gradient = rows.T @ (w * np.clip(r, -self.delta, self.delta))
+            if not np.abs(gradient).max(initial=0.0) < slope:
+                break
+            found.x, slope = theta, np.abs(gradient).max()
+            near = (w * (np.abs(r) <= self.delta))[:, None]
+            step = np.linalg.lstsq(rows.T @ (near * rows), -gradient)[0]
+            theta = theta.copy()
+            theta[free] = np.clip(theta[free] + step, self.lower[free], self.upper[free])
+        found.cost = self.value(found.x)
+        return found
 
     def _onward(self, theta: np.ndarray, wide: float, narrow: float) -> np.ndarray:
         """Follow the optimum to a smaller threshold, with the quadratic zone held fixed.

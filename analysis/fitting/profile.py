@@ -125,6 +125,13 @@ class _Path:
     def deviance(self, i: int) -> float:
         return self.scale * max(self.cost[i] - self.best, 0.0)
 
+    def forget(self, low: float, high: float) -> None:
+        """Drop the held values strictly between two."""
+        for i in reversed(range(len(self.u))):
+            if low < self.u[i] < high:
+                for column in (self.u, self.theta, self.cost, self.sound):
+                    del column[i]
+
     def mend(self, start: int, sign: int) -> None:
         """Refit from the outer neighbour where a refit failed or lies above one farther out."""
         outward = range(len(self.u) - 1, start, -1) if sign > 0 else range(start)
@@ -152,8 +159,8 @@ def profile(
     held = objective.holding(index)
     at = objective.natural(theta)[name]
     param = objective.law.params[index]
-    floor = param.kind != "coefficient" or name in objective.law.floors or param.bounds[0] < 0
-    is_log = not floor and at > 0
+    spans_decades = name not in objective.law.floors and param.bounds[0] >= 0
+    is_log = param.kind == "coefficient" and spans_decades and at > 0
     unit = 1.0 if param.kind == "coefficient" else objective.scale_of(index)
 
     def pinned(theta):
@@ -228,23 +235,15 @@ def _end(path: _Path, start, sign, edge, spread, limit) -> tuple[float | None, l
             xtol=1e-3 * width,
             rtol=1e-4,
         ).root
-        jump = abs(path.add(root, sign) - limit) > _JUMP * limit and _apart(path, root, limit)
-        if not jump:
+        jump = abs(path.add(root, sign) - limit) > _JUMP * limit
+        if not jump or both:
             break
+        path.forget(*sorted((inner, outer)))
     # a held value whose refit lies inside belongs to the interval, whatever the root says
-    inside = [
-        u for u, i in ((path.u[i], i) for i in range(len(path.u))) if path.deviance(i) <= limit
-    ]
+    inside = [u for i, u in enumerate(path.u) if path.deviance(i) <= limit]
     outermost = max(inside) if sign > 0 else min(inside)
     end = sign * max(sign * root, sign * outermost)
     return float(end), [float(root)] if jump else []
-
-
-def _apart(path: _Path, root: float, limit: float) -> bool:
-    """Whether the held values about a root lie on both sides of the limit with a gap between."""
-    i = path.u.index(root)
-    near = [path.deviance(j) for j in range(max(i - 1, 0), min(i + 2, len(path.u)))]
-    return max(near) - min(near) > _JUMP * limit and abs(path.deviance(i) - limit) > _JUMP * limit
 
 
 def _inside(u: float, edge: float, sign: int) -> float:

@@ -46,9 +46,10 @@ def search(objective: Objective, n_starts: int, rng: np.random.Generator) -> Sea
     begin = _starts(objective, n_starts, rng) if objective.terms else _screened(few, n_starts, rng)
     ends = [_wide(few, start) for start in track(begin, "starts of the search")]
     places, counts = _distinct(ends)
-    if few is not objective:
-        places = [few.descend(place).x for place in places[:1]]
-    found = [_settled(objective, objective.descend(place)) for place in places]
+    if few is objective:
+        found = [_settled(objective, objective.descend(place)) for place in places]
+    else:
+        found = [_on_all(objective, few.descend(places[0]))]
     costs = np.array([f.cost for f in found])
     best = found[int(costs.argmin())]
     agree = costs <= best.cost * (1 + _AGREE) + 1e-15
@@ -61,6 +62,13 @@ def search(objective: Objective, n_starts: int, rng: np.random.Generator) -> Sea
         n_agree=int(np.array(counts)[agree].sum()),
         others=tuple(found[i].x for i in order[:OTHERS]),
     )
+
+
+def _on_all(objective: Objective, found: OptimizeResult) -> OptimizeResult:
+    """The optimum of many rows from that of a sample, by stages that a bar can show."""
+    for tolerance in track((1e-4, 1e-6, 1e-8, 1e-10, 1e-12), "fit on all rows"):
+        found = objective.minimise(found.x, tolerance=tolerance)
+    return _settled(objective, found)
 
 
 def onward(objective: Objective, best: Search, better: np.ndarray) -> Search:
@@ -146,7 +154,8 @@ def project(objective: Objective, start: np.ndarray) -> OptimizeResult:
             theta[c] = 0.0
             rest, jacobian = objective.parts(theta)  # of a coefficient that is held
             basis, right = jacobian[:, c] * scale[:, None], (objective.y - rest) * scale
-            theta[c] = _linear(basis, right, objective.lower[c], objective.upper[c])
+            if len(c):  # SciPy 1.17's nnls writes out of bounds on a matrix without columns
+                theta[c] = _linear(basis, right, objective.lower[c], objective.upper[c])
             jacobian = objective.parts(theta)[1][:, k] * scale[:, None]
             inside = (theta[c] > objective.lower[c]) & (theta[c] < objective.upper[c])
             q, _ = np.linalg.qr(basis[:, inside])

@@ -87,8 +87,7 @@ def without_shallow(table: Table) -> Table:
     """Without what does not lie on the looped model's curve, which a parabola is drawn through.
 
     At mu_rec = 1 stands another architecture, the fixed-depth Transformer. With gradient through one
-    loop alone (mu_rec = 2 with the paper's mu_bwd = ceil(mu/2)) a model does not learn to loop: at mu = 2
-    a gradient through both lowered the loss by 0.021 nats (docs/results.md).
+    loop alone (mu_rec = 2 with the paper's mu_bwd = ceil(mu/2)) a model hardly learns to loop.
     """
     frame = table.frame
     if "architecture" in frame and (frame.architecture == "transformer").any():

@@ -191,11 +191,9 @@ def _conversion(expression: str, names: tuple[str, ...]):
 
 def _converted(values: pd.Series, convert) -> pd.Series:
     """A conversion of the cells that are numbers; the others stay, for a message to show."""
-    import pandas as pd
-
     if convert is None:
         return values
-    read = pd.to_numeric(values, errors="coerce").astype("float64")
+    read = numbers.floats(values)
     done = convert(read)
     return done if values.dtype.kind == "f" else done.astype(object).where(read.notna(), values)
 

@@ -25,6 +25,7 @@ _DONE = ("finished", "done", "completed", "success", "succeeded", "ok")
 BUNDLED = {
     "parcae-140m": "parcae_140m_isoflop.csv",  # points of the paper's figure
     "nano-isoflop": "nano_isoflop.parquet",  # records of sweeps/specs/nano-isoflop.yaml
+    "state-reveals": "state_reveals.parquet",  # of sweeps/specs/state-reveals.yaml
 }
 
 

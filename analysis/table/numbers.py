@@ -47,7 +47,7 @@ def parse(values: pd.Series, comma: str | None = None) -> pd.Series:
     """
     import pandas as pd
 
-    numbers = pd.to_numeric(values, errors="coerce").astype("float64")
+    numbers = floats(values)
     odd = values.notna() & numbers.isna()
     if not odd.any():
         return numbers
@@ -63,6 +63,17 @@ def parse(values: pd.Series, comma: str | None = None) -> pd.Series:
     kept = [c if n is None else n for c, n in zip(values[odd], read, strict=True)]
     out[odd] = pd.Series(kept, index=values.index[odd], dtype=object)
     return out
+
+
+def floats(values: pd.Series) -> pd.Series:
+    """The cells that are numbers to pandas, as floats; the others as NaN, too long a number as infinity."""
+    import pandas as pd
+
+    numbers = pd.to_numeric(values, errors="coerce")
+    try:
+        return numbers.astype("float64")
+    except OverflowError:  # whole numbers of hundreds of digits
+        return numbers.map(lambda n: float(str(n))).astype("float64")
 
 
 def one(text: str) -> float | None:

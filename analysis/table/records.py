@@ -251,7 +251,7 @@ def _typed(values: pd.Series, column: Column, where: str) -> pd.Series:
         if column.kind == "int":
             return pd.to_numeric(values).astype(column.dtype)
         return numbers
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise InputError(
             f"{where}: column {column.name!r} needs a {column.kind} in {column.unit}: {error}."
         ) from error

@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING
 
 from analysis.errors import InputError
+from analysis.table import numbers
 from analysis.table.columns import written
 
 if TYPE_CHECKING:
@@ -92,9 +93,7 @@ def refuse_other_flops(flops: pd.Series, columns: dict[str, str], where: str) ->
 
 def numeric(values: pd.Series) -> pd.Series:
     """The column as floats, NaN where a cell is no number."""
-    import pandas as pd
-
-    return pd.to_numeric(values, errors="coerce").astype("float64")
+    return numbers.floats(values)
 
 
 def _refuse_high_losses(frame: pd.DataFrame, where: str) -> None:

@@ -19,9 +19,10 @@ from parcae_core.config import ModelConfig
 WIDE = 4  # bytes of a float32: weights, residual stream, loop state
 # Weights, gradients and two moments; Muon's matrices have one moment and need less
 STATE_BYTES_PER_PARAMETER = 4 * WIDE
-# float32 logits that parcae_core.kernels.linear_cross_entropy holds at a time (64 MiB fill a GPU, a
-# CPU's products want about 16 MiB), and as many tensors of their size
-CHUNK_LOGITS = {"cuda": 1 << 24, "cpu": 1 << 22}
+# float32 logits that parcae_core.kernels.linear_cross_entropy holds at a time (256 MiB are 2,048 tokens
+# of a vocabulary of 32,768, enough for full products; a CPU's want about 16 MiB), and as many tensors
+# of their size
+CHUNK_LOGITS = {"cuda": 1 << 26, "cpu": 1 << 22}
 CHUNK_TENSORS = 4
 
 

@@ -7,12 +7,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from parcae_core.config import MAX_CONTEXT
 from parcae_core.data.corpus import SPLITS, Split
 from parcae_core.data.io import file_sha256
 from parcae_core.errors import UserError
 from parcae_core.plain import build, read_json
 
 FORMAT_VERSION = 1
+MAX_GENERATED_TOKENS = (1 << 16) + 1  # of a row: thousands of them are drawn at once
 MANIFEST_NAME = "manifest.json"
 _AGAIN = "Delete the folder and prepare it again (`parcae data prepare`, or run the sweep again)"
 
@@ -92,8 +94,9 @@ class Manifest:
             _require_plain_name(name)
         if self.splits.keys() != set(SPLITS):
             raise ValueError(f"splits are {', '.join(self.splits)}; {', '.join(SPLITS)} are needed")
-        if self.row_tokens < 2:
-            raise ValueError(f"row_tokens is {self.row_tokens}; it must be >= 2")
+        most = MAX_GENERATED_TOKENS if self.generated is not None else MAX_CONTEXT + 1
+        if not 2 <= self.row_tokens <= most:
+            raise UserError(f"row_tokens is {self.row_tokens}; it must be from 2 to {most}")
 
     @property
     def itemsize(self) -> int:

@@ -64,7 +64,7 @@ class RowReader:
         self.token_bytes = _token_bytes(path, self.manifest.tokenizer.vocab_size)
         self.generator = None
         if (generated := self.manifest.generated) is not None:
-            self.generator = StateReveals.named(generated.get("corpus"))
+            self.generator = StateReveals.named(str(generated.get("corpus")))
             # An order has its own stream, so every seed draws other rows; validation is one for all
             stream = (0, data_seed) if split == "train" else (1,)
             bos_id = self.manifest.tokenizer.bos_id
@@ -117,7 +117,7 @@ class RowReader:
         Raises:
             UserError: for one outside the vocabulary, which would read past the model's tables.
         """
-        if (highest := int(ids.max())) >= len(self.token_bytes):
+        if (highest := int(ids.max(initial=0))) >= len(self.token_bytes):
             raise UserError(
                 f"{self.manifest.data_id}: the {self.split} split holds the id {highest}, and its "
                 f"tokenizer has {len(self.token_bytes)}. Delete the folder and prepare it again"

@@ -298,11 +298,12 @@ def sync(
     from sweeps.tracking.sweep_run import pushed, write_missing
     from sweeps.tracking.sync import key_problem, unsynced
     from sweeps.tracking.sync import sync as send
+    from sweeps.tracking.target import target
 
     store = open_sweep(sweep, out)
     if (problem := key_problem()) is not None:
         raise UserError(f"{store.where}: {problem}.")
-    project = load_spec(store.root / "spec.yaml").wandb.project
+    project = target(load_spec(store.root / "spec.yaml").wandb).project
     try:
         # else workers may be writing the same runs
         with store.driver_lock(), pushed(store):

@@ -187,6 +187,7 @@ class WandbSection(Section):
         "offline", description="offline, online or disabled"
     )
     project: str = Field("parcae-scaling", min_length=1, description="a W&B project name")
+    entity: str | None = Field(None, min_length=1, description="a W&B user or team")
 
 
 class Variation(Section):
@@ -245,12 +246,15 @@ class _Common(Section):
     resources: ResourcesSection = Field(
         ResourcesSection(), description="a mapping: cpus, gpus, ..."
     )
-    wandb: WandbSection = Field(WandbSection(), description="a mapping: mode, project")
+    wandb: WandbSection = Field(WandbSection(), description="a mapping: mode, project, entity")
 
     @property
     def sha256(self) -> str:
         """Hash of what the file says, comments, order and spelling of numbers aside."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        data = self.model_dump(mode="json")
+        if data["wandb"]["entity"] is None:  # so that specs keep the hash of before it was known
+            del data["wandb"]["entity"]
+        text = json.dumps(data, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
 

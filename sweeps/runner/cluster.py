@@ -6,18 +6,22 @@ import functools
 import logging
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from parcae_core.cpus import usable_cpus
 from parcae_core.errors import UserError
 from parcae_core.trial import Resources, Trial
+from sweeps.runner.signals import gone_processes
 from sweeps.storage.objects import is_url
 from sweeps.storage.tempdir import OwnedFolder
 
@@ -25,7 +29,8 @@ from sweeps.storage.tempdir import OwnedFolder
 # is about 70
 MAX_TEMP_PATH = 36
 OBJECT_STORE_BYTES = 100 << 20  # nothing of size goes through it; Ray's default is 30 % of memory
-STARTS = 3  # of a private cluster: on a busy machine Ray's own 30 s may not be enough
+START_S = 180.0  # for a private cluster to start, as RAY_agent_register_timeout_ms below
+SHUTDOWN_S = 10.0  # of a cluster that is lost
 PROBE_S = 4.0  # for the port, and again for what listens there
 
 LAUNCHER_FILE = Path("~/ray_bootstrap_config.yaml").expanduser()  # `ray up` leaves it on the head
@@ -42,6 +47,7 @@ _DEFAULTS = {
 _PRIVATE_DEFAULTS = {
     # Strictly in order: longest first. A cluster that adds nodes would add them one by one
     "TUNE_MAX_PENDING_TRIALS_PG": "1",
+    "RAY_agent_register_timeout_ms": "180000",  # Ray's 30 s are too few on a busy machine
 }
 # What keeps a private cluster private, whatever is set
 _CLOSED = {
@@ -91,7 +97,7 @@ def _private_cluster(cpus: int | None) -> Iterator[None]:
     Without the token any other user of the machine could replace the pickled code in it, and so run
     what they like as this one.
     """
-    with OwnedFolder("pc-", _short_base()) as folder:
+    with OwnedFolder("pc-", _short_base()) as folder, _ended_groups() as processes:
         token = folder / "token"
         with open(token, "x", opener=functools.partial(os.open, mode=0o600)) as file:
             file.write(secrets.token_hex(32))
@@ -100,27 +106,22 @@ def _private_cluster(cpus: int | None) -> Iterator[None]:
             _environment(_DEFAULTS | _PRIVATE_DEFAULTS, closed, _OF_ANOTHER_CLUSTER),
             _ray(send_aws_keys=False) as init,  # its workers inherit this environment
         ):
-            for attempt in range(STARTS):
-                with _own_session() as processes:
-                    try:
-                        init(
-                            address="local",
-                            num_cpus=cpus or usable_cpus(),
-                            include_dashboard=False,
-                            object_store_memory=OBJECT_STORE_BYTES,
-                            _temp_dir=str(folder / "r"),  # Ray opens it to all; ours is around it
-                        )
-                        break
-                    except Exception as error:
-                        if "timed out during startup" not in str(error):
-                            raise
-                        _end(processes)
-                        if attempt + 1 == STARTS:
-                            raise UserError(
-                                f"Ray did not start on this machine in {STARTS} x 30 s; it is very busy, "
-                                "or short of memory. Nothing was run; try again, or --no-ray."
-                            ) from error
-                        print("Ray did not start in its 30 s; trying again", file=sys.stderr)
+            with _patient_start(processes):
+                try:
+                    init(
+                        address="local",
+                        num_cpus=cpus or usable_cpus(),
+                        include_dashboard=False,
+                        object_store_memory=OBJECT_STORE_BYTES,
+                        _temp_dir=str(folder / "r"),  # Ray opens it to all; ours is around it
+                    )
+                except Exception as error:
+                    if "timed out during startup" not in str(error):
+                        raise
+                    raise UserError(
+                        f"Ray did not start on this machine in {START_S:.0f} s; it is very busy, or short "
+                        "of memory. Nothing was run; try again, or --no-ray."
+                    ) from error
             yield
 
 
@@ -163,8 +164,23 @@ def _ray(*, send_aws_keys: bool) -> Iterator[Callable[..., Any]]:
     try:
         yield functools.partial(ray.init, log_to_driver=False, logging_level="ERROR")
     finally:
-        ray.shutdown()
+        _shut_down()
         class_cache.ENV_VARS_TO_PROPAGATE.update(passed_on)
+
+
+def _shut_down() -> None:
+    """`ray.shutdown`, which waits for a lost cluster for ever; then the process goes on without."""
+    import ray
+
+    node = ray._private.worker._global_node
+    if node is None or not gone_processes(node):
+        ray.shutdown()
+        return
+    thread = threading.Thread(target=ray.shutdown, daemon=True)
+    thread.start()
+    thread.join(SHUTDOWN_S)
+    if thread.is_alive():
+        node.kill_all_processes(check_alive=False)  # what it started; nothing of others' clusters
 
 
 def must_send_aws_keys(place: str) -> bool:
@@ -195,36 +211,62 @@ def _read_settings() -> None:
 
 
 @contextmanager
-def _own_session() -> Iterator[list[subprocess.Popen]]:
-    """Ray's processes in sessions of their own: a signal to our group, or a terminal that closes,
-    reaches the driver alone, and trials can write a checkpoint.
+def _ended_groups() -> Iterator[list[subprocess.Popen]]:
+    """Processes whose groups are ended with the block, if anything is left of them.
 
-    On Linux only: elsewhere Ray's reaper ends them by their group.
-
-    Yields:
-        The processes started so far.
+    A raylet that dies leaves its agents behind, which would write in a folder that is gone.
     """
-    from ray._private import services
+    processes: list[subprocess.Popen] = []
+    try:
+        yield processes
+    finally:
+        for process in processes if sys.platform == "linux" else ():
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=5)
 
-    popen, started = services.ConsolePopen, []
+
+@contextmanager
+def _patient_start(started: list[subprocess.Popen]) -> Iterator[None]:
+    """Fewer of Ray's processes, in sessions of their own, and more time for them to start.
+
+    A signal to our group, or a terminal that closes, then reaches the driver alone, and trials can write
+    a checkpoint. On Linux only: elsewhere Ray's reaper ends them by their group. Left out are the
+    autoscaler, the log monitor and the dashboard's server, which have nothing to do here and take the CPU
+    that the raylet's agents need: it dies if they take 15 s to start. Ray's own 30 s for the raylet itself
+    are too few on a busy machine.
+
+    Args:
+        started: gets the processes.
+    """
+    from ray._private import parameter, services
+
+    own = services.ConsolePopen, services.get_node, services.start_api_server, parameter.RayParams
+    deadline = time.monotonic() + START_S
 
     def start(*arguments: Any, **options: Any) -> subprocess.Popen:
         options["start_new_session"] = sys.platform == "linux"
-        started.append(popen(*arguments, **options))
+        started.append(own[0](*arguments, **options))
         return started[-1]
 
-    services.ConsolePopen = start
+    def get_node(*arguments: Any) -> Any:
+        while True:
+            try:
+                return own[1](*arguments)
+            except RuntimeError:  # the raylet has not registered yet
+                if time.monotonic() > deadline or any(p.poll() is not None for p in started):
+                    raise
+                time.sleep(0.1)
+
+    services.ConsolePopen, services.get_node = start, get_node
+    services.start_api_server = lambda *_, **__: ("", None)
+    parameter.RayParams = functools.partial(own[3], no_monitor=True, include_log_monitor=False)
     try:
-        yield started
+        yield
     finally:
-        services.ConsolePopen = popen
-
-
-def _end(processes: Sequence[subprocess.Popen]) -> None:
-    """End what Ray left behind when it gave up starting."""
-    for process in reversed(processes):
-        process.kill()
-        process.wait()
+        services.ConsolePopen, services.get_node = own[:2]
+        services.start_api_server, parameter.RayParams = own[2:]
 
 
 def require_reachable(address: str) -> str:

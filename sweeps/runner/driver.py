@@ -25,6 +25,7 @@ from sweeps.storage.base import Polling
 from sweeps.storage.tempdir import OwnedFolder
 from sweeps.store import Store, git_commit
 from sweeps.tracking.sweep_run import mirror_sweep
+from sweeps.tracking.target import target
 
 GCS_PATIENCE_S = 30.0  # of a cluster that may start it again; Ray ends its drivers after 60 s
 WORKERS_END_S = 15.0  # for those that outlive their raylet to write a checkpoint
@@ -71,6 +72,9 @@ def run(
     Raises:
         UserError: before anything is started or written, if the folder cannot take the plan.
     """
+    wandb = target(plan.spec.wandb, options.wandb_mode)
+    if (sentence := wandb.sentence()) is not None:
+        say(sentence)
     store.check(plan, spec_path, extend=extend)
     if options.address is None:
         require_local(plan.trials, options.cpus)
@@ -106,8 +110,8 @@ def run(
         if not stopped:  # who stops a sweep does not wait for its figures
             for problem in mirror_sweep(
                 store,
-                project=plan.spec.wandb.project,
-                mode=options.wandb_mode or plan.spec.wandb.mode,
+                project=wandb.project,
+                mode=wandb.mode,
             ):
                 say(problem)
     # "running" can only be the word of a worker that is gone
@@ -150,6 +154,7 @@ def prepare_data(plan: Plan, store: Store, trials: Sequence[Trial]) -> dict[str,
 
 def make_job(plan: Plan, store: Store, data_dirs: dict[str, str], options: Options) -> Job:
     """What the workers of one `run` need to know."""
+    wandb = target(plan.spec.wandb, options.wandb_mode)
     return Job(
         out=store.storage.place,
         sweep=store.name,
@@ -157,8 +162,8 @@ def make_job(plan: Plan, store: Store, data_dirs: dict[str, str], options: Optio
         data_dirs=data_dirs,
         spec_sha256=plan.spec.sha256,
         git_commit=git_commit(),
-        wandb_mode=options.wandb_mode or plan.spec.wandb.mode,
-        wandb_project=plan.spec.wandb.project,
+        wandb_mode=wandb.mode,
+        wandb_project=wandb.project,
         checkpoint_every_s=options.checkpoint_every_s,
         lease_wait_s=options.lease_wait_s,
         train=options.train,

@@ -80,35 +80,37 @@ class Losses:
     def __init__(self, store: Store, trials: Iterable[Trial], allowed: int) -> None:
         self.store, self.allowed = store, allowed
         self.counted: Counter[str] = Counter()  # without progress
-        self._checkpoints = {
-            t.trial_id: self._newest(t.trial_id) for t in trials
-        }  # at the last loss
+        self._before = {t.trial_id: self._report(t.trial_id) for t in trials}  # at the last loss
 
-    def _newest(self, trial_id: str) -> int:
-        report = self.store.report(trial_id)
-        return 0 if report is None else report.checkpoint_step
+    def _report(self, trial_id: str) -> StateReport:
+        return self.store.report(trial_id) or StateReport(state="planned")
 
     def has_progressed(self, trial_id: str) -> bool:
         """Whether there is a newer checkpoint than at the last loss."""
-        return self._newest(trial_id) > self._checkpoints[trial_id]
+        newest = self._report(trial_id).checkpoint_step
+        return newest > self._before[trial_id].checkpoint_step
 
     def left(self, trial_id: str) -> int:
         """Losses that may follow now; the next one is free after progress."""
         return self.allowed - self.counted[trial_id] + self.has_progressed(trial_id)
 
-    def record(self, trial: Trial, loss: Loss) -> str:
+    def record(self, trial: Trial, loss: Loss, *, given_up: bool = False) -> str:
         """Count a loss, and leave it in state.json.
+
+        Args:
+            given_up: whoever schedules makes no further attempt, whatever is allowed.
 
         Returns:
             A line for the person who watches.
         """
         trial_id = trial.trial_id
-        report = self.store.report(trial_id) or StateReport(state="planned")
-        if report.state == "planned" and report.reason is not None:
-            loss = Loss(report.reason, loss.advice)  # the worker could still say it itself
+        report = self._report(trial_id)
+        began = report.attempts > self._before[trial_id].attempts
+        if began and report.state == "planned" and report.reason is not None:
+            loss = Loss(report.reason)  # the worker could still say it itself
         progressed = self.has_progressed(trial_id)
         self.counted[trial_id] += not progressed
-        self._checkpoints[trial_id] = report.checkpoint_step
+        self._before[trial_id] = report
         path = self.store.files(trial_id).state
         replace(
             report,
@@ -119,7 +121,7 @@ class Losses:
         ).write(path)
         self.store.storage.push(path)
         n = self.counted[trial_id]
-        if n > self.allowed:
+        if given_up or n > self.allowed:
             return f"worker lost at step {report.step}: {loss}; given up after {n} losses without progress"
         count = "" if progressed else f" ({n} of {self.allowed} losses without progress)"
         return (

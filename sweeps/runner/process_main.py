@@ -21,8 +21,10 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
+GROUP_TIMEOUT = timedelta(hours=1)  # of one exchange, an evaluation at many loops included
 _PR_SET_PDEATHSIG = 1  # Linux, sys/prctl.h
 
 
@@ -76,6 +78,7 @@ def train_as(
 
     import torch.distributed as dist
 
+    from parcae_core.device import resolve_device
     from parcae_core.result import Execution
     from parcae_core.training.train import train
     from parcae_core.trial import trial_from_dict
@@ -84,11 +87,17 @@ def train_as(
     if task["one_machine"]:
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # the machine's own name may not resolve
     execution = Execution(**task["execution"], stop_requested=stop_requested)
+    on_gpu = execution.device.startswith("cuda")
     dist.init_process_group(
-        "nccl" if execution.device.startswith("cuda") else "gloo",
+        "nccl" if on_gpu else "gloo",
         init_method=task["meeting"],
         rank=task["rank"],
         world_size=task["n"],
+        # the others wait while the first evaluates; NCCL's own ten minutes would end them
+        timeout=GROUP_TIMEOUT,
+        device_id=resolve_device(execution.device, local_rank=task["local_rank"])
+        if on_gpu
+        else None,
     )
     try:
         result = train(

@@ -81,14 +81,15 @@ class Progress(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self.ended[trial.config["trial_id"]] = "lost"
-        self._lost(trial)
+        self._lost(trial, given_up=True)
 
-    def _lost(self, trial: Any) -> None:
+    def _lost(self, trial: Any, *, given_up: bool = False) -> None:
         planned = self.trials[trial.config["trial_id"]]
         self.storage.pull(now=True)
         if self.store.state(planned).state == "failed":  # on record, and its worker is replaced
             return
-        self.say(f"{label(planned)}: {self.losses.record(planned, loss_of(_error_of(trial)))}")
+        line = self.losses.record(planned, loss_of(_error_of(trial)), given_up=given_up)
+        self.say(f"{label(planned)}: {line}")
         self._allow(trial)
 
     def _allow(self, trial: Any) -> None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 LOOK_EVERY_S = 2.0
 MISSED_LOOKS = 3  # a socket that a busy machine is slow to accept on is not gone
@@ -94,12 +95,9 @@ def watched_cluster(request_stop: Callable[[], object], *, gcs_patience_s: float
         missed = {"raylet": 0, "GCS": 0}
         allowed = {"raylet": MISSED_LOOKS, "GCS": MISSED_LOOKS + gcs_patience_s / LOOK_EVERY_S}
         while not over.wait(LOOK_EVERY_S):
-            there = {
-                "raylet": _accepts(socket.AF_UNIX, node.raylet_socket_name),
-                "GCS": _accepts(socket.AF_INET, node.gcs_address),
-            }
+            gone = gone_processes(node)
             for name in missed:
-                missed[name] = 0 if there[name] else missed[name] + 1
+                missed[name] = missed[name] + 1 if name in gone else 0
                 if missed[name] >= allowed[name]:
                     return lose(name)
 
@@ -123,6 +121,19 @@ def watched_cluster(request_stop: Callable[[], object], *, gcs_patience_s: float
     finally:
         over.set()
         signal.signal(signal.SIGUSR2, before)
+
+
+def gone_processes(node: Any) -> list[str]:
+    """Which of "raylet" and "GCS" do not listen any more.
+
+    Args:
+        node: Ray's own, of this process.
+    """
+    there = {
+        "raylet": _accepts(socket.AF_UNIX, node.raylet_socket_name),
+        "GCS": _accepts(socket.AF_INET, node.gcs_address),
+    }
+    return [name for name, accepts in there.items() if not accepts]
 
 
 def _accepts(family: socket.AddressFamily, address: str) -> bool:

@@ -114,7 +114,10 @@ def found(runs: Iterable[Run], where: str) -> load.Found:
     planned: set[str] = set()
     for run in runs:
         if run.job_type == "sweep":
-            planned |= set(run.config.get("trials") or ())
+            trials = run.config.get("trials")
+            planned |= (
+                {t for t in trials if isinstance(t, str)} if isinstance(trials, list) else set()
+            )
             continue
         reason = _reason_to_drop(run, seen)
         if reason is not None:
@@ -138,10 +141,13 @@ def found(runs: Iterable[Run], where: str) -> load.Found:
 
 def _reason_to_drop(run: Run, seen: set[str]) -> str | None:
     record = run.config.get("record")
-    if not isinstance(record, dict) or "trial_id" not in record:
+    if not isinstance(record, dict) or not isinstance(record.get("trial_id"), str):
         return "a W&B run that this toolkit did not write"
     if not isinstance(run.summary.get("record"), dict):
         return f"a W&B run without a result: its trial has not ended ({run.state})"
+    rows = run.summary["record"].get("evaluation") or []
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        return "a W&B run whose evaluation is damaged"
     if record["trial_id"] in seen:
         return "a W&B run of a trial that another sweep took over"
     return None
@@ -221,11 +227,15 @@ def read_file(path: Path) -> Run:
     Raises:
         ValueError: if the file is none of W&B's.
     """
+    from google.protobuf.message import DecodeError
     from wandb.proto import wandb_internal_pb2 as pb
 
     out = Run()
     for raw in records(path):
-        record = pb.Record.FromString(raw)
+        try:
+            record = pb.Record.FromString(raw)
+        except DecodeError as error:
+            raise ValueError(f"{path} holds what is no record of W&B's ({error})") from None
         match record.WhichOneof("record_type"):
             case "run":
                 run = record.run
@@ -270,10 +280,21 @@ def records(path: Path) -> Iterator[bytes]:
 
 
 def update(into: dict[str, Any], items: Any) -> None:
-    """Set values under their keys; a nested key names the way down."""
+    """Set values under their keys; a nested key names the way down.
+
+    Raises:
+        ValueError: for a value that is no JSON, or a way through one that has no keys.
+    """
     for item in items:
-        *way, last = [item.key] if item.key else list(item.nested_key)
+        *way, last = [item.key] if item.key else list(item.nested_key) or [""]
         place = into
         for name in way:
             place = place.setdefault(name, {})
-        place[last] = json.loads(item.value_json)
+            if not isinstance(place, dict):
+                raise ValueError(
+                    f"W&B's key {'.'.join(item.nested_key)[:80]!r} leads through a value"
+                )
+        try:
+            place[last] = json.loads(item.value_json)
+        except RecursionError:
+            raise ValueError(f"the value of W&B's key {last[:80]!r} is nested too deep") from None

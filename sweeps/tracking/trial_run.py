@@ -45,6 +45,9 @@ def open_run(
 ) -> wandb.Run:
     """A W&B run whose files lie under folder/wandb; an online run of the same id goes on.
 
+    Args:
+        project: PROJECT, or ENTITY/PROJECT.
+
     Raises:
         Exception: whatever W&B raises. `finish` of the run raises TimeoutError when the data could
             not be sent in time.
@@ -59,7 +62,11 @@ def open_run(
         f"spec-{sweep.get('spec_sha256', 'none')[:12]}",
         f"commit-{(sweep.get('git_commit') or 'none')[:12]}",
     )
+    entity, _, project = project.rpartition("/")
+    # What is offline stays with the sweep, where `sync` and the other nodes find it
+    place = os.environ.get("WANDB_DIR") if mode == "online" else None
     return wandb.init(
+        entity=entity or None,
         project=project,
         group=store.name,
         job_type=job_type,
@@ -67,7 +74,7 @@ def open_run(
         name=run_id,
         tags=[t[:64] for t in tags],  # W&B takes no longer ones
         config=config,
-        dir=str(folder),
+        dir=place or str(folder),
         mode=mode,
         resume="allow" if mode == "online" else None,
         reinit="finish_previous",

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from analysis import api, test_time
 from analysis.errors import InputError
 from analysis.figures import parametric, sweeps
+from analysis.fitting.fit import fit_table as fit_of
 from analysis.isoflop import parabolas
 from analysis.laws import library
 from analysis.report import study
@@ -106,8 +107,7 @@ def test_profile_and_contour_csv_hold_what_the_figure_says():
 
 def test_observed_against_predicted_shows_every_row_and_its_error():
     table = load.load("bundled:parcae-140m")
-    result = api.fit_table(table, "training", interval="none")
-    rows = parametric.observed(table, library.get("training"), result).drawn
+    rows = parametric.observed(fit_of(table, library.get("training"), interval="none")).drawn
     shown = rows[(rows.panel == "observed") & (rows.kind == "points")]
     assert sorted(shown.y) == sorted(table.frame.val_loss)
     error = rows[(rows.panel == "error") & (rows.kind == "points")]

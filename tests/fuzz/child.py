@@ -1,4 +1,4 @@
-"""Runs one target in a process of little memory: `python -m tests.fuzz.child TARGET N FOLDER`.
+"""Runs targets in a process of little memory: `python -m tests.fuzz.child FOLDER TARGET=N ...`.
 
 A case is a command line on a damaged file. It may end with 0, 1 or 2 and one message a line; it may
 not raise, run what a file asks for, take ten seconds of CPU time or two gigabytes.
@@ -18,13 +18,15 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.fuzz.targets import TARGETS, Target
+
 MEMORY_BYTES = 2 << 30
 CPU_S = 10.0
 HUNG_S = 120.0  # of the clock: the machine may be busy with something else
 
 
-def run(target: object, n_cases: int, folder: Path) -> None:
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
+def run(target: Target, n_cases: int, folder: Path) -> None:
+    folder.mkdir()
     os.environ["CANARY"] = str(folder / "canary")
     prepared = target.prepare(folder)
 
@@ -53,7 +55,7 @@ def run(target: object, n_cases: int, folder: Path) -> None:
 
     case()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{n_cases} cases, peak {peak:.2f} GiB")
+    print(f"{folder.name}: {n_cases} cases, peak so far {peak:.2f} GiB", flush=True)
 
 
 def call(arguments: list[str]) -> tuple[int | None, str, str]:
@@ -72,6 +74,7 @@ def call(arguments: list[str]) -> tuple[int | None, str, str]:
 
 
 if __name__ == "__main__":
-    from tests.fuzz import targets
-
-    run(targets.TARGETS[sys.argv[1]], int(sys.argv[2]), Path(sys.argv[3]))
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
+    place, *wanted = sys.argv[1:]
+    for name, n in (w.split("=") for w in wanted):
+        run(TARGETS[name], int(n), Path(place) / name)

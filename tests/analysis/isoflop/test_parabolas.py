@@ -162,6 +162,7 @@ def test_what_is_no_looped_model_with_gradient_through_its_loops_is_left_out(
         val_loss=9.0,
     )
     fixed.loc[fixed.budget_flops == fixed.budget_flops.max(), "val_loss"] = 0.5
+    fixed["val_bpb"] = fixed.val_loss / np.log(2) / 4
     table = table_of(pd.concat([loop_records, fixed]), tmp_path)
     found = parabolas.fit_recurrence(table)
     reasons = {d.reason: d.n_rows for d in found.result.dropped}
@@ -174,7 +175,7 @@ def test_what_is_no_looped_model_with_gradient_through_its_loops_is_left_out(
 
 def test_mixed_sizes_are_refused(records, tmp_path):
     records = records.astype({"preset": object})
-    records.loc[records.mean_recurrence == 2, "preset"] = "370m"
+    records.loc[records.mean_recurrence == 4, "preset"] = "370m"
     with pytest.raises(InputError, match=r"presets 140m, 370m are mixed.*--where preset=140m"):
         parabolas.fit_recurrence(table_of(records, tmp_path))
 

@@ -56,7 +56,7 @@ def test_labels_are_the_gaps_that_states_end():
 def test_the_floor_is_the_entropy_of_the_text():
     """The mean surprise of a reader who knows everything, counted over real rows."""
     corpus = StateReveals(longest_gap=32)
-    assert corpus.loss(64) == pytest.approx(1.5248, abs=5e-5)  # LAW_ON_CPU, 4 actions alike
+    assert corpus.loss(64) == pytest.approx(1.5248, abs=5e-5)  # of the sample it replaces
     ids = np.concatenate([corpus.chunk((7,), i, 64) for i in range(4)])
     hazard, nats = corpus.hazard(), np.full(len(ids), math.log(5))
     since = np.zeros(len(ids), int)
@@ -81,7 +81,6 @@ def test_a_batch_is_a_function_of_its_step_and_rows_never_repeat(folder):
     step = CHUNK_ROWS // 8 - 1  # the next batch lies in another chunk
     batch, after = reader.batch(step, 8), reader.batch(step + 1, 8)
     assert (RowReader(folder, "train", data_seed=0).batch(step, 8).ids == batch.ids).all()
-    assert (reader.batch(step, 8, members=[3]).ids == batch.ids[3:4]).all()
     assert batch.epoch == 0
     assert batch.ids.shape == (8, 65)
     assert (batch.ids[:, 0] == 9).all()

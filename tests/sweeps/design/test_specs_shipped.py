@@ -81,13 +81,13 @@ def test_the_iso_depth_spec_keeps_depth_equal():
     assert depths == {12}
 
 
-def test_the_demo_is_a_seed_of_the_careful_sweep_and_fits_its_minutes():
+def test_the_demo_is_two_seeds_of_the_careful_sweep_and_fits_its_minutes():
     planned = trials("demo")
     assert {t.trial_id for t in planned} < {t.trial_id for t in trials("state-reveals")}
     assert len({t.budget_flops for t in planned}) >= 5
     assert {t.mean_recurrence for t in planned} > {1}
-    # 8 minutes on two quiet cores, at the 10 GFLOP/s each that overhead leaves of 17 (docs/log.md)
-    assert sum(t.train_flops("exact") for t in planned) < 2 * 480 * 1e10
+    # 8 minutes on two quiet cores; small steps leave about 12 of the 17 GFLOP/s that a core makes
+    assert sum(t.train_flops("exact") for t in planned) < 2 * 480 * 1.2e10
 
 
 def test_the_law_for_one_gpu_fits_its_sitting_and_reads_out_every_depth():

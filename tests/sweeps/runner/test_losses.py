@@ -102,7 +102,11 @@ def test_the_reason_is_in_state_json_and_in_status(watched):
 
 def test_what_the_worker_could_still_say_is_kept(watched):
     store, trial, losses = watched
-    report(store, trial, state="planned", step=4, reason="[Errno 28] No space left on device")
+    full = "[Errno 28] No space left on device"
+    report(store, trial, state="planned", step=4, attempts=1, reason=full)
     assert "worker lost at step 4: [Errno 28] No space left" in losses.record(
         trial, loss_of(KILLED)
     )
+    # A worker that never began said nothing, and the line before is not quoted in the next
+    again = losses.record(trial, loss_of(MODULE))
+    assert again.startswith("worker lost at step 4: its node has no module")

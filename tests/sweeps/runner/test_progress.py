@@ -52,7 +52,8 @@ def test_plain_lines_say_what_runs_and_what_ended(watched):
     assert f"0 of 4 ended; {trials[0].trial_id} C=4e8 mu=1 step 40/86 loss 2.500" in text
     assert "mu=1: done, val_loss 3.0000 (1 of 4 finished)" in text
     assert "worker lost at step 0: its worker is gone, and nothing says why; starting again" in text
-    assert "(2 of 3 losses without progress)" in text
+    assert "(1 of 3 losses without progress)" in text
+    assert "nothing says why; given up after 2 losses without progress" in text
     assert views[1].max_failures == 4 + 1  # Tune's count and what is left
     assert "failed: ValueError: [no] such thing" in text
 

@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+
+from analysis import loops, test_time
+from analysis.errors import InputError
+from analysis.table import load
+
+T = np.array([1, 2, 3, 4, 6, 8, 12, 16, 24, 32])
+NOISE = 1e-4 * np.random.default_rng(0).standard_normal(len(T))
+CLEAN = 2.9 + 0.55 * np.exp(-0.6 * T) + NOISE
+
+
+@pytest.fixture
+def write(tmp_path):
+    def run(*curves, names=None):
+        names = names or [f"r{i}" for i in range(len(curves))]
+        lines = [
+            f"{name},{t},{v}"
+            for name, losses in zip(names, curves, strict=True)
+            for t, v in zip(T, losses, strict=True)
+        ]
+        path = tmp_path / "curves.csv"
+        path.write_text("\n".join(["run,T,loss", *lines]))
+        return path
+
+    return run
+
+
+def problems(path, **options):
+    return test_time.fit_test_time(load.load(path, **options)).result.problems
+
+
+def test_a_loss_that_rises_again_is_said_with_its_place_and_the_advice_works(write):
+    path = write(CLEAN + 0.004 * np.maximum(T - 8, 0))
+    [words] = problems(path)
+    assert "the loss rises after T = 8 (2.90" in words
+    assert problems(path, where=("n_loops<=8",)) == ()
+    answer = loops.loops_to_reach(load.load(path), 2.92)
+    assert answer.values[0].value == 6
+    assert "the losses measured at T = 6, 8, 12 reach it" in answer.notes[0]
+    assert not answer.valid
+    [words] = problems(write(CLEAN + 0.02 * np.maximum(T - 8, 0)))  # ends above its start
+    assert "it is lowest at T = 8" in words
+
+
+def test_one_point_that_stands_off_is_named(write):
+    path = write(np.where(T == 6, CLEAN + 0.05, CLEAN))
+    [words] = problems(path)
+    assert "the loss at T = 6 (2.96" in words
+    assert problems(path, where=("T!=6",)) == ()
+
+
+def test_losses_of_another_form_are_a_lack_of_fit(write):
+    [words] = problems(write(2.6 + 0.9 * T**-0.5 + NOISE))
+    assert "lack of fit: the residuals run along T" in words
+    assert problems(write(CLEAN)) == ()
+
+
+def test_two_curves_are_never_fitted_as_one(write):
+    both = write(CLEAN, CLEAN + 0.1, names=["a", "a"])
+    with pytest.raises(
+        InputError, match=r"run a has 2 losses at T = 1 \(3.2019, 3.3019\).*map run"
+    ):
+        problems(both)
+    no_run = load.load(both, {"T": "T", "loss": "loss"})
+    with pytest.raises(InputError, match=r"2 losses at T = 1 .*tells runs apart.*run=COLUMN"):
+        test_time.fit_test_time(no_run)
+    found = test_time.fit_test_time(
+        load.load(write(CLEAN, CLEAN, CLEAN + 0.1, names=["b", "a", "a"]))
+    )
+    [words] = found.result.problems
+    assert words.startswith("run a (a): 2 losses at T = 1")
+    assert found.result["z[b]"].value == pytest.approx(0.6, abs=0.01)
+
+
+def test_rows_without_a_run_are_left_out_and_said(write):
+    result = test_time.fit_test_time(load.load(write(CLEAN, CLEAN + 0.1, names=["a", ""]))).result
+    assert [(d.reason, d.n_rows) for d in result.dropped] == [
+        ("no run is named in column 'run'", 10)
+    ]
