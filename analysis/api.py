@@ -11,10 +11,11 @@ from analysis.fitting.options import FitOptions
 from analysis.fitting.result import FitResult
 from analysis.laws import formula, library
 from analysis.table import load as table_load
-from analysis.table.columns import parse_columns
+from analysis.table.columns import canonical, parse_columns
 
 if TYPE_CHECKING:
     from analysis.laws.law import Law
+    from analysis.predict import Answer
     from analysis.report.study import Study
     from analysis.table.load import Table
 
@@ -142,6 +143,35 @@ def fit_table(
     from analysis.fitting import fit
 
     return fit.fit_table(table, form, chosen).result
+
+
+def predict_source(
+    source, law: str, at: str | dict[str, float], *, columns=None, where=(), **options
+) -> Answer:
+    """The target of a law at a setting: {"n_params": 1e9, "n_tokens": 2e10} or "N=1e9,D=2e10"."""
+    from analysis.predict import predict
+
+    read = Source(name=source, columns=columns, where=where).table(law)
+    at = parse_setting(at) if isinstance(at, str) else at
+    at = {canonical(k, "at"): v for k, v in at.items()}
+    changes, options = _taken(options)
+    return predict(read, law_of(law, read, changes), at, **options)
+
+
+def optimal_source(source, budget: float, law: str, *, columns=None, where=(), **options) -> Answer:
+    """The best setting for a budget of FLOPs: N* and D*, or mu* and D*."""
+    from analysis.predict import optimal
+
+    read = Source(name=source, columns=columns, where=where).table(law)
+    changes, options = _taken(options)
+    form = law if law in library.OTHER_LAWS and not changes else law_of(law, read, changes)
+    return optimal(read, budget, form, **options)
+
+
+def _taken(options: dict) -> tuple[Changes, dict]:
+    """fix, tie and bound apart from the fit's options."""
+    changes = {n: options.pop(n) for n in ("fix", "tie", "bound") if n in options}
+    return Changes(**changes), options
 
 
 def study_source(

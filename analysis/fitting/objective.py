@@ -176,7 +176,7 @@ class Objective:
             ftol=tolerance,
             xtol=tolerance,
             gtol=tolerance,
-            max_nfev=max_nfev,
+            max_nfev=max_nfev if self.terms else 3 * max_nfev,
         )
         theta[free] = found.x
         found.x = theta

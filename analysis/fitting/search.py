@@ -20,6 +20,7 @@ _AGREE = 1e-6  # starts whose objectives differ by less than this share found th
 _SAME_PLACE = 1e-3  # in standardised parameters
 MANY, SAMPLE = 100_000, 20_000  # beyond so many rows the starts run on so many of them
 OTHERS = 3  # further optima that profiles start from too
+_FOLLOWED = 4  # places that are followed to their optimum, of a law without terms
 _SCREENED = 60  # start points looked at for each that is followed, of a law without terms
 _EDGE = (
     1e-6  # a coefficient's share of the loss, or distance to a bound, that is tried at the bound
@@ -46,6 +47,8 @@ def search(objective: Objective, n_starts: int, rng: np.random.Generator) -> Sea
     begin = _starts(objective, n_starts, rng) if objective.terms else _screened(few, n_starts, rng)
     ends = [_wide(few, start) for start in track(begin, "starts of the search")]
     places, counts = _distinct(ends)
+    if not objective.terms:  # curved valleys: long walks, so only from where few are left to go
+        places, counts = places[:_FOLLOWED], counts[:_FOLLOWED]
     if few is objective:
         found = [_settled(objective, objective.descend(place)) for place in places]
     else:

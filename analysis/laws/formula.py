@@ -150,6 +150,7 @@ def law(
             f"here: {', '.join(columns)}."
         )
     fields.setdefault("target", columns.get(target, target) if target else "val_loss")
+    _refuse_undetermined(node, text)
     roles = _roles(node)
     terms = _terms(node)
     own = [(params or {}).get(n) or _parameter(n, roles[n], data) for n in known]
@@ -186,6 +187,39 @@ def of_table(text: str, table: Table) -> Law:
     used = tuple(dict.fromkeys(c for n, c in known.items() if n != target))
     there = load.need(table, used, text)
     return law(text, known, data=load.columns_of(there, used))
+
+
+def _refuse_undetermined(node: Node, text: str) -> None:
+    """Parameters whose effects are one, whatever the columns hold: E + F, a*b*N.
+
+    Source of the test: the Jacobian at random points and columns has a direction without effect.
+    """
+    rng = np.random.default_rng(0)
+    names, never = node.parameters, set(node.parameters)
+    for _ in range(4):
+        columns = {c: np.exp(rng.uniform(0.1, 3.0, 64)) for c in node.names("column")}
+        values = {n: float(rng.uniform(0.1, 1.5)) for n in names}
+        _, slopes = _gradient(node)(values, columns)
+        jacobian = np.stack([slopes[n] for n in names], axis=1)
+        if not np.isfinite(jacobian).all():
+            continue
+        size = np.linalg.norm(jacobian, axis=0)
+        _, spread, directions = np.linalg.svd(jacobian / np.maximum(size, 1e-300))
+        flat = directions[spread < 1e-11 * spread[0]]
+        never &= {
+            n
+            for n, share in zip(names, np.abs(flat).max(axis=0, initial=0), strict=True)
+            if share > 1e-3
+        }
+    if not never or len(never) == len(names) > 6:
+        return
+    those = [n for n in names if n in never]
+    if len(those) == 1:
+        fault, cure = f"no column determines {those[0]}", "take it out"
+    else:
+        fault = f"{' and '.join(those)} always act together and no column tells them apart"
+        cure = f"write one parameter for them, or hold {those[-1]} as a number"
+    raise InputError(f"--law {text!r}: {fault}; {cure}.")
 
 
 def _gradient(node: Node):

@@ -56,7 +56,7 @@ def register(scheme: str, reader: Reader) -> None:
 
 
 def load(
-    source: str | Path,
+    source: str | Path | pd.DataFrame,
     columns: dict[str, str] | None = None,
     where: tuple[str, ...] = (),
     own: tuple[str, ...] = (),
@@ -64,7 +64,7 @@ def load(
     """The table of a source.
 
     Args:
-        source: `bundled:NAME`, a sweep folder, a .parquet or .csv file, or what a registered
+        source: a pandas DataFrame, `bundled:NAME`, a sweep folder, a .parquet or .csv file, or what a registered
             reader claims.
         columns: our name or letter -> the file's column, for a file that is not a records table.
         where: conditions that rows must meet, like "mean_recurrence>1" or "preset=140m".
@@ -73,6 +73,9 @@ def load(
     Raises:
         InputError: when the source is missing, does not parse, or mixes what cannot be mixed.
     """
+    if _is_frame(source):
+        raw = files.Raw(source.reset_index(drop=True))
+        return _points(raw, columns, where, Path("DataFrame"), own)
     text = str(source)
     if text.startswith("bundled:"):
         table = _bundled(text.removeprefix("bundled:"))
@@ -95,6 +98,12 @@ def load(
         table = table.keep(met, f"not {condition}")
     checks.refuse_mixtures(table)
     return table
+
+
+def _is_frame(source) -> bool:
+    import pandas as pd
+
+    return isinstance(source, pd.DataFrame)
 
 
 def from_records(frame: pd.DataFrame, where: str) -> Table:

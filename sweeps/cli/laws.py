@@ -129,8 +129,20 @@ def fits(verb):
 
 def register(app: typer.Typer) -> None:
     """Add this room's verbs to an application."""
-    for verb in (fit, predict, optimal, loops, judge, compare, plot, report):
+    for verb in (columns, fit, predict, optimal, loops, judge, compare, plot, report):
         app.command(verb.__name__)(verb)
+
+
+def columns(source: Annotated[str, typer.Argument(help="A file with a table.")]) -> None:
+    """Show what each column of a file was taken for, and the command that fits it.
+
+    Examples:
+
+        parcae columns points.csv
+    """
+    from analysis.table import guess
+
+    typer.echo(guess.shown(source))
 
 
 Law = Annotated[

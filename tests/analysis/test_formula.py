@@ -86,6 +86,9 @@ def test_nothing_is_evaluated(tmp_path):
         ("E + A", "none of E, A is a column"),
         ("N*D", "every name is a column"),
         ("E + A*N**-", "not a formula"),
+        ("E + F + A*N**-a", "E and F always act together"),
+        ("E + a*b*N**-c", "a and b always act together"),
+        ("E + A*N**-a + 0*k", "no column determines k"),
         ("E + A*loss", "is what the law gives"),
     ],
 )
