@@ -11,15 +11,17 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from scipy.optimize import minimize_scalar
 
 from analysis.errors import InputError
 from analysis.fitting.fit import Fit, fit_table
 from analysis.fitting.result import FitResult, Param, interval
 from analysis.laws import library
 from analysis.table import load
-from analysis.table.columns import LAW_COLUMNS
+from analysis.table.columns import info
 
 if TYPE_CHECKING:
+    from analysis.laws.law import Law
     from analysis.table.load import Table
 
 MU_GRID = np.geomspace(1.0, 128.0, 1200)
@@ -70,7 +72,7 @@ class Answer:
 
 
 def predict(
-    table: Table, law_name: str, at: dict[str, float], n_resamples: int = 500, **options
+    table: Table, law: str | Law, at: dict[str, float], n_resamples: int = 500, **options
 ) -> Answer:
     """The law's target at one setting.
 
@@ -81,10 +83,10 @@ def predict(
     Raises:
         InputError: a column without a value, or a law that predicts nothing by itself.
     """
-    law = library.get(law_name)
+    law = library.get(law) if isinstance(law, str) else law
     if law.per_run:
         raise InputError(
-            f"law {law_name!r} is fitted to each run; use `unified` to predict at other settings."
+            f"law {law.name!r} is fitted to each run; use `unified` to predict at other settings."
         )
     point = point_of(law, at, table)
     fitted = fit_table(table, law, **options)
@@ -129,33 +131,126 @@ def over(draws: dict[str, np.ndarray], of) -> np.ndarray:
     )
 
 
-def optimal(table: Table, budget: float, law_name: str = "recurrence", **options) -> Answer:
-    """mu* and D* for a compute budget (FLOPs, by the rule of the source).
+def optimal(table: Table, budget: float, law: str | Law = "recurrence", **options) -> Answer:
+    """The best setting for a compute budget (FLOPs, by the rule of the source).
 
     Args:
-        law_name: "recurrence" reads the power laws of the minima; "training" minimises the
-            parametric law along the budget, with the measured FLOPs per token of each mu.
+        law: "recurrence" reads mu* and D* from the power laws of the minima and "isoflop" N* and D*;
+            "training" minimises the law along the budget with the measured FLOPs per token of each
+            mu; a law in N and D alone is minimised along C = 6 N D.
 
     Raises:
-        InputError: another law, or a recurrence law from which no exponent follows.
+        InputError: another law, or minima from which no exponent follows.
     """
     if not budget > 0:
         raise InputError(f"--budget is {budget}; FLOPs above 0 are needed, like 1e20.")
-    if law_name == "recurrence":
-        return _optimal_by_lines(table, budget, options.get("confidence", 0.95))
-    if law_name == "training":
-        return _optimal_by_law(table, budget, options)
-    raise InputError(f"--law {law_name!r}: an optimum follows from recurrence or training.")
+    if law in ("recurrence", "isoflop"):
+        over = options.get("over") or ("N" if law == "isoflop" else "mu")
+        return _optimal_by_lines(table, budget, options.get("confidence", 0.95), law, over)
+    options.pop("over", None)
+    law = library.get(law) if isinstance(law, str) else law
+    if set(law.columns) == {"n_params", "n_tokens"}:
+        return _optimal_size(table, budget, law, options)
+    if set(law.columns) == {"n_params_unrolled", "n_tokens"}:
+        return _optimal_by_law(table, budget, law, options)
+    raise InputError(
+        f"--law {law.name!r}: an optimum follows from recurrence, isoflop, training, or a law in N and D alone."
+    )
 
 
-def _optimal_by_lines(table: Table, budget: float, confidence: float) -> Answer:
-    from analysis.isoflop.parabolas import fit_recurrence
+def _optimal_size(table: Table, budget: float, law: Law, options: dict) -> Answer:
+    """N* and D* of a law in N and D, minimised along C = 6 N D."""
+    n_resamples = options.pop("n_resamples", 500)
+    fitted = fit_table(table, law, **options)
+    confidence, measured = fitted.options.confidence, fitted.dataset.columns
+    _refuse_other_cost(fitted.dataset.table)
 
-    found = fit_recurrence(table, confidence)
+    def along(log_n):
+        n = np.exp(np.asarray(log_n, dtype=float))
+        return {"n_params": n, "n_tokens": budget / (6 * n)}
+
+    coarse = np.linspace(np.log(1e3), np.log(budget / 6e3), 400)
+
+    def best(params) -> tuple[float, float, bool]:
+        """(log N*, loss, whether the law turns there)."""
+        loss = law.predict(params, along(coarse))
+        i = int(np.argmin(loss))
+        if i in (0, len(coarse) - 1):
+            return float(coarse[i]), float(loss[i]), False
+        found = minimize_scalar(
+            lambda u: float(law.predict(params, along([u]))[0]),
+            bounds=(coarse[i - 1], coarse[i + 1]),
+            method="bounded",
+            options={"xatol": 1e-9},
+        )
+        return float(found.x), float(found.fun), True
+
+    middle, loss, turns = best(fitted.params)
+    if not turns:
+        raise InputError(
+            f"{table.source}: along 6 N D = {budget:.3g} the fitted {law.name} law has no minimum: it favours "
+            "ever larger or ever smaller models. Fit more sizes per budget."
+        )
+    draws = over(fitted.resamples(n_resamples), lambda p: best(p)[:2])
+    n_low, n_high = (float(np.exp(v)) for v in percentiles(draws[:, 0], confidence))
+    loss_low, loss_high = percentiles(draws[:, 1], confidence)
+    n = float(np.exp(middle))
+    d = budget / (6 * n)
+    spent = 6 * measured["n_params"] * measured["n_tokens"]
+    notes = outside(fitted, {"n_params": n, "n_tokens": d})
+    if not spent.min() * 0.99 <= budget <= spent.max() * 1.01:
+        notes.append(
+            f"{budget:.3g} FLOPs lies outside the measured {spent.min():.3g} to {spent.max():.3g}"
+        )
+    return Answer(
+        question=f"compute-optimal parameters and tokens at {budget:.4g} FLOPs, by the {law.name} law "
+        "and C = 6 N D",
+        values=(
+            Param(name="N*", value=n, ci_low=n_low, ci_high=n_high, unit="parameters"),
+            Param(
+                name="D*",
+                value=d,
+                ci_low=budget / (6 * n_high),
+                ci_high=budget / (6 * n_low),
+                unit="tokens",
+            ),
+            Param(name="loss", value=loss, ci_low=loss_low, ci_high=loss_high, unit=_LOSS),
+        ),
+        inside=not notes,
+        interval_method=f"{resampling(fitted, n_resamples)}, propagated through the minimum",
+        fit=fitted.result,
+        notes=tuple(notes),
+    )
+
+
+def _refuse_other_cost(table: Table) -> None:
+    """C = 6 N D is assumed; FLOPs in the table that are far from it are counted otherwise."""
+    if not {"train_flops", "n_params", "n_tokens"} <= set(table.frame):
+        return
+    frame = table.frame
+    ratio = float(np.median(frame.train_flops / (6 * frame.n_params * frame.n_tokens)))
+    if not 0.8 < ratio < 1.25:
+        raise InputError(
+            f"{table.source}: FLOPs are {ratio:.3g} times 6 N D, so an optimum along 6 N D would not be one of "
+            "this count. Use --law isoflop --over N, or leave C out of --columns and state the budget as 6 N D."
+        )
+
+
+def _optimal_by_lines(
+    table: Table, budget: float, confidence: float, law: str, over: str
+) -> Answer:
+    from analysis.isoflop import parabolas
+
+    if law == "isoflop":
+        found = parabolas.fit_isoflop(table, over, confidence)
+    else:
+        found = parabolas.fit_recurrence(table, confidence)
     if not found.lines:
         raise InputError(f"{table.source}: {'; '.join(found.result.problems)}.")
     values, notes = [], []
-    for axis, name, unit in (("mean_recurrence", "mu*", "loops"), ("n_tokens", "D*", "tokens")):
+    for axis in dict.fromkeys(p.axis for p in found.parabolas):
+        letter, unit = parabolas.axis_words(axis)
+        name = f"{letter}*"
         if axis not in found.lines:
             notes.append(f"no {name}: its exponent does not follow")
             continue
@@ -167,7 +262,7 @@ def _optimal_by_lines(table: Table, budget: float, confidence: float) -> Answer:
                 f"{budget:.3g} FLOPs lies outside the {line.x_low:.3g} to {line.x_high:.3g} whose {name} is measured"
             )
     return Answer(
-        question=f"compute-optimal mean recurrence and tokens at {budget:.4g} FLOPs",
+        question=f"compute-optimal {' and '.join(v.name for v in values)} at {budget:.4g} FLOPs",
         values=tuple(values),
         inside=not notes,
         interval_method="Student t of the power law's line",
@@ -176,8 +271,7 @@ def _optimal_by_lines(table: Table, budget: float, confidence: float) -> Answer:
     )
 
 
-def _optimal_by_law(table: Table, budget: float, options: dict) -> Answer:
-    law = library.get("training")
+def _optimal_by_law(table: Table, budget: float, law: Law, options: dict) -> Answer:
     # train_flops is asked for first, so that FLOPs per token can be read from the same rows
     table = load.need(table, ("mean_recurrence", "train_flops", *law.columns), "training")
     cost = flops_per_token(table)
@@ -282,9 +376,9 @@ def point_of(law, at: dict[str, float], table: Table) -> dict[str, float]:
         point["n_params_unrolled"] = total + (point["mean_recurrence"] - 1) * core
     missing = [c for c in law.columns if c not in point]
     if missing:
-        letter = LAW_COLUMNS[missing[0]][0]
+        letter = info(missing[0])[0]
         raise InputError(
             f"--at: law {law.name!r} needs {missing[0]}; add {letter}=VALUE (it takes "
-            f"{', '.join(LAW_COLUMNS[c][0] for c in law.columns)})."
+            f"{', '.join(info(c)[0] for c in law.columns)})."
         )
     return {c: float(point[c]) for c in law.columns}

@@ -19,6 +19,7 @@ from analysis.isoflop import bias, parabolas
 from analysis.laws import library
 from analysis.laws.law import Law
 from analysis.table import load
+from analysis.table.columns import info
 
 if TYPE_CHECKING:
     from analysis.table.load import Table
@@ -26,32 +27,45 @@ if TYPE_CHECKING:
 DELTA = 1e-3  # of the Huber errors compared, as in the paper's table
 
 
-def judge(table: Table, law: str) -> dict[str, list[dict]]:
-    """The judgements that fit a law: name of the table -> rows."""
+def judge(table: Table, law: str | Law, **options) -> dict[str, list[dict]]:
+    """The judgements that fit a law: name of the table -> rows.
+
+    Args:
+        options: of `FitOptions`; intervals are not made here.
+    """
     if law == "recurrence":
         return {"exponents without one budget": leave_one_budget_out(table)}
-    chosen = library.get(law)
+    chosen = library.get(law) if isinstance(law, str) else law
+    law = chosen.name
+    options = FitOptions(**options | {"interval": "none"})
     if chosen.per_run:
         return {"test-time forms": compare_forms(table)}
-    tables = {"weight of single rows (jackknife, standard errors)": influence(table, chosen)[:10]}
+    tables = {
+        "weight of single rows (jackknife, standard errors)": influence(table, chosen, options)[:10]
+    }
+    ahead = held_out_largest(table, chosen, options)
+    if ahead:
+        tables = {"errors on the largest held out": ahead} | tables
     if "budget_flops" not in table.frame:
         return tables
-    tables = {"errors on a budget held out": held_out_budgets(table, chosen)} | tables
+    held = held_out_budgets(table, chosen, options)
+    tables = {"errors on a budget held out": held} | tables
     if law in ("training", "iso-depth"):
         tables["laws of the same rows compared"] = compare_laws(table)
     if law == "training":
-        values = fit(prepare(table, chosen), chosen, FitOptions(interval="none")).params
+        values = fit(prepare(table, chosen), chosen, options).params
         title = "bias of the parabola on this grid, were the law true"
         tables[title] = bias.parabola_bias(values, table)
     return tables
 
 
-def held_out_budgets(table: Table, law: Law, n_starts: int = 8) -> list[dict]:
+def held_out_budgets(table: Table, law: Law, options: FitOptions | None = None) -> list[dict]:
     """Relative error on each budget when fitted to the others, and on the largest from the smaller.
 
     Raises:
         InputError: without budgets, or with fewer than three.
     """
+    options = options or FitOptions(interval="none", n_starts=8)
     data = prepare(table, law)
     table = data.table
     if "budget_flops" not in table.frame or table.frame.budget_flops.nunique() < 3:
@@ -64,19 +78,36 @@ def held_out_budgets(table: Table, law: Law, n_starts: int = 8) -> list[dict]:
         seen = budgets != budget
         if seen.sum() <= len(law.params):
             continue
-        fitted = fit(data.take(seen), law, FitOptions(interval="none", n_starts=n_starts))
-        gone = data.take(~seen)
-        error = fitted.predict(gone.columns) / gone.target - 1
         rows.append(
-            {
-                "held_out_flops": float(budget),
-                "extrapolates": bool(budget == budgets.max()),
-                "n_rows": int((~seen).sum()),
-                "mean_error": float(error.mean()),
-                "mean_abs_error": float(np.abs(error).mean()),
-            }
+            {"held_out_flops": float(budget), "extrapolates": bool(budget == budgets.max())}
+            | _held_out(data, seen, law, options)
         )
     return rows
+
+
+def held_out_largest(table: Table, law: Law, options: FitOptions) -> list[dict]:
+    """Relative error on the largest value of each column of the law, fitted to the smaller ones."""
+    data = prepare(table, law)
+    rows = []
+    for name in law.columns:
+        values = data.columns[name]
+        seen = values < values.max() * (1 - 1e-9)
+        if len(np.unique(values[seen])) < 2 or seen.sum() <= len(law.params):
+            continue
+        found = {"held_out": f"{info(name)[0]} = {values.max():.4g}"}
+        rows.append(found | _held_out(data, seen, law, options))
+    return rows
+
+
+def _held_out(data: Dataset, seen: np.ndarray, law: Law, options: FitOptions) -> dict:
+    fitted = fit(data.take(seen), law, options)
+    gone = data.take(~seen)
+    error = fitted.predict(gone.columns) / gone.target - 1
+    return {
+        "n_rows": int((~seen).sum()),
+        "mean_error": float(error.mean()),
+        "mean_abs_error": float(np.abs(error).mean()),
+    }
 
 
 def leave_one_budget_out(table: Table, confidence: float = 0.95) -> list[dict]:
@@ -153,12 +184,12 @@ def compare_laws(table: Table, names: tuple[str, ...] = ("training", "iso-depth"
     return rows
 
 
-def influence(table: Table, law: Law) -> list[dict]:
+def influence(table: Table, law: Law, options: FitOptions | None = None) -> list[dict]:
     """What leaving out each row does to each parameter, in units of its spread over all of these.
 
     A jackknife: the spread is its standard error, so that 1 means "this row moves it by one".
     """
-    fitted = fit(prepare(table, law), law, FitOptions(interval="none"))
+    fitted = fit(prepare(table, law), law, options or FitOptions(interval="none"))
     n, table = len(fitted.dataset), fitted.dataset.table
     draws, _ = intervals.refits(fitted.objective, fitted.theta, 1 - np.eye(n))
     natural = np.array([list(fitted.objective.natural(theta).values()) for theta in draws])

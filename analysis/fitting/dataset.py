@@ -10,7 +10,7 @@ import numpy as np
 
 from analysis.errors import InputError
 from analysis.table import checks, load
-from analysis.table.columns import LAW_COLUMNS
+from analysis.table.columns import info
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,6 +78,12 @@ def prepare(table: Table, law: Law) -> Dataset:
     table = load.need(table, (law.target, *law.columns), law.name)
     columns = load.columns_of(table, law.columns)
     target = load.columns_of(table, (law.target,))[law.target]
+    if not (target > 0).all():
+        row = int(np.argmin(target > 0))
+        raise InputError(
+            f"{table.source}: {law.target} is {target[row]:g} in row {row + 1}; a law's target must be above "
+            f'0, because its logarithm is fitted. Leave such rows out with --where "{law.target}>0".'
+        )
     if len(target) <= len(law.params):
         raise InputError(
             f"{table.source}: {len(target)} rows for the {len(law.params)} parameters of "
@@ -154,7 +160,7 @@ def _proportional(law: Law, columns) -> list[str]:
                 if abs(slope - 1) < 0.01
                 else f"rise together ({b} ~ {a}^{slope:.3g})"
             )
-            names = f"{LAW_COLUMNS[a][0]} and {LAW_COLUMNS[b][0]}"
+            names = f"{info(a)[0]} and {info(b)[0]}"
             out.append(f"{names} {how}: their exponents cannot be told apart")
     return out
 

@@ -59,6 +59,9 @@ def curvature(objective: Objective, theta: np.ndarray, runs: np.ndarray | None) 
     rows = jacobian[:, free]
     n, p = len(r), len(theta)
     slope = np.clip(r, -objective.delta, objective.delta)
+    if objective.undertuned != 1.0:
+        slope = slope * objective.row_weights(r)
+        rows = rows * np.sqrt(objective.row_weights(r))[:, None]
     square = max(float(slope @ slope) / max(n - p, 1), 1e-300)  # E[h'^2]
     bend = _bend(r, objective.delta, n - p)  # E[h'']
     gram = rows.T @ rows
@@ -74,7 +77,7 @@ def curvature(objective: Objective, theta: np.ndarray, runs: np.ndarray | None) 
     if runs is not None:
         count = int(runs.max()) + 1
         scores = np.zeros((count, rows.shape[1]))
-        np.add.at(scores, runs, rows * slope[:, None])
+        np.add.at(scores, runs, jacobian[:, free] * slope[:, None])
         dof = count - p
         meat = scores.T @ scores * count / max(dof, 1)
         covariance = inverse @ meat @ inverse / bend**2
@@ -135,7 +138,7 @@ def too_few_runs(data: Dataset, n_params: int) -> str:
 def log_natural(objective: Objective, theta: np.ndarray) -> np.ndarray:
     """q (P,): natural parameters, coefficients by their logarithms (-inf for one at 0)."""
     values = np.array(list(objective.natural(theta).values()))
-    logs = np.array([p.kind == "coefficient" for p in objective.law.params]) & bool(objective.terms)
+    logs = np.array([p.kind == "coefficient" for p in objective.law.params])
     with np.errstate(divide="ignore"):
         return np.where(logs, np.log(np.abs(values)), values)
 
@@ -155,7 +158,7 @@ def student_draws(objective, theta, data: Dataset, n: int, rng) -> dict[str, np.
         found.dof / rng.chisquare(found.dof, (n, 1))
     )
     return {
-        p.name: np.exp(q[:, i]) if p.kind == "coefficient" and objective.terms else q[:, i]
+        p.name: np.exp(q[:, i]) if p.kind == "coefficient" else q[:, i]
         for i, p in enumerate(objective.law.params)
     }
 

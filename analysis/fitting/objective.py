@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from analysis.laws.law import Law, LawTerm
 
 _TINY = 1e-300
+_FAR = 1e30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +55,7 @@ class Objective:
     raw: bool  # residuals of the target itself, not of its logarithm
     delta: float  # np.inf for least squares
     weights: np.ndarray | None = None  # (n,)
+    undertuned: float = 1.0  # further weight of rows that the law lies above
     held: int | None = None
 
     # -- the law at theta
@@ -61,7 +63,7 @@ class Objective:
     def parts(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Predicted target (n,) and its Jacobian (n, P)."""
         if not self.terms:
-            return self._numerical(theta)
+            return self._by_gradient(theta)
         n = len(self.y)
         total = np.zeros(n)
         jacobian = np.zeros((len(theta), n))  # rows are contiguous
@@ -88,20 +90,14 @@ class Objective:
         x, dx = t.term.shaped(self.columns, theta[t.s])
         return (x - t.anchor) / t.spread, dx / t.spread
 
-    def _numerical(self, theta):
-        """A law that gives no terms: three-point differences of its function."""
-        at = self._function(theta)
-        steps = np.finfo(float).eps ** (1 / 3) * np.maximum(np.abs(theta), 1e-8)
-        columns = []
-        for i, step in enumerate(steps):
-            high, low = theta.copy(), theta.copy()
-            high[i] = min(theta[i] + step, self.upper[i])
-            low[i] = max(theta[i] - step, self.lower[i])
-            columns.append((self._function(high) - self._function(low)) / (high[i] - low[i]))
-        return at, np.stack(columns, axis=1)
-
-    def _function(self, theta):
-        return self.law.predict(dict(zip(self.law.names, theta, strict=True)), self.columns)
+    def _by_gradient(self, theta):
+        """A law that gives no terms; where it is no number it is far from every measurement."""
+        value, slopes = self.law.with_slopes(
+            dict(zip(self.law.names, theta, strict=True)), self.columns
+        )
+        jacobian = np.stack([slopes[n] for n in self.law.names], axis=1)
+        value = np.nan_to_num(value, nan=_FAR, posinf=_FAR, neginf=-_FAR)
+        return np.clip(value, -_FAR, _FAR), np.clip(np.nan_to_num(jacobian), -_FAR, _FAR)
 
     def residuals_and_jacobian(self, theta) -> tuple[np.ndarray, np.ndarray]:
         """r (n,) and dr/dtheta (n, P)."""
@@ -116,8 +112,16 @@ class Objective:
 
     def value(self, theta) -> float:
         """F."""
-        terms = huber(self.residuals(theta), self.delta)
-        return float(terms.sum() if self.weights is None else self.weights @ terms)
+        r = self.residuals(theta)
+        terms, weights = huber(r, self.delta), self.row_weights(r)
+        return float(terms.sum() if weights is None else weights @ terms)
+
+    def row_weights(self, r: np.ndarray) -> np.ndarray | None:
+        """Of each row's Huber term, (n,); a row that the law lies above is `undertuned` times as dear."""
+        if self.undertuned == 1.0:
+            return self.weights
+        one_sided = np.where(r > 0, self.undertuned, 1.0)
+        return one_sided if self.weights is None else self.weights * one_sided
 
     # -- the paper's parameters
 
@@ -133,6 +137,9 @@ class Objective:
     def log_jacobian(self, theta: np.ndarray) -> np.ndarray:
         """d q / d theta (P, P), q the natural parameters, coefficients above 0 by their logarithms."""
         out = np.eye(len(theta))
+        for i, p in enumerate(self.law.params):
+            if p.kind == "coefficient" and theta[i] > 0:
+                out[i, i] = 1 / theta[i]
         for t in self.terms:
             out[t.c, t.c] = 1 / theta[t.c] if theta[t.c] > 0 else 1.0
             if t.k is not None:
@@ -164,24 +171,28 @@ class Objective:
             np.clip(theta[free], lower, upper),
             lambda part: both(part)[1][:, free],
             bounds=(lower, upper),
-            loss=self._loss(delta),
+            x_scale=1.0 if self.terms else "jac",  # terms are standardised
+            loss=self._loss(delta, memory),
             f_scale=1.0 if np.isinf(delta) else delta,
             ftol=tolerance,
             xtol=tolerance,
             gtol=tolerance,
-            max_nfev=max_nfev,
+            max_nfev=max_nfev if self.terms else 3 * max_nfev,
         )
         theta[free] = found.x
         found.x = theta
         return found
 
-    def _loss(self, delta):
-        """SciPy's word for Huber or squares; with weights the same functions, each row's times its weight."""
-        if self.weights is None:
+    def _loss(self, delta, memory):
+        """SciPy's word for Huber or squares; with weights the same functions, each row's times its weight.
+
+        SciPy asks for the loss of squares right after the residuals that `memory` still holds with signs.
+        """
+        if self.weights is None and self.undertuned == 1.0:
             return "linear" if np.isinf(delta) else "huber"
-        w = self.weights
 
         def weighted(z):
+            w = self.row_weights(memory["at"][0])
             if np.isinf(delta):
                 return w * np.stack([z, np.ones(len(z)), np.zeros(len(z))])
             root = np.sqrt(np.maximum(z, 1.0))
@@ -214,7 +225,8 @@ class Objective:
         theta, slope = found.x, np.inf
         for _ in range(6):
             r, jacobian = self.residuals_and_jacobian(theta)
-            w = np.ones(len(r)) if self.weights is None else self.weights
+            w = self.row_weights(r)
+            w = np.ones(len(r)) if w is None else w
             free = (theta > self.lower) & (theta < self.upper)
             if self.held is not None:
                 free[self.held] = False
@@ -325,6 +337,7 @@ def build(law: Law, data: Dataset, options: FitOptions) -> Objective:
         upper=upper,
         raw=options.loss == "lsq",
         delta=options.delta if options.loss == "huber" else np.inf,
+        undertuned=options.undertuned,
     )
 
 

@@ -17,6 +17,7 @@ class FitOptions:
 
     loss: Loss = "huber"
     delta: float = 1e-3  # Huber's threshold on log-loss residuals
+    undertuned: float = 1.0  # weight of rows that the law lies above: no run should beat its law
     n_starts: int = 16
     interval: Interval | None = None  # None: what `default_interval` says
     n_resamples: int = 1000
@@ -31,7 +32,7 @@ class FitOptions:
                     f"--{name} {value!r} is unknown{nearest(value, allowed)}; it must be one of "
                     f"{', '.join(allowed)}."
                 )
-        for name in ("delta", "n_starts", "n_resamples"):
+        for name in ("delta", "undertuned", "n_starts", "n_resamples"):
             if not getattr(self, name) > 0:
                 option = name.removeprefix("n_")
                 raise InputError(f"--{option} is {getattr(self, name)}; it must be above 0.")
@@ -42,8 +43,10 @@ class FitOptions:
 
     @property
     def objective_name(self) -> str:
-        return {
+        words = {
             "huber": f"sum of Huber(log loss residual), delta={self.delta:g}",
             "log-lsq": "half the sum of squared log loss residuals",
             "lsq": "half the sum of squared loss residuals (nats^2)",
         }[self.loss]
+        once = f"; rows below the law count {self.undertuned:g} times"
+        return words + (once if self.undertuned != 1 else "")

@@ -157,7 +157,7 @@ def profile(
     held = objective.holding(index)
     at = objective.natural(theta)[name]
     param = objective.law.params[index]
-    spans_decades = bool(objective.terms) and name not in objective.law.floors
+    spans_decades = name not in objective.law.floors and param.bounds[0] >= 0
     is_log = param.kind == "coefficient" and spans_decades and at > 0
     unit = 1.0 if param.kind == "coefficient" else objective.scale_of(index)
 
@@ -262,15 +262,21 @@ def _refit(
     moved = begin.copy()
     moved[free] += follow
     in_box = bool(((moved >= held.lower) & (moved <= held.upper))[free].all())
-    if held.terms and (project_first or not in_box):
+    if _linear(held) and (project_first or not in_box):
         begin = project(held, begin).x
     elif in_box:
         begin = moved
     found = held.minimise(begin, tolerance=1e-8, max_nfev=40)
-    if found.status <= 0 and held.terms:  # a curved valley: let the coefficients follow first
+    if found.status <= 0 and _linear(held):  # a curved valley: let the coefficients follow first
         again = held.minimise(project(held, begin).x, tolerance=1e-8)
         found = again if again.cost <= found.cost else found
     return found
+
+
+def _linear(held: Objective) -> bool:
+    """Whether coefficients can follow by themselves: some are free, and so is something else."""
+    kinds = [p.kind == "coefficient" for i, p in enumerate(held.law.params) if i != held.held]
+    return any(kinds) and not all(kinds)
 
 
 def _with(theta: np.ndarray, index: int, value: float) -> np.ndarray:

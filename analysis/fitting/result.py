@@ -87,6 +87,30 @@ class FitResult:
         """Point estimates by name."""
         return {p.name: p.value for p in self.params}
 
+    def to_frame(self):
+        """Parameters as a pandas table: value, ends of the interval, unit."""
+        import pandas as pd
+
+        rows = [asdict(p) for p in self.params]
+        return pd.DataFrame(rows).set_index("name")
+
+    def to_markdown(self) -> str:
+        """The same as a Markdown table, without further libraries."""
+        return _table(self, ("| ", " | ", " |"), "|---|---|---|---|")
+
+    def to_latex(self) -> str:
+        """The same as the body of a LaTeX tabular with booktabs' rules."""
+        body = _table(self, ("", " & ", r" \\"), r"\midrule").replace("_", r"\_")
+        return "\\begin{tabular}{lrrr}\n\\toprule\n" + body + "\n\\bottomrule\n\\end{tabular}"
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        verdict = "valid" if self.valid else "NOT VALID: " + " ".join(map(escape, self.problems))
+        frame = self.to_frame()[["value", "ci_low", "ci_high", "unit"]]
+        head = f"<p><code>{escape(self.formula)}</code>: {self.n_obs} rows, {verdict}</p>"
+        return head + frame.to_html(float_format="{:.5g}".format, na_rep="")
+
     def to_json(self) -> str:
         data = {k: v for k, v in asdict(self).items()} | {"valid": self.valid}
         return json.dumps(_finite(data), indent=2, sort_keys=True, allow_nan=False)
@@ -158,6 +182,18 @@ class FitResult:
 def none_if_nan(x: float) -> float | None:
     """For values that may not exist: None in place of NaN."""
     return None if x is None or math.isnan(x) else float(x)
+
+
+def _table(result: FitResult, marks: tuple[str, str, str], rule: str) -> str:
+    begin, between, end = marks
+    rows = [("parameter", "value", f"low, {result.confidence:.0%}", "high")]
+    if end.strip() == r"\\":
+        rows = [tuple(cell.replace("%", r"\%") for cell in rows[0])]
+    for p in result.params:
+        cells = ["" if v is None else f"{v:.5g}" for v in (p.value, p.ci_low, p.ci_high)]
+        rows.append((p.name, *cells))
+    lines = [begin + between.join(row) + end for row in rows]
+    return "\n".join([lines[0], rule, *lines[1:]])
 
 
 def _line(p: Param, width: int) -> str:

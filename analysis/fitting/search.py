@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import OptimizeResult, least_squares, nnls
+from scipy.optimize import OptimizeResult, least_squares, lsq_linear, nnls
 
 from analysis.fitting.objective import Objective
 from analysis.progress import track
@@ -20,6 +20,8 @@ _AGREE = 1e-6  # starts whose objectives differ by less than this share found th
 _SAME_PLACE = 1e-3  # in standardised parameters
 MANY, SAMPLE = 100_000, 20_000  # beyond so many rows the starts run on so many of them
 OTHERS = 3  # further optima that profiles start from too
+_FOLLOWED = 4  # places that are followed to their optimum, of a law without terms
+_SCREENED = 60  # start points looked at for each that is followed, of a law without terms
 _EDGE = (
     1e-6  # a coefficient's share of the loss, or distance to a bound, that is tried at the bound
 )
@@ -42,9 +44,11 @@ def search(objective: Objective, n_starts: int, rng: np.random.Generator) -> Sea
     few = objective
     if len(objective.y) > MANY:  # a sample finds the basin; all rows find its bottom
         few = objective.rows(np.sort(rng.choice(len(objective.y), SAMPLE, replace=False)))
-    begin = _starts(objective, n_starts, rng)
+    begin = _starts(objective, n_starts, rng) if objective.terms else _screened(few, n_starts, rng)
     ends = [_wide(few, start) for start in track(begin, "starts of the search")]
     places, counts = _distinct(ends)
+    if not objective.terms:  # curved valleys: long walks, so only from where few are left to go
+        places, counts = places[:_FOLLOWED], counts[:_FOLLOWED]
     if few is objective:
         found = [_settled(objective, objective.descend(place)) for place in places]
     else:
@@ -81,8 +85,8 @@ def onward(objective: Objective, best: Search, better: np.ndarray) -> Search:
 def _settled(objective: Objective, found: OptimizeResult) -> OptimizeResult:
     """The optimum with parameters that crept to a bound put on it, where that is no worse."""
     share = np.ones(len(found.x))
-    if objective.terms:
-        c = _coefficients(objective)
+    c = _coefficients(objective)
+    if len(c):
         share[c] = np.median(objective.y) / np.maximum(
             objective.parts(found.x)[1][:, c].max(axis=0), 1e-300
         )
@@ -103,20 +107,39 @@ def _starts(objective: Objective, n: int, rng) -> np.ndarray:
     theta = np.ones((n, len(objective.law.params)))
     spread = {t.k: t.spread for t in objective.terms}
     for i, p in enumerate(objective.law.params):
-        if p.kind != "coefficient" or not objective.terms:
+        if p.kind == "coefficient":
+            continue
+        if p.log_start:
+            theta[:, i] = np.exp(rng.uniform(*np.log(p.start), n))
+        else:
             theta[:, i] = rng.uniform(*p.start, n) * spread.get(i, 1.0)
     return np.clip(theta, objective.lower, objective.upper)
 
 
+def _screened(objective: Objective, n: int, rng) -> np.ndarray:
+    """The best of many start points of a law whose shape says nothing of where to start, (n, P)."""
+    theta = _starts(objective, n * _SCREENED, rng)
+    c, scale = _coefficients(objective), 1 / objective.y
+    costs = np.empty(len(theta))
+    for i, point in enumerate(theta):
+        if len(c):
+            point[c] = 0.0
+            rest, jacobian = objective.parts(point)
+            basis, right = jacobian[:, c] * scale[:, None], (objective.y - rest) * scale
+            point[c] = _linear(basis, right, objective.lower[c], objective.upper[c])
+        costs[i] = np.square(np.clip(objective.residuals(point), -1e3, 1e3)).sum()
+    return theta[np.argsort(costs, kind="stable")[:n]]
+
+
 def _wide(objective: Objective, start: np.ndarray) -> OptimizeResult:
     """The optimum of the quadratic objective that a start leads to."""
-    if not objective.terms or np.isfinite(objective.upper[_coefficients(objective)]).any():
+    if len(_coefficients(objective)) in (0, len(start)):
         return objective.minimise(start, delta=np.inf, tolerance=1e-10)
     return project(objective, start)
 
 
 def _coefficients(objective: Objective) -> np.ndarray:
-    return np.unique([t.c for t in objective.terms])
+    return np.flatnonzero([p.kind == "coefficient" for p in objective.law.params])
 
 
 def project(objective: Objective, start: np.ndarray) -> OptimizeResult:
@@ -135,9 +158,10 @@ def project(objective: Objective, start: np.ndarray) -> OptimizeResult:
             rest, jacobian = objective.parts(theta)  # of a coefficient that is held
             basis, right = jacobian[:, c] * scale[:, None], (objective.y - rest) * scale
             if len(c):  # SciPy 1.17's nnls writes out of bounds on a matrix without columns
-                theta[c], _ = nnls(basis, right)
+                theta[c] = _linear(basis, right, objective.lower[c], objective.upper[c])
             jacobian = objective.parts(theta)[1][:, k] * scale[:, None]
-            q, _ = np.linalg.qr(basis[:, theta[c] > 0])
+            inside = (theta[c] > objective.lower[c]) & (theta[c] < objective.upper[c])
+            q, _ = np.linalg.qr(basis[:, inside])
             memory["key"] = part.copy()
             memory["theta"] = theta.copy()
             memory["at"] = basis @ theta[c] - right, jacobian - q @ (q.T @ jacobian)
@@ -156,6 +180,16 @@ def project(objective: Objective, start: np.ndarray) -> OptimizeResult:
     both(found.x)
     found.x = memory["theta"]
     return found
+
+
+def _linear(basis, right, lower, upper) -> np.ndarray:
+    """Coefficients within their bounds that come closest; columns are scaled, whatever their unit."""
+    size = np.maximum(np.linalg.norm(basis, axis=0), 1e-200)
+    if (lower == 0).all() and np.isinf(upper).all():
+        return nnls(basis / size, right)[0] / size
+    return np.clip(
+        lsq_linear(basis / size, right, (lower * size, upper * size)).x / size, lower, upper
+    )
 
 
 def _distinct(found: list[OptimizeResult]) -> tuple[list[np.ndarray], list[int]]:

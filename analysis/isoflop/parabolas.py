@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis import known
+from analysis.errors import InputError
 from analysis.fitting.result import FitResult, Param
 from analysis.isoflop.power_law import PowerLine, fit_line, too_few
 from analysis.table import checks, load
+from analysis.table.columns import LETTERS, info
 
 if TYPE_CHECKING:
     from analysis.table.load import Table
@@ -29,14 +31,20 @@ if TYPE_CHECKING:
 MIN_RUNS = 4  # three determine a parabola and leave nothing to judge it by
 MIN_BUDGETS = 3  # two optima determine a line and leave nothing to judge it by
 FORMULA = "mu* = k_mu C^gamma_mu, D* = k_D C^gamma_D, at the minima of a parabola per budget"
-_AXES = {"mean_recurrence": ("mu", "loops"), "n_tokens": ("D", "tokens")}
+_LOOPED = ("mean_recurrence", "n_tokens")  # the axes of the recurrence law
+
+
+def axis_words(axis: str) -> tuple[str, str]:
+    """(letter, unit) of an axis; a file's own column carries its name."""
+    letter, unit, _ = info(axis)
+    return letter, "1" if unit == "-" else unit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parabola:
     """One budget's fit along one axis; loss = a + b z + c z^2, z = log(axis) - centre."""
 
-    axis: str  # "mean_recurrence" or "n_tokens"
+    axis: str  # a column: "mean_recurrence", "n_tokens", "n_params", ...
     budget_flops: float
     n_runs: int
     centre: float
@@ -119,30 +127,70 @@ def fit_recurrence(
     table = load.need(table, needed, "recurrence")
     checks.refuse_sizes(table, "recurrence")
     problems = checks.disagreements(table)
+    return _fitted(table, _LOOPED, "recurrence", FORMULA, problems, confidence)
+
+
+def fit_isoflop(table: Table, over: str = "N", confidence: float = 0.95) -> Recurrence:
+    """The same over any axis: a parabola of the loss per budget, and the power law of its minima.
+
+    D comes with it where tokens are known: C = 6 N D ties them to N. Over mu it is the recurrence law.
+
+    Args:
+        over: a letter or name of ours, or a column of the file: N, D, mu, batch, a learning rate.
+
+    Raises:
+        InputError: columns or values missing, or an axis with the same value in every row.
+    """
+    axis = LETTERS.get(over, over)
+    if axis == "mean_recurrence":
+        return fit_recurrence(table, confidence)
+    table = load.at_training_depth(table)
+    if "budget_flops" in table.frame:
+        table = table.keep(table.frame.budget_flops.notna(), "trained for tokens, not for a budget")
+    axes = (axis,)
+    if axis != "n_tokens" and ("n_tokens" in table.frame or axis == "n_params"):
+        axes = (axis, "n_tokens")
+    table = load.need(table, ("budget_flops", *axes, "val_loss"), "isoflop")
+    bad = [a for a in axes if not (table.frame[a] > 0).all()]
+    if bad or table.frame[axis].nunique() < 2:
+        what = f"{bad[0]} holds values at or below 0" if bad else f"{axis} is the same in every row"
+        raise InputError(
+            f"{table.source}: {what}; isoFLOP over {over} needs different values above 0. Choose another "
+            "--over, or leave rows out with --where."
+        )
+    letters = [axis_words(a)[0] for a in axes]
+    formula = ", ".join(f"{x}* = k_{x} C^gamma_{x}" for x in letters)
+    formula += f", at the minima of a parabola in log {letters[0]} per budget"
+    return _fitted(table, axes, "isoflop", formula, checks.disagreements(table), confidence)
+
+
+def _fitted(table, axes, law: str, formula: str, problems: list[str], confidence) -> Recurrence:
+    """Parabolas over the axes, the budgets chosen by the first, and the power laws."""
     seeds = checks.averaged_seeds(table)
     table = seeds.table
-    parabolas = fit_parabolas(table, confidence, seeds)
+    parabolas = fit_parabolas(table, confidence, seeds, axes)
     params, lines, notes = [], {}, [*table.notes]
-    used = {p.budget_flops for p in parabolas if p.axis == "mean_recurrence" and p.interpolated}
-    for axis in _AXES:
+    used = {p.budget_flops for p in parabolas if p.axis == axes[0] and p.interpolated}
+    for axis in axes:
         own = [p for p in parabolas if p.axis == axis]
         line_params, line, words, faults = _power_law(axis, own, used, confidence)
         params += line_params
         notes += words
-        problems += faults
+        problems = [*problems, *faults]
         if line is not None:
             lines[axis] = line
+    letter = axis_words(axes[0])[0]
     result = FitResult(
-        law="recurrence",
-        formula=FORMULA,
+        law=law,
+        formula=formula,
         source=table.source,
         params=tuple(params),
         confidence=confidence,
         interval_method="Student t of the optima's scatter about the line; optima: Fieller, pooled residual",
         n_obs=len(table.frame),
         dropped=table.dropped,
-        objective=float(sum(p.sse for p in parabolas if p.axis == "mean_recurrence")),
-        objective_name="sum of squared residuals of the parabolas in log mu (nats^2), closed form",
+        objective=float(sum(p.sse for p in parabolas if p.axis == axes[0])),
+        objective_name=f"sum of squared residuals of the parabolas in log {letter} (nats^2), closed form",
         n_starts=1,
         n_starts_at_best=1,
         data_sha256=table.sha256,
@@ -155,7 +203,10 @@ def fit_recurrence(
 
 
 def fit_parabolas(
-    table: Table, confidence: float = 0.95, seeds: checks.Averaged | None = None
+    table: Table,
+    confidence: float = 0.95,
+    seeds: checks.Averaged | None = None,
+    axes: tuple[str, ...] = _LOOPED,
 ) -> list[Parabola]:
     """One per budget and axis, by budget.
 
@@ -163,7 +214,7 @@ def fit_parabolas(
     more than the parabolas miss.
     """
     out = []
-    for axis in _AXES:
+    for axis in axes:
         fits = []
         for _, group in table.frame.groupby("budget_flops"):  # exact: 2.15e18 is not 2e18
             fits.append((float(group.budget_flops.iloc[0]), *_least_squares(group, axis)))
@@ -198,7 +249,7 @@ def _least_squares(
 
 def _parabola(axis, budget, values, loss, fit, variance, dof, confidence) -> Parabola:
     """Judge one fit: where its vertex is, how sure, and whether the grid encloses it."""
-    letter = _AXES[axis][0]
+    letter = axis_words(axis)[0]
     centre = float(np.log(values).mean())
     unfitted = Parabola(
         axis=axis,
@@ -288,12 +339,12 @@ def _fieller(b, c, inverse, variance, dof, confidence):
 
 def _power_law(axis, parabolas, used, confidence):
     """Parameters, line, notes and problems of one axis; `used` are the budgets that may enter."""
-    letter, unit = _AXES[axis]
+    letter, unit = axis_words(axis)
     names = (f"gamma_{letter}", f"k_{letter}")
     kept = [p for p in parabolas if p.budget_flops in used and p.optimum is not None]
     enclosed = [p for p in kept if p.status == "interior"]
     words = [
-        f"{p.budget_flops:.3g} FLOPs is left out of {letter}*: {p.reason or 'no optimum in mu there'}"
+        f"{p.budget_flops:.3g} FLOPs is left out of {letter}*: {p.reason or 'no optimum there'}"
         for p in parabolas
         if p not in kept
     ]

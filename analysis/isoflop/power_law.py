@@ -141,5 +141,5 @@ def too_few(letter: str, n_inside: int, n_all: int, needed: int) -> str:
     """The sentence that takes the place of an exponent."""
     return (
         f"{n_inside} of {n_all} budgets enclose a minimum of the loss over {letter}; an exponent "
-        f"needs {needed}, so none follows. Widen the grid of mean_recurrence, or add budgets"
+        f"needs {needed}, so none follows. Widen the grid of {letter}, or add budgets"
     )

@@ -2,8 +2,8 @@
 
 A law is a sum of terms, each coefficient * exp(-exponent * x). That covers floors (no x), power laws
 (x = log N), exponentials (x = T) and variables with a parameter of their own (x = log(N_once +
-r^phi N_rec)); first derivatives follow exactly. A law of another shape gives `function` and no
-terms: its derivatives are then taken numerically.
+r^phi N_rec)); first derivatives follow exactly. A law of another shape gives `gradient` and no terms:
+its value and derivatives, as `analysis.laws.formula` makes them from a formula.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import Literal
 
 import numpy as np
 
-from analysis.errors import InputError
+from analysis.errors import InputError, nearest
 
 Columns = Mapping[str, np.ndarray]  # by the names of `analysis.table.columns.LAW_COLUMNS`
 Variable = Callable[[Columns], np.ndarray]
 # value and first derivative by the shape parameter; each (n,)
 Shaped = Callable[[Columns, float], tuple[np.ndarray, np.ndarray]]
-Function = Callable[[Mapping[str, float], Columns], np.ndarray]
+# value (n,) and its derivative (n,) by each parameter
+Gradient = Callable[[Mapping[str, float], Columns], tuple[np.ndarray, dict[str, np.ndarray]]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +37,7 @@ class LawParam:
     unit: str = "1"
     bounds: tuple[float, float] = (0.0, np.inf)
     start: tuple[float, float] = (0.1, 1.0)
+    log_start: bool = False  # starts are even in the logarithm
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,13 +72,14 @@ class Law:
     params: tuple[LawParam, ...]
     source: str
     terms: tuple[LawTerm, ...] = ()
-    function: Function | None = None  # of parameters and columns, in place of terms
+    gradient: Gradient | None = None  # in place of terms; linear in its coefficients
+    constants: frozenset[str] = frozenset()  # floors of a law without terms
     target: str = "val_loss"
     per_run: bool = False  # fitted to each run by itself
     frontier: bool = False  # fitted to the lowest loss at each compute only
 
     def __post_init__(self) -> None:
-        assert bool(self.terms) != (self.function is not None), f"{self.name}: terms or a function"
+        assert bool(self.terms) != (self.gradient is not None), f"{self.name}: terms or a gradient"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -85,7 +88,7 @@ class Law:
     @property
     def floors(self) -> frozenset[str]:
         """Coefficients of constant terms: at 0 they leave the rest of the law as it is."""
-        return frozenset(t.coefficient for t in self.terms if t.exponent is None)
+        return self.constants | {t.coefficient for t in self.terms if t.exponent is None}
 
     def predict(self, values: Mapping[str, float], columns: Columns) -> np.ndarray:
         """The target at each row of `columns`, in the target's unit.
@@ -94,8 +97,8 @@ class Law:
             values: every parameter by name, as printed in the paper.
         """
         size = len(next(iter(columns.values())))
-        if self.function is not None:
-            return np.broadcast_to(self.function(values, columns), size).astype(float)
+        if self.gradient is not None:
+            return np.array(self.gradient(values, columns)[0], dtype=float)
         total = np.zeros(size)
         for term in self.terms:
             value: float | np.ndarray = values[term.coefficient]
@@ -105,28 +108,150 @@ class Law:
             total += value
         return total
 
+    def with_slopes(self, values: Mapping[str, float], columns: Columns):
+        """The target (n,) at each row and its derivative (n,) by each parameter, by name."""
+        if self.gradient is not None:
+            return self.gradient(values, columns)
+        total = np.zeros(len(next(iter(columns.values()))))
+        slopes = {p.name: np.zeros(len(total)) for p in self.params}
+        for term in self.terms:
+            c = values[term.coefficient]
+            basis = np.ones(len(total))
+            if term.exponent is not None:
+                k, x = values[term.exponent], term.x(columns, values.get(term.shape))
+                basis = np.exp(-k * x)
+                slopes[term.exponent] -= c * basis * x
+                if term.shape is not None:
+                    dx = term.shaped(columns, values[term.shape])[1]
+                    slopes[term.shape] -= c * basis * k * dx
+            slopes[term.coefficient] += basis
+            total += c * basis
+        return total, slopes
+
     def fixing(self, **values: float) -> Law:
-        """The same law with shape parameters held at given values.
+        """The same law with parameters held at given values.
 
         Raises:
-            InputError: for a name that is not a shape parameter of this law.
+            InputError: for a name that is not a parameter of this law, or none left to fit.
         """
-        shapes = [p.name for p in self.params if p.kind == "shape"]
-        for name in values:
-            if name not in shapes:
-                can = f"can fix {', '.join(shapes)}" if shapes else "has none that can be fixed"
-                raise InputError(f"law {self.name!r}: cannot fix {name!r}; it {can}.")
         if not values:
             return self
+        self._refuse_unknown("--fix", tuple(values))
+        if len(values) == len(self.params):
+            raise InputError(f"law {self.name!r}: no parameter is left to fit; take out a --fix.")
+        held = ", ".join(f"{k} = {v:g}" for k, v in values.items())
+        formula = f"{self.formula}, {held}"
+        params = tuple(p for p in self.params if p.name not in values)
+        shapes = {p.name for p in self.params if p.kind == "shape"}
+        if not self.terms or set(values) - shapes:
+            return replace(
+                self,
+                terms=(),
+                constants=self.floors - set(values),
+                gradient=lambda v, columns: self.with_slopes({**v, **values}, columns),
+                params=params,
+                formula=formula,
+            )
         terms = tuple(
             replace(t, shape=None, shaped=None, variable=_held(t.shaped, values[t.shape]))
             if t.shaped is not None and t.shape in values
             else t
             for t in self.terms
         )
-        held = ", ".join(f"{k} = {v:g}" for k, v in values.items())
-        params = tuple(p for p in self.params if p.name not in values)
-        return replace(self, terms=terms, params=params, formula=f"{self.formula}, {held}")
+        return replace(self, terms=terms, params=params, formula=formula)
+
+    def tying(self, **names: str) -> Law:
+        """The same law with each parameter named taking the value of another: alpha="beta".
+
+        The first of the two keeps its name: of alpha=beta, alpha is fitted and printed.
+
+        Raises:
+            InputError: for a name that is not a parameter, or two of different kinds.
+        """
+        if not names:
+            return self
+        self._refuse_unknown("--tie", (*names, *names.values()))
+        kinds = {p.name: p.kind for p in self.params}
+        for a, b in names.items():
+            if a == b or kinds[a] != kinds[b]:
+                why = "twice the same" if a == b else f"a {kinds[a]} and a {kinds[b]}"
+                raise InputError(f"--tie {a}={b}: {why}; tie two different parameters of one kind.")
+        kept = {b: a for a, b in names.items()}
+        params = tuple(p for p in self.params if p.name not in kept)
+        formula = f"{self.formula}, {', '.join(f'{b} = {a}' for b, a in kept.items())}"
+        if self.terms and all(kinds[a] != "shape" for a in names):
+            terms = tuple(
+                replace(
+                    t,
+                    coefficient=kept.get(t.coefficient, t.coefficient),
+                    exponent=kept.get(t.exponent, t.exponent),
+                )
+                for t in self.terms
+            )
+            return replace(self, terms=terms, params=params, formula=formula)
+
+        def gradient(values, columns):
+            whole = {**values, **{b: values[a] for b, a in kept.items()}}
+            value, slopes = self.with_slopes(whole, columns)
+            slopes = dict(slopes)
+            for b, a in kept.items():
+                slopes[a] = slopes[a] + slopes.pop(b)
+            return value, slopes
+
+        return replace(
+            self,
+            terms=(),
+            constants=self.floors - set(kept),
+            gradient=gradient,
+            params=params,
+            formula=formula,
+        )
+
+    def bounding(self, **bounds: tuple[float, float]) -> Law:
+        """The same law with other bounds; starts are drawn inside them.
+
+        Raises:
+            InputError: for a name that is not a parameter.
+        """
+        self._refuse_unknown("--bound", tuple(bounds))
+        params = []
+        for p in self.params:
+            if p.name in bounds:
+                start, log = start_inside(bounds[p.name], p.start, p.log_start)
+                p = replace(p, bounds=bounds[p.name], start=start, log_start=log)
+            params.append(p)
+        scaled = {t.coefficient for t in self.terms if t.exponent is not None} & set(bounds)
+        if not scaled:
+            return replace(self, params=tuple(params))
+        # terms search a coefficient where its variable is average; a bound is on the printed one
+        return replace(
+            self,
+            terms=(),
+            constants=self.floors,
+            gradient=self.with_slopes,
+            params=tuple(params),
+        )
+
+    def _refuse_unknown(self, option: str, names: tuple[str, ...]) -> None:
+        for name in names:
+            if name not in self.names:
+                raise InputError(
+                    f"{option}: law {self.name!r} has no parameter {name!r}{nearest(name, self.names)}; it "
+                    f"has {', '.join(self.names)}."
+                )
+
+
+def start_inside(bounds, start, log: bool = False) -> tuple[tuple[float, float], bool]:
+    """Where to start within bounds, and whether by decades: all of a closed range, else near `start`."""
+    low, high = bounds
+    if np.isfinite(low) and np.isfinite(high):
+        return (low, high), bool(low > 0 and high / low > 100)
+    near = float(np.clip(start[0], low, high)), float(np.clip(start[1], low, high))
+    if near[0] < near[1]:
+        return near, log
+    edge = low if np.isfinite(low) else high
+    inward = edge + (1 if np.isfinite(low) else -1) * max(abs(edge), 1.0)
+    return (min(edge, inward), max(edge, inward)), False
 
 
 def _held(shaped: Shaped, value: float) -> Variable:

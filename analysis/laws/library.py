@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
+
 import numpy as np
 
 from analysis.errors import InputError, nearest
+from analysis.laws import formula
 from analysis.laws.law import Columns, Law, LawParam, LawTerm, Variable
+from analysis.table.columns import LETTERS
 
 
 def _log(column: str) -> Variable:
@@ -218,20 +222,126 @@ LAWS: dict[str, Law] = {
         ),
     )
 }
+_SCALE = {"bounds": (1e-6, np.inf), "log_start": True}
+_TYPED = (  # laws given as formulas, whose parameters have meanings and starts of their own
+    (
+        "kaplan",
+        "((N_c/N)**(alpha_N/alpha_D) + D_c/D)**alpha_D",
+        (
+            LawParam(
+                name="N_c", kind="shape", meaning="scale of parameters", start=(1e8, 1e16), **_SCALE
+            ),
+            LawParam(
+                name="alpha_N", kind="shape", meaning="exponent of parameters", bounds=(1e-3, 3.0)
+            ),
+            LawParam(
+                name="alpha_D", kind="shape", meaning="exponent of tokens", bounds=(1e-3, 3.0)
+            ),
+            LawParam(
+                name="D_c", kind="shape", meaning="scale of tokens", start=(1e8, 1e16), **_SCALE
+            ),
+        ),
+        {"source": "Kaplan et al. (arXiv:2001.08361), equation 1.5"},
+    ),
+    (
+        "repeated",
+        "E + A*N**-alpha + B*(min(U, D) + min(U, D)*R*(1 - exp(-max(D/U - 1, 0)/R)))**-beta",
+        (
+            _coefficient("E", "loss with endless parameters and tokens"),
+            _coefficient("A", "scale of the parameters' term"),
+            _exponent("alpha", "parameters"),
+            _coefficient("B", "scale of the tokens' term"),
+            LawParam(
+                name="R",
+                kind="shape",
+                meaning="repetitions after which data are worth 1/e less",
+                bounds=(1e-3, 1e4),
+                start=(1.0, 50.0),
+                log_start=True,
+            ),
+            _exponent("beta", "tokens"),
+        ),
+        {
+            "source": "Muennighoff et al. (arXiv:2305.16264), repeated tokens; parameters are not discounted"
+        },
+    ),
+    (
+        "params-only",
+        "L_inf + A*N**-alpha",
+        (
+            _coefficient("L_inf", "loss with endless parameters"),
+            _coefficient("A", "scale of the parameters' term"),
+            _exponent("alpha", "parameters"),
+        ),
+        {"source": "Kaplan et al. (arXiv:2001.08361), L(N), with a floor"},
+    ),
+    (
+        "data-only",
+        "L_inf + B*D**-beta",
+        (
+            _coefficient("L_inf", "loss with endless tokens"),
+            _coefficient("B", "scale of the tokens' term"),
+            _exponent("beta", "tokens"),
+        ),
+        {"source": "Kaplan et al. (arXiv:2001.08361), L(D), with a floor"},
+    ),
+    (
+        "accuracy",
+        "y = low + high*sigmoid(k*(middle - loss))",
+        (
+            LawParam(name="low", kind="coefficient", meaning="accuracy of chance"),
+            LawParam(
+                name="high", kind="coefficient", meaning="accuracy above chance of a perfect loss"
+            ),
+            LawParam(
+                name="k", kind="shape", meaning="steepness", bounds=(0.0, 100.0), start=(0.3, 10.0)
+            ),
+            LawParam(
+                name="middle",
+                kind="shape",
+                meaning="loss half-way",
+                bounds=(0.0, 20.0),
+                start=(0.5, 5.0),
+            ),
+        ),
+        {"source": "Grattafiori et al. (arXiv:2407.21783), loss to accuracy"},
+    ),
+)
+LAWS |= {
+    name: formula.law(text, LETTERS, name=name, params={p.name: p for p in params}, **fields)
+    for name, text, params, fields in _TYPED
+}
 TEST_TIME_FORMS = tuple(name for name in LAWS if name.startswith("test-time"))
 # fitted in closed form by their own modules, through the same command
 OTHER_LAWS = {
     "recurrence": "mu* = k_mu C^gamma_mu and D* = k_D C^gamma_D (analysis.isoflop.parabolas)",
+    "isoflop": "N* = k_N C^gamma_N, or over another axis by --over (analysis.isoflop.parabolas)",
     "power": "y = k C^gamma (analysis.isoflop.power_law)",
 }
 
 
+def _installed(name: str) -> Law | None:
+    """A law that an installed package offers under the entry point group `parcae.laws`."""
+    for entry in entry_points(group="parcae.laws", name=name):
+        law = entry.load()
+        law = law() if not isinstance(law, Law) and callable(law) else law
+        if not isinstance(law, Law):
+            raise InputError(
+                f"law {name!r}: entry point {entry.value} gives a {type(law).__name__}; an analysis.laws.law.Law, or "
+                "a function that returns one, is needed."
+            )
+        return law
+    return None
+
+
 def get(name: str) -> Law:
-    """A law of the registry.
+    """A law of the registry, or one that an installed package offers.
 
     Raises:
         InputError: for an unknown name, with the nearest one.
     """
+    if name not in LAWS and (found := _installed(name)) is not None:
+        return found
     if name not in LAWS:
         known = (*LAWS, *OTHER_LAWS)
         raise InputError(

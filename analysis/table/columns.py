@@ -26,6 +26,7 @@ LAW_COLUMNS: dict[str, tuple[str, str, float]] = {
     "n_params_unrolled": ("N_mu", "parameters", 0.0),
     "n_params_core": ("N_rec", "parameters", -1.0),
     "n_params_once": ("N_once", "parameters", -1.0),
+    "unique_tokens": ("U", "tokens", 0.0),
     "train_flops": ("C", "FLOPs", 0.0),
     "budget_flops": ("budget", "FLOPs", 0.0),
     "mean_recurrence": ("mu", "loops", 0.0),
@@ -37,6 +38,13 @@ LAW_COLUMNS: dict[str, tuple[str, str, float]] = {
     "weight": ("weight", "-", 0.0),
 }
 LETTERS = {letter: name for name, (letter, _, _) in LAW_COLUMNS.items()}
+
+
+def info(name: str) -> tuple[str, str, float]:
+    """(letter, unit, lower bound) of a column; a file's own has its name and any value."""
+    return LAW_COLUMNS.get(name, (name, "-", float("-inf")))
+
+
 # What tells rows apart that no law may mix; found by these names, case and folders aside
 LABELS: dict[str, tuple[str, ...]] = {
     "tokenizer": ("tokenizer", "tokeniser", "tokenizer_name"),

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from analysis.errors import InputError, nearest
 from analysis.fitting.result import Dropped
-from analysis.table import checks, files, filters, records, units
-from analysis.table.columns import LAW_COLUMNS, canonical, mapped, own_names, written
+from analysis.table import checks, files, filters, numbers, records, units
+from analysis.table.columns import LETTERS, canonical, info, mapped, own_names, written
 from analysis.table.table import Table
 
 if TYPE_CHECKING:
@@ -56,21 +56,26 @@ def register(scheme: str, reader: Reader) -> None:
 
 
 def load(
-    source: str | Path,
+    source: str | Path | pd.DataFrame,
     columns: dict[str, str] | None = None,
     where: tuple[str, ...] = (),
+    own: tuple[str, ...] = (),
 ) -> Table:
     """The table of a source.
 
     Args:
-        source: `bundled:NAME`, a sweep folder, a .parquet or .csv file, or what a registered
+        source: a pandas DataFrame, `bundled:NAME`, a sweep folder, a .parquet or .csv file, or what a registered
             reader claims.
         columns: our name or letter -> the file's column, for a file that is not a records table.
         where: conditions that rows must meet, like "mean_recurrence>1" or "preset=140m".
+        own: names that a formula uses; those that are columns of the file keep their name.
 
     Raises:
         InputError: when the source is missing, does not parse, or mixes what cannot be mixed.
     """
+    if _is_frame(source):
+        raw = files.Raw(source.reset_index(drop=True))
+        return _points(raw, columns, where, Path("DataFrame"), own)
     text = str(source)
     if text.startswith("bundled:"):
         table = _bundled(text.removeprefix("bundled:"))
@@ -86,13 +91,19 @@ def load(
         path = files.find(source)
         raw = files.read(path)
         if columns or not set(records.NAMES) <= set(raw.frame.columns):
-            return _points(raw, columns, where, path)
+            return _points(raw, columns, where, path, own)
         table = from_records(raw.frame, str(path))
     for condition in where:
         met = filters.keep(condition, table.frame, None, table.source)
         table = table.keep(met, f"not {condition}")
     checks.refuse_mixtures(table)
     return table
+
+
+def _is_frame(source) -> bool:
+    import pandas as pd
+
+    return isinstance(source, pd.DataFrame)
 
 
 def from_records(frame: pd.DataFrame, where: str) -> Table:
@@ -170,7 +181,7 @@ def need(table: Table, names: tuple[str, ...], law: str) -> Table:
         if name == "trial_id":
             continue
         values = units.numeric(table.frame[name])
-        above = LAW_COLUMNS[name][2]
+        above = info(name)[2]
         bad = ~(np.isfinite(values) & (values > above))
         if bad.any():
             raise InputError(_unusable(table, name, np.flatnonzero(bad), law))
@@ -180,7 +191,7 @@ def need(table: Table, names: tuple[str, ...], law: str) -> Table:
 
 
 def _unusable(table: Table, name: str, rows, law: str) -> str:
-    above = LAW_COLUMNS[name][2]
+    above = info(name)[2]
     needed, least = (
         (f"above {above:g}", f">{above:g}")
         if above >= 0
@@ -200,7 +211,7 @@ def _unusable(table: Table, name: str, rows, law: str) -> str:
 
 
 def _missing(table: Table, name: str, law: str) -> str:
-    unit = LAW_COLUMNS[name][1]
+    unit = info(name)[1]
     known = ", ".join(table.frame.columns)
     others = f"; its other columns are {', '.join(table.unmapped)}" if table.unmapped else ""
     cure = f"Map it with {written(table.columns, **{name: 'COLUMN'})}"
@@ -269,14 +280,23 @@ def _bundled(name: str) -> Table:
 
 
 def _points(
-    raw: files.Raw, columns: dict[str, str] | None, where: tuple[str, ...], path: Path
+    raw: files.Raw,
+    columns: dict[str, str] | None,
+    where: tuple[str, ...],
+    path: Path,
+    own: tuple[str, ...] = (),
 ) -> Table:
     """A file's rows under our names; conditions act before anything is judged."""
     names = list(map(str, raw.frame.columns))
     if not len(raw.frame):
         raise InputError(f"{path}: has a header ({', '.join(names)}) and no rows; add the runs.")
-    columns = {canonical(k): v for k, v in (columns or own_names(names, str(path))).items()}
+    columns = _mapping(names, columns, path, own)
     found = mapped(raw, columns, str(path))
+    for name in own:
+        if name in names and LETTERS.get(name, name) not in found.frame:
+            values = numbers.parse(raw.frame[name], "decimal" if raw.decimal_comma else None)
+            found.frame[name] = values
+            found.own[name] = name
     table = Table(
         frame=found.frame,
         source=str(path),
@@ -297,6 +317,19 @@ def _points(
     table = table.noting(*units.check_mapped(table.frame, columns, str(path)), *_unfinished(rows))
     checks.refuse_mixtures(table)
     return checks.with_grouped_budgets(table) if "budget_flops" in table.frame else table
+
+
+def _mapping(names: list[str], columns, path: Path, own: tuple[str, ...]) -> dict[str, str]:
+    """Our name -> the file's column; a formula's letters need no mapping where the file has them."""
+    if columns is None and any(n in names and n not in LETTERS for n in own):
+        columns = own_names([*names, "x"], str(path))
+        columns.pop("x", None) if "x" not in names else None
+    columns = {canonical(k): v for k, v in (columns or own_names(names, str(path))).items()}
+    for name in own:
+        ours = LETTERS.get(name, "")
+        if ours and name in names and ours not in columns and name not in columns.values():
+            columns[ours] = name
+    return columns
 
 
 def _with_run_names(table: Table) -> Table:

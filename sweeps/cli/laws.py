@@ -6,6 +6,9 @@ caller's, for the `InputError` that wrong input raises. The libraries load insid
 
 from __future__ import annotations
 
+import functools
+import inspect
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -30,28 +33,30 @@ Where = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add this room's verbs to an application."""
-    for verb in (fit, predict, optimal, loops, judge, plot, report):
-        app.command(verb.__name__)(verb)
-
-
-def fit(
-    source: Source,
-    law: Annotated[str, typer.Option(help="recurrence, test-time, training, chinchilla, ...")],
-    json: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
+def _choices(
     columns: Columns = None,
     where: Where = None,
     drop_highest: Annotated[
         int, typer.Option(help="Leave out rows with loss at or above the K-th highest.")
     ] = 0,
-    fix: Annotated[
-        str | None, typer.Option(help="Hold a shape parameter, like gamma=1 of the unified law.")
+    fix: Annotated[str | None, typer.Option(help="Hold parameters, like E=1.7,gamma=1.")] = None,
+    tie: Annotated[
+        str | None, typer.Option(help="Parameters that take one value, like alpha=beta.")
+    ] = None,
+    bound: Annotated[
+        str | None, typer.Option(help="Ranges of parameters, like alpha=0:3,E=1:.")
+    ] = None,
+    over: Annotated[
+        str | None, typer.Option(help="The axis of --law isoflop: N, D, mu or a column.")
     ] = None,
     loss: Annotated[
         str, typer.Option(help="huber or log-lsq on log loss, or lsq on loss.")
     ] = "huber",
     delta: Annotated[float, typer.Option(help="Huber's threshold on log-loss residuals.")] = 1e-3,
+    undertuned: Annotated[
+        float,
+        typer.Option(help="Weight of rows that the law lies above, like 10: no run beats it."),
+    ] = 1.0,
     starts: Annotated[int, typer.Option(help="Random starts of the search.")] = 16,
     interval: Annotated[
         str | None, typer.Option(help="bootstrap, block, profile, linear or none.")
@@ -60,6 +65,98 @@ def fit(
     confidence: Annotated[float, typer.Option(help="Of every interval.")] = 0.95,
     seed: Annotated[int, typer.Option(help="Of starts and resamples.")] = 0,
 ) -> None:
+    """The options that mean the same in every verb that fits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What the options of `_choices` ask for, once for every verb that fits."""
+
+    columns: str | None
+    where: tuple[str, ...]
+    drop_highest: int
+    changes: dict[str, str | None]  # fix, tie, bound
+    over: str | None
+    options: dict  # of FitOptions
+
+    def table(self, source: str, law: str = ""):
+        """The rows; a law that is a formula may use the file's own columns."""
+        from analysis import api
+
+        read = api.Source(
+            name=source, columns=self.columns, where=self.where, drop_highest=self.drop_highest
+        )
+        own = (self.over,) if self.over else ()
+        return read.table(law, own)
+
+    def law(self, law: str, table):
+        """A name that has a fitter of its own stays one; any other is a `Law`, changed as asked."""
+        from analysis import api
+        from analysis.laws import library
+
+        changes = api.Changes(**self.changes)
+        if law in library.OTHER_LAWS and not changes:
+            return law
+        return api.law_of(law, table, changes)
+
+
+def fits(verb):
+    """Give a verb the options of `_choices`; it takes them as one `Chosen`, its last argument."""
+    own, shared = (inspect.signature(f, eval_str=True) for f in (verb, _choices))
+    wanted = [p.replace(kind=p.KEYWORD_ONLY) for p in shared.parameters.values()]
+    mine = [p.replace(kind=p.KEYWORD_ONLY) for p in list(own.parameters.values())[:-1]]
+    mine = [p for p in mine if p.name not in shared.parameters]
+    clash = {p for p in own.parameters if p in shared.parameters}
+    wanted = [
+        own.parameters[p.name].replace(kind=p.KEYWORD_ONLY) if p.name in clash else p
+        for p in wanted
+    ]
+
+    @functools.wraps(verb)
+    def run(**given):
+        rest = {p.name: given.pop(p.name) for p in wanted if p.name not in clash}
+        changes = {n: rest.pop(n) for n in ("fix", "tie", "bound")}
+        named = {"starts": "n_starts", "resamples": "n_resamples"}
+        read = {n: rest.pop(n) for n in ("columns", "drop_highest", "over")}
+        where = tuple(rest.pop("where") or ())
+        options = {named.get(n, n): v for n, v in rest.items()}
+        return verb(**given, chosen=Chosen(where=where, changes=changes, options=options, **read))
+
+    ordered = sorted((*mine, *wanted), key=lambda p: p.default is not p.empty)
+    run.__signature__ = own.replace(parameters=ordered)
+    return run
+
+
+def register(app: typer.Typer) -> None:
+    """Add this room's verbs to an application."""
+    for verb in (columns, fit, predict, optimal, loops, judge, compare, plot, report):
+        app.command(verb.__name__)(verb)
+
+
+def columns(source: Annotated[str, typer.Argument(help="A file with a table.")]) -> None:
+    """Show what each column of a file was taken for, and the command that fits it.
+
+    Examples:
+
+        parcae columns points.csv
+    """
+    from analysis.table import guess
+
+    typer.echo(guess.shown(source))
+
+
+Law = Annotated[
+    str,
+    typer.Option(
+        help="recurrence, isoflop, test-time, training, chinchilla, ..., or a formula like "
+        '"E + A*N**-alpha + B*D**-beta".'
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="The answer as JSON.")]
+
+
+@fits
+def fit(source: Source, law: Law, json: Json = False, chosen: Chosen = None) -> None:
     """Fit one law to a source: values, intervals, how the search went, and what is wrong.
 
     Exit code 0 when the fit is valid, 1 when it is not: then it says why.
@@ -70,39 +167,30 @@ def fit(
 
         parcae fit runs/demo --law test-time --json
 
-        parcae fit points.csv --law chinchilla --columns N=params_m*1e6,D=tokens,loss=loss
+        parcae fit points.csv --law chinchilla --columns N=params_m*1e6,D=tokens,loss=loss --tie alpha=beta
 
-        parcae fit runs/demo --law unified --fix gamma=1 --where "mean_recurrence>1"
+        parcae fit points.csv --law "E + A*N**-alpha + B*D**-beta" --bound alpha=0:1 --fix E=1.7
+
+        parcae fit points.csv --law isoflop --over N
     """
     from analysis import api
 
-    result = api.fit_source(
-        source,
-        law,
-        columns=columns,
-        where=tuple(where or ()),
-        drop_highest=drop_highest,
-        fix=fix,
-        loss=loss,
-        delta=delta,
-        n_starts=starts,
-        interval=interval,
-        n_resamples=resamples,
-        confidence=confidence,
-        seed=seed,
+    table = chosen.table(source, law)
+    result = api.fit_table(
+        table, law, api.Changes(**chosen.changes), over=chosen.over, **chosen.options
     )
     typer.echo(result.to_json() if json else result.report())
     if not result.valid:
         raise typer.Exit(1)
 
 
+@fits
 def predict(
     source: Source,
-    law: Annotated[str, typer.Option(help="training, unified, chinchilla, iso-depth or frontier.")],
+    law: Law,
     at: Annotated[str, typer.Option(help="The setting, like mu=8,D=1e10,T=4.")],
-    json: Annotated[bool, typer.Option("--json", help="The answer as JSON.")] = False,
-    columns: Columns = None,
-    where: Where = None,
+    json: Json = False,
+    chosen: Chosen = None,
 ) -> None:
     """The loss that a fitted law gives at one setting, with its interval.
 
@@ -110,24 +198,25 @@ def predict(
 
         parcae predict bundled:parcae-140m --law training --at mu=8,D=11.2e9
 
-        parcae predict runs/demo --law unified --at mu=4,D=5e6,T=8
+        parcae predict points.csv --law "E + A*N**-a + B*D**-a" --at N=1e9,D=2e10
     """
     from analysis import api
     from analysis import predict as answers
 
-    table = api.load(source, columns, tuple(where or ()))
-    _answer(answers.predict(table, law, api.parse_setting(at)), json)
+    table = chosen.table(source, law)
+    form = chosen.law(law, table)
+    _answer(answers.predict(table, form, api.parse_setting(at), **chosen.options), json)
 
 
+@fits
 def optimal(
     source: Source,
     budget: Annotated[float, typer.Option(help="FLOPs, by the source's counting rule.")],
-    law: Annotated[str, typer.Option(help="recurrence or training.")] = "recurrence",
-    json: Annotated[bool, typer.Option("--json", help="The answer as JSON.")] = False,
-    columns: Columns = None,
-    where: Where = None,
+    law: Law = "recurrence",
+    json: Json = False,
+    chosen: Chosen = None,
 ) -> None:
-    """The best mean recurrence and number of tokens for a budget, with intervals.
+    """The best setting for a budget, with intervals: mu* and D*, or N* and D*.
 
     Says whether the budget lies inside what was measured.
 
@@ -136,11 +225,15 @@ def optimal(
         parcae optimal bundled:parcae-140m --budget 3.2e19
 
         parcae optimal bundled:parcae-140m --budget 1e20 --law training
+
+        parcae optimal points.csv --budget 1e23 --law chinchilla
     """
-    from analysis import api
     from analysis import predict as answers
 
-    _answer(answers.optimal(api.load(source, columns, tuple(where or ())), budget, law), json)
+    table = chosen.table(source, law)
+    form = chosen.law(law, table)
+    options = chosen.options | ({"over": chosen.over} if chosen.over else {})
+    _answer(answers.optimal(table, budget, form, **options), json)
 
 
 def loops(
@@ -150,7 +243,7 @@ def loops(
         str | None,
         typer.Option(help="mu=8,D=1e10: by the unified law, instead of each run's own curve."),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="The answer as JSON.")] = False,
+    json: Json = False,
     columns: Columns = None,
     where: Where = None,
 ) -> None:
@@ -169,13 +262,8 @@ def loops(
     _answer(loops_to_reach(table, loss, None if at is None else api.parse_setting(at)), json)
 
 
-def judge(
-    source: Source,
-    law: Annotated[str, typer.Option(help="recurrence, test-time, or a parametric law.")],
-    json: Annotated[bool, typer.Option("--json", help="The tables as JSON.")] = False,
-    columns: Columns = None,
-    where: Where = None,
-) -> None:
+@fits
+def judge(source: Source, law: Law, json: Json = False, chosen: Chosen = None) -> None:
     """Whether a law holds where it was not fitted: held-out errors, forms compared, single runs' weight.
 
     Examples:
@@ -187,13 +275,41 @@ def judge(
     import json as json_module
 
     from analysis import api
+    from analysis.validate import judge as judged
 
-    tables = api.judge_table(api.load(source, columns, tuple(where or ())), law)
+    table = chosen.table(source, law)
+    tables = judged(table, chosen.law(law, table), **chosen.options)
     if json:
         typer.echo(json_module.dumps(tables, indent=2))
         return
     for name, rows in tables.items():
         typer.echo(f"{name}\n{api.as_text(rows)}\n")
+
+
+def compare(
+    looped: Annotated[str, typer.Argument(help="A table of looped models.")],
+    plain: Annotated[str, typer.Argument(help="A table of Transformers, at least two sizes.")],
+    metric: Annotated[
+        str, typer.Option(help="loss, or another column of both tables, like perplexity or core.")
+    ] = "loss",
+    columns: Columns = None,
+    json: Json = False,
+) -> None:
+    """What looping gains: relative quality between sizes, and the speed-up at equal loss.
+
+    Examples:
+
+        parcae compare looped.csv transformers.csv
+
+        parcae compare looped.csv transformers.csv --metric core
+    """
+    import json as json_module
+
+    from analysis import api
+    from analysis.compare import compare as compared
+
+    found = compared(looped, plain, metric, columns)
+    typer.echo(json_module.dumps(found.to_dict(), indent=2) if json else found.report(api.as_text))
 
 
 def _answer(answer, json: bool) -> None:

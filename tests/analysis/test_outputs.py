@@ -13,9 +13,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from analysis import api, test_time
+from analysis import test_time
 from analysis.errors import InputError
 from analysis.figures import parametric, sweeps
+from analysis.fitting.fit import fit_table
+from analysis.fitting.fit import fit_table as fit_of
 from analysis.isoflop import parabolas
 from analysis.laws import library
 from analysis.report import study
@@ -92,14 +94,15 @@ def test_power_law_extrapolates_dashed_and_without_an_exponent_draws_no_line():
 
 def test_profile_and_contour_csv_hold_what_the_figure_says():
     table = load.load("bundled:parcae-140m")
-    result = api.fit_table(table, "training", interval="profile")
-    rows = parametric.profiles(table, library.get("training")).drawn
+    fitted = fit_table(table, library.get("training"), interval="profile")
+    result = fitted.result
+    rows = parametric.profiles(fitted).drawn
     y = rows[(rows.panel == "y") & (rows.kind == "fit")]
     limit = rows[rows.kind == "limit"].y.iloc[0]
     inside = y[y.y <= limit].x
     assert result["y"].ci_low == pytest.approx(inside.min(), rel=0.01)
     assert result["y"].ci_high == pytest.approx(inside.max(), rel=0.01)
-    rows = parametric.contours(table, result).drawn
+    rows = parametric.contours(fitted).drawn
     frontier = rows[rows.series == "frontier"].sort_values("x")
     assert frontier.y.is_monotonic_increasing
     assert set(rows[(rows.series == "frontier") & (rows.y > 12.01)].kind) == {"extrapolation"}
@@ -107,8 +110,7 @@ def test_profile_and_contour_csv_hold_what_the_figure_says():
 
 def test_observed_against_predicted_shows_every_row_and_its_error():
     table = load.load("bundled:parcae-140m")
-    result = api.fit_table(table, "training", interval="none")
-    rows = parametric.observed(table, library.get("training"), result).drawn
+    rows = parametric.observed(fit_of(table, library.get("training"), interval="none")).drawn
     shown = rows[(rows.panel == "observed") & (rows.kind == "points")]
     assert sorted(shown.y) == sorted(table.frame.val_loss)
     error = rows[(rows.panel == "error") & (rows.kind == "points")]
@@ -197,13 +199,16 @@ def test_fit_prints_json_on_stdout_and_exits_by_validity(app, simulate, tmp_path
         (["bundled:parcae-140m", "--law", "chinchilla"], "has the same variable in every row"),
         (["bundled:parcae-140m", "--law", "training", "--loss", "hubber"], "did you mean 'huber'"),
         (
-            ["bundled:parcae-140m", "--law", "training", "--fix", "x=1"],
-            "has none that can be fixed",
+            ["bundled:parcae-140m", "--law", "training", "--fix", "gamma=1"],
+            "has no parameter 'gamma'",
         ),
-        (["bundled:parcae-140m", "--law", "training", "--fix", "x=a"], "is not NAME=NUMBER"),
+        (
+            ["bundled:parcae-140m", "--law", "training", "--fix", "x=a"],
+            "cannot be read; write it like gamma=1",
+        ),
         (
             ["bundled:parcae-140m", "--law", "recurrence", "--fix", "x=1"],
-            "no shape parameter to hold",
+            "is fitted in closed form and takes none",
         ),
         (["bundled:parcae-140m", "--law", "training", "--delta", "0"], "--delta is 0.0"),
         (["bundled:parcae-140m", "--law", "recurrence", "--confidence", "95"], "between 0 and 1"),

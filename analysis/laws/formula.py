@@ -1,0 +1,526 @@
+"""A law that the user types: `E + A*N**-alpha + B*D**-beta`.
+
+Python's `ast` reads the text, a white list turns it into a small tree, and the tree gives values and
+exact first derivatives (forward mode); nothing is ever evaluated as code. Names that are columns are
+columns, all others are parameters. A formula that is a sum of coefficient * power or exponential becomes
+`LawTerm`s, with all that the fitter does for those; any other is fitted through its derivatives.
+
+    column      N, D, C, mu, T, N_mu, ..., our long names, or a column of the file
+    coefficient a factor of its own in a summand: not negative, and solved for linearly
+    exponent    in **: not negative where it is written with a minus, like N**-alpha
+    scale       divides a column or is divided by one, like (N_c/N): positive, started about the column
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from analysis.errors import InputError, nearest
+from analysis.laws.law import Columns, Law, LawParam, LawTerm
+from analysis.table.columns import LAW_COLUMNS, LETTERS
+
+if TYPE_CHECKING:
+    from analysis.table.load import Table
+
+_FUNCTIONS = {  # value, derivative by the argument given argument and value
+    "exp": (np.exp, lambda x, y: y),
+    "log": (np.log, lambda x, y: 1 / x),
+    "log10": (np.log10, lambda x, y: 1 / (x * np.log(10))),
+    "log2": (np.log2, lambda x, y: 1 / (x * np.log(2))),
+    "log1p": (np.log1p, lambda x, y: 1 / (1 + x)),
+    "expm1": (np.expm1, lambda x, y: y + 1),
+    "sqrt": (np.sqrt, lambda x, y: 0.5 / y),
+    "tanh": (np.tanh, lambda x, y: 1 - y * y),
+    "sigmoid": (lambda x: 1 / (1 + np.exp(-x)), lambda x, y: y * (1 - y)),
+}
+_CHOICES = {"min": np.less_equal, "max": np.greater_equal}  # the first argument where this holds
+_FREE = (
+    "x",
+    "y",
+    "weight",
+    "trial_id",
+    "seed",
+)  # columns where the table has them, else parameters
+_OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**"}
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One operation, a number, a column or a parameter of a formula."""
+
+    op: str  # "number", "column", "parameter", + - * / **, or a function's name
+    args: tuple[Node, ...] = ()
+    name: str = ""
+    number: float = 0.0
+
+    def names(self, op: str) -> tuple[str, ...]:
+        """Names of its columns or parameters, each once, in the order of the text."""
+        own = (self.name,) if self.op == op else ()
+        return tuple(dict.fromkeys((*own, *(n for a in self.args for n in a.names(op)))))
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return self.names("parameter")
+
+    def at(self, values: Mapping[str, float], columns: Columns):
+        """Value (n,) or a number, and its derivative by each parameter in it."""
+        if self.op == "number":
+            return self.number, {}
+        if self.op == "column":
+            return np.asarray(columns[self.name], dtype=float), {}
+        if self.op == "parameter":
+            return np.float64(values[self.name]), {self.name: np.float64(1.0)}
+        x, dx = self.args[0].at(values, columns)
+        if self.op in _FUNCTIONS:
+            function, slope = _FUNCTIONS[self.op]
+            y = function(x)
+            return y, {n: slope(x, y) * d for n, d in dx.items()} if dx else {}
+        y, dy = self.args[1].at(values, columns)
+        if self.op in _CHOICES:
+            first = _CHOICES[self.op](x, y)
+            return np.where(first, x, y), _join(dx, dy, first, ~np.asarray(first))
+        if self.op in "+-":
+            sign = 1.0 if self.op == "+" else -1.0
+            return x + sign * y, _join(dx, dy, 1.0, sign)
+        if self.op == "*":
+            return x * y, _join(dx, dy, y, x)
+        if self.op == "/":
+            return x / y, _join(dx, dy, 1 / y, -x / (y * y))
+        power = np.power(x, y, dtype=float)
+        by_base = y * np.power(x, y - 1.0, dtype=float) if dx else 0.0
+        return power, _join(dx, dy, by_base, power * np.log(x) if dy else 0.0)
+
+
+def _join(dx, dy, by_x, by_y):
+    out = {n: by_x * d for n, d in dx.items()}
+    for n, d in dy.items():
+        out[n] = out[n] + by_y * d if n in out else by_y * d
+    return out
+
+
+def is_formula(text: str) -> bool:
+    """Whether a `--law` is a formula and not a name."""
+    return re.search(r"[-+*/^()=]", re.sub(r"(?<=[A-Za-z])-(?=[A-Za-z])", "", text)) is not None
+
+
+def names_in(text: str) -> tuple[str, ...]:
+    """Every name of a formula but the functions', in order; the target's with them."""
+    target, tree = _parsed(text)
+    called = {id(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}
+    found = [n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in called]
+    return tuple(dict.fromkeys([*([target] if target else []), *found]))
+
+
+def law(
+    text: str,
+    columns: Mapping[str, str],
+    *,
+    name: str = "formula",
+    data: Columns | None = None,
+    params: Mapping[str, LawParam] | None = None,
+    source: str = "typed by the user",
+    **fields,
+) -> Law:
+    """The law of a formula.
+
+    Args:
+        columns: what a name in the formula means: name -> column of the table.
+        data: columns of the rows to fit, for starts at their scale.
+        params: parameters whose meaning and starts are known, by name.
+        fields: of `Law`.
+
+    Raises:
+        InputError: text that is no formula, an unknown function, no parameter or no column.
+    """
+    target, tree = _parsed(text)
+    node = _node(tree, columns, text)
+    _check_names(node, target, columns, text)
+    known = node.parameters
+    if not known:
+        raise InputError(f"--law {text!r}: every name is a column, so there is nothing to fit.")
+    if not node.names("column"):
+        raise InputError(
+            f"--law {text!r}: none of {', '.join(known)} is a column, so nothing can be fitted. Columns "
+            f"here: {', '.join(columns)}."
+        )
+    fields.setdefault("target", columns.get(target, target) if target else "val_loss")
+    _refuse_undetermined(node, text)
+    roles = _roles(node)
+    terms = _terms(node)
+    own = [(params or {}).get(n) or _parameter(n, roles[n], data) for n in known]
+    common = {
+        "name": name,
+        "formula": text,
+        "columns": node.names("column"),
+        "source": source,
+        **fields,
+    }
+    if terms is not None:
+        kinds = _kinds(terms)
+        own = [replace(p, kind=kinds[p.name]) for p in own]
+        return Law(**common, terms=tuple(terms), params=tuple(own))
+    return Law(**common, params=tuple(own), gradient=_gradient(node), constants=_constants(node))
+
+
+def of_table(text: str, table: Table) -> Law:
+    """The law of a formula in the columns of a table.
+
+    Raises:
+        InputError: as `law`; a letter such as D always means its column, which the table must have.
+    """
+    from analysis.table import load
+
+    known = {}
+    for n in names_in(text):
+        ours = LETTERS.get(n, n)
+        if n in table.frame:
+            known[n] = n
+        elif ours in table.frame or (ours in LAW_COLUMNS and ours not in _FREE):
+            known[n] = ours
+    target = _parsed(text)[0]
+    used = tuple(dict.fromkeys(c for n, c in known.items() if n != target))
+    there = load.need(table, used, text)
+    return law(text, known, data=load.columns_of(there, used))
+
+
+def _refuse_undetermined(node: Node, text: str) -> None:
+    """Parameters whose effects are one, whatever the columns hold: E + F, a*b*N.
+
+    Source of the test: the Jacobian at random points and columns has a direction without effect.
+    """
+    rng = np.random.default_rng(0)
+    names, never = node.parameters, set(node.parameters)
+    for _ in range(4):
+        columns = {c: np.exp(rng.uniform(0.1, 3.0, 64)) for c in node.names("column")}
+        values = {n: float(rng.uniform(0.1, 1.5)) for n in names}
+        _, slopes = _gradient(node)(values, columns)
+        jacobian = np.stack([slopes[n] for n in names], axis=1)
+        if not np.isfinite(jacobian).all():
+            continue
+        size = np.linalg.norm(jacobian, axis=0)
+        _, spread, directions = np.linalg.svd(jacobian / np.maximum(size, 1e-300))
+        flat = directions[spread < 1e-11 * spread[0]]
+        never &= {
+            n
+            for n, share in zip(names, np.abs(flat).max(axis=0, initial=0), strict=True)
+            if share > 1e-3
+        }
+    if not never or len(never) == len(names) > 6:
+        return
+    those = [n for n in names if n in never]
+    if len(those) == 1:
+        fault, cure = f"no column determines {those[0]}", "take it out"
+    else:
+        fault = f"{' and '.join(those)} always act together and no column tells them apart"
+        cure = f"write one parameter for them, or hold {those[-1]} as a number"
+    raise InputError(f"--law {text!r}: {fault}; {cure}.")
+
+
+def _gradient(node: Node):
+    """Value (n,) and derivatives (n,) by name, finite wherever a search may look."""
+
+    def gradient(values, columns):
+        n = len(next(iter(columns.values())))
+        with np.errstate(all="ignore"):
+            value, slopes = node.at(values, columns)
+        return np.broadcast_to(value, n), {k: np.broadcast_to(v, n) for k, v in slopes.items()}
+
+    return gradient
+
+
+# -- reading
+
+
+def _parsed(text: str) -> tuple[str, ast.expr]:
+    """The target's name, or "", and the tree of the right-hand side."""
+    target, sign, right = text.partition("=")
+    if not sign:
+        target, right = "", text
+    target = re.sub(r"\(.*\)", "", target).strip()  # L(N, D) = ...
+    if target and not target.isidentifier():
+        raise InputError(f"--law {text!r}: {target!r} left of = is not the name of a column.")
+    try:
+        tree = ast.parse(right.strip().replace("^", "**"), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        where = f" at {error.text[error.offset - 1 :].strip()!r}" if _has_place(error) else ""
+        raise InputError(
+            f"--law {text!r}: not a formula{where}; write it like E + A*N**-alpha + B*D**-beta."
+        ) from error
+    return ("" if target in ("L", "loss") else target), tree
+
+
+def _has_place(error) -> bool:
+    return bool(getattr(error, "text", None) and error.offset and error.offset <= len(error.text))
+
+
+def _node(tree: ast.expr, columns: Mapping[str, str], text: str) -> Node:
+    if isinstance(tree, ast.Constant) and type(tree.value) in (int, float):
+        return Node("number", number=float(tree.value))
+    if isinstance(tree, ast.Name):
+        if tree.id in _FUNCTIONS or tree.id in _CHOICES:
+            raise InputError(
+                f"--law {text!r}: {tree.id} is a function and stands here as a name; write {tree.id}(...), "
+                "or call the parameter otherwise."
+            )
+        if tree.id in columns:
+            return Node("column", name=columns[tree.id])
+        return Node("parameter", name=tree.id)
+    if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, (ast.USub, ast.UAdd)):
+        inner = _node(tree.operand, columns, text)
+        if isinstance(tree.op, ast.UAdd):
+            return inner
+        if inner.op == "number":
+            return Node("number", number=-inner.number)
+        return Node("*", (Node("number", number=-1.0), inner))
+    if isinstance(tree, ast.BinOp) and type(tree.op) in _OPERATORS:
+        sides = (_node(tree.left, columns, text), _node(tree.right, columns, text))
+        return Node(_OPERATORS[type(tree.op)], sides)
+    if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and not tree.keywords:
+        return _call(tree, columns, text)
+    raise InputError(
+        f"--law {text!r}: {ast.unparse(tree)!r} is not allowed in a formula; it takes numbers, names, + - * "
+        f"/ **, brackets and {', '.join((*_FUNCTIONS, *_CHOICES))}."
+    )
+
+
+def _call(tree: ast.Call, columns, text) -> Node:
+    name = tree.func.id
+    known = (*_FUNCTIONS, *_CHOICES)
+    if name not in known:
+        raise InputError(
+            f"--law {text!r}: function {name!r} is unknown{nearest(name, known)}. Known: {', '.join(known)}."
+        )
+    needed = 2 if name in _CHOICES else 1
+    if len(tree.args) != needed:
+        raise InputError(
+            f"--law {text!r}: {name} takes {needed} argument{'s' * (needed > 1)}, not {len(tree.args)}."
+        )
+    return Node(name, tuple(_node(a, columns, text) for a in tree.args))
+
+
+def _check_names(node: Node, target: str, columns, text: str) -> None:
+    meant = columns.get(target, target) if target else "val_loss"
+    if meant in node.names("column"):
+        raise InputError(
+            f"--law {text!r}: {target or 'loss'} is what the law gives and stands in the formula too; name "
+            "what it gives on the left, like accuracy = a/(1 + exp(k*(loss - m)))."
+        )
+    if target and target in node.parameters:
+        raise InputError(
+            f"--law {text!r}: {target} is used twice, left of = and as a parameter; rename one."
+        )
+
+
+# -- what each parameter is
+
+
+@dataclass(frozen=True, slots=True)
+class _Role:
+    kind: str  # coefficient, exponent, scale or free
+    signed: bool = False  # may be negative
+    beside: Node | None = None  # what a scale is compared with, without parameters
+
+
+def _summands(node: Node, sign: float = 1.0) -> list[tuple[float, Node]]:
+    if node.op in ("+", "-"):
+        left, right = node.args
+        return _summands(left, sign) + _summands(right, sign if node.op == "+" else -sign)
+    if node.op == "*" and node.args[0].op == "number" and node.args[0].number == -1.0:
+        return _summands(node.args[1], -sign)
+    return [(sign, node)]
+
+
+def _factors(node: Node, power: int = 1) -> list[tuple[int, Node]]:
+    """(1 or -1, factor) of a product."""
+    if node.op in ("*", "/"):
+        left, right = node.args
+        return _factors(left, power) + _factors(right, power if node.op == "*" else -power)
+    return [(power, node)]
+
+
+def _roles(node: Node) -> dict[str, _Role]:
+    """What each parameter is, by where it stands first."""
+    out: dict[str, _Role] = {}
+    for c in _coefficients(node):
+        out[c] = _Role("coefficient")
+
+    def visit(n: Node, exponent: str = "") -> None:
+        if n.op == "parameter":
+            if exponent:
+                out.setdefault(n.name, _Role("exponent", signed=exponent == "+"))
+            out.setdefault(n.name, _Role("free", signed=True))
+        elif n.op == "**":
+            visit(n.args[0])
+            minus = _minus(n.args[1])
+            visit(n.args[1] if minus is None else minus, "-" if minus is not None else "+")
+        elif n.op == "/":
+            for own, other in (n.args, n.args[::-1]):
+                if own.op == "parameter" and not other.parameters and other.names("column"):
+                    out.setdefault(own.name, _Role("scale", beside=other))
+            for a in n.args:
+                visit(a, exponent)
+        else:
+            for a in n.args:
+                visit(a, exponent if n.op in "*+-" else "")
+
+    visit(node)
+    return out
+
+
+def _coefficients(node: Node) -> list[str]:
+    """Parameters in which the formula is linear, all of them at once: one bare factor of a summand."""
+    places = _counts(node)
+    found: list[str] = []
+    bare: dict[str, int] = {}
+    for _, summand in _summands(node):
+        own = [f.name for p, f in _factors(summand) if f.op == "parameter" and p == 1]
+        single = [n for n in dict.fromkeys(own) if own.count(n) == 1]
+        if single:
+            bare[single[0]] = bare.get(single[0], 0) + 1
+            found.append(single[0])
+    return [n for n in dict.fromkeys(found) if bare[n] == places[n]]
+
+
+def _constants(node: Node) -> frozenset[str]:
+    return frozenset(s.name for sign, s in _summands(node) if sign > 0 and s.op == "parameter")
+
+
+def _counts(node: Node) -> dict[str, int]:
+    out = {node.name: 1} if node.op == "parameter" else {}
+    for a in node.args:
+        for n, k in _counts(a).items():
+            out[n] = out.get(n, 0) + k
+    return out
+
+
+def _minus(node: Node) -> Node | None:
+    """What -node is, where it is written with a minus."""
+    if node.op == "*" and node.args[0].op == "number" and node.args[0].number == -1.0:
+        return node.args[1]
+    return None
+
+
+def _parameter(name: str, role: _Role, data: Columns | None) -> LawParam:
+    low, high = 0.0, np.inf
+    start, log_start = (0.1, 1.0), False
+    if role.kind == "exponent":
+        low, high = (-10.0, 10.0) if role.signed else (0.0, 10.0)
+        start = (-0.5, 0.5) if role.signed else (0.05, 1.0)
+    elif role.kind == "scale":
+        size = _typical(role.beside, data)
+        low, start, log_start = size * 1e-12, (size * 1e-2, size * 1e4), True
+    elif role.kind == "free":
+        low, start = -np.inf, (-2.0, 2.0)
+    return LawParam(
+        name=name,
+        kind="coefficient" if role.kind == "coefficient" else "shape",
+        meaning=role.kind,
+        bounds=(low, high),
+        start=start,
+        log_start=log_start,
+    )
+
+
+def _typical(node: Node | None, data: Columns | None) -> float:
+    if node is None or data is None:
+        return 1.0
+    with np.errstate(all="ignore"):
+        size = np.median(np.abs(node.at({}, data)[0]))
+    return float(size) if np.isfinite(size) and size > 0 else 1.0
+
+
+# -- sums of coefficient * exp(-exponent * x)
+
+
+def _terms(node: Node) -> list[LawTerm] | None:
+    """The formula as terms, or None where it has another shape."""
+    terms = []
+    for sign, summand in _summands(node):
+        term = _term(summand) if sign > 0 else None
+        if term is None:
+            return None
+        terms.append(term)
+    c = {t.coefficient for t in terms}
+    k = {t.exponent for t in terms} - {None}
+    s = {t.shape for t in terms} - {None}
+    return None if c & k or c & s or k & s else terms
+
+
+def _kinds(terms: list[LawTerm]) -> dict[str, str]:
+    out = {t.shape: "shape" for t in terms} | {t.exponent: "exponent" for t in terms}
+    return out | {t.coefficient: "coefficient" for t in terms}
+
+
+def _term(summand: Node) -> LawTerm | None:
+    factors = _factors(summand)
+    bare = [f for f in factors if f[1].op == "parameter" and f[0] == 1]
+    rest = [f for f in factors if f not in bare]
+    if len(bare) != 1:
+        return None
+    c = bare[0][1].name
+    if not rest:
+        return LawTerm(coefficient=c)
+    if len(rest) > 1 or c in rest[0][1].parameters:
+        return None
+    power, factor = rest[0]
+    if factor.op == "**":
+        base, exponent = factor.args
+        found = _signed_parameter(exponent)
+        x = Node("log", (base,))
+    elif factor.op == "exp":
+        found, x = _rate(factor.args[0])
+    else:
+        return None
+    if found is None:
+        return None
+    sign, k = found
+    return _of_variable(c, k, x, -sign * power)
+
+
+def _signed_parameter(node: Node) -> tuple[float, str] | None:
+    minus = _minus(node)
+    inner = node if minus is None else minus
+    return (1.0 if minus is None else -1.0, inner.name) if inner.op == "parameter" else None
+
+
+def _rate(node: Node):
+    """(sign, parameter) and what it multiplies, of k*x, -k*x, -x/... with one bare factor k."""
+    sign = 1.0
+    factors = []
+    for power, f in _factors(node):
+        if f.op == "number" and f.number == -1.0:
+            sign = -sign
+        else:
+            factors.append((power, f))
+    bare = [f for f in factors if f[0] == 1 and f[1].op == "parameter"]
+    if not bare:
+        return None, None
+    rest = list(factors)
+    rest.remove(bare[0])
+    x = Node("number", number=1.0)
+    for power, f in rest:
+        x = Node("*" if power > 0 else "/", (x, f))
+    return ((sign, bare[0][1].name), x) if x.names("column") else (None, None)
+
+
+def _of_variable(c: str, k: str, x: Node, sign: float) -> LawTerm | None:
+    """c exp(-k sign x), where x has no parameter or one of its own."""
+    own = x.parameters
+    if len(own) > 1 or c in own or k in own or not x.names("column"):
+        return None
+    if not own:
+        return LawTerm(
+            coefficient=c, exponent=k, variable=lambda columns: sign * x.at({}, columns)[0]
+        )
+
+    def shaped(columns, value):
+        at, slope = x.at({own[0]: value}, columns)
+        return sign * at, sign * np.broadcast_to(slope[own[0]], np.shape(at))
+
+    return LawTerm(coefficient=c, exponent=k, shape=own[0], shaped=shaped)

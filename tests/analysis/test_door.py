@@ -1,0 +1,68 @@
+"""The Python door: a DataFrame in, tables out; and columns recognised by their common names."""
+
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import analysis
+from analysis.table import guess
+from sweeps.cli.laws import register
+
+
+@pytest.fixture
+def frame():
+    rng = np.random.default_rng(0)
+    n, d = np.exp(rng.uniform(17, 22, 40)), np.exp(rng.uniform(20, 26, 40))
+    loss = (1.8 + 420 * n**-0.345 + 1500 * d**-0.36) * np.exp(0.003 * rng.standard_normal(40))
+    return pd.DataFrame({"Model Size": n, "tokens": d, "eval/loss": loss, "note": "x"})
+
+
+COLUMNS = {"N": "Model Size", "D": "tokens", "loss": "eval/loss"}
+
+
+def test_a_frame_is_fitted_predicted_and_shown(frame):
+    result = analysis.fit(frame, "chinchilla", columns=COLUMNS, interval="linear")
+    table = result.to_frame()
+    assert list(table.index) == ["E", "A", "alpha", "B", "beta"]
+    assert table.ci_low["alpha"] < 0.345 < table.ci_high["alpha"]
+    assert "<table" in result._repr_html_()
+    assert result.to_markdown().splitlines()[1] == "|---|---|---|---|"
+    assert result.to_latex().count(r"\\") == 6
+    assert r"95\%" in result.to_latex()
+    at = analysis.predict(
+        frame, "chinchilla", {"N": 1e9, "D": 1e10}, columns=COLUMNS, interval="none", n_resamples=50
+    )
+    assert at.values[0].value == pytest.approx(
+        1.8 + 420 * 1e9**-0.345 + 1500 * 1e10**-0.36, rel=0.01
+    )
+    best = analysis.optimal(
+        frame, 1e21, "E + A*N**-a + B*D**-b", columns=COLUMNS, interval="none", n_resamples=50
+    )
+    assert [v.name for v in best.values][:2] == ["N*", "D*"]
+
+
+def test_the_command_that_columns_shows_works(frame, tmp_path):
+    path = tmp_path / "a b.csv"
+    frame.to_csv(path, index=False)
+    app = typer.Typer()
+    register(app)
+    said = CliRunner().invoke(app, ["columns", str(path)]).stdout
+    assert "N (n_params, parameters)" in said
+    command = shlex.split(said.splitlines()[-1])
+    assert command[:2] == ["parcae", "fit"]
+    assert CliRunner().invoke(app, [*command[1:], "--interval", "linear"]).exit_code == 0
+
+
+def test_letters_come_before_common_names():
+    assert guess.columns(["N", "params", "loss"]) == {"val_loss": "loss", "n_params": "N"}
+
+
+def test_importing_the_door_opens_nothing():
+    code = "import sys, analysis; assert not {'pandas', 'scipy', 'matplotlib'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
