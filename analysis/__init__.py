@@ -12,7 +12,7 @@ _NAMES = {  # public name -> (module, its name there); imported when asked for
     "predict": ("analysis.api", "predict_source"),
     "optimal": ("analysis.api", "optimal_source"),
     "study": ("analysis.api", "study_source"),
-    "compare": ("analysis.compare", "compare"),
+    "compare": ("analysis.comparison", "compare"),
     "InputError": ("analysis.errors", "InputError"),
 }
 __all__ = list(_NAMES)

@@ -15,7 +15,7 @@ from analysis.table.columns import canonical, parse_columns
 
 if TYPE_CHECKING:
     from analysis.laws.law import Law
-    from analysis.predict import Answer
+    from analysis.prediction import Answer
     from analysis.report.study import Study
     from analysis.table.load import Table
 
@@ -149,7 +149,7 @@ def predict_source(
     source, law: str, at: str | dict[str, float], *, columns=None, where=(), **options
 ) -> Answer:
     """The target of a law at a setting: {"n_params": 1e9, "n_tokens": 2e10} or "N=1e9,D=2e10"."""
-    from analysis.predict import predict
+    from analysis.prediction import predict
 
     read = Source(name=source, columns=columns, where=where).table(law)
     at = parse_setting(at) if isinstance(at, str) else at
@@ -160,7 +160,7 @@ def predict_source(
 
 def optimal_source(source, budget: float, law: str, *, columns=None, where=(), **options) -> Answer:
     """The best setting for a budget of FLOPs: N* and D*, or mu* and D*."""
-    from analysis.predict import optimal
+    from analysis.prediction import optimal
 
     read = Source(name=source, columns=columns, where=where).table(law)
     changes, options = _taken(options)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis import predict, test_time
+from analysis import prediction, test_time
 from analysis.errors import InputError
 from analysis.fitting.fit import Fit, fit_table
 from analysis.fitting.result import Param
 from analysis.laws import library
-from analysis.predict import Answer
+from analysis.prediction import Answer
 
 if TYPE_CHECKING:
     from analysis.table.load import Table
@@ -102,25 +102,25 @@ def _by_curves(table: Table, target: float, confidence: float) -> Answer:
 def _one(curve, target: float, confidence: float) -> tuple[float, float | None, float | None]:
     value = float(inverted({k: np.array(v) for k, v in curve.values.items()}, target))
     draws = inverted(curve.fit.student_draws(), target)
-    low, high = predict.percentiles(draws, confidence)
+    low, high = prediction.percentiles(draws, confidence)
     return value, None if np.isinf(low) else low, None if np.isinf(high) else high
 
 
 def _by_unified(table: Table, target: float, at: dict[str, float], confidence: float) -> Answer:
     law = library.get("unified")
     fitted = fit_table(table, law, confidence=confidence)
-    point = predict.point_of(law, at | {"n_loops": 1.0}, table)
+    point = prediction.point_of(law, at | {"n_loops": 1.0}, table)
     value = float(inverted(_curve_at(fitted, fitted.params, point), target))
     if np.isinf(value):
         floor = float(_curve_at(fitted, fitted.params, point)["L_inf"])
         raise InputError(
             f"--loss {target:.4f}: the unified law levels off at {floor:.4f} there; ask for more."
         )
-    draws = predict.over(
+    draws = prediction.over(
         fitted.resamples(), lambda p: inverted(_curve_at(fitted, p, point), target)
     )
-    low, high = (None if np.isinf(x) else x for x in predict.percentiles(draws, confidence))
-    outside = predict.outside(fitted, {k: v for k, v in point.items() if k != "n_loops"})
+    low, high = (None if np.isinf(x) else x for x in prediction.percentiles(draws, confidence))
+    outside = prediction.outside(fitted, {k: v for k, v in point.items() if k != "n_loops"})
     most = fitted.dataset.columns["n_loops"].max()
     if value > most:
         outside.append(f"beyond the {most:g} loops measured")
@@ -129,7 +129,7 @@ def _by_unified(table: Table, target: float, at: dict[str, float], confidence: f
         question=f"loops at test time for a loss of {target:.5g} nats per token at {text}",
         values=(Param(name="T", value=value, ci_low=low, ci_high=high, unit=_UNIT),),
         inside=not outside,
-        interval_method=f"{predict.resampling(fitted)}, propagated",
+        interval_method=f"{prediction.resampling(fitted)}, propagated",
         fit=fitted.result,
         notes=tuple(outside),
     )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis import predict
+from analysis import prediction
 from analysis.figures import drawing as figures
 from analysis.figures.drawing import CYCLE, MARKERS, Drawing
 from analysis.table import load
@@ -83,8 +83,8 @@ def contours(fitted: Fit) -> Drawing:
     table = load.need(
         fitted.dataset.table, ("mean_recurrence", "train_flops", *law.columns), law.name
     )
-    total, core = predict.sizes(table)
-    cost = predict.flops_per_token(table)
+    total, core = prediction.sizes(table)
+    cost = prediction.flops_per_token(table)
     frame = table.frame
     flops = np.geomspace(frame.train_flops.min(), frame.train_flops.max(), 80)
     mu = np.geomspace(1, 2 * frame.mean_recurrence.max(), 800)

@@ -16,7 +16,7 @@ from analysis.errors import InputError
 from analysis.fitting.fit import fit_table
 from analysis.isoflop import parabolas
 from analysis.laws import library
-from analysis.predict import MU_GRID, flops_per_token, sizes
+from analysis.prediction import MU_GRID, flops_per_token, sizes
 from analysis.table import load
 
 if TYPE_CHECKING:

@@ -201,7 +201,7 @@ def predict(
         parcae predict points.csv --law "E + A*N**-a + B*D**-a" --at N=1e9,D=2e10
     """
     from analysis import api
-    from analysis import predict as answers
+    from analysis import prediction as answers
 
     table = chosen.table(source, law)
     form = chosen.law(law, table)
@@ -228,7 +228,7 @@ def optimal(
 
         parcae optimal points.csv --budget 1e23 --law chinchilla
     """
-    from analysis import predict as answers
+    from analysis import prediction as answers
 
     table = chosen.table(source, law)
     form = chosen.law(law, table)
@@ -306,7 +306,7 @@ def compare(
     import json as json_module
 
     from analysis import api
-    from analysis.compare import compare as compared
+    from analysis.comparison import compare as compared
 
     found = compared(looped, plain, metric, columns)
     typer.echo(json_module.dumps(found.to_dict(), indent=2) if json else found.report(api.as_text))

@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from analysis.compare import compare, relative_quality
+from analysis.comparison import compare, relative_quality
 from analysis.errors import InputError
 from sweeps.cli.laws import register
 
