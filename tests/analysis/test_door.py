@@ -35,7 +35,7 @@ def test_a_frame_is_fitted_predicted_and_shown(frame):
     assert result.to_markdown().splitlines()[1] == "|---|---|---|---|"
     assert result.to_latex().count(r"\\") == 6
     assert r"95\%" in result.to_latex()
-    at = analysis.prediction(
+    at = analysis.predict(
         frame, "chinchilla", {"N": 1e9, "D": 1e10}, columns=COLUMNS, interval="none", n_resamples=50
     )
     assert at.values[0].value == pytest.approx(
