@@ -15,7 +15,7 @@ help:
 	@echo "make figures    draw the figures of docs/ and run the notebooks again, from the bundled records"
 	@echo "make test       every test that needs no GPU and no network"
 	@echo "make test-slow  the long checks as well"
-	@echo "make lint       ruff check and format check"
+	@echo "make lint       ruff check and format check, mypy"
 	@echo "make clean      remove the environment and everything the commands write, except runs/"
 
 # torch goes first and from the pin, so that no other requirement can pull a second build of it.
@@ -42,11 +42,12 @@ test-slow: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,7 +4,9 @@ from analysis import load, fit, predict, optimal
 fit(df, "chinchilla", columns={"N": "params", "D": "tokens", "loss": "loss"}).to_frame()
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 
 _NAMES = {  # public name -> (module, its name there); imported when asked for
     "load": ("analysis.api", "load"),
@@ -16,6 +18,19 @@ _NAMES = {  # public name -> (module, its name there); imported when asked for
     "InputError": ("analysis.errors", "InputError"),
 }
 __all__ = list(_NAMES)
+
+
+class _Door(ModuleType):
+    """A module whose name is a public function's too: once imported it would hide the function."""
+
+    def __call__(self, *args, **kwargs):
+        module, own = _NAMES[self.__name__.removeprefix("analysis.")]
+        return getattr(import_module(module), own)(*args, **kwargs)
+
+
+def as_door(module: str) -> None:
+    """Let a module of this package be called as the public function of its name."""
+    sys.modules[module].__class__ = _Door
 
 
 def __getattr__(name: str):

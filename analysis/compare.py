@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from analysis import as_door
 from analysis.errors import InputError
 from analysis.table import load
 from analysis.table.columns import LETTERS, parse_columns
@@ -170,3 +171,6 @@ def _speed_up(looped: Table, plain: Table) -> list[dict]:
             }
         )
     return out
+
+
+as_door(__name__)  # `analysis.compare` is this module and the function

@@ -59,16 +59,16 @@ def equal_flops(table: Table) -> list[EqualFlops]:
     frame = frame[frame.n_loops == frame.mean_recurrence]
     floor = float(frame.loss_floor.iloc[0]) if has_floor(table) else None
     out = []
-    for budget, rows in frame.groupby("budget_flops"):
+    for _, rows in frame.groupby("budget_flops"):
         fixed = rows[rows.architecture == "transformer"].val_loss
         looped = rows[rows.architecture == "parcae"].groupby("mean_recurrence").val_loss.mean()
         if len(fixed) and len(looped):
             out.append(
                 EqualFlops(
-                    budget_flops=float(budget),
+                    budget_flops=float(rows.budget_flops.iloc[0]),
                     fixed_loss=float(fixed.mean()),
                     looped_loss=float(looped.min()),
-                    mean_recurrence=float(looped.idxmin()),
+                    mean_recurrence=float(looped.index[int(looped.argmin())]),
                     floor=floor,
                 )
             )
@@ -94,11 +94,12 @@ def by_gap(table: Table, budget_flops: float, mean_recurrence: float) -> pd.Data
         (frame.budget_flops == budget_flops) & (frame.mean_recurrence == mean_recurrence)
     ]
     rows = []
-    for run in chosen.itertuples():
-        floors = json.loads(run.floor_by_label)
-        for gap, (n, loss) in json.loads(run.val_loss_by_label).items():
+    columns = (chosen.n_loops, chosen.floor_by_label, chosen.val_loss_by_label)
+    for n_loops, floor_by_label, loss_by_label in zip(*columns, strict=True):
+        floors = json.loads(floor_by_label)
+        for gap, (n, loss) in json.loads(loss_by_label).items():
             end = next(e for e in GAP_ENDS if int(gap) <= e)
-            rows.append((run.n_loops, end, n, n * (loss - floors[gap])))
+            rows.append((n_loops, end, n, n * (loss - floors[gap])))
     if not rows:
         raise InputError(
             f"{table.source}: no run at {budget_flops:g} FLOPs and mean_recurrence={mean_recurrence:g}."

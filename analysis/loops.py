@@ -69,7 +69,7 @@ def _by_curves(table: Table, target: float, confidence: float) -> Answer:
             if curve in sound:
                 notes.append(
                     f"{curve.label}: never reached; its curve levels off at L_inf = "
-                    f"{curve.values['L_inf']:.4f}"
+                    f"{curve.params['L_inf']:.4f}"
                 )
             continue
         values.append(Param(name=name, value=value, ci_low=low, ci_high=high, unit=_UNIT))
@@ -83,10 +83,10 @@ def _by_curves(table: Table, target: float, confidence: float) -> Answer:
             f"{target:.4f}: {found.result.problems[0]}"
         )
     if not values:
-        lowest = min(sound, key=lambda c: c.values["L_inf"])
+        lowest = min(sound, key=lambda c: c.params["L_inf"])
         raise InputError(
             f"--loss {target:.4f}: no run reaches it with any number of loops; the lowest floor is "
-            f"L_inf = {lowest.values['L_inf']:.4f} ({lowest.label}). Ask for more than that."
+            f"L_inf = {lowest.params['L_inf']:.4f} ({lowest.label}). Ask for more than that."
         )
     notes += [f"no curve: {p}" for p in found.result.problems]
     return Answer(
@@ -103,7 +103,7 @@ def _one(curve, target: float, confidence: float) -> tuple[float, float | None, 
     value = float(inverted({k: np.array(v) for k, v in curve.values.items()}, target))
     draws = inverted(curve.fit.student_draws(), target)
     low, high = predict.percentiles(draws, confidence)
-    return value, *(None if np.isinf(x) else x for x in (low, high))
+    return value, None if np.isinf(low) else low, None if np.isinf(high) else high
 
 
 def _by_unified(table: Table, target: float, at: dict[str, float], confidence: float) -> Answer:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 
+from analysis import as_door
 from analysis.errors import InputError
 from analysis.fitting.fit import Fit, fit_table
 from analysis.fitting.result import FitResult, Param, interval
@@ -347,7 +348,7 @@ def flops_per_token(table: Table):
 def percentiles(draws: np.ndarray, confidence: float) -> tuple[float, float]:
     tail = 50 * (1 - confidence)
     # between a number and infinity nothing can be interpolated
-    method = "linear" if np.isfinite(draws).all() else "nearest"
+    method: Literal["linear", "nearest"] = "linear" if np.isfinite(draws).all() else "nearest"
     low, high = np.percentile(draws, [tail, 100 - tail], method=method)
     return float(low), float(high)
 
@@ -382,3 +383,6 @@ def point_of(law, at: dict[str, float], table: Table) -> dict[str, float]:
             f"{', '.join(info(c)[0] for c in law.columns)})."
         )
     return {c: float(point[c]) for c in law.columns}
+
+
+as_door(__name__)  # `analysis.predict` is this module and the function

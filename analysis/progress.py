@@ -13,7 +13,7 @@ _PATIENCE = 2.0  # s before anything is shown
 def track(items: Iterable[T], words: str) -> Iterator[T]:
     """The items, with a bar on stderr from the second second on."""
     total = len(items) if isinstance(items, Sized) else None
-    began, progress, task = time.monotonic(), None, None
+    began, progress = time.monotonic(), None
     try:
         for done, item in enumerate(items):
             if progress is None and time.monotonic() - began > _PATIENCE:

@@ -45,6 +45,12 @@ class Curve:
     problem: str  # empty when the fit stands
     fit: Fit | None = None  # for questions that go on from there
 
+    @property
+    def params(self) -> dict[str, float]:
+        """`values` of a curve that has them."""
+        assert self.values is not None, f"{self.label}: {self.problem}"
+        return self.values
+
 
 @dataclass(frozen=True, slots=True)
 class TestTime:
@@ -172,7 +178,7 @@ def _row(curve: Curve) -> dict:
     return row
 
 
-def _measured(run, rows) -> tuple:
+def _measured(run, rows) -> tuple[str, str, float | None, float | None, np.ndarray, np.ndarray]:
     """The first fields of a `Curve`: what was run, not what was fitted."""
     loops, loss = np.array(rows.n_loops, dtype=float), np.array(rows.val_loss, dtype=float)
     mu, budget = _one(rows, "mean_recurrence"), _one(rows, "budget_flops")
@@ -222,7 +228,7 @@ def _counted_twice(table: Table) -> dict[str, str]:
 
 def _curve(run, rows, law, confidence, n_starts) -> Curve:
     common = _measured(run, rows)
-    loops, loss = common[-2:]
+    *_, loops, loss = common
     order = np.argsort(loops)
     if loss[order[-1]] >= loss[order[0]]:
         words = (
@@ -254,7 +260,7 @@ def _curve(run, rows, law, confidence, n_starts) -> Curve:
 
 def _values(curve: Curve) -> str:
     parts = []
-    for name, value in curve.values.items():
+    for name, value in curve.params.items():
         low, high = curve.intervals.get(name, (None, None))
         bounds = "" if low is None or high is None else f" [{low:.4g}, {high:.4g}]"
         parts.append(f"{name} {value:.4g}{bounds}")

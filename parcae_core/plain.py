@@ -11,16 +11,19 @@ import types
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from parcae_core.errors import UserError
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 # 64 bits hold every count that means something, and larger ones overflow what is computed from them
 MAX_INT = 2**63 - 1
 
 
-def parse_json(data: bytes | str, where: object, kind: type[T] = dict) -> T:
+def parse_json(data: bytes | str, where: object, kind: type = dict) -> Any:
     """The JSON value in a text, if it is of the kind.
 
     Raises:
@@ -35,7 +38,7 @@ def parse_json(data: bytes | str, where: object, kind: type[T] = dict) -> T:
     except ValueError as error:  # UnicodeDecodeError and numbers of thousands of digits as well
         raise UserError(f"{where}: not JSON ({str(error)[:200]}); is the file whole?") from None
     if not isinstance(value, kind):
-        names = {dict: "an object", list: "a list"}
+        names: dict[type, str] = {dict: "an object", list: "a list"}
         raise UserError(
             f"{where}: holds {names.get(type(value), type(value).__name__)}; "
             f"{names.get(kind, kind.__name__)} was expected"
@@ -43,7 +46,7 @@ def parse_json(data: bytes | str, where: object, kind: type[T] = dict) -> T:
     return value
 
 
-def read_json(path: Path, kind: type[T] = dict) -> T:
+def read_json(path: Path, kind: type = dict) -> Any:
     """The JSON value in a file.
 
     Raises:
@@ -112,7 +115,7 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
             _checked(key, k, f"a key of {where}"): _checked(item, v, f"{where}.{k}")
             for k, v in value.items()
         }
-    elif is_dataclass(kind):
+    elif isinstance(kind, type) and is_dataclass(kind):
         return value if isinstance(value, kind) else build(kind, value, where)
     elif _fits(kind, value):
         return float(value) if kind is float else value

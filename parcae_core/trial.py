@@ -253,7 +253,7 @@ def trial_from_dict(data: dict[str, Any]) -> Trial:
         ValueError: for an unknown or missing key, or a value that is not of its type; only the cost
             may be absent.
     """
-    plain = {k: v for k, v in data.items() if k != "cost"}
+    plain = {k: v for k, v in data.items() if k not in ("cost", "sha256")}  # of trial.json
     if plain.get("depth") is not None:
         plain["depth"] = depth_from_dict(plain["depth"])
     trial = build(Trial, plain, "trial")

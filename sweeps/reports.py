@@ -74,8 +74,9 @@ def read_result(path: Path, trial: Trial) -> tuple[TrainResult | None, str]:
     if problem := problem_of(path):
         return None, problem
     data = read_json(path)
-    problem = _problem(trial, data)
-    if problem:
+    if data is None:
+        return None, "no result"
+    if problem := _problem(trial, data):
         return None, problem
     known = {f.name for f in fields(TrainResult)}
     try:
@@ -84,9 +85,7 @@ def read_result(path: Path, trial: Trial) -> tuple[TrainResult | None, str]:
         return None, f"it is not a whole result ({error})"
 
 
-def _problem(trial: Trial, data: dict[str, Any] | None) -> str:
-    if data is None:
-        return "no result"
+def _problem(trial: Trial, data: dict[str, Any]) -> str:
     if data.get("trial_id") != trial.trial_id:
         return f"the result is of trial {data.get('trial_id')}"
     if data.get("status") == "diverged":

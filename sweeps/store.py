@@ -43,7 +43,6 @@ from sweeps.storage.files import (
     read_json,
     require_plain_name,
     sealed,
-    without_seal,
     write_json,
 )
 from sweeps.storage.local import LocalStorage
@@ -168,7 +167,7 @@ class Store:
         if data is None:
             return None, f"{path}: not there, and sweep.json names the trial"
         try:
-            trial = trial_from_dict(without_seal(data))
+            trial = trial_from_dict(data)
         except ValueError as error:
             return None, f"{path}: {error}"
         if trial.trial_id != trial_id:

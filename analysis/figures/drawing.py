@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
@@ -15,13 +15,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.typing import RcKeyType
 
 # Okabe and Ito's set, safe for the common colour-vision deficiencies; black is kept for fits
 CYCLE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")  # colour never carries a distinction alone
 FIT = "#000000"
-STYLE = {
+STYLE: dict[RcKeyType, Any] = {
     "figure.dpi": 120,
     "savefig.dpi": 160,
     "font.size": 9,
@@ -92,7 +94,7 @@ class Drawing:
         Args:
             order: key of a label by which the entries are sorted; None: as drawn.
         """
-        found = {}
+        found: dict[str, Artist] = {}
         for ax in axes if isinstance(axes, list) else [axes]:
             handles, labels = ax.get_legend_handles_labels()
             found = dict(zip(labels, handles, strict=True)) | found

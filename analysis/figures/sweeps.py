@@ -160,7 +160,7 @@ def test_time(curves: TestTime) -> Drawing:
         n_panels=len(shown),
     )
     depths = sorted({c.mean_recurrence for c in curves.curves if c.mean_recurrence is not None})
-    colors = dict(zip(depths, figures.shades(len(depths)), strict=True))
+    colors: dict[float | None, str] = dict(zip(depths, figures.shades(len(depths)), strict=True))
     for ax, budget in zip(drawing.axes, shown, strict=True):
         panel = "all" if budget is None else f"{budget:.3g} FLOPs"
         ax.set(xlabel=_LABEL["n_loops"], ylabel=_LABEL["val_loss"])
@@ -173,7 +173,7 @@ def test_time(curves: TestTime) -> Drawing:
     return drawing
 
 
-test_time.__test__ = False  # a figure, not a test
+test_time.__test__ = False  # type: ignore[attr-defined] # tells pytest: a figure, not a test
 
 
 def _curve(drawing: Drawing, ax, panel, curve: Curve, law, color, marker) -> None:

@@ -177,7 +177,7 @@ def _seed_notes(table: Table, law: Law) -> list[str]:
     if "seed" not in frame or frame.seed.nunique() < 2:
         return []
     setting = [*law.columns, *(c for c in ("injection", "muon_lr", "adamw_lr") if c in frame)]
-    logs = np.log(frame[law.target].astype(float))
+    logs = frame[law.target].astype(float).transform(np.log)
     groups = logs.groupby([frame[c] for c in dict.fromkeys(setting)], dropna=False)
     dof = (groups.size() - 1).sum()
     if dof == 0:

@@ -14,7 +14,7 @@ import numpy as np
 from analysis.errors import InputError
 from analysis.fitting import intervals, profile, search
 from analysis.fitting.dataset import Dataset, prepare
-from analysis.fitting.intervals import Intervals
+from analysis.fitting.intervals import Curvature, Intervals
 from analysis.fitting.objective import Objective, build
 from analysis.fitting.options import FitOptions, Interval
 from analysis.fitting.result import FitResult, Param
@@ -47,7 +47,7 @@ class Fit:
         return self.objective.natural(self.theta)
 
     @cached_property
-    def curvature(self) -> intervals.Curvature:
+    def curvature(self) -> Curvature:
         return intervals.curvature(self.objective, self.theta, self.dataset.runs)
 
     @property
@@ -135,7 +135,8 @@ def fit(data: Dataset, law: Law, options: FitOptions | None = None) -> Fit:
     objective = build(law, data, options)
     best = search.search(objective, options.n_starts, np.random.default_rng(options.seed))
     best, found = _intervals(objective, best, data, law, options)
-    notes, problems = [], []
+    notes: list[str] = []
+    problems: list[str] = []
     for name, sentence in at_bounds(objective, best.theta).items():
         (notes if name in law.floors else problems).append(sentence)
     if len(data) > search.MANY:

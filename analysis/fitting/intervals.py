@@ -109,7 +109,8 @@ def linear(objective: Objective, theta, data: Dataset, confidence: float) -> Int
     if fault:
         return Intervals(method, problems=(fault,))
     half = stdtrit(found.dof, 0.5 + confidence / 2) * np.sqrt(np.diag(found.covariance))
-    low, high = {}, {}
+    low: dict[str, float | None] = {}
+    high: dict[str, float | None] = {}
     for p, centre, h in zip(objective.law.params, log_natural(objective, theta), half, strict=True):
         ends = np.array([centre - h, centre + h])
         if p.kind == "coefficient":  # on the log scale, so that a bound stays positive
@@ -121,13 +122,17 @@ def linear(objective: Objective, theta, data: Dataset, confidence: float) -> Int
 def undetermined(found: Curvature, data: Dataset, n_params: int) -> str | None:
     """A sentence where no interval can follow."""
     if found.dof < 1:
-        return (
-            f"{data.n_runs} runs cannot give intervals of {n_params} parameters: at least "
-            f"{n_params + 1} runs are needed"
-        )
+        return too_few_runs(data, n_params)
     if found.weak:
         return f"the data do not determine {found.weak}: the objective is flat along it"
     return None
+
+
+def too_few_runs(data: Dataset, n_params: int) -> str:
+    return (
+        f"{data.n_runs} runs cannot give intervals of {n_params} parameters: at least "
+        f"{n_params + 1} runs are needed"
+    )
 
 
 def log_natural(objective: Objective, theta: np.ndarray) -> np.ndarray:
@@ -198,8 +203,10 @@ def bootstrap(
     # that the data leave open
     tail = 50 * (1 - confidence)
     values = by_name(objective, draws)
-    low = {k: float(np.percentile(v, tail)) for k, v in values.items()}
-    high = {k: float(np.percentile(v, 100 - tail)) for k, v in values.items()}
+    low: dict[str, float | None] = {k: float(np.percentile(v, tail)) for k, v in values.items()}
+    high: dict[str, float | None] = {
+        k: float(np.percentile(v, 100 - tail)) for k, v in values.items()
+    }
     notes, problems = _open_ends(objective, draws, tail, low, high)
     stopped = int((~finished).sum())
     if stopped > 0.05 * n_resamples:

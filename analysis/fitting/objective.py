@@ -86,6 +86,7 @@ class Objective:
     def _variable(self, t: _Term, theta):
         if t.z is not None:
             return t.z, None
+        assert t.term.shaped is not None, "a term has a variable or one with a shape"
         x, dx = t.term.shaped(self.columns, theta[t.s])
         return (x - t.anchor) / t.spread, dx / t.spread
 
@@ -308,8 +309,8 @@ def build(law: Law, data: Dataset, options: FitOptions) -> Objective:
         if term.exponent is None:
             terms.append(_Term(term=term, c=c))
             continue
-        middle = {p.name: float(np.mean(p.start)) for p in law.params}.get(term.shape)
-        x = term.x(data.columns, middle)
+        middle = {p.name: float(np.mean(p.start)) for p in law.params}
+        x = term.x(data.columns, None if term.shape is None else middle[term.shape])
         spread = spreads.setdefault(term.exponent, float(x.std()) or 1.0)
         # a coefficient of two terms has one value, so both measure it at x = 0
         anchor = _anchor(x) if used.count(term.coefficient) == 1 else 0.0

@@ -19,7 +19,7 @@ import numpy as np
 from scipy.optimize import OptimizeResult, root_scalar
 from scipy.special import stdtrit
 
-from analysis.fitting.intervals import Curvature, Intervals, curvature, floor_note, undetermined
+from analysis.fitting.intervals import Curvature, Intervals, curvature, floor_note, too_few_runs
 from analysis.fitting.search import Search, project
 from analysis.progress import track
 
@@ -54,7 +54,7 @@ def intervals(objective: Objective, best: Search, data: Dataset, confidence: flo
     how = "" if data.runs is None else f", scaled by the spread between {data.n_runs} runs"
     method = f"profile likelihood, Student t{how}"
     if found.dof < 1:
-        return Intervals(method, problems=(undetermined(found, data, len(theta)),)), None
+        return Intervals(method, problems=(too_few_runs(data, len(theta)),)), None
     low, high, notes, problems = {}, {}, [], []
     for p in track(objective.law.params, "profiles"):
         one = profile(objective, best, p.name, found, confidence)
@@ -114,12 +114,10 @@ class _Path:
             found.append(self.refit(u, self.theta[inner], self.u[inner], project_first=True))
         found += [self.refit(u, theta, u_other) for u_other, theta in self.others]
         best = min(found, key=lambda f: f.cost)
-        for column, value in zip(
-            (self.u, self.theta, self.cost, self.sound),
-            (u, best.x, best.cost, best.status > 0),
-            strict=True,
-        ):
-            column.insert(i, value)
+        self.u.insert(i, u)
+        self.theta.insert(i, best.x)
+        self.cost.insert(i, best.cost)
+        self.sound.insert(i, best.status > 0)
         return self.deviance(i)
 
     def deviance(self, i: int) -> float:
@@ -194,12 +192,14 @@ def profile(
     better = None
     if path.cost[lowest] < path.best * (1 - 1e-6) - 1e-15:
         better = _back(objective, held, path.theta[lowest], index)
+    low, high = (None if e is None else float(natural(e)) for e in ends)
     return Profile(
         name,
         natural(np.array(path.u)),
         np.array([path.deviance(i) for i in range(len(path.u))]),
         limit,
-        *(None if e is None else float(natural(e)) for e in ends),
+        low,
+        high,
         tuple(float(natural(j)) for j in jumps),
         better,
     )
@@ -232,7 +232,7 @@ def _end(path: _Path, start, sign, edge, spread, limit) -> tuple[float | None, l
         root = root_scalar(
             lambda u: np.sqrt(path.add(u, sign, both)) - np.sqrt(limit),  # noqa: B023
             bracket=sorted((inner, outer)),
-            xtol=1e-3 * width,
+            xtol=1e-4 * width,
             rtol=1e-4,
         ).root
         jump = abs(path.add(root, sign) - limit) > _JUMP * limit

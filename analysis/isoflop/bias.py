@@ -66,6 +66,7 @@ def _biases(rows: list[dict], exponent: float) -> list[str]:
 
 
 def _shape_of_grid(p: Parabola) -> str:
+    assert p.optimum is not None, f"{p.budget_flops:g} FLOPs: {p.reason}"
     low, high, vertex = np.log(p.low), np.log(p.high), np.log(p.optimum)
     place = (vertex - (low + high) / 2) / ((high - low) / 2)
     faults = []

@@ -13,7 +13,7 @@ Source: Parcae (arXiv:2604.12946), isoFLOP experiments.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -216,8 +216,8 @@ def fit_parabolas(
     out = []
     for axis in axes:
         fits = []
-        for budget, group in table.frame.groupby("budget_flops"):  # exact: 2.15e18 is not 2e18
-            fits.append((float(budget), *_least_squares(group, axis)))
+        for _, group in table.frame.groupby("budget_flops"):  # exact: 2.15e18 is not 2e18
+            fits.append((float(group.budget_flops.iloc[0]), *_least_squares(group, axis)))
         sse = sum(f[-1][2] for f in fits if f[-1] is not None)
         dof = sum(len(f[1]) - 3 for f in fits if f[-1] is not None)
         variance = sse / dof if dof > 0 else None
@@ -229,7 +229,9 @@ def fit_parabolas(
     return out
 
 
-def _least_squares(group, axis):
+def _least_squares(
+    group, axis: str
+) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray, float] | None]:
     """(z values, losses, fit): fit is (coefficients, unscaled covariance, sse), or None."""
     values = np.array(group[axis], dtype=float)
     loss = np.array(group["val_loss"], dtype=float)
@@ -248,43 +250,43 @@ def _least_squares(group, axis):
 def _parabola(axis, budget, values, loss, fit, variance, dof, confidence) -> Parabola:
     """Judge one fit: where its vertex is, how sure, and whether the grid encloses it."""
     letter = axis_words(axis)[0]
-    lowest = float(values[np.argmin(loss)])
-    common = {
-        "axis": axis,
-        "budget_flops": budget,
-        "n_runs": len(values),
-        "low": float(values[0]),
-        "high": float(values[-1]),
-        "lowest_at": lowest,
-    }
     centre = float(np.log(values).mean())
+    unfitted = Parabola(
+        axis=axis,
+        budget_flops=budget,
+        n_runs=len(values),
+        centre=centre,
+        a=0.0,
+        b=0.0,
+        c=0.0,
+        sse=0.0,
+        low=float(values[0]),
+        high=float(values[-1]),
+        lowest_at=float(values[np.argmin(loss)]),
+        optimum=None,
+        optimum_loss=None,
+        ci_low=None,
+        ci_high=None,
+        status="none",
+        reason=f"only {len(np.unique(values))} different values of {letter}; "
+        f"a parabola that can be judged needs {MIN_RUNS}",
+    )
     if fit is None:
-        return Parabola(
-            **common,
-            **dict.fromkeys(("optimum", "optimum_loss", "ci_low", "ci_high")),
-            **dict.fromkeys(("a", "b", "c", "sse"), 0.0),
-            centre=centre,
-            status="none",
-            reason=f"only {len(np.unique(values))} different values of {letter}; "
-            f"a parabola that can be judged needs {MIN_RUNS}",
-        )
+        return unfitted
     (a, b, c), inverse, sse = fit
-    common |= {"a": float(a), "b": float(b), "c": float(c), "sse": sse, "centre": centre}
-    empty = dict.fromkeys(("optimum", "optimum_loss", "ci_low", "ci_high"))
+    fitted = replace(unfitted, a=float(a), b=float(b), c=float(c), sse=sse)
     if c <= 0:
         reason = (
             f"the parabola in log {letter} opens downward (curvature {c:.3g}): it has no minimum"
         )
-        return Parabola(
-            **common, **empty, status="none", reason=f"{reason}; {_where(values, loss, letter)}"
-        )
+        return replace(fitted, reason=f"{reason}; {_where(values, loss, letter)}")
     vertex = -b / (2 * c)
     status, reason = _placed(vertex + centre, values, loss, letter)
     if status == "outside":
-        return Parabola(**common, **empty, status=status, reason=reason)
+        return replace(fitted, status=status, reason=reason)
     low, high = _fieller(b, c, inverse, variance, dof, confidence)
-    return Parabola(
-        **common,
+    return replace(
+        fitted,
         optimum=float(np.exp(vertex + centre)),
         optimum_loss=float(a - b * b / (4 * c)),
         ci_low=None if low is None else float(np.exp(low + centre)),

@@ -56,7 +56,9 @@ class LawTerm:
     def x(self, columns: Columns, shape: float | None) -> np.ndarray:
         """The term's variable, (n,), at a value of its shape parameter where it has one."""
         if self.shaped is not None:
+            assert shape is not None, f"{self.coefficient}: its variable has a shape parameter"
             return self.shaped(columns, shape)[0]
+        assert self.variable is not None, f"{self.coefficient}: a floor has no variable"
         return np.asarray(self.variable(columns), dtype=float)
 
 
@@ -99,9 +101,9 @@ class Law:
             return np.array(self.gradient(values, columns)[0], dtype=float)
         total = np.zeros(size)
         for term in self.terms:
-            value = values[term.coefficient]
+            value: float | np.ndarray = values[term.coefficient]
             if term.exponent is not None:
-                x = term.x(columns, values.get(term.shape))
+                x = term.x(columns, None if term.shape is None else values[term.shape])
                 value = value * np.exp(-values[term.exponent] * x)
             total += value
         return total
@@ -152,7 +154,7 @@ class Law:
             )
         terms = tuple(
             replace(t, shape=None, shaped=None, variable=_held(t.shaped, values[t.shape]))
-            if t.shape in values
+            if t.shaped is not None and t.shape in values
             else t
             for t in self.terms
         )

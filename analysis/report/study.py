@@ -37,7 +37,7 @@ class Study:
 
     def judgements(self) -> dict[str, list[dict]]:
         """Tables on whether the laws hold where they were not fitted, by title; as `parcae judge`."""
-        out = {}
+        out: dict[str, list[dict]] = {}
         for result in self.results:
             if result.law == "unified":  # a minute of refits: `parcae judge --law unified`
                 continue
@@ -75,10 +75,10 @@ class Study:
             draws["loss_by_gap"] = lambda: known_figures.loss_by_gap(self.table)
             draws["equal_flops"] = lambda: known_figures.equal_flops(self.table)
         if self.recurrence is not None:
-            draws["isoflop"] = lambda: sweeps.isoflop(self.recurrence)
-            draws["power_laws"] = lambda: sweeps.power_laws(self.recurrence)
+            draws["isoflop"] = partial(sweeps.isoflop, self.recurrence)
+            draws["power_laws"] = partial(sweeps.power_laws, self.recurrence)
         if self.test_time is not None:
-            draws["test-time"] = lambda: sweeps.test_time(self.test_time)
+            draws["test-time"] = partial(sweeps.test_time, self.test_time)
         for name, fitted in self.parametric.items():
             draws[f"observed_{name}"] = partial(parametric_figures.observed, fitted)
         if "training" in self.parametric:
@@ -102,15 +102,15 @@ def study(table: Table, confidence: float = 0.95) -> Study:
         InputError: when no law at all can be fitted, with the reason of each.
     """
     refusals: dict[str, str] = {}
-    found = {}
-    for name, fitter in (
-        ("recurrence", _recurrence),
-        ("test-time", test_time.fit_test_time),
-    ):
-        try:
-            found[name] = fitter(table, confidence=confidence)
-        except InputError as error:
-            refusals[name] = str(error)
+    recurrence = curves = None
+    try:
+        recurrence = bias.judged(parabolas.fit_recurrence(table, confidence))
+    except InputError as error:
+        refusals["recurrence"] = str(error)
+    try:
+        curves = test_time.fit_test_time(table, confidence=confidence)
+    except InputError as error:
+        refusals["test-time"] = str(error)
     parametric = {}
     for name in ("training", "unified"):
         if name == "unified" and "n_loops" not in table.frame:
@@ -119,13 +119,9 @@ def study(table: Table, confidence: float = 0.95) -> Study:
             parametric[name] = fit_table(table, library.get(name), confidence=confidence)
         except InputError as error:
             refusals[name] = str(error)
-    if not found and not parametric:
+    if recurrence is None and curves is None and not parametric:
         raise InputError("; ".join(f"{law}: {why}" for law, why in refusals.items()))
-    return Study(table, found.get("recurrence"), found.get("test-time"), parametric, refusals)
-
-
-def _recurrence(table: Table, confidence: float) -> parabolas.Recurrence:
-    return bias.judged(parabolas.fit_recurrence(table, confidence))
+    return Study(table, recurrence, curves, parametric, refusals)
 
 
 def load(source: str | Path, **options) -> Study:

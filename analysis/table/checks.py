@@ -93,7 +93,8 @@ def grouped(values, tolerance: float):
     import numpy as np
 
     unique = np.unique(values.dropna())
-    start, of = -np.inf, {}
+    start = -np.inf
+    of: dict[float, float] = {}
     for value in unique:
         if value > start * (1 + tolerance) or not of:
             start = value

@@ -166,7 +166,7 @@ def _comma(name: str, raw: Raw) -> str | None:
 
 def _labels(frame: pd.DataFrame) -> dict[str, str]:
     """Columns that say what may not be mixed: `dataset`, `config/tokenizer`, `Seed`."""
-    found = {}
+    found: dict[str, str] = {}
     for column in map(str, frame.columns):
         last = re.split(r"[/.]", column)[-1].strip().lower().replace(" ", "_").replace("-", "_")
         for name, spellings in LABELS.items():

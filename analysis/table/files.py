@@ -13,9 +13,10 @@ import json
 import shlex
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from analysis.errors import InputError
 
@@ -108,9 +109,14 @@ def _text(path: Path, packing: str) -> str:
     import gzip
     import lzma
 
-    opener = {"": open, ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[packing]
+    openers: dict[str, Callable[..., Any]] = {
+        "": open,
+        ".gz": gzip.open,
+        ".bz2": bz2.open,
+        ".xz": lzma.open,
+    }
     try:
-        with opener(path, "rb") as file:
+        with openers[packing](path, "rb") as file:
             data = file.read()
     except lzma.LZMAError as error:
         raise ValueError(error) from error

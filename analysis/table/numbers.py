@@ -52,7 +52,7 @@ def parse(values: pd.Series, comma: str | None = None) -> pd.Series:
     if not odd.any():
         return numbers
     cells = values[values.notna()].astype(str).map(_bare)
-    dots = cells.str.fullmatch(r"[+-]?\d{1,3}(\.\d{3}){2,}(,\d*)?").any()
+    dots = bool(cells.str.fullmatch(r"[+-]?\d{1,3}(\.\d{3}){2,}(,\d*)?").any())
     odd = values.notna() if dots else odd
     style = _comma_of(cells[odd.reindex(cells.index)], comma)
     read = [_number(cell, style, dots) for cell in cells[odd.reindex(cells.index)]]
@@ -95,7 +95,7 @@ def _comma_of(cells, otherwise: str | None) -> str | None:
     for cell in cells:
         if "," not in cell:
             continue
-        tail = re.match(r"\d*", cell.rpartition(",")[2])[0]
+        tail = re.split(r"\D", cell.rpartition(",")[2], maxsplit=1)[0]
         if cell.count(",") > 1 or re.search(r",\d{3}\.", cell):
             thousands = True
         elif len(tail) != 3 or re.match(r"[+-]?0?,", cell) or re.search(r"\.\d{3},", cell):

@@ -36,7 +36,7 @@ class Column:
     nullable: bool = False
 
     @property
-    def dtype(self) -> str:
+    def dtype(self) -> Literal["string", "Int64", "int64", "float64"]:
         """The pandas dtype a validated table has."""
         if self.kind == "text":
             return "string"

@@ -167,7 +167,7 @@ def _checked(spec: SweepSpec, variations: list[Variation], where: str) -> list[C
             problems.append(
                 f"{where}: trial {i + 1} has neither budget_flops nor n_tokens; give one."
             )
-        if not problems:
+        if not problems and v.mean_recurrence is not None:
             cell = Cell(mean_recurrence=v.mean_recurrence)
             plain = given_fields(v) | {"model": given(v.model), "optim": given(v.optim)}
             if v.depth is not None:  # its keys over the spec's

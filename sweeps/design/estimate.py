@@ -58,8 +58,8 @@ def rate_of(
             source=f"given: {assumed_flops_per_s:.3g} FLOP/s a trial",
         )
     measured = []
-    for trial in trials if store is not None else ():
-        result = store.result(trial)
+    for trial in trials:
+        result = store.result(trial) if store is not None else None
         if result is not None and result.status == "done":
             measured.append(trial.train_flops("exact") / result.train_s)
     if measured:

@@ -220,7 +220,8 @@ def _steps(spec: SweepSpec, cell: Cell, model: ModelConfig, context: int, batch:
                 "or lower batch_sequences."
             )
         return steps
-    steps, per_step = _bought(spec, cell, model, context, batch_tokens)
+    assert cell.budget_flops is not None, "a cell has tokens or a budget"
+    steps, per_step = _bought(spec, cell, cell.budget_flops, model, context, batch_tokens)
     if steps < spec.min_steps:
         raise UserError(
             f"{short(cell.budget_flops)} FLOPs buy {steps} steps at mean_recurrence="
@@ -231,7 +232,12 @@ def _steps(spec: SweepSpec, cell: Cell, model: ModelConfig, context: int, batch:
 
 
 def _bought(
-    spec: SweepSpec, cell: Cell, model: ModelConfig, context: int, batch_tokens: int
+    spec: SweepSpec,
+    cell: Cell,
+    budget_flops: float,
+    model: ModelConfig,
+    context: int,
+    batch_tokens: int,
 ) -> tuple[int, float]:
     """(steps that the budget buys, FLOPs of a step at full depth)."""
 
@@ -247,7 +253,7 @@ def _bought(
     plain = section.kind != "curriculum" or cell.mean_recurrence == 1 or model.is_transformer
     if plain:
         cost = per_step(scheme(1))
-        return math.floor(cell.budget_flops / cost), cost
+        return math.floor(budget_flops / cost), cost
     mu_bwd = cell.mean_backprop_depth or section.backprop_depth(cell.mean_recurrence)
     full, shallow = (
         per_step(PoissonDepth(mean_recurrence=mu, mean_backprop_depth=min(mu, mu_bwd)))
@@ -255,11 +261,11 @@ def _bought(
     )
     # What a step costs on average depends on how many there are. The whole costs more with every
     # step, and lies between all of them shallow and all of them at full depth
-    fewest = max(math.floor(cell.budget_flops / full), section.ramp_steps or 1)
-    most = math.floor(cell.budget_flops / shallow)
+    fewest = max(math.floor(budget_flops / full), section.ramp_steps or 1)
+    most = math.floor(budget_flops / shallow)
     while fewest < most:
         middle = (fewest + most + 1) // 2
-        if per_step(scheme(middle)) * middle <= cell.budget_flops:
+        if per_step(scheme(middle)) * middle <= budget_flops:
             fewest = middle
         else:
             most = middle - 1

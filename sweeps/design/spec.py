@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     Discriminator,
@@ -44,10 +44,15 @@ _LOOPS = "a list of whole numbers of loops, each >= 1, such as [1, 2, 4]"
 _TOKENS = "a number of tokens >= 1, such as 11.2e9"
 _RATE = "a list of learning rates above 0, such as [2e-4, 4e-4]"
 
-ModelOverrides = overrides_of(ModelConfig, "ModelOverrides")
+if TYPE_CHECKING:  # their fields are made from the dataclasses' when this is imported
+    ModelOverrides = Section
+    _OptimKeys = Section
+else:
+    ModelOverrides = overrides_of(ModelConfig, "ModelOverrides")
+    _OptimKeys = overrides_of(OptimConfig, "_OptimKeys")
 
 
-class OptimOverrides(overrides_of(OptimConfig, "_OptimKeys")):
+class OptimOverrides(_OptimKeys):
     """Learning rates, clip and schedule; the schedule's own checks live in OptimConfig.
 
     `lr` is the rate of both optimisers.
@@ -138,7 +143,10 @@ class DepthSection(Section):
 
     def ramp(self, n_steps: int) -> int:
         """Steps of a curriculum's ramp in a training of `n_steps`."""
-        return self.ramp_steps or max(1, round(self.ramp_share * n_steps))
+        if self.ramp_steps is not None:
+            return self.ramp_steps
+        assert self.ramp_share is not None, "a curriculum has one of the two"
+        return max(1, round(self.ramp_share * n_steps))
 
     def backprop_depth(self, mean_recurrence: int) -> int:
         """mu_bwd, the loop steps with gradient, for a declared mu_rec."""
@@ -217,7 +225,9 @@ class _Common(Section):
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")] = Field(
         description="a folder name: a letter or digit, then at most 63 of a-z 0-9 . _ -"
     )
-    preset: Literal[PRESETS] | None = Field(None, description="one of " + ", ".join(PRESETS))
+    preset: Literal[PRESETS] | None = Field(  # type: ignore[valid-type] # names known at run time
+        None, description="one of " + ", ".join(PRESETS)
+    )
     model: ModelOverrides = Field(ModelOverrides(), description="model keys to override")
     data: DataSection = Field(description="a mapping with corpus and tokenizer")
     context: Count | None = Field(
@@ -283,7 +293,8 @@ _PUBLISHED = PriorSection(mean_recurrence=5.96, budget_flops=8e18, exponent=0.39
 
 
 def _kind_of_windows(value: Any) -> str:
-    return {dict: "dict[]", list: "list[]"}.get(type(value), "literal")
+    tags: dict[type, str] = {dict: "dict[]", list: "list[]"}
+    return tags.get(type(value), "literal")
 
 
 # Told apart by what is written, so that a wrong number is one problem and not one of each kind
@@ -409,7 +420,7 @@ class ListSpec(_Common):
 
 
 SweepSpec = IsoflopSpec | TestTimeSpec | StabilitySpec | IsoDepthSpec | GridSpec | ListSpec
-DESIGNS: dict[str, type[_Common]] = {
+DESIGNS: dict[str, type[SweepSpec]] = {
     "isoflop": IsoflopSpec,
     "test_time": TestTimeSpec,
     "stability": StabilitySpec,

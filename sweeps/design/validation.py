@@ -113,7 +113,7 @@ class _Loader(yaml.SafeLoader):
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         # An alias can nest without end and turns one line into many; no spec needs it
         if self.check_event(yaml.AliasEvent):
             line = self.peek_event().start_mark.line + 1
@@ -224,7 +224,8 @@ def _is_branch(part: str) -> bool:
 
 def _needed(model: type[BaseModel], loc: tuple) -> str:
     """The description of the innermost field on the way to `loc`."""
-    section, needed = model, ""
+    section: type[BaseModel] | None = model
+    needed = ""
     for part in loc:
         field = section.model_fields.get(part) if section and isinstance(part, str) else None
         if field is None:

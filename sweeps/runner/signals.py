@@ -118,6 +118,10 @@ def watched_cluster(request_stop: Callable[[], object], *, gcs_patience_s: float
     thread.start()
     try:
         yield
+    except Exception as error:
+        if lost:  # raised while in Ray's compiled code, it comes back as a SystemError
+            raise ClusterLost(lost[0]) from error
+        raise
     finally:
         over.set()
         signal.signal(signal.SIGUSR2, before)

@@ -66,3 +66,11 @@ def test_letters_come_before_common_names():
 def test_importing_the_door_opens_nothing():
     code = "import sys, analysis; assert not {'pandas', 'scipy', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["predict", "compare"])
+def test_a_public_function_stays_one_after_its_module_is_imported(name):
+    from analysis import compare, predict  # noqa: F401
+
+    __import__(f"analysis.{name}")
+    assert callable(getattr(analysis, name))

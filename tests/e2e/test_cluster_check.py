@@ -43,7 +43,7 @@ def check(address: str, *options: object) -> subprocess.CompletedProcess:
     return subprocess.run(
         [*command, *map(str, options)],
         cwd=ROOT,
-        env=os.environ | {"RAY_AUTH_MODE": "disabled"},
+        env=os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"},
         capture_output=True,
         text=True,
         timeout=300,

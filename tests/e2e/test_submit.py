@@ -125,7 +125,7 @@ def test_the_checkout_arrives_as_git_tracks_it_and_its_commit_with_it(head, tmp_
     sent = ("--address", address, "--out", tmp_path, "--smoke", "--env", "PARCAE_TEST=seen")
     done = parcae("submit", spec, *sent, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
-    assert f"commit {git_commit()}" in done.stderr
+    assert f"commit: {git_commit()}" in done.stderr
     assert "variables sent: PARCAE_TEST" in done.stderr
     assert "left out: " in done.stderr
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis import api, test_time, validate
+from analysis import api, known, test_time, validate
 from analysis.isoflop import parabolas
 from analysis.table import load
 
@@ -65,3 +65,50 @@ def test_no_exponent_of_the_recurrence_law_follows():
     assert not result.valid
     note = "the fixed-depth Transformer is better than every looped model at 5 of 5 budgets"
     assert note in result.notes
+
+
+# ---- state-reveals -----------------------------------------------------------------------------
+
+RESULTS = (Path(__file__).resolve().parents[3] / "docs" / "results.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def revealed():
+    return load.load("bundled:state-reveals")
+
+
+def test_the_law_of_state_reveals_is_valid_with_five_enclosed_minima(revealed):
+    result = parabolas.fit_recurrence(revealed).result
+    assert result.valid
+    optima = [r for r in result.tables["optima"] if r["axis"] == "mean_recurrence"]
+    assert [r["status"] for r in optima] == ["interior"] * 5
+    for name in ("gamma_mu", "gamma_D"):
+        p = result[name]
+        assert f"{p.value:.2f} [{p.ci_low:.2f}, {p.ci_high:.2f}]" in RESULTS
+
+
+def test_the_gain_of_loops_and_the_floor_are_as_told(revealed):
+    frame = revealed.frame
+    assert f"{frame.loss_floor[0]:.4f}" in RESULTS
+    assert frame.val_loss.min() > frame.loss_floor[0]
+    top = known.equal_flops(revealed)[-1]
+    assert f"{top.gain:.4f} nats" in RESULTS
+    assert f"{top.share:.0%} of what separates" in RESULTS
+
+
+def test_more_loops_compose_longer_gaps(revealed):
+    top = known.equal_flops(revealed)[-1]
+    found = known.by_gap(revealed, top.budget_flops, top.mean_recurrence)
+    excess = found.pivot(index="n_loops", columns="gap", values="excess")
+    assert excess.loc[4, 8] > 1.0 > 0.1 > excess.loc[16, 8]  # gaps of 8: a guess, then known
+    assert excess.loc[8, 20] > 1.0 > 0.5 > excess.loc[32, 20]
+
+
+def test_the_records_of_state_reveals_are_small_and_of_one_commit():
+    path = Path(load.__file__).parents[1] / "bundled" / load.BUNDLED["state-reveals"]
+    assert path.stat().st_size < 300_000
+    frame = load.load("bundled:state-reveals").frame
+    assert set(frame.status) == {"done"}
+    (commit,) = frame.git_commit.unique()
+    assert "dirty" not in commit
+    assert frame.data_epochs.max() < 1e-6  # no row was read twice

@@ -16,7 +16,7 @@ def test_a_saved_table_loads_as_it_was(records_table, tmp_path, suffix):
     pd.testing.assert_frame_equal(loaded, records.validate(records_table))
     assert loaded.git_commit[0] == "0012345"  # text of digits keeps its leading zeros
     assert {c.name: c.dtype for c in records.COLUMNS} == loaded.dtypes.astype(str).to_dict()
-    assert not list(tmp_path.glob(".*.partial"))
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 @pytest.fixture

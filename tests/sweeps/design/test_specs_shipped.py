@@ -15,7 +15,7 @@ SPECS = Path(__file__).parents[3] / "sweeps" / "specs"
 def trials(name: str):
     path = SPECS / f"{name}.yaml"
     spec = load_spec(path)
-    if spec.data.tokenizer == "characters":  # needs no text
+    if spec.data.tokenizer == "characters" or spec.design == "grid":  # no text, or several corpora
         return plan(spec, resolve_data(spec, str(path)), where=str(path)).trials
     vocabulary = 259 if spec.data.tokenizer == "bytes" else int(spec.data.tokenizer[4:])
     data = DataConfig(

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from sweeps.runner.progress import Progress
+from sweeps.runner.progress import Progress, StopWhenIdle
 from sweeps.store import Store
 from tests.support.tiny import tiny_plan, write_spec
 from tests.sweeps.test_store import good_result, put, report
@@ -69,3 +69,15 @@ def test_a_terminal_gets_a_live_table(watched):
     assert "tiny: 0 of 4 ended" in text
     assert "40/77" in text
     assert "1,234" in text
+
+
+def test_a_signal_ends_the_run_at_once_when_nothing_runs_and_else_after_it():
+    signals: list[int] = []
+    progress = SimpleNamespace(n_running=0)
+    stopper = StopWhenIdle(signals, progress)
+    assert not stopper.stop_all()  # trials may be waiting for a node
+    signals.append(15)
+    assert stopper.stop_all()
+    progress.n_running = 1
+    assert not stopper.stop_all()  # it is writing its checkpoint
+    assert not stopper("a", {})
