@@ -74,3 +74,10 @@ def test_a_public_function_stays_one_after_its_module_is_imported(name):
 
     __import__(f"analysis.{name}")
     assert callable(getattr(analysis, name))
+
+
+def test_a_table_without_loops_is_studied_by_a_law_of_sizes_and_tokens(frame, tmp_path):
+    found = analysis.study(frame, columns=COLUMNS)
+    assert list(found.parametric) == ["chinchilla"]
+    assert [d.name for d in found.drawings()] == ["observed_chinchilla"]
+    assert (found.drawings()[0].save(tmp_path)[0]).stat().st_size > 10_000
