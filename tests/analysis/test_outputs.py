@@ -13,9 +13,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from analysis import api, test_time
+from analysis import test_time
 from analysis.errors import InputError
 from analysis.figures import parametric, sweeps
+from analysis.fitting.fit import fit_table
 from analysis.fitting.fit import fit_table as fit_of
 from analysis.isoflop import parabolas
 from analysis.laws import library
@@ -93,14 +94,15 @@ def test_power_law_extrapolates_dashed_and_without_an_exponent_draws_no_line():
 
 def test_profile_and_contour_csv_hold_what_the_figure_says():
     table = load.load("bundled:parcae-140m")
-    result = api.fit_table(table, "training", interval="profile")
-    rows = parametric.profiles(table, library.get("training")).drawn
+    fitted = fit_table(table, library.get("training"), interval="profile")
+    result = fitted.result
+    rows = parametric.profiles(fitted).drawn
     y = rows[(rows.panel == "y") & (rows.kind == "fit")]
     limit = rows[rows.kind == "limit"].y.iloc[0]
     inside = y[y.y <= limit].x
     assert result["y"].ci_low == pytest.approx(inside.min(), rel=0.01)
     assert result["y"].ci_high == pytest.approx(inside.max(), rel=0.01)
-    rows = parametric.contours(table, result).drawn
+    rows = parametric.contours(fitted).drawn
     frontier = rows[rows.series == "frontier"].sort_values("x")
     assert frontier.y.is_monotonic_increasing
     assert set(rows[(rows.series == "frontier") & (rows.y > 12.01)].kind) == {"extrapolation"}
