@@ -17,6 +17,7 @@ _NAMES = {  # public name -> (module, its name there); imported when asked for
     "compare": ("analysis.compare", "compare"),
     "InputError": ("analysis.errors", "InputError"),
 }
+_MODULES = ("predict", "compare")  # modules of these names are the functions too
 __all__ = list(_NAMES)
 
 
@@ -36,6 +37,8 @@ def as_door(module: str) -> None:
 def __getattr__(name: str):
     if name not in _NAMES:
         raise AttributeError(f"module 'analysis' has no {name!r}; it has {', '.join(_NAMES)}")
+    if name in _MODULES:
+        return import_module(f"analysis.{name}")
     module, own = _NAMES[name]
     return getattr(import_module(module), own)
 
