@@ -105,7 +105,9 @@ def test_the_checks_see_imports_inside_functions(tmp_path):
 def test_package_init_files_hold_a_docstring_only():
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("__init__.py")):
-            if path == ROOT / "analysis" / "__init__.py":  # lazy public names, and no import of ours
+            if (
+                path == ROOT / "analysis" / "__init__.py"
+            ):  # lazy public names, and no import of ours
                 assert libraries(path) <= {"importlib"}
                 continue
             body = ast.parse(path.read_text()).body

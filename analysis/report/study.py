@@ -32,7 +32,9 @@ class Study:
     table: Table
     recurrence: parabolas.Recurrence | None
     test_time: test_time.TestTime | None
-    parametric: dict[str, Fit]  # training, unified
+    parametric: dict[
+        str, Fit
+    ]  # training, unified; of a table without loops chinchilla, or L(D), L(N)
     refusals: dict[str, str]  # law -> sentence
 
     def judgements(self) -> dict[str, list[dict]]:
@@ -119,6 +121,15 @@ def study(table: Table, confidence: float = 0.95) -> Study:
             parametric[name] = fit_table(table, library.get(name), confidence=confidence)
         except InputError as error:
             refusals[name] = str(error)
+    if recurrence is None and curves is None and not parametric:  # not looped: any table of N and D
+        for name in ("chinchilla", "data-only", "params-only"):
+            try:
+                parametric[name] = fit_table(table, library.get(name), confidence=confidence)
+            except InputError as error:
+                refusals[name] = str(error)
+                continue
+            refusals.clear()
+            break
     if recurrence is None and curves is None and not parametric:
         raise InputError("; ".join(f"{law}: {why}" for law, why in refusals.items()))
     return Study(table, recurrence, curves, parametric, refusals)

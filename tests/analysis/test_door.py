@@ -66,3 +66,21 @@ def test_letters_come_before_common_names():
 def test_importing_the_door_opens_nothing():
     code = "import sys, analysis; assert not {'pandas', 'scipy', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["predict", "compare"])
+def test_a_public_function_stays_one_after_its_module_is_imported(name):
+    vars(analysis).pop(name, None)  # as before its first import
+    assert callable(getattr(analysis, name))
+    __import__(f"analysis.{name}")
+    assert callable(getattr(analysis, name))
+    assert callable(
+        getattr(getattr(analysis, name), name)
+    )  # and the module's own function is reached
+
+
+def test_a_table_without_loops_is_studied_by_a_law_of_sizes_and_tokens(frame, tmp_path):
+    found = analysis.study(frame, columns=COLUMNS)
+    assert list(found.parametric) == ["chinchilla"]
+    assert [d.name for d in found.drawings()] == ["observed_chinchilla"]
+    assert (found.drawings()[0].save(tmp_path)[0]).stat().st_size > 10_000

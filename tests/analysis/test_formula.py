@@ -241,3 +241,24 @@ def test_every_verb_takes_the_options_of_fit(app, table):
     assert [h["held_out"][:1] for h in held] == ["N", "D"]
     assert max(h["mean_abs_error"] for h in held) < 0.02
     assert api.parse_setting("N=1e8") == {"n_params": 1e8}
+
+
+def test_the_tied_law_of_five_published_models(app, tmp_path):
+    """Gadre et al. (arXiv:2403.08540), c4_original: N, D and loss on C4's validation set."""
+    rows = """N,D,loss
+411616256,8232325120,3.0417367343404416
+78914048,1578280960,3.800284412392762
+153677376,3073547520,3.4326457499105776
+10569312,211386240,5.220676313056785
+10569312,3382179840,4.506403529656214
+"""
+    path = tmp_path / "gadre.csv"
+    path.write_text(rows)
+    words = ("--tie", "alpha=beta", "--loss", "lsq", "--interval", "none", "--json")
+    found = said(app, "fit", str(path), "--law", "chinchilla", *words)
+    value = {p["name"]: p["value"] for p in found["params"]}
+    assert value["alpha"] == pytest.approx(0.24247, abs=5e-6)
+    assert value["E"] == pytest.approx(1.50826, abs=5e-6)
+    assert value["A"] == pytest.approx(113.693, abs=5e-4)
+    # published in C = 6 N D and M = D / N: b = B 6^(alpha / 2)
+    assert value["B"] * 6 ** (value["alpha"] / 2) == pytest.approx(189.516, abs=1e-3)
