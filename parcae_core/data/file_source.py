@@ -135,7 +135,7 @@ class FileSource(Source):
         texts = [e for e in found if PurePosixPath(e.path).suffix in TEXT_SUFFIXES]
         if not tables and not texts:
             raise UserError(
-                f"corpus {self.place!r}: {len(found)} files, none of them text. Looked for "
+                f"corpus {self.place!r}: no file of text there. Looked for "
                 f"{', '.join(TABLE_SUFFIXES)} and {', '.join(sorted(TEXT_SUFFIXES))}"
             )
         # os.fsencode gives back the bytes of a name that is not UTF-8

@@ -114,7 +114,7 @@ def test_a_missing_folder_is_named_with_what_was_looked_for(tmp_path):
 
 def test_a_folder_without_text_is_named_with_what_was_looked_for(tmp_path):
     (tmp_path / "picture.png").write_bytes(b"\x89PNG")
-    with pytest.raises(UserError, match=r"1 files, none of them text\. Looked for \.jsonl.*\.txt"):
+    with pytest.raises(UserError, match=r"no file of text there\. Looked for \.jsonl.*\.txt"):
         resolve(str(tmp_path))
 
 
