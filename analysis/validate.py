@@ -40,11 +40,8 @@ def judge(table: Table, law: str | Law, **options) -> dict[str, list[dict]]:
     settings = FitOptions(**options | {"interval": "none"})
     if chosen.per_run:
         return {"test-time forms": compare_forms(table)}
-    tables = {
-        "weight of single rows (jackknife, standard errors)": influence(table, chosen, settings)[
-            :10
-        ]
-    }
+    heaviest = influence(table, chosen, settings)[:10]
+    tables = {"weight of single rows (jackknife, standard errors)": heaviest}
     ahead = held_out_largest(table, chosen, settings)
     if ahead:
         tables = {"errors on the largest held out": ahead} | tables
