@@ -112,7 +112,8 @@ def compare(
             )
             continue
         rows = (plain_rows[small], values, plain_rows[min(larger)])
-        value, low, high = relative_quality(*(v.mean() for v in rows), _spread(rows))
+        below, looped_mean, above = (v.mean() for v in rows)
+        value, low, high = relative_quality(below, looped_mean, above, _spread(rows))
         quality.append(
             {
                 "n_params": size,
@@ -158,15 +159,16 @@ def _speed_up(looped: Table, plain: Table) -> list[dict]:
     front = load.on_the_frontier(plain).frame.sort_values("train_flops")
     log_c, loss = np.log(front.train_flops.to_numpy(float)), front.val_loss.to_numpy(float)
     out = []
-    for row in looped.frame.sort_values("train_flops").itertuples():
-        inside = len(loss) > 1 and loss.min() <= row.val_loss <= loss.max()
-        needed_c = float(np.exp(np.interp(-row.val_loss, -loss, log_c))) if inside else None
+    rows = looped.frame.sort_values("train_flops")[["train_flops", "val_loss"]].to_numpy(float)
+    for spent, reached in rows.tolist():
+        inside = len(loss) > 1 and loss.min() <= reached <= loss.max()
+        needed_c = float(np.exp(np.interp(-reached, -loss, log_c))) if inside else None
         out.append(
             {
-                "looped_flops": float(row.train_flops),
-                "loss": float(row.val_loss),
+                "looped_flops": spent,
+                "loss": reached,
                 "plain_flops": needed_c,
-                "speed_up": None if needed_c is None else needed_c / float(row.train_flops),
+                "speed_up": None if needed_c is None else needed_c / spent,
             }
         )
     return out

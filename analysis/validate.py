@@ -37,23 +37,22 @@ def judge(table: Table, law: str | Law, **options) -> dict[str, list[dict]]:
         return {"exponents without one budget": leave_one_budget_out(table)}
     chosen = library.get(law) if isinstance(law, str) else law
     law = chosen.name
-    options = FitOptions(**options | {"interval": "none"})
+    settings = FitOptions(**options | {"interval": "none"})
     if chosen.per_run:
         return {"test-time forms": compare_forms(table)}
-    tables = {
-        "weight of single rows (jackknife, standard errors)": influence(table, chosen, options)[:10]
-    }
-    ahead = held_out_largest(table, chosen, options)
+    heaviest = influence(table, chosen, settings)[:10]
+    tables = {"weight of single rows (jackknife, standard errors)": heaviest}
+    ahead = held_out_largest(table, chosen, settings)
     if ahead:
         tables = {"errors on the largest held out": ahead} | tables
     if "budget_flops" not in table.frame:
         return tables
-    held = held_out_budgets(table, chosen, options)
+    held = held_out_budgets(table, chosen, settings)
     tables = {"errors on a budget held out": held} | tables
     if law in ("training", "iso-depth"):
         tables["laws of the same rows compared"] = compare_laws(table)
     if law == "training":
-        values = fit(prepare(table, chosen), chosen, options).params
+        values = fit(prepare(table, chosen), chosen, settings).params
         title = "bias of the parabola on this grid, were the law true"
         tables[title] = bias.parabola_bias(values, table)
     return tables

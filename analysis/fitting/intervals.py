@@ -60,8 +60,10 @@ def curvature(objective: Objective, theta: np.ndarray, runs: np.ndarray | None) 
     n, p = len(r), len(theta)
     slope = np.clip(r, -objective.delta, objective.delta)
     if objective.undertuned != 1.0:
-        slope = slope * objective.row_weights(r)
-        rows = rows * np.sqrt(objective.row_weights(r))[:, None]
+        weights = objective.row_weights(r)
+        assert weights is not None, "only a symmetric objective may have no weights"
+        slope = slope * weights
+        rows = rows * np.sqrt(weights)[:, None]
     square = max(float(slope @ slope) / max(n - p, 1), 1e-300)  # E[h'^2]
     bend = _bend(r, objective.delta, n - p)  # E[h'']
     gram = rows.T @ rows

@@ -186,7 +186,7 @@ def none_if_nan(x: float) -> float | None:
 
 def _table(result: FitResult, marks: tuple[str, str, str], rule: str) -> str:
     begin, between, end = marks
-    rows = [("parameter", "value", f"low, {result.confidence:.0%}", "high")]
+    rows: list[tuple[str, ...]] = [("parameter", "value", f"low, {result.confidence:.0%}", "high")]
     if end.strip() == r"\\":
         rows = [tuple(cell.replace("%", r"\%") for cell in rows[0])]
     for p in result.params:

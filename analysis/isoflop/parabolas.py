@@ -147,7 +147,7 @@ def fit_isoflop(table: Table, over: str = "N", confidence: float = 0.95) -> Recu
     table = load.at_training_depth(table)
     if "budget_flops" in table.frame:
         table = table.keep(table.frame.budget_flops.notna(), "trained for tokens, not for a budget")
-    axes = (axis,)
+    axes: tuple[str, ...] = (axis,)
     if axis != "n_tokens" and ("n_tokens" in table.frame or axis == "n_params"):
         axes = (axis, "n_tokens")
     table = load.need(table, ("budget_flops", *axes, "val_loss"), "isoflop")

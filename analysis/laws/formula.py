@@ -15,20 +15,21 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from analysis.errors import InputError, nearest
-from analysis.laws.law import Columns, Law, LawParam, LawTerm
+from analysis.laws.law import Columns, Kind, Law, LawParam, LawTerm
 from analysis.table.columns import LAW_COLUMNS, LETTERS
 
 if TYPE_CHECKING:
     from analysis.table.load import Table
 
-_FUNCTIONS = {  # value, derivative by the argument given argument and value
+# value, derivative by the argument given argument and value
+_FUNCTIONS: dict[str, tuple[Callable, Callable]] = {
     "exp": (np.exp, lambda x, y: y),
     "log": (np.log, lambda x, y: 1 / x),
     "log10": (np.log10, lambda x, y: 1 / (x * np.log(10))),
@@ -248,20 +249,25 @@ def _parsed(text: str) -> tuple[str, ast.expr]:
     try:
         tree = ast.parse(right.strip().replace("^", "**"), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        where = f" at {error.text[error.offset - 1 :].strip()!r}" if _has_place(error) else ""
         raise InputError(
-            f"--law {text!r}: not a formula{where}; write it like E + A*N**-alpha + B*D**-beta."
+            f"--law {text!r}: not a formula{_place(error)}; write it like E + A*N**-alpha + B*D**-beta."
         ) from error
     return ("" if target in ("L", "loss") else target), tree
 
 
-def _has_place(error) -> bool:
-    return bool(getattr(error, "text", None) and error.offset and error.offset <= len(error.text))
+def _place(error: Exception) -> str:
+    """Where Python stopped reading, or "" where it does not say."""
+    text, offset = getattr(error, "text", None), getattr(error, "offset", None)
+    if not text or not offset or offset > len(text):
+        return ""
+    return f" at {text[offset - 1 :].strip()!r}"
 
 
 def _node(tree: ast.expr, columns: Mapping[str, str], text: str) -> Node:
-    if isinstance(tree, ast.Constant) and type(tree.value) in (int, float):
-        return Node("number", number=float(tree.value))
+    if isinstance(tree, ast.Constant):
+        number = tree.value
+        if isinstance(number, (int, float)) and not isinstance(number, bool):
+            return Node("number", number=float(number))
     if isinstance(tree, ast.Name):
         if tree.id in _FUNCTIONS or tree.id in _CHOICES:
             raise InputError(
@@ -290,6 +296,7 @@ def _node(tree: ast.expr, columns: Mapping[str, str], text: str) -> Node:
 
 
 def _call(tree: ast.Call, columns, text) -> Node:
+    assert isinstance(tree.func, ast.Name)
     name = tree.func.id
     known = (*_FUNCTIONS, *_CHOICES)
     if name not in known:
@@ -452,9 +459,11 @@ def _terms(node: Node) -> list[LawTerm] | None:
     return None if c & k or c & s or k & s else terms
 
 
-def _kinds(terms: list[LawTerm]) -> dict[str, str]:
-    out = {t.shape: "shape" for t in terms} | {t.exponent: "exponent" for t in terms}
-    return out | {t.coefficient: "coefficient" for t in terms}
+def _kinds(terms: list[LawTerm]) -> dict[str, Kind]:
+    out: dict[str, Kind] = {t.shape: "shape" for t in terms if t.shape is not None}
+    out |= {t.exponent: "exponent" for t in terms if t.exponent is not None}
+    out |= {t.coefficient: "coefficient" for t in terms}
+    return out
 
 
 def _term(summand: Node) -> LawTerm | None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from analysis.errors import InputError, nearest
 
+Kind = Literal["coefficient", "exponent", "shape"]
 Columns = Mapping[str, np.ndarray]  # by the names of `analysis.table.columns.LAW_COLUMNS`
 Variable = Callable[[Columns], np.ndarray]
 # value and first derivative by the shape parameter; each (n,)
@@ -32,7 +33,7 @@ class LawParam:
     """
 
     name: str
-    kind: Literal["coefficient", "exponent", "shape"]
+    kind: Kind
     meaning: str
     unit: str = "1"
     bounds: tuple[float, float] = (0.0, np.inf)
@@ -118,10 +119,12 @@ class Law:
             c = values[term.coefficient]
             basis = np.ones(len(total))
             if term.exponent is not None:
-                k, x = values[term.exponent], term.x(columns, values.get(term.shape))
+                shape = None if term.shape is None else values[term.shape]
+                k, x = values[term.exponent], term.x(columns, shape)
                 basis = np.exp(-k * x)
                 slopes[term.exponent] -= c * basis * x
                 if term.shape is not None:
+                    assert term.shaped is not None, f"{term.shape}: no variable has this shape"
                     dx = term.shaped(columns, values[term.shape])[1]
                     slopes[term.shape] -= c * basis * k * dx
             slopes[term.coefficient] += basis
@@ -184,7 +187,7 @@ class Law:
                 replace(
                     t,
                     coefficient=kept.get(t.coefficient, t.coefficient),
-                    exponent=kept.get(t.exponent, t.exponent),
+                    exponent=t.exponent and kept.get(t.exponent, t.exponent),
                 )
                 for t in self.terms
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import entry_points
+from typing import Any
 
 import numpy as np
 
@@ -222,8 +223,9 @@ LAWS: dict[str, Law] = {
         ),
     )
 }
-_SCALE = {"bounds": (1e-6, np.inf), "log_start": True}
-_TYPED = (  # laws given as formulas, whose parameters have meanings and starts of their own
+_SCALE: dict[str, Any] = {"bounds": (1e-6, np.inf), "log_start": True}
+# laws given as formulas, whose parameters have meanings and starts of their own
+_TYPED: tuple[tuple[str, str, tuple[LawParam, ...], dict[str, Any]], ...] = (
     (
         "kaplan",
         "((N_c/N)**(alpha_N/alpha_D) + D_c/D)**alpha_D",

@@ -30,7 +30,7 @@ def columns(names: list[str]) -> dict[str, str]:
     """Our name -> the table's column, for those recognised; our own names and letters come first."""
     found = {n: n for n in LAW_COLUMNS if n in names}
     found |= {n: letter for letter, n in LETTERS.items() if letter in names and n not in found}
-    plain = {}
+    plain: dict[str, str] = {}
     for name in names:
         plain.setdefault(_plain(name), name)
     for ours, spellings in COMMON.items():

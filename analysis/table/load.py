@@ -73,7 +73,9 @@ def load(
     Raises:
         InputError: when the source is missing, does not parse, or mixes what cannot be mixed.
     """
-    if _is_frame(source):
+    import pandas as pd
+
+    if isinstance(source, pd.DataFrame):
         raw = files.Raw(source.reset_index(drop=True))
         return _points(raw, columns, where, Path("DataFrame"), own)
     text = str(source)
@@ -98,12 +100,6 @@ def load(
         table = table.keep(met, f"not {condition}")
     checks.refuse_mixtures(table)
     return table
-
-
-def _is_frame(source) -> bool:
-    import pandas as pd
-
-    return isinstance(source, pd.DataFrame)
 
 
 def from_records(frame: pd.DataFrame, where: str) -> Table:
