@@ -1,8 +1,7 @@
 """A trial on the generated corpus: what is known of its loss stands in the records beside it."""
 
 import json
-
-import pytest
+import math
 
 from analysis.table import load
 from parcae_core.data.state_reveals import StateReveals
@@ -26,7 +25,7 @@ def test_the_records_hold_the_floor_and_the_loss_by_gap(tmp_path):
     store = Store(tmp_path / "runs", plan.name)
     store.write_plan(plan, spec)
     job = make_job(plan, store, prepare_data(plan, store, plan.trials), Options())
-    attempt(job, plan.trials[0].trial_id, report=lambda outcome: None)
+    attempt(job, plan.trials[0].trial_id, lambda outcome: None)
 
     frame = load.load(collect(store)).frame
     corpus = StateReveals(longest_gap=8)
@@ -50,8 +49,8 @@ def test_text_has_no_floor_and_no_labels(tmp_path):
     store = Store(tmp_path / "runs", plan.name)
     store.write_plan(plan, spec)
     job = make_job(plan, store, prepare_data(plan, store, plan.trials), Options())
-    attempt(job, plan.trials[0].trial_id, report=lambda outcome: None)
+    attempt(job, plan.trials[0].trial_id, lambda outcome: None)
     frame = load.load(collect(store)).frame
     assert frame.corpus[0] == str(tmp_path / "text")
     assert frame[["loss_floor", "loss_by_reach", "val_loss_by_label"]].isna().all(axis=None)
-    assert frame.val_loss.iloc[0] == pytest.approx(5.5, abs=1.0)
+    assert 0 < frame.val_loss.iloc[0] < math.log(264)  # bytes: better than a guess

@@ -29,6 +29,7 @@ from tests.sweeps.tracking.test_trial_run import end_trial
 # A worker's attempt at a trial whose training takes 4 s of steps and says how long each took
 ATTEMPT = """
 import json, sys, time
+from collections import defaultdict
 from pathlib import Path
 from sweeps.tracking import live
 from sweeps.store import Store
@@ -62,7 +63,7 @@ class Result:
     def to_dict(self):
         return good_result(self.trial)
 
-job = Job(out=out, sweep="tiny", session="s", data_dirs={17: "-"}, spec_sha256="a" * 64,
+job = Job(out=out, sweep="tiny", session="s", data_dirs=defaultdict(lambda: "-"), spec_sha256="a" * 64,
           git_commit=None, wandb_mode=mode, wandb_project="p", train=train)
 waited = 0.0
 
