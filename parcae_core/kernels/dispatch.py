@@ -120,6 +120,18 @@ def row_blocks(n_rows: int, width: int, *, tensors: int = 1) -> tuple[int, int, 
     return rows, padded, triton.cdiv(n_rows, rows)
 
 
+def head_rows(x: Tensor) -> tuple[Tensor, int]:
+    """x (B, T, H, K) as kernels read it, and elements from a token to the next.
+
+    A part of each row of a wider tensor, as one product for several gives it, is read where it is.
+    """
+    _, T, H, K = x.shape
+    token = x.stride(1)
+    if x.stride() != (T * token, token, K, 1) or token < H * K:
+        x, token = x.contiguous(), H * K
+    return x, token
+
+
 def n_programs(device: torch.device, n_blocks: int) -> int:
     """Programs that share the blocks when each leaves one partial sum.
 
