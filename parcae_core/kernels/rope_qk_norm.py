@@ -21,7 +21,9 @@ from parcae_core.kernels.dispatch import (
     Impl,
     head_rows,
     launched,
+    only_real_gradients,
     operator,
+    or_zeros,
     row_blocks,
     tl,
     triton,
@@ -177,13 +179,15 @@ if triton is not None:
         return T, H, k.shape[2], q.numel() // K, k.numel() // K, K
 
     def _keep(ctx, inputs, output) -> None:
+        only_real_gradients(ctx, *output[:2])
         (q, k, turn, ctx.norm, _), (yq, yk, rq, rk) = inputs, output
         ctx.kept_y = q.shape[-1] >= _KEEP_Y_FROM
         kept = () if not ctx.norm else (yq, yk) if ctx.kept_y else (q, k)
         ctx.save_for_backward(rq, rk, turn, *kept)
 
-    def _gradient(ctx, dyq: Tensor, dyk: Tensor, drq: Tensor | None, drk: Tensor | None):
+    def _gradient(ctx, dyq: Tensor | None, dyk: Tensor | None, drq: None, drk: None):
         rq, rk, turn, *kept = ctx.saved_tensors
+        dyq, dyk = or_zeros(ctx, dyq, dyk)
         kept = kept or (dyq, dyk)  # not read without the norm
         found = _rope_qk_norm_bwd(dyq, dyk, *kept, rq, rk, turn, ctx.norm, ctx.kept_y)
         return *found, None, None, None

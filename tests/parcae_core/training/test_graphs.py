@@ -76,8 +76,15 @@ class Operations(TorchDispatchMode):
 def test_forward_and_backward_ask_the_device_for_no_number(replayed, monkeypatch):
     """On a GPU each such number waits for all that was launched before."""
     monkeypatch.setattr(Parcae, "_check", lambda *_: None)  # looks at the ids on a CPU alone
+    trial = tiny_trial()
+    model = build_model(trial.model, seed=0)
+    rows = torch.randint(0, 264, (8, 17), generator=torch.Generator().manual_seed(0))
+    graphs = Graphs(model, trial) if replayed else None
     with Operations() as seen:
-        gradients(tiny_trial(), "cpu", replayed=replayed, micro_batch=4, steps=(1,))
+        local_gradient(
+            model, trial, rows=rows, draw=depths_of_step(trial, 1), share=np.arange(8),
+            micro_batch=4, step=1, graphs=graphs,
+        )  # fmt: skip
     assert seen.n > 100
     assert seen.n_waits == 0
 
