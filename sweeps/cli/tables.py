@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from parcae_core.cpus import usable_cpus
+from parcae_core.result import TrainResult
 from parcae_core.trial import Trial
 from sweeps.design.estimate import duration, longest_first, makespan, rate_of
 from sweeps.design.plan import Plan, short
+from sweeps.design.trunks import flops_to_make
 from sweeps.reports import FINISHED
-from sweeps.store import Store
+from sweeps.store import Store, TrialState
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -83,7 +85,10 @@ def plan_data(
                 "activation_bytes_per_sequence": memory.per_sequence,
                 "peak_bytes": memory.peak(trial.batch_sequences),  # whole batch at a time
                 "peak_bytes_one_sequence": memory.peak(1),
-                "train_flops": trial.cost.train_flops,
+                "train_flops": trial.cost.train_flops,  # as if it were a run of its own
+                "parent": None if trial.parent is None else trial.parent.trial_id,
+                "shared_steps": trial.shared_steps,
+                "own_flops": {rule: trial.own_flops(rule) for rule in trial.cost.train_flops},
                 "muon_lr": trial.optim.muon_lr,
                 "estimated_s": rate.seconds(trial),
                 "cpus": trial.resources.cpus,
@@ -94,6 +99,8 @@ def plan_data(
     slots = _slots(plan.trials, cpus, gpus)
     seconds = [rate.seconds(t) for t in longest_first(left)]
     known = rate.flops_per_s is not None
+    # a branch cannot end before its trunk and it have made all steps, one after the other
+    longest = max((rate.seconds(t, separate=True) or 0.0 for t in left), default=0.0)
     gpu_hours = sum(rate.seconds(t) * t.resources.gpus for t in left) / 3600 if known else None
     first = plan.trials[0].data
     return {
@@ -112,8 +119,10 @@ def plan_data(
             "n_tokens": sum(t.n_tokens for t in plan.trials),
             "train_flops_paper": sum(t["train_flops"]["paper"] for t in trials),
             "train_flops_exact": sum(t["train_flops"]["exact"] for t in trials),
+            "own_flops_paper": flops_to_make(plan.trials, "paper"),
+            "own_flops_exact": flops_to_make(plan.trials, "exact"),
             "left_s": sum(seconds) if known else None,
-            "makespan_s": makespan(seconds, slots) if known and slots else None,
+            "makespan_s": max(makespan(seconds, slots), longest) if known and slots else None,
             "cpus": cpus,
             "gpus": gpus,
             "gpu_hours": gpu_hours,
@@ -161,6 +170,13 @@ def print_plan(data: dict[str, Any]) -> None:
         f"{short(totals['train_flops_paper'])} FLOPs (paper), {short(totals['train_flops_exact'])} (exact)",
         highlight=False,
     )
+    if totals["own_flops_exact"] < totals["train_flops_exact"]:
+        own, separate = totals["own_flops_paper"], totals["train_flops_paper"]
+        console.print(
+            f"trunks: {short(own)} FLOPs are made, {1 - own / separate:.0%} fewer than by separate runs "
+            f"({short(totals['own_flops_exact'])} exact); the budgets are those of separate runs",
+            highlight=False,
+        )
     if totals["makespan_s"] is not None:
         where = f"{totals['cpus']} CPUs" + (f" and {totals['gpus']} GPUs" * bool(totals["gpus"]))
         console.print(
@@ -201,9 +217,14 @@ def status_data(store: Store) -> dict[str, Any]:
     """Every trial's state as plain data."""
     order = (store.sweep or {}).get("trials", [])
     trials = []
+    made = {"separate": 0.0, "own": 0.0}
     for trial in store.stored_trials():
         state = store.state(trial)
         result = store.result(trial)
+        shared = _shared_steps(trial, state, result)
+        per_step = trial.train_flops("paper") / trial.n_steps
+        made["separate"] += per_step * state.step
+        made["own"] += per_step * (state.step - shared)
         losses = {r.n_loops: r.val_loss for r in result.evaluation} if result else {}
         trials.append(
             {
@@ -216,6 +237,8 @@ def status_data(store: Store) -> dict[str, Any]:
                 "seed": trial.seed,
                 "step": state.step,
                 "n_steps": trial.n_steps,
+                "parent": None if trial.parent is None else trial.parent.trial_id,
+                "shared_steps": shared,
                 "train_loss": state.loss,
                 "val_loss": losses.get(trial.mean_recurrence),
                 "tokens_per_s": state.tokens_per_s,
@@ -233,9 +256,17 @@ def status_data(store: Store) -> dict[str, Any]:
         "name": store.name,
         "folder": store.where,
         "counts": dict(counts),
+        "made_flops_paper": made,
         "trials": trials,
         "damaged": damaged,
     }
+
+
+def _shared_steps(trial: Trial, state: TrialState, result: TrainResult | None) -> int:
+    """Steps of a trial that its trunk made: as its result says, before that as planned."""
+    if result is not None:
+        return result.shared_steps
+    return min(trial.shared_steps, state.step)
 
 
 def print_status(data: dict[str, Any]) -> None:
@@ -270,6 +301,13 @@ def print_status(data: dict[str, Any]) -> None:
     for trial_id, problem in data["damaged"].items():
         console.print(f"{trial_id}: damaged: {problem}", highlight=False, markup=False)
     console.print(", ".join(f"{n} {s}" for s, n in data["counts"].items()), highlight=False)
+    made = data["made_flops_paper"]
+    if made["own"] < made["separate"]:
+        console.print(
+            f"trunks: {short(made['own'])} FLOPs made (paper); separate runs would have made "
+            f"{short(made['separate'])}",
+            highlight=False,
+        )
 
 
 def _number(value: Any, form: str) -> str:

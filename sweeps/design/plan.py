@@ -16,6 +16,7 @@ from parcae_core.presets import preset
 from parcae_core.trial import DataConfig, EvalConfig, OptimConfig, Trial
 from sweeps.design.designs import Cell, cells
 from sweeps.design.spec import DataSection, DepthSection, SweepSpec
+from sweeps.design.trunks import with_trunks
 from sweeps.design.validation import given
 
 # Fields of the model that only a loop has; a Transformer baseline drops them
@@ -98,7 +99,15 @@ def plan(spec: SweepSpec, data: Data | DataConfig, where: str = "plan") -> Plan:
             trials[trial.trial_id] = trial
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
-    return Plan(name=spec.name, spec=spec, where=where, trials=tuple(trials.values()))
+    planned = tuple(trials.values())
+    if spec.trunks:
+        planned = with_trunks(planned)
+        if not any(t.parent for t in planned):
+            raise UserError(
+                f"{where}: trunks: true, and no two trials differ in length alone; give several lengths "
+                "of the same training, or leave trunks out."
+            )
+    return Plan(name=spec.name, spec=spec, where=where, trials=planned)
 
 
 def describe(trial: Trial) -> str:
@@ -128,7 +137,7 @@ def _trial(spec: SweepSpec, cell: Cell, seed: int, data: DataConfig) -> Trial:
         model=model,
         depth=None if model.is_transformer else _depth(spec, cell, n_steps),
         data=data,
-        optim=OptimConfig(**(given(spec.optim) | cell.optim)),
+        optim=OptimConfig(**(_schedule(spec) | given(spec.optim) | cell.optim)),
         evaluation=EvalConfig(loops=loops, n_sequences=spec.evaluation.n_sequences),
         n_steps=n_steps,
         batch_sequences=batch,
@@ -140,6 +149,11 @@ def _trial(spec: SweepSpec, cell: Cell, seed: int, data: DataConfig) -> Trial:
         budget_rule=spec.budget_rule,
         resources=replace(spec.resources.resolve(), compile=spec.compile),
     )
+
+
+def _schedule(spec: SweepSpec) -> dict[str, Any]:
+    """What trunks ask of the optimiser: no update may depend on a run's length before its cool-down."""
+    return {"weight_decay_falls": "cooldown"} if spec.trunks else {}
 
 
 def _model(

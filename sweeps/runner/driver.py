@@ -16,6 +16,7 @@ from parcae_core.errors import UserError
 from parcae_core.trial import Resources, Trial
 from sweeps.design.estimate import longest_first
 from sweeps.design.plan import Plan, data_sections
+from sweeps.design.trunks import branches_of
 from sweeps.reports import FINISHED, State
 from sweeps.runner.cluster import must_send_aws_keys, ray_cluster, require_local, require_placeable
 from sweeps.runner.losses import LOST_WORKERS_ALLOWED
@@ -167,6 +168,7 @@ def make_job(plan: Plan, store: Store, data_dirs: dict[str, str], options: Optio
         checkpoint_every_s=options.checkpoint_every_s,
         lease_wait_s=options.lease_wait_s,
         train=options.train,
+        branches=branches_of(plan.trials),
     )
 
 
@@ -207,8 +209,10 @@ def _fit(
 ) -> None:
     """Hand the trials to Tune and wait for the last to end."""
     from ray import tune
+    from ray.tune.search import ConcurrencyLimiter
 
-    from sweeps.runner.progress import Progress, StopWhenIdle
+    from sweeps.branches import Waiting
+    from sweeps.runner.progress import InOrder, Progress, StopWhenIdle
 
     by_id = {t.trial_id: t for t in trials}
     with Progress(store, trials, lost_workers=options.lost_workers) as progress:
@@ -220,11 +224,13 @@ def _fit(
                     bundles[by_id[c["trial_id"]].resources], strategy="PACK"
                 ),
             ),
-            param_space={
-                "job": job,
-                "trial_id": tune.grid_search([t.trial_id for t in trials]),
-            },
+            param_space={"job": job},
             tune_config=tune.TuneConfig(
+                num_samples=len(trials),
+                # without a limit of its own, Tune lets one trial at a time wait for its place
+                search_alg=ConcurrencyLimiter(
+                    InOrder(Waiting(store, trials, progress.say)), max_concurrent=len(trials)
+                ),
                 trial_name_creator=_trial_id,
                 trial_dirname_creator=_trial_id,
                 # Sound because `train` builds everything from the trial and leaves no state

@@ -20,6 +20,7 @@ from multiprocessing.process import BaseProcess
 
 from parcae_core.cpus import usable_cpus
 from parcae_core.trial import Trial
+from sweeps.branches import Waiting
 from sweeps.reports import ENDED
 from sweeps.runner.losses import LOST_WORKERS_ALLOWED, Loss, Losses, loss_of_process
 from sweeps.runner.signals import say, stop_on_signals
@@ -110,7 +111,8 @@ class _Pool:
         losses: Losses,
     ) -> None:
         self.job, self.store, self.storage = job, store, Polling(store.storage)
-        self.waiting, self.n = sorted(trials, key=lambda t: t.seed), len(trials)
+        self.waiting = Waiting(store, sorted(trials, key=lambda t: t.seed), self._say)
+        self.n = len(trials)
         self.losses = losses
         self.ended, self.began = 0, time.monotonic()
         self.workers: list[_Worker] = []
@@ -120,6 +122,8 @@ class _Pool:
         while (self.waiting and not stopped) or self._busy():
             if not stopped:
                 self._start_what_fits()
+                if self.waiting and not self._busy():
+                    return self._say_stuck()
             for worker in self._heard():
                 self._end_of_trial(worker)
 
@@ -135,8 +139,8 @@ class _Pool:
         return [w for w in self.workers if w.trial is not None]
 
     def _start_what_fits(self) -> None:
-        while self.waiting and (gpus := self.machine.take(self.waiting[0])) is not None:
-            trial = self.waiting.pop(0)
+        while (trial := self.waiting.ready()) and (gpus := self.machine.take(trial)) is not None:
+            self.waiting.trials.remove(trial)
             idle = (w for w in self.workers if w.trial is None and w.gpus == gpus)
             worker = next(idle, None) or self._start_worker(gpus)
             worker.trial = trial
@@ -170,6 +174,7 @@ class _Pool:
             worker.process.kill()
             worker.process.join()
         self.storage.pull(now=True)
+        self.waiting.asked_anew()
         self._tell(trial, problem)
 
     def _tell(self, trial: Trial, problem: Loss | None) -> None:
@@ -177,11 +182,16 @@ class _Pool:
         if problem is not None and state.state not in ENDED:
             self._say(f"{label(trial)}: {self.losses.record(trial, problem)}")
             if self.losses.counted[trial.trial_id] <= self.losses.allowed:
-                self.waiting.insert(0, trial)
+                self.waiting.put_back(trial)
             return
         self.ended += 1
         if (line := ended_line(self.store, trial)) is not None:
             self._say(f"{line} ({self.ended} of {self.n} ended)")
+
+    def _say_stuck(self) -> None:
+        for trial in self.waiting.trials:
+            trunk = trial.parent and trial.parent.trial_id
+            self._say(f"{label(trial)}: not started; its trunk {trunk} was given up")
 
     def _say(self, text: str) -> None:
         say(f"[{time.monotonic() - self.began:7.1f} s] {text}")

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from ray import cloudpickle, tune
+from ray.tune.search import Searcher
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from parcae_core.trial import Trial
+from sweeps.branches import Waiting
 from sweeps.design.estimate import duration
+from sweeps.design.trunks import flops_to_make
 from sweeps.reports import FINISHED
 from sweeps.runner.losses import LOST_WORKERS_ALLOWED, Losses, loss_of
 from sweeps.runner.trial_lines import ended_line, label
@@ -142,15 +145,40 @@ class Progress(tune.Callback):
 
     def _remaining(self, running: dict[str, TrialState]) -> str:
         """Time left, from the FLOPs made so far in this session."""
-        made = sum(self.trials[i].train_flops("exact") for i in self.ended)
+        made = sum(self.trials[i].own_flops("exact") for i in self.ended)
         for trial_id, state in running.items():
             planned = self.trials[trial_id]
-            made += state.step / planned.n_steps * planned.train_flops("exact")
-        left = sum(t.train_flops("exact") for t in self.trials.values()) - made
+            own_steps = max(0, state.step - planned.shared_steps)
+            made += own_steps / planned.n_steps * planned.train_flops("exact")
+        left = flops_to_make(self.trials.values(), "exact") - made
         elapsed = time.monotonic() - self.started_at
         if elapsed < WARM_UP_S or made < 0.02 * (made + left):
             return ""
         return f"; about {duration(left / made * elapsed)} left"
+
+
+class InOrder(Searcher):
+    """Gives Tune the trials in their order, a branch not before it can begin."""
+
+    def __init__(self, waiting: Waiting) -> None:
+        super().__init__()
+        self.waiting = waiting
+        self.at_work: set[str] = set()  # by Tune's own id, until it is done with one
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        trial = self.waiting.ready()
+        if trial is None:
+            return None if self.at_work else Searcher.FINISHED
+        self.waiting.trials.remove(trial)
+        self.at_work.add(trial_id)
+        return {"trial_id": trial.trial_id}
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        self.at_work.discard(trial_id)
+        self.waiting.asked_anew()
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "") -> None:
+        """Nothing: the store knows what is left, and no run of Tune is restored."""
 
 
 class StopWhenIdle(tune.Stopper):

@@ -20,7 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from parcae_core.data.io import write_synced
 from parcae_core.result import Execution, Interrupted, TrainResult
 from parcae_core.trial import Trial
+from sweeps.branches import HandOver
 from sweeps.reports import ENDED, StateReport
 from sweeps.runner.errors import environment, reason_of
 from sweeps.storage.base import Lease, LeaseLost, lease
@@ -56,6 +57,9 @@ class Job:
     checkpoint_every_s: float = 120.0
     lease_wait_s: float = 60.0
     train: Train | None = None  # None: parcae_core.training.train.train
+    branches: dict[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # trial_ids, by their trunk's
 
     @property
     def store(self) -> Store:
@@ -108,8 +112,9 @@ def attempt(job: Job, trial_id: str, announce: Callable[[dict[str, Any]], None])
             store.storage.pushing(trial, held, follow=(job.stop_file,)),
             _shown(job, trial) as live,
         ):
-            with Heartbeat(job, trial, held) as heartbeat:
-                outcome = _train(job, trial, held, heartbeat)
+            branches = HandOver(store, trial_id, job.branches.get(trial_id, ()), held)
+            with Heartbeat(job, trial, held) as heartbeat, branches:
+                outcome = _train(job, trial, held, heartbeat, branches.keep_steps)
             report = _record(store.files(trial_id), held, heartbeat, outcome)
             if report.state in ENDED:
                 _mirror(job, trial, report, live)
@@ -140,7 +145,9 @@ def _claim(job: Job, store: Store, trial_id: str) -> tuple[Trial, bool]:
     return trial, finished
 
 
-def _train(job: Job, trial: Trial, held: Lease, heartbeat: Heartbeat) -> TrainResult | Exception:
+def _train(
+    job: Job, trial: Trial, held: Lease, heartbeat: Heartbeat, keep_steps: tuple[int, ...]
+) -> TrainResult | Exception:
     """The result, or what ended the training instead."""
     gpus = trial.resources.gpus
     try:
@@ -161,6 +168,7 @@ def _train(job: Job, trial: Trial, held: Lease, heartbeat: Heartbeat) -> TrainRe
                 cuda_graphs=trial.resources.compile and gpus > 0,
                 micro_batch_sequences="auto" if gpus else None,
                 checkpoint_every_s=job.checkpoint_every_s,
+                keep_steps=keep_steps,
                 stop_requested=_StopRequested(job, held),
             ),
         )

@@ -1,0 +1,202 @@
+"""Trunks in a sweep: attempts called as Ray would call them, and whole pools."""
+
+import threading
+import time
+
+import pandas as pd
+import pytest
+
+from parcae_core.training.train import train
+from sweeps.branches import Waiting
+from sweeps.cli.sweep import load_plan
+from sweeps.cli.tables import status_data
+from sweeps.records import records_of
+from sweeps.reports import StateReport
+from sweeps.runner.driver import Options, make_job, prepare_data
+from sweeps.runner.driver import run as run_sweep
+from sweeps.runner.trainable import attempt
+from sweeps.store import Store
+from tests.support.tiny import write_spec
+
+BUDGETS = {"budgets_flops": [1e8, 2e8, 4e8], "mean_recurrence": [2]}
+SEPARATE = {"optim": {"weight_decay_falls": "cooldown"}}
+# Columns that say when and from where, not what came out
+OF_THE_RUN = ["wall_s", "tokens_per_s", "spec_sha256", "sweep", "parent_trial_id", "shared_steps"]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """(plan with trunks, spec path, data folders, records of separate runs)."""
+    folder = tmp_path_factory.mktemp("trunks")
+    spec = write_spec(folder, name="trunks", trunks=True, **BUDGETS)
+    alone_spec = write_spec(folder, name="alone", **SEPARATE, **BUDGETS)
+    plan, alone = load_plan(spec), load_plan(alone_spec)
+    store = Store(folder / "runs", alone.name)
+    data_dirs = prepare_data(alone, store, alone.trials)
+    store.write_plan(alone, alone_spec)
+    job = make_job(alone, store, data_dirs, Options())
+    for trial in alone.trials:
+        attempt(job, trial.trial_id, lambda _: None)
+    return plan, spec, data_dirs, records_of(store)
+
+
+@pytest.fixture
+def sweep(prepared, tmp_path):
+    """(store, trials, attempt at one of them) of a fresh sweep with trunks."""
+    plan, spec, data_dirs, _ = prepared
+    store = Store(tmp_path / "runs", plan.name)
+    store.write_plan(plan, spec)
+
+    def attempt_at(trial, **options):
+        job = make_job(plan, store, data_dirs, Options(**options))
+        attempt(job, trial.trial_id, lambda _: None)
+
+    return store, plan.trials, attempt_at
+
+
+def same(table, alone) -> None:
+    """Two tables of records tell of the same runs."""
+    shown = [t.drop(columns=[c for c in OF_THE_RUN if c in t]) for t in (table, alone)]
+    pd.testing.assert_frame_equal(*shown, check_exact=True)
+
+
+def test_records_of_trunks_are_those_of_separate_runs(sweep, prepared):
+    store, trials, attempt_at = sweep
+    waiting = Waiting(store, reversed(trials))
+    for wanted in trials:
+        waiting.asked_anew()
+        assert waiting.ready() is wanted  # a trunk before its branches, whatever the order given
+        waiting.trials.remove(wanted)
+        attempt_at(wanted)
+    assert waiting.ready() is None
+    assert not waiting
+    table = records_of(store)
+    same(table, prepared[3])
+    made = table.drop_duplicates("trial_id").set_index("trial_id")
+    for trial in trials:
+        assert made.shared_steps[trial.trial_id] == trial.shared_steps
+        assert not store.files(trial.trial_id).branches.exists()
+    data = status_data(store)
+    own = sum(t.own_flops("paper") for t in trials)
+    assert data["made_flops_paper"]["own"] == pytest.approx(own)
+    assert data["made_flops_paper"]["separate"] == pytest.approx(
+        table.drop_duplicates("trial_id").train_flops_paper.sum()
+    )
+    assert own < 0.8 * data["made_flops_paper"]["separate"]
+
+
+def test_the_metrics_of_a_branch_begin_at_the_first_step(sweep):
+    store, trials, attempt_at = sweep
+    for trial in trials[:2]:
+        attempt_at(trial)
+    lines = pd.read_json(store.files(trials[1].trial_id).metrics, lines=True)
+    assert lines.step.iloc[0] == 1
+    assert lines.step.iloc[-1] == trials[1].n_steps
+    assert lines.step.is_monotonic_increasing
+
+
+def test_a_branch_may_start_while_its_trunk_still_trains(sweep):
+    store, (trunk, branch, _), attempt_at = sweep
+    seen = []
+
+    def slow(trial, **given):
+        def on_report(line):
+            report(line)
+            if line["step"] > branch.shared_steps and not seen:
+                until = time.monotonic() + 20
+                waiting = Waiting(store, [branch])
+                while waiting.ready() is None and time.monotonic() < until:
+                    waiting.asked_anew()
+                    time.sleep(0.02)
+                seen.append((waiting.ready(), store.state(trunk).state))
+
+        report = given["on_report"]
+        return train(trial, **(given | {"on_report": on_report}))
+
+    attempt_at(trunk, train=slow)
+    assert seen == [(branch, "running")]
+    assert store.state(branch).step == branch.shared_steps
+    assert store.state(branch).state == "planned"
+
+
+def test_a_trunk_that_is_lost_hands_over_in_its_next_attempt(sweep, prepared):
+    store, trials, attempt_at = sweep
+    trunk, branch, _ = trials
+
+    def dies(trial, **given):
+        def on_report(line):
+            if line["step"] == branch.shared_steps + 1:
+                raise OSError("the node is gone")
+
+        return train(trial, **(given | {"on_report": on_report}))
+
+    with pytest.raises(OSError, match="node is gone"):
+        attempt_at(trunk, train=dies)
+    for trial in trials:
+        attempt_at(trial)
+    assert store.result(branch).shared_steps == branch.shared_steps
+    same(records_of(store), prepared[3])
+
+
+def test_a_branch_runs_from_step_0_when_its_trunk_ended_without_a_checkpoint(sweep, prepared):
+    store, trials, attempt_at = sweep
+
+    def fails(trial, **_):
+        raise ValueError("bad luck")
+
+    attempt_at(trials[0], train=fails)
+    said = []
+    waiting = Waiting(store, trials[1:], said.append)
+    assert waiting.ready() is trials[1]
+    assert "left no checkpoint at step" in said[0]
+    assert "it runs from step 0" in said[0]
+    for trial in trials[1:]:
+        attempt_at(trial)
+    assert [store.result(t).shared_steps for t in trials[1:]] == [0, trials[2].shared_steps]
+    table = records_of(store)
+    alone = prepared[3]
+    same(*(t[t.trial_id != trials[0].trial_id].reset_index(drop=True) for t in (table, alone)))
+
+
+def test_a_branch_waits_for_a_trunk_that_is_at_work(sweep):
+    store, (trunk, branch, _), _ = sweep
+    StateReport(state="running", step=1).write(store.files(trunk.trial_id).state)
+    assert Waiting(store, [branch]).ready() is None
+
+
+def test_a_branch_that_is_at_work_already_is_left_alone(sweep):
+    from parcae_core.data.io import file_lock
+
+    store, (trunk, branch, _), attempt_at = sweep
+    files = store.files(branch.trial_id)
+    with file_lock(files.worker):
+        attempt_at(trunk)
+    assert store.state(trunk).state == "done"
+    assert not files.checkpoints.exists()
+
+
+@pytest.mark.slow
+def test_a_pool_runs_trunks_and_leaves_what_separate_runs_leave(prepared, tmp_path, capsys):
+    plan, spec, _, alone = prepared
+    store = Store(tmp_path / "runs", plan.name)
+    outcome = run_sweep(plan, store, spec, options=Options(ray=False, cpus=2))
+    assert outcome.complete, capsys.readouterr().err
+    table = records_of(store)
+    same(table, alone)
+    assert sorted(table.shared_steps.unique()) == sorted({t.shared_steps for t in plan.trials})
+
+
+@pytest.mark.slow
+def test_a_pool_leaves_branches_of_a_trunk_that_it_gave_up(prepared, tmp_path, capsys):
+    plan, spec, _, _ = prepared
+    store = Store(tmp_path / "runs", plan.name)
+    options = Options(ray=False, cpus=2, lost_workers=0, train=_dies)
+    outcome = run_sweep(plan, store, spec, options=options)
+    assert set(outcome.states.values()) == {"planned"}
+    err = capsys.readouterr().err
+    assert err.count("not started; its trunk") == 2
+    assert threading.active_count() < 20
+
+
+def _dies(trial, **_):
+    raise OSError("no room")
