@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 # Each target makes .venv and installs what it needs when missing; each is safe to repeat.
 PYTHON ?= python3
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -33,8 +34,9 @@ figures: $(INSTALLED)
 demo: $(INSTALLED)
 	$(BIN)/parcae demo
 
+# A file's tests stay in one process, since they share what is made once; two processes, as clusters of Ray need room.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m 'slow or not slow'
