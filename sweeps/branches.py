@@ -13,14 +13,14 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from parcae_core.data.io import Locked, file_lock
 from parcae_core.trial import Trial
-from sweeps.reports import ENDED, StateReport
+from sweeps.reports import ENDED, FINISHED, StateReport
 from sweeps.storage.base import Lease, Polling
-from sweeps.storage.files import TrialFiles
 from sweeps.storage.objects import is_url
 from sweeps.store import Store
 
@@ -72,8 +72,7 @@ class Waiting:
         waiting = {t.trial_id for t in self.trials}
         for trial in asked:
             assert trial.parent is not None, "it may start otherwise"
-            report = self.store.report(trial.trial_id)
-            if report is not None and report.checkpoint_step > 0:
+            if not needs_checkpoint(self.store, trial):
                 self._free.add(trial.trial_id)
             elif trial.parent.trial_id not in waiting:
                 trunk = self.store.trial(trial.parent.trial_id)
@@ -86,20 +85,26 @@ class Waiting:
 
 
 class HandOver:
-    """Beside a trunk's training: makes the checkpoints that it keeps those that its branches begin from."""
+    """Beside a trunk's training: makes the checkpoints that it keeps those that its branches begin from.
 
-    def __init__(self, store: Store, trial_id: str, branches: Sequence[str], held: Lease) -> None:
-        self.store, self.held, self.files = store, held, store.files(trial_id)
-        store.storage.pull(p for b in branches for p in store.files(b).small)
-        known = (store.trial(b) for b in branches)
-        self.branches = [t for t in known if t is not None and self._needs_one(t)]
+    Args:
+        branches: trial_ids; none is the end of a trunk so far, whose checkpoint stays for a longer
+            trial that may be planned later; None is a sweep without trunks.
+    """
+
+    def __init__(
+        self, store: Store, trial: Trial, branches: Sequence[str] | None, held: Lease
+    ) -> None:
+        self.store, self.held = store, held
+        store.storage.pull(p for b in branches or () for p in store.files(b).small)
+        known = (store.trial(b) for b in branches or ())
+        self.branches = [t for t in known if t is not None and needs_checkpoint(store, t)]
+        steps = {b.shared_steps for b in self.branches}
+        if branches is not None and not branches:
+            steps.add(trial.constant_steps)
+        self.keep_steps = tuple(sorted(steps))  # after these updates the trainer keeps a checkpoint
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._repeat, daemon=True)
-
-    @property
-    def keep_steps(self) -> tuple[int, ...]:
-        """After these updates the trainer keeps a checkpoint."""
-        return tuple(sorted({b.shared_steps for b in self.branches}))
 
     def __enter__(self) -> HandOver:
         if self.branches:
@@ -108,17 +113,9 @@ class HandOver:
 
     def __exit__(self, *_: object) -> None:
         self.over.set()
-        if self.thread.ident is None:  # there was nothing to hand over
-            return
-        self.thread.join()
-        self._turn()
-        if not self.branches:
-            shutil.rmtree(self.files.branches, ignore_errors=True)
-
-    def _needs_one(self, branch: Trial) -> bool:
-        report = self.store.report(branch.trial_id)
-        has_one = report is not None and report.checkpoint_step > 0
-        return not has_one and self.store.result(branch) is None
+        if self.thread.ident is not None:  # there was something to hand over
+            self.thread.join()
+            self._turn()
 
     def _repeat(self) -> None:
         while not self.over.wait(LOOK_EVERY_S):
@@ -126,42 +123,66 @@ class HandOver:
 
     def _turn(self) -> None:
         """Hand over what is there; what fails is tried again with the next turn."""
-        from parcae_core.training.branches import kept_checkpoint  # it loads torch
-
         for branch in list(self.branches):
-            if kept_checkpoint(self.files.folder, branch).is_dir() and self.held.held():
+            if self.held.held():
                 try:
-                    self._begin(branch)
+                    done = hand_over(self.store, branch)
                 except OSError as error:
                     print(f"{branch.trial_id}: not handed over for now ({error})", flush=True)
                 else:
-                    self.branches.remove(branch)
+                    if done:
+                        self.branches.remove(branch)
 
-    def _begin(self, branch: Trial) -> None:
-        from parcae_core.checkpoints.native import DamagedCheckpoint
-        from parcae_core.training.branches import begin_branch
 
-        files = self.store.files(branch.trial_id)
-        files.folder.mkdir(parents=True, exist_ok=True)
+def hand_over_ended(store: Store, trials: Iterable[Trial]) -> None:
+    """What ended trunks have kept for branches that were planned later; of a shared folder alone, since
+    in an object store nothing is kept beyond a trial's end."""
+    for trial in trials:
+        if trial.parent is not None and needs_checkpoint(store, trial):
+            trunk = store.trial(trial.parent.trial_id)
+            if trunk is not None and store.state(trunk).state in FINISHED:
+                hand_over(store, trial)
+
+
+def needs_checkpoint(store: Store, branch: Trial) -> bool:
+    """Whether a branch has neither begun nor been given what it begins from."""
+    report = store.report(branch.trial_id)
+    has_one = report is not None and report.checkpoint_step > 0
+    return not has_one and store.result(branch) is None
+
+
+def hand_over(store: Store, branch: Trial) -> bool:
+    """Give a branch the checkpoint that its trunk kept for it; False if there is none yet."""
+    assert branch.parent is not None, "it begins at step 0"
+    trunk, files = store.files(branch.parent.trial_id), store.files(branch.trial_id)
+    kept = trunk.branches / f"step-{branch.parent.step:09d}"
+    if not kept.is_dir():
+        return False
+    from parcae_core.checkpoints.native import DamagedCheckpoint  # it loads torch
+    from parcae_core.training.branches import begin_branch
+
+    files.folder.mkdir(parents=True, exist_ok=True)
+    with suppress(Locked), file_lock(files.worker):  # else it is at work without us
         try:
-            with file_lock(files.worker):
-                begun = next(files.checkpoints.glob("step-*"), None)
-                if begun is None:
-                    begun = begin_branch(self.files.folder, branch, files.folder)
-                if self._needs_one(branch):  # else it is further than we are
-                    self._publish(files, begun, branch)
-        except Locked:
-            return  # it is at work without us
+            begun = next(files.checkpoints.glob("step-*"), None)
+            if begun is None:
+                begun = begin_branch(trunk.folder, branch, files.folder)
+            if needs_checkpoint(store, branch):  # else it is further than we are
+                _publish(store, branch, begun)
         except DamagedCheckpoint as damage:
             print(f"{branch.trial_id}: runs from step 0, {damage}", flush=True)
+    shutil.rmtree(kept)
+    return True
 
-    def _publish(self, files: TrialFiles, begun: Path, branch: Trial) -> None:
-        """Let the other nodes see it: the index last of the checkpoint, the state last of all."""
-        index_last = sorted(begun.iterdir(), key=lambda p: p.suffix == ".json")
-        self.store.storage.push(files.metrics, *index_last)
-        if is_url(self.store.storage.place):  # from there it comes to the node that runs the branch
-            shutil.rmtree(files.checkpoints)
-        report = self.store.report(branch.trial_id) or StateReport(state="planned")
-        step = branch.shared_steps
-        replace(report, state="planned", step=step, checkpoint_step=step).write(files.state)
-        self.store.storage.push(files.state)
+
+def _publish(store: Store, branch: Trial, begun: Path) -> None:
+    """Let the other nodes see it: the index last of the checkpoint, the state last of all."""
+    files = store.files(branch.trial_id)
+    index_last = sorted(begun.iterdir(), key=lambda p: p.suffix == ".json")
+    store.storage.push(files.metrics, *index_last)
+    if is_url(store.storage.place):  # from there it comes to the node that runs the branch
+        shutil.rmtree(files.checkpoints)
+    report = store.report(branch.trial_id) or StateReport(state="planned")
+    step = branch.shared_steps
+    replace(report, state="planned", step=step, checkpoint_step=step).write(files.state)
+    store.storage.push(files.state)

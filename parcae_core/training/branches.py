@@ -11,11 +11,6 @@ from parcae_core.training.metrics import read_metrics
 from parcae_core.trial import Trial
 
 
-def kept_checkpoint(trunk_dir: Path, branch: Trial) -> Path:
-    """Where a trunk's run folder has the checkpoint that a branch begins from."""
-    return trunk_dir / "branches" / f"step-{branch.shared_steps:09d}"
-
-
 def begin_branch(trunk_dir: Path, branch: Trial, run_dir: Path) -> Path:
     """Make a run folder in which training goes on from the trunk; returns the checkpoint in it.
 
@@ -33,4 +28,5 @@ def begin_branch(trunk_dir: Path, branch: Trial, run_dir: Path) -> Path:
     ]
     write_synced(run_dir / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     # last: with it the folder counts
-    return begin_from(kept_checkpoint(trunk_dir, branch), branch, run_dir / "checkpoints")
+    kept = trunk_dir / "branches" / f"step-{branch.shared_steps:09d}"
+    return begin_from(kept, branch, run_dir / "checkpoints")

@@ -44,9 +44,12 @@ def flops_to_make(trials: Iterable[Trial], rule: FlopsRule) -> float:
 
 
 def branches_of(trials: Iterable[Trial]) -> dict[str, tuple[str, ...]]:
-    """trial_ids of the branches that begin from each trial."""
-    found: defaultdict[str, tuple[str, ...]] = defaultdict(tuple)
+    """trial_ids of the branches that begin from each trial; empty for a sweep without trunks."""
+    trials = list(trials)
+    found: dict[str, tuple[str, ...]] = {}
+    if any(t.parent for t in trials):
+        found = {t.trial_id: () for t in trials}
     for trial in trials:
         if trial.parent is not None:
             found[trial.parent.trial_id] += (trial.trial_id,)
-    return dict(found)
+    return found

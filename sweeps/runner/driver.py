@@ -14,6 +14,7 @@ from pathlib import Path
 
 from parcae_core.errors import UserError
 from parcae_core.trial import Resources, Trial
+from sweeps.branches import Waiting, hand_over_ended
 from sweeps.design.estimate import longest_first
 from sweeps.design.plan import Plan, data_sections
 from sweeps.design.trunks import branches_of
@@ -91,6 +92,7 @@ def run(
             say(f"{trial_id}: the same trial is finished in {sibling}; its result is reused")
         left = _left(plan, store)
         stopped = False
+        hand_over_ended(store, left)
         if left:
             data_dirs = prepare_data(plan, store, left)
             job = make_job(plan, store, data_dirs, options)
@@ -211,7 +213,6 @@ def _fit(
     from ray import tune
     from ray.tune.search import ConcurrencyLimiter
 
-    from sweeps.branches import Waiting
     from sweeps.runner.progress import InOrder, Progress, StopWhenIdle
 
     by_id = {t.trial_id: t for t in trials}

@@ -57,9 +57,7 @@ class Job:
     checkpoint_every_s: float = 120.0
     lease_wait_s: float = 60.0
     train: Train | None = None  # None: parcae_core.training.train.train
-    branches: dict[str, tuple[str, ...]] = field(
-        default_factory=dict
-    )  # trial_ids, by their trunk's
+    branches: dict[str, tuple[str, ...]] = field(default_factory=dict)  # see design.trunks
 
     @property
     def store(self) -> Store:
@@ -112,7 +110,7 @@ def attempt(job: Job, trial_id: str, announce: Callable[[dict[str, Any]], None])
             store.storage.pushing(trial, held, follow=(job.stop_file,)),
             _shown(job, trial) as live,
         ):
-            branches = HandOver(store, trial_id, job.branches.get(trial_id, ()), held)
+            branches = HandOver(store, trial, job.branches.get(trial_id), held)
             with Heartbeat(job, trial, held) as heartbeat, branches:
                 outcome = _train(job, trial, held, heartbeat, branches.keep_steps)
             report = _record(store.files(trial_id), held, heartbeat, outcome)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from parcae_core.training.train import train
-from sweeps.branches import Waiting
+from sweeps.branches import Waiting, hand_over_ended
 from sweeps.cli.sweep import load_plan
 from sweeps.cli.tables import status_data
 from sweeps.records import records_of
@@ -18,7 +18,7 @@ from sweeps.runner.trainable import attempt
 from sweeps.store import Store
 from tests.support.tiny import write_spec
 
-BUDGETS = {"budgets_flops": [1e8, 2e8, 4e8], "mean_recurrence": [2]}
+BUDGETS = {"budgets_flops": [4e7, 8e7, 1.6e8], "mean_recurrence": [2]}
 SEPARATE = {"optim": {"weight_decay_falls": "cooldown"}}
 # Columns that say when and from where, not what came out
 OF_THE_RUN = ["wall_s", "tokens_per_s", "spec_sha256", "sweep", "parent_trial_id", "shared_steps"]
@@ -75,7 +75,9 @@ def test_records_of_trunks_are_those_of_separate_runs(sweep, prepared):
     made = table.drop_duplicates("trial_id").set_index("trial_id")
     for trial in trials:
         assert made.shared_steps[trial.trial_id] == trial.shared_steps
-        assert not store.files(trial.trial_id).branches.exists()
+    # what was handed over is not kept; the end of the trunk is, for a longer trial to come
+    kept = [p.parent.parent.name for p in store.root.glob("*/branches/step-*")]
+    assert kept == [trials[-1].trial_id]
     data = status_data(store)
     own = sum(t.own_flops("paper") for t in trials)
     assert data["made_flops_paper"]["own"] == pytest.approx(own)
@@ -173,6 +175,28 @@ def test_a_branch_that_is_at_work_already_is_left_alone(sweep):
         attempt_at(trunk)
     assert store.state(trunk).state == "done"
     assert not files.checkpoints.exists()
+
+
+def test_a_longer_trial_that_is_added_later_goes_on_from_the_end_of_the_trunk(
+    prepared, sweep, tmp_path
+):
+    store, trials, attempt_at = sweep
+    for trial in trials:
+        attempt_at(trial)
+    longer = BUDGETS | {"budgets_flops": [*BUDGETS["budgets_flops"], 2.4e8]}
+    spec = write_spec(
+        tmp_path, name="trunks", trunks=True, data=prepared[0].spec.data.model_dump(), **longer
+    )
+    plan = load_plan(spec)
+    added = plan.trials[-1]
+    assert added.parent.trial_id == trials[-1].trial_id
+    store.write_plan(plan, spec)
+    hand_over_ended(store, [added])
+    assert Waiting(store, [added]).ready() is added
+    attempt(make_job(plan, store, prepared[2], Options()), added.trial_id, lambda _: None)
+    assert store.result(added).shared_steps == trials[-1].constant_steps
+    kept = [p.parent.parent.name for p in store.root.glob("*/branches/step-*")]
+    assert kept == [added.trial_id]
 
 
 @pytest.mark.slow

@@ -42,6 +42,7 @@ def test_each_budget_begins_from_the_next_smaller_one_of_its_kind():
             assert (trunk.seed, trunk.mean_recurrence) == (trial.seed, trial.mean_recurrence)
             assert trial.parent.step == trunk.n_steps - trunk.n_steps // 2
     assert sum(len(b) for b in branches_of(trials).values()) == len(trials) - len(roots)
+    assert branches_of(tiny_plan().trials) == {}
 
 
 def test_what_is_trained_does_not_depend_on_trunks():
