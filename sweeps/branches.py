@@ -162,6 +162,7 @@ def hand_over(store: Store, branch: Trial) -> bool:
     from parcae_core.training.branches import begin_branch
 
     files.folder.mkdir(parents=True, exist_ok=True)
+    store.storage.pull(files.small)  # it may have begun elsewhere since this worker started
     with suppress(Locked), file_lock(files.worker):  # else it is at work without us
         try:
             begun = next(files.checkpoints.glob("step-*"), None)

@@ -30,6 +30,7 @@ from sweeps.tracking.sweep_run import mirror_sweep
 from sweeps.tracking.target import target
 
 GCS_PATIENCE_S = 30.0  # of a cluster that may start it again; Ray ends its drivers after 60 s
+MOST_AT_ONCE = 1000  # trials that run or wait for their place on the cluster
 WORKERS_END_S = 15.0  # for those that outlive their raylet to write a checkpoint
 
 
@@ -230,7 +231,8 @@ def _fit(
                 num_samples=len(trials),
                 # without a limit of its own, Tune lets one trial at a time wait for its place
                 search_alg=ConcurrencyLimiter(
-                    InOrder(Waiting(store, trials, progress.say)), max_concurrent=len(trials)
+                    InOrder(Waiting(store, trials, progress.say)),
+                    max_concurrent=min(len(trials), MOST_AT_ONCE),
                 ),
                 trial_name_creator=_trial_id,
                 trial_dirname_creator=_trial_id,
