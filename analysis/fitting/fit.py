@@ -160,8 +160,9 @@ def fit_table(table: Table, law: Law, options: FitOptions | None = None, **chang
 
 def default_interval(law: Law, data: Dataset) -> Interval:
     """The method whose intervals held the truth closest to 95 % (benchmarks/interval_coverage.csv)."""
-    # of so many rows a profile is a parabola, and costs minutes
-    return "linear" if len(data) > search.MANY else "profile"
+    if len(data) > search.MANY:  # of so many rows a profile is a parabola, and costs minutes
+        return "linear"
+    return "block" if law.cells and data.runs is not None else "profile"
 
 
 def _intervals(objective, best: Search, data: Dataset, law: Law, options: FitOptions):

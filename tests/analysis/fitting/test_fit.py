@@ -127,6 +127,53 @@ def test_resamples_draw_a_runs_rows_together(loop_records, table):
     assert _width(by_run, "E") > 1.3 * _width(alone, "E")
 
 
+def test_few_runs_of_many_checkpoints_give_wide_intervals_that_hold_the_truth():
+    """Six runs and five parameters: rows are not runs, and of one degree of freedom nothing would follow."""
+    law, rng = library.get("chinchilla"), np.random.default_rng(4)
+    truth = {"E": 1.8, "A": 420.0, "alpha": 0.345, "B": 1500.0, "beta": 0.36}
+    n = np.repeat([31e6, 74e6, 160e6, 350e6, 810e6, 1.7e9], 40)
+    columns = {"n_params": n, "n_tokens": n * np.tile(np.linspace(2, 40, 40), 6)}
+    luck = np.repeat(0.01 * rng.standard_normal(6), 40) + 1e-3 * rng.standard_normal(240)
+    y, runs = law.predict(truth, columns) * np.exp(luck), np.repeat(np.arange(6), 40)
+    by_run = fit(Dataset.of(columns, y, runs), law).result
+    assert by_run.valid
+    for name, true in truth.items():
+        assert by_run[name].ci_low < true < by_run[name].ci_high, name
+    by_row = fit(Dataset.of(columns, y), law).result
+    assert _width(by_run, "alpha") > 5 * _width(by_row, "alpha")
+    few = Dataset.of(columns, y, runs).take(runs != 3)  # runs are counted again
+    assert few.runs.max() == 4
+    assert "5 runs cannot give intervals of 5 parameters" in fit(few, law).result.problems[0]
+
+
+def test_iso_depth_resamples_the_cells_of_its_design(tmp_path):
+    law, rng = library.get("iso-depth"), np.random.default_rng(0)
+    r, width, budget = (
+        g.ravel() for g in np.meshgrid([1, 2, 4, 8], [256, 384, 512], [1e18, 8e18, 64e18])
+    )
+    block = 12.0 * width**2
+    frame = pd.DataFrame(
+        {
+            "budget": budget,
+            "mu": r,
+            "N_once": np.where(r == 1, 0.0, 4 * block),  # a model without loops: all recurs once
+            "N_rec": np.where(r == 1, 12 * block, 8 / r * block),
+            "D": budget / (72 * block),
+        }
+    )
+    columns = dict(zip(law.columns, (frame.N_once, frame.N_rec, frame.mu, frame.D), strict=True))
+    truth = {"E": 1.57, "A": 30.0, "alpha": 0.2, "B": 6000.0, "beta": 0.37, "phi": 0.46}
+    frame["loss"] = law.predict(truth, columns) * np.exp(2e-3 * rng.standard_normal(36))
+    path = tmp_path / "cells.csv"
+    frame.to_csv(path, index=False)
+    found = api.fit_source(path, "iso-depth", n_resamples=60, n_starts=4)
+    assert found.interval_method.startswith("bootstrap (12 cells of budget_flops and mean_rec")
+    assert found["phi"].ci_low < 0.46 < found["phi"].ci_high
+    assert any("36 rows of 12 cells" in n and "resample cells" in n for n in found.notes)
+    alone = api.fit_source(path, "iso-depth", where=("mu>1", "budget>1e18"), n_starts=4)
+    assert alone.interval_method == "profile likelihood, Student t"  # 6 cells, 6 parameters
+
+
 def _width(result, name):
     low, high = result[name].ci_low, result[name].ci_high
     return (np.inf if high is None else high) - (0 if low is None else low)
