@@ -241,7 +241,8 @@ def _curve(run, rows, law, confidence, n_starts) -> Curve:
         lowest = int(np.argmin(loss))
         if loss[lowest] < loss[order[0]] and loops[lowest] < loops[order[-1]]:
             words += (
-                f"; it is lowest at T = {loops[lowest]:g} ({loss[lowest]:.4f}) and rises after that"
+                f"; it is lowest at T = {loops[lowest]:g} ({loss[lowest]:.4f}) and rises after that: keep the "
+                f'loops up to there with --where "n_loops<={loops[lowest]:g}"'
             )
         return Curve(*common, None, {}, None, words)
     options = FitOptions(

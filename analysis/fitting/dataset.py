@@ -91,6 +91,11 @@ def prepare(table: Table, law: Law) -> Dataset:
             f"{table.source}: {law.target} is {target[row]:g} in row {row + 1}; a law's target must be above "
             f'0, because its logarithm is fitted. Leave such rows out with --where "{law.target}>0".'
         )
+    if np.ptp(target) == 0:
+        raise InputError(
+            f"{table.source}: {law.target} is {target[0]:g} in every row; a law describes how it changes. Add "
+            "runs that differ, or map another column."
+        )
     if len(target) <= len(law.params):
         raise InputError(
             f"{table.source}: {len(target)} rows for the {len(law.params)} parameters of "
