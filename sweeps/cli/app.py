@@ -22,6 +22,8 @@ _EXTRAS = {
     "rustbpe": "train",
     "tiktoken": "train",
     "s3fs": "s3",
+    "huggingface_hub": "hf",
+    "transformers": "hf",
     "ray": "sweep",
     "wandb": "sweep",
     "pydantic": "sweep",
@@ -37,6 +39,7 @@ _ROOMS = (
     "sweeps.cli.laws",
     "sweeps.cli.data",
     "sweeps.cli.model",
+    "sweeps.cli.trained",
     "sweeps.cli.demo",
 )
 
