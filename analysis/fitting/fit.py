@@ -24,7 +24,6 @@ from analysis.laws.law import Law
 from analysis.table import checks, units
 from analysis.table.load import Table
 
-
 _ROUNDING = 1e-13  # of log residuals, of data that are the law's own numbers
 _CHANCE = 1e-3  # that sizes which follow one law seem not to
 
