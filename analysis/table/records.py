@@ -123,6 +123,8 @@ KNOWN_COLUMNS: tuple[Column, ...] = (
         True,
     ),
 )
+# What `parcae score` found: a task and its metric after this; null where a model was not scored
+SCORE_PREFIX = "score_"
 NAMES = tuple(c.name for c in COLUMNS)
 _AT_LEAST_ONE = (
     "d_model",
@@ -152,6 +154,8 @@ def validate(df: pd.DataFrame, where: str = "records") -> pd.DataFrame:
     """
     _check_names(df, where)
     present = [*COLUMNS, *(c for c in KNOWN_COLUMNS if c.name in df.columns)]
+    scores = sorted(str(n) for n in df.columns if str(n).startswith(SCORE_PREFIX))
+    present += [_column(n, "float", "-", "score of a task", nullable=True) for n in scores]
     out = df[[c.name for c in present]].copy()
     for column in present:
         out[column.name] = _typed(out[column.name], column, where)
@@ -218,7 +222,7 @@ def sha256(df: pd.DataFrame) -> str:
 def _check_names(df: pd.DataFrame, where: str) -> None:
     missing = [n for n in NAMES if n not in df.columns]
     known = (*NAMES, *(c.name for c in KNOWN_COLUMNS))
-    unknown = [str(n) for n in df.columns if n not in known]
+    unknown = [str(n) for n in df.columns if n not in known and not str(n).startswith(SCORE_PREFIX)]
     if unknown:
         raise InputError(
             f"{where}: unknown column {unknown[0]!r}{nearest(unknown[0], missing or NAMES)}. "
