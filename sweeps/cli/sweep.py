@@ -127,7 +127,7 @@ def run(
 ) -> None:
     """Run every trial that has no result yet. Safe to repeat: it goes on where it stopped.
 
-    Exit code 0 when every trial has a result (diverged is one), 1 when some failed or were stopped.
+    Exit code 0 when every trial has a result (diverged is one), 1 when some failed or are left.
 
     Examples:
 
@@ -352,7 +352,7 @@ def finish(outcome: Outcome, store: Store, *, again: str) -> None:
     from sweeps.records import collect as collect_records
 
     path = collect_records(store)
-    counts = {s: outcome.count(s) for s in ("done", "diverged", "failed", "planned")}
+    counts = {s: outcome.count(s) for s in ("done", "diverged", "stopped", "failed", "planned")}
     summary = ", ".join(f"{n} {s}" for s, n in counts.items() if n)
     say(f"{store.name}: {summary} of {len(outcome.states)} trials; {store.where}")
     if path is not None:

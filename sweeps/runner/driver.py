@@ -75,6 +75,11 @@ def run(
     wandb = target(plan.spec.wandb, options.wandb_mode)
     if (sentence := wandb.sentence()) is not None:
         say(sentence)
+    early = plan.spec.scheduler == "asha"
+    if early and not options.ray:
+        raise UserError(
+            f"{spec_path}: scheduler: asha is Ray Tune's, and --no-ray runs without; leave one out."
+        )
     store.check(plan, spec_path, extend=extend)
     if options.address is None:
         require_local(plan.trials, options.cpus)
@@ -83,6 +88,8 @@ def run(
             require_placeable(left, options.can_add)
     with store.driver_lock():
         store.write_plan(plan, spec_path)
+        if not early:
+            store.take_up_stopped(plan.trials)
         reused = store.reuse_siblings(
             [t for t in plan.trials if store.state(t).state not in FINISHED]
         )
@@ -166,6 +173,7 @@ def make_job(plan: Plan, store: Store, data_dirs: dict[str, str], options: Optio
         wandb_project=wandb.project,
         checkpoint_every_s=options.checkpoint_every_s,
         lease_wait_s=options.lease_wait_s,
+        early_stopping=plan.spec.scheduler == "asha",
         train=options.train,
     )
 
@@ -208,6 +216,7 @@ def _fit(
     """Hand the trials to Tune and wait for the last to end."""
     from ray import tune
 
+    from sweeps.runner.halving import Halving
     from sweeps.runner.progress import Progress, StopWhenIdle
 
     by_id = {t.trial_id: t for t in trials}
@@ -230,6 +239,7 @@ def _fit(
                 # Sound because `train` builds everything from the trial and leaves no state
                 # behind, which a test checks; saves about 1.5 s of imports a trial
                 reuse_actors=options.reuse_workers,
+                scheduler=Halving(store, trials) if job.early_stopping else None,
             ),
             run_config=tune.RunConfig(
                 name=job.session,
