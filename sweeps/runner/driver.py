@@ -17,7 +17,8 @@ from parcae_core.trial import Resources, Trial
 from sweeps.design.estimate import longest_first
 from sweeps.design.plan import Plan, data_sections
 from sweeps.reports import FINISHED, State
-from sweeps.runner.cluster import must_send_aws_keys, ray_cluster, require_local, require_placeable
+from sweeps.runner.cluster.connect import must_send_aws_keys, ray_cluster
+from sweeps.runner.cluster.placement import gpus_here, require_local, require_placeable
 from sweeps.runner.losses import LOST_WORKERS_ALLOWED
 from sweeps.runner.signals import ClusterLost, say, stop_on_signals, wait_until, watched_cluster
 from sweeps.runner.trainable import Job, Train, data_key, run_trial
@@ -183,7 +184,8 @@ def schedule(job: Job, trials: list[Trial], options: Options, store: Store | Non
     store = store or job.store
     private = options.address is None
     send_aws_keys = not private and must_send_aws_keys(store.storage.place)
-    with ray_cluster(options.address, options.cpus, send_aws_keys=send_aws_keys):
+    gpus = gpus_here(trials) if private else None
+    with ray_cluster(options.address, options.cpus, gpus, send_aws_keys=send_aws_keys):
         bundles = require_placeable(trials, options.can_add)
         request_stop = partial(store.request_stop, job.session)
         # Tune wants a place for its own bookkeeping, which nobody reads again
