@@ -89,6 +89,7 @@ def run(
             require_placeable(left, options.can_add)
     with store.driver_lock():
         store.write_plan(plan, spec_path)
+        _say_orphans(plan, store)
         if not early:
             store.take_up_stopped(plan.trials)
         reused = store.reuse_siblings(
@@ -125,6 +126,16 @@ def run(
     # "running" can only be the word of a worker that is gone
     states = {i: "planned" if s == "running" else s for i, s in states.items()}
     return Outcome(states=states, reused=reused, stopped=stopped)
+
+
+def _say_orphans(plan: Plan, store: Store) -> None:
+    """Nobody else schedules here, so who is said to be at work was left behind."""
+    reports = [store.report(t.trial_id) for t in plan.trials]
+    if n := sum(r is not None and r.state == "running" for r in reports):
+        say(
+            f"{n} trials were at work when the last `parcae run` here ended (it was killed, or its machine or "
+            "cluster was lost); they go on from their last checkpoints"
+        )
 
 
 def _left(plan: Plan, store: Store) -> list[Trial]:
