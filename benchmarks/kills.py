@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import append_rows, provenance
+from benchmarks.common import RESULTS, append_rows, provenance
 from parcae_core.training.metrics import read_metrics
 from parcae_core.trial import Trial
 from sweeps.records import records_of
@@ -125,14 +125,14 @@ class Sweep:
         return None
 
     def goes_on(self, trial: Trial, attempts: int, step: int) -> bool:
-        """Whether a later attempt is further than `step`."""
+        """Whether a later attempt is further than `step`, or the trial has ended."""
+        if self.store.result(trial) is not None:
+            return True
         report = self.store.report(trial.trial_id)
         return report is not None and report.attempts > attempts and self.step(trial) > step
 
     def step(self, trial: Trial) -> int:
         """The last that the trial is known to have made."""
-        if self.store.result(trial) is not None:
-            return trial.n_steps + 1
         lines = read_metrics(self.store.files(trial.trial_id).metrics)
         return lines[-1]["step"] if lines else 0
 
@@ -248,6 +248,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--per-sweep", type=int, default=5)
     parser.add_argument("--steps", type=int, default=6_000)
+    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     os.environ |= {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -264,7 +265,7 @@ def main() -> None:
             out = Path(folder) / f"out-{len(rows)}"
             rows += sweep_with_kills(args.kind, n, spec, out, truth)
     load = {"load_1min": round(os.getloadavg()[0], 1)}
-    print(append_rows("kills", [row | load | provenance() for row in rows]))
+    print(append_rows("kills", [row | load | provenance() for row in rows], args.results))
 
 
 if __name__ == "__main__":
