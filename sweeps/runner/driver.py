@@ -44,7 +44,7 @@ class Options:
     lease_wait_s: float = 60.0
     wandb_mode: str | None = None  # None: as the spec says
     train: Train | None = None  # in place of parcae_core.training.train.train
-    reuse_workers: bool = True
+    reuse_workers: bool | None = None  # None: on a private cluster, which has no dashboard
     ray: bool = True  # False: plain processes on this machine, see sweeps.runner.pool
 
 
@@ -233,10 +233,11 @@ def _fit(
     from sweeps.runner.progress import Progress, StopWhenIdle
 
     by_id = {t.trial_id: t for t in trials}
+    reuse = options.address is None if options.reuse_workers is None else options.reuse_workers
     with Progress(store, trials, lost_workers=options.lost_workers) as progress:
         tune.Tuner(
             tune.with_resources(
-                run_trial,
+                run_trial if reuse else _named(),
                 # PACK: as few nodes as possible, and each bundle whole
                 lambda c: tune.PlacementGroupFactory(
                     bundles[by_id[c["trial_id"]].resources], strategy="PACK"
@@ -251,7 +252,7 @@ def _fit(
                 trial_dirname_creator=_trial_id,
                 # Sound because `train` builds everything from the trial and leaves no state
                 # behind, which a test checks; saves about 1.5 s of imports a trial
-                reuse_actors=options.reuse_workers,
+                reuse_actors=reuse,
                 scheduler=Halving(store, trials) if job.early_stopping else None,
             ),
             run_config=tune.RunConfig(
@@ -263,6 +264,17 @@ def _fit(
                 callbacks=[progress],
             ),
         ).fit()
+
+
+def _named() -> type:
+    """`run_trial` for an actor of its own, which Ray's dashboard shows under the trial's id."""
+    from ray.tune.trainable.function_trainable import wrap_function
+
+    class OneTrial(wrap_function(run_trial)):
+        def __repr__(self) -> str:
+            return self.config["trial_id"]
+
+    return OneTrial
 
 
 def _any_running(store: Store, trials: list[Trial]) -> bool:

@@ -78,7 +78,7 @@ class Halving(FIFOScheduler):
             step, loss = result["step"], result["loss"]
             reason = (
                 f"step {step} of {planned.n_steps}: asha stopped it, its loss {loss:.4f} is not among the "
-                f"best third of the trials that differ in the learning rate"
+                "best third of those that came here before at another learning rate"
             )
             path = self.store.files(planned.trial_id).halt
             write_json(path, {"step": step, "loss": loss, "reason": reason})
