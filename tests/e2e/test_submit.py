@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,15 @@ def wait_until(condition, process, log=lambda: "", timeout_s: float = 180) -> No
         time.sleep(0.5)
 
 
+def dashboard(address: str, environment: dict, what: str) -> list[dict]:
+    """What the dashboard lists, as its pages do."""
+    token = Path(environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+    url = f"{address}/api/v0/{what}?detail=1"
+    asked = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(asked, timeout=60) as answer:
+        return json.load(answer)["data"]["result"]["result"]
+
+
 def parcae(*args: object, cwd: Path, env: dict) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "sweeps.cli", *map(str, args)]
     return subprocess.run(
@@ -109,6 +119,9 @@ def test_a_sweep_is_submitted_followed_and_stopped_with_the_token_only(head, tmp
     assert queued.returncode == 0, queued.stderr
     store = Store(out, "long")
     wait_until(lambda: list(store.root.glob("*/metrics.jsonl")), None)
+    [trial] = store.stored_trials()
+    actors = {a["repr_name"]: a["state"] for a in dashboard(address, environment, "actors")}
+    assert actors[trial.trial_id] == "ALIVE"  # by its id
     stopped = parcae("stop", "long", *where, cwd=tmp_path, env=environment)
     assert stopped.returncode == 0, stopped.stderr
     wait_until(lambda: list(store.root.glob("*/checkpoints/step-*")), None)
