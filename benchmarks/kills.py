@@ -66,7 +66,8 @@ class Cluster:
         """A head and its nodes; their address."""
         from ray.cluster_utils import Cluster as RayCluster
 
-        head = {"num_cpus": 0, "include_dashboard": False}
+        # a port of its own, so that several clusters may be on this machine
+        head = {"num_cpus": 0, "include_dashboard": False, "dashboard_agent_listen_port": 0}
         self.cluster = RayCluster(initialize_head=True, head_node_args=head)
         for _ in range(N_NODES):
             self.add_node()
@@ -137,8 +138,10 @@ class Sweep:
         return lines[-1]["step"] if lines else 0
 
 
-def sweep_with_kills(kind: str, n: int, spec: Path, out: Path, truth: Any) -> list[dict[str, Any]]:
-    """Run one sweep to its end, with up to n kills on the way; a row for each."""
+def sweep_with_kills(
+    kind: str, n: int, until: float, spec: Path, out: Path, truth: Any
+) -> list[dict[str, Any]]:
+    """Run one sweep to its end, with up to n kills on the way, none after `until`; a row for each."""
     cluster, rows, killed = Cluster(), [], {}
     sweep = Sweep(spec, out, cluster.start())
     try:
@@ -146,7 +149,8 @@ def sweep_with_kills(kind: str, n: int, spec: Path, out: Path, truth: Any) -> li
         while not sweep.finished():
             if sweep.process.poll() is not None:
                 sweep.run()
-            trial = sweep.target(killed) if len(rows) < n else None
+            more = len(rows) < n and time.monotonic() < until
+            trial = sweep.target(killed) if more else None
             if trial is None:
                 time.sleep(0.1)
                 continue
@@ -247,7 +251,8 @@ def main() -> None:
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--per-sweep", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=6_000)
+    parser.add_argument("--steps", type=int, default=2_500)
+    parser.add_argument("--seconds", type=float, default=1e9, help="no kill is made after them")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     os.environ |= {
@@ -259,13 +264,14 @@ def main() -> None:
         spec = Path(folder) / "kills.yaml"
         spec.write_text(SPEC.format(n_tokens=64 * args.steps))
         truth = undisturbed(spec, Path(folder) / "alone")
-        rows: list[dict[str, Any]] = []
-        while len(rows) < args.kills:
-            n = min(args.per_sweep, args.kills - len(rows))
-            out = Path(folder) / f"out-{len(rows)}"
-            rows += sweep_with_kills(args.kind, n, spec, out, truth)
-    load = {"load_1min": round(os.getloadavg()[0], 1)}
-    print(append_rows("kills", [row | load | provenance() for row in rows], args.results))
+        made, until = 0, time.monotonic() + args.seconds
+        while made < args.kills and time.monotonic() < until:
+            n = min(args.per_sweep, args.kills - made)
+            rows = sweep_with_kills(args.kind, n, until, spec, Path(folder) / f"out-{made}", truth)
+            load = {"load_1min": round(os.getloadavg()[0], 1)}
+            if rows:
+                append_rows("kills", [row | load | provenance() for row in rows], args.results)
+            made += len(rows)
 
 
 if __name__ == "__main__":
