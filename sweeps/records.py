@@ -34,7 +34,7 @@ def collect(store: Store) -> Path | None:
 
 
 def records_of(store: Store) -> pd.DataFrame | None:
-    """The table of every trial in the folder that is done, diverged or failed; None if none is."""
+    """The table of every trial in the folder that has ended; None if none has."""
     import pandas as pd
 
     rows = [row for trial in store.stored_trials() for row in rows_of(store, trial)]
@@ -103,7 +103,7 @@ def _known_columns(trial: Trial) -> dict[str, Any]:
 
 
 def outcome_columns(store: Store, trial: Trial) -> dict[str, Any] | None:
-    """What is known once a trial is done, diverged or failed; None before.
+    """What is known once a trial has ended; None before.
 
     FLOPs and tokens are of the steps made, and stand in for the planned ones.
     """

@@ -19,7 +19,7 @@ from analysis.table import files
 if TYPE_CHECKING:
     import pandas as pd
 
-STATUSES = ("done", "diverged", "failed")
+STATUSES = ("done", "diverged", "stopped", "failed")
 ARCHITECTURES = ("parcae", "transformer")
 FLOPS_RULES = ("paper", "code", "exact")
 FILE_NAME = files.FOLDER_HOLDS
@@ -52,7 +52,7 @@ def _column(name, kind, unit, meaning, nullable=False) -> Column:
 COLUMNS: tuple[Column, ...] = (
     _column("trial_id", "text", "-", "hash of what was trained"),
     _column("sweep", "text", "-", "name of the sweep that holds the run"),
-    _column("status", "text", "-", "done, diverged or failed"),
+    _column("status", "text", "-", "done, diverged, stopped (early, by a scheduler) or failed"),
     _column("status_reason", "text", "-", "why a run is not done; null when it is", True),
     _column("preset", "text", "-", "label of the model's shape"),
     _column("architecture", "text", "-", "parcae (looped) or transformer (fixed depth)"),
