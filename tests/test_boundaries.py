@@ -15,7 +15,12 @@ FORBIDDEN = {
 }
 # The room of sweeps/ that alone imports a library, so that one that is absent, slow or changed
 # concerns its files only
-ONLY_IN = {"typer": "sweeps/cli", "ray": "sweeps/runner", "wandb": "sweeps/tracking"}
+ONLY_IN = {
+    "typer": "sweeps/cli",
+    "ray": "sweeps/runner",
+    "wandb": "sweeps/tracking",
+    "lm_eval": "sweeps/scoring",
+}
 MOST_MODULES = 15  # of a room: a folder, without the rooms in it
 
 

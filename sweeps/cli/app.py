@@ -24,6 +24,7 @@ _EXTRAS = {
     "s3fs": "s3",
     "huggingface_hub": "hf",
     "transformers": "hf",
+    "lm_eval": "lm_eval",
     "ray": "sweep",
     "wandb": "sweep",
     "pydantic": "sweep",

@@ -20,6 +20,11 @@ _SPEC = typer.Argument(help="A spec file; sweeps/specs/ has examples.", metavar=
 _SWEEP = typer.Argument(help="A sweep's folder or URL, its name under --out, or its spec.")
 _OUT = typer.Option("--out", help="Where sweeps are: a folder, or a URL such as s3://bucket/runs.")
 _JSON = typer.Option("--json", help="Machine-readable, on stdout.")
+# of `submit` as well
+LOST_WORKERS = typer.Option(min=0, help="Workers a trial may lose without a newer checkpoint.")
+CHECKPOINT_EVERY = typer.Option(min=1.0, help="Seconds between checkpoints.")
+NODE_CPUS = typer.Option(help="CPUs of the largest node that the cluster at --address may add.")
+NODE_GPUS = typer.Option(help="GPUs of the largest node that the cluster at --address may add.")
 
 
 def register(app: typer.Typer) -> None:
@@ -100,34 +105,23 @@ def run(
     address: Annotated[
         str | None, typer.Option(help="A running Ray cluster: auto, or host:port.")
     ] = None,
-    node_cpus: Annotated[
-        float | None, typer.Option(help="With --address: CPUs of the largest node it may add.")
-    ] = None,
-    node_gpus: Annotated[
-        float, typer.Option(help="With --address: GPUs of the largest node it may add.")
-    ] = 0,
+    node_cpus: Annotated[float | None, NODE_CPUS] = None,
+    node_gpus: Annotated[float, NODE_GPUS] = 0,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Shrink the spec to a few tiny trials: a CPU minute.")
     ] = False,
     wandb: Annotated[
         str | None, typer.Option(help="offline, online or disabled, in place of the spec's.")
     ] = None,
-    lost_workers: Annotated[
-        int,
-        typer.Option(
-            "--lost-workers", min=0, help="Workers a trial may lose without a newer checkpoint."
-        ),
-    ] = 3,
-    checkpoint_every: Annotated[
-        float, typer.Option("--checkpoint-every", min=1.0, help="Seconds between checkpoints.")
-    ] = 120.0,
+    lost_workers: Annotated[int, LOST_WORKERS] = 3,
+    checkpoint_every: Annotated[float, CHECKPOINT_EVERY] = 120.0,
     no_ray: Annotated[
         bool, typer.Option("--no-ray", help="Plain processes on this machine; Ray is not needed.")
     ] = False,
 ) -> None:
     """Run every trial that has no result yet. Safe to repeat: it goes on where it stopped.
 
-    Exit code 0 when every trial has a result (diverged is one), 1 when some failed or were stopped.
+    Exit code 0 when every trial has a result (diverged is one), 1 when some failed or are left.
 
     Examples:
 
@@ -194,7 +188,7 @@ def status(
         parcae status demo --address http://127.0.0.1:8265
     """
     if address is not None:
-        from sweeps.runner import jobs
+        from sweeps.runner.cluster import jobs
 
         with jobs.connected(address) as client:
             typer.echo(jobs.line_of(client, jobs.newest(client, sweep)))
@@ -352,7 +346,7 @@ def finish(outcome: Outcome, store: Store, *, again: str) -> None:
     from sweeps.records import collect as collect_records
 
     path = collect_records(store)
-    counts = {s: outcome.count(s) for s in ("done", "diverged", "failed", "planned")}
+    counts = {s: outcome.count(s) for s in ("done", "diverged", "stopped", "failed", "planned")}
     summary = ", ".join(f"{n} {s}" for s, n in counts.items() if n)
     say(f"{store.name}: {summary} of {len(outcome.states)} trials; {store.where}")
     if path is not None:

@@ -44,6 +44,7 @@ Loops = Annotated[list[Count], Field(min_length=1)]
 _BUDGETS = "a list of FLOPs above 0, such as [1e18, 2e18]"
 _LOOPS = "a list of whole numbers of loops, each >= 1, such as [1, 2, 4]"
 _TOKENS = "a number of tokens >= 1, such as 11.2e9"
+_RATE_AXES = ("optim.lr", "optim.muon_lr", "optim.adamw_lr")
 _RATE = "a list of learning rates above 0, such as [2e-4, 4e-4]"
 
 if TYPE_CHECKING:  # their fields are made from the dataclasses' when this is imported
@@ -271,11 +272,34 @@ class _Common(Section):
         description="true or false: trials that differ in length alone share their steps at the constant "
         "rate, and the weight decay falls in the cool-down",
     )
+    scheduler: Literal["fifo", "asha"] = Field(
+        "fifo",
+        description="fifo (every trial to its end) or asha (learning rates that look worse end early)",
+    )
+
+    @model_validator(mode="after")
+    def _compares_rates(self) -> _Common:
+        if self.scheduler == "asha" and not self._has_rates():
+            raise ValueError(
+                "scheduler: asha ends trials that look worse than others with the same model and length "
+                "at another learning rate. This design has none to compare, and needs every trial's "
+                f"last loss; leave it out, or use it in stability, or in a grid over {_RATE_AXES[0]}."
+            )
+        return self
+
+    def _has_rates(self) -> bool:
+        """Whether trials differ in the learning rate alone."""
+        return False
 
     @model_validator(mode="after")
     def _has_trunks(self) -> _Common:
         if not self.trunks:
             return self
+        if self.scheduler == "asha":
+            raise ValueError(
+                "trunks need trials that reach their cool-down, and scheduler: asha ends some before; leave "
+                "one of the two out."
+            )
         if self.depth.kind == "curriculum":
             raise ValueError(
                 "trunks share steps that do not depend on a run's length, and those of depth.kind: "
@@ -296,10 +320,14 @@ class _Common(Section):
     def sha256(self) -> str:
         """Hash of what the file says, comments, order and spelling of numbers aside."""
         data = self.model_dump(mode="json")
-        if data["wandb"]["entity"] is None:  # so that specs keep the hash of before it was known
+        if (
+            data["wandb"]["entity"] is None
+        ):  # so that specs keep the hash of before these were known
             del data["wandb"]["entity"]
         if not data["trunks"]:
             del data["trunks"]
+        if data["scheduler"] == "fifo":
+            del data["scheduler"]
         text = json.dumps(data, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -405,6 +433,9 @@ class StabilitySpec(_Common):
         description="a mapping of labels to model keys, such as {rdm: {injection: concat}}"
     )
 
+    def _has_rates(self) -> bool:
+        return True
+
 
 class IsoDepthSpec(_Common):
     """Loops x widths at equal unrolled depth: a core of unrolled_core_layers / loops layers.
@@ -443,6 +474,9 @@ class GridSpec(_Common):
             description="a mapping of dotted keys to lists, such as {optim.muon_lr: [4e-3, 8e-3]}"
         )
     )
+
+    def _has_rates(self) -> bool:
+        return not self.axes.keys().isdisjoint(_RATE_AXES)
 
 
 class ListSpec(_Common):

@@ -19,7 +19,8 @@ from sweeps.design.estimate import longest_first
 from sweeps.design.plan import Plan, data_sections
 from sweeps.design.trunks import branches_of
 from sweeps.reports import FINISHED, State
-from sweeps.runner.cluster import must_send_aws_keys, ray_cluster, require_local, require_placeable
+from sweeps.runner.cluster.connect import must_send_aws_keys, ray_cluster
+from sweeps.runner.cluster.placement import gpus_here, require_local, require_placeable
 from sweeps.runner.losses import LOST_WORKERS_ALLOWED
 from sweeps.runner.signals import ClusterLost, say, stop_on_signals, wait_until, watched_cluster
 from sweeps.runner.trainable import Job, Train, data_key, run_trial
@@ -46,7 +47,7 @@ class Options:
     lease_wait_s: float = 60.0
     wandb_mode: str | None = None  # None: as the spec says
     train: Train | None = None  # in place of parcae_core.training.train.train
-    reuse_workers: bool = True
+    reuse_workers: bool | None = None  # None: on a private cluster, which has no dashboard
     ray: bool = True  # False: plain processes on this machine, see sweeps.runner.pool
 
 
@@ -78,6 +79,11 @@ def run(
     wandb = target(plan.spec.wandb, options.wandb_mode)
     if (sentence := wandb.sentence()) is not None:
         say(sentence)
+    early = plan.spec.scheduler == "asha"
+    if early and not options.ray:
+        raise UserError(
+            f"{spec_path}: scheduler: asha is Ray Tune's, and --no-ray runs without; leave one out."
+        )
     store.check(plan, spec_path, extend=extend)
     if options.address is None:
         require_local(plan.trials, options.cpus)
@@ -86,6 +92,9 @@ def run(
             require_placeable(left, options.can_add)
     with store.driver_lock():
         store.write_plan(plan, spec_path)
+        _say_orphans(plan, store)
+        if not early:
+            store.take_up_stopped(plan.trials)
         reused = store.reuse_siblings(
             [t for t in plan.trials if store.state(t).state not in FINISHED]
         )
@@ -121,6 +130,16 @@ def run(
     # "running" can only be the word of a worker that is gone
     states = {i: "planned" if s == "running" else s for i, s in states.items()}
     return Outcome(states=states, reused=reused, stopped=stopped)
+
+
+def _say_orphans(plan: Plan, store: Store) -> None:
+    """Nobody else schedules here, so who is said to be at work was left behind."""
+    reports = [store.report(t.trial_id) for t in plan.trials]
+    if n := sum(r is not None and r.state == "running" for r in reports):
+        say(
+            f"{n} trials were at work when the last `parcae run` here ended (it was killed, or its machine or "
+            "cluster was lost); they go on from their last checkpoints"
+        )
 
 
 def _left(plan: Plan, store: Store) -> list[Trial]:
@@ -170,6 +189,7 @@ def make_job(plan: Plan, store: Store, data_dirs: dict[str, str], options: Optio
         wandb_project=wandb.project,
         checkpoint_every_s=options.checkpoint_every_s,
         lease_wait_s=options.lease_wait_s,
+        early_stopping=plan.spec.scheduler == "asha",
         train=options.train,
         branches=branches_of(plan.trials),
     )
@@ -180,7 +200,8 @@ def schedule(job: Job, trials: list[Trial], options: Options, store: Store | Non
     store = store or job.store
     private = options.address is None
     send_aws_keys = not private and must_send_aws_keys(store.storage.place)
-    with ray_cluster(options.address, options.cpus, send_aws_keys=send_aws_keys):
+    gpus = gpus_here(trials) if private else None
+    with ray_cluster(options.address, options.cpus, gpus, send_aws_keys=send_aws_keys):
         bundles = require_placeable(trials, options.can_add)
         request_stop = partial(store.request_stop, job.session)
         # Tune wants a place for its own bookkeeping, which nobody reads again
@@ -214,13 +235,15 @@ def _fit(
     from ray import tune
     from ray.tune.search import ConcurrencyLimiter
 
+    from sweeps.runner.halving import Halving
     from sweeps.runner.progress import InOrder, Progress, StopWhenIdle
 
     by_id = {t.trial_id: t for t in trials}
+    reuse = options.address is None if options.reuse_workers is None else options.reuse_workers
     with Progress(store, trials, lost_workers=options.lost_workers) as progress:
         tune.Tuner(
             tune.with_resources(
-                run_trial,
+                run_trial if reuse else _named(),
                 # PACK: as few nodes as possible, and each bundle whole
                 lambda c: tune.PlacementGroupFactory(
                     bundles[by_id[c["trial_id"]].resources], strategy="PACK"
@@ -238,7 +261,8 @@ def _fit(
                 trial_dirname_creator=_trial_id,
                 # Sound because `train` builds everything from the trial and leaves no state
                 # behind, which a test checks; saves about 1.5 s of imports a trial
-                reuse_actors=options.reuse_workers,
+                reuse_actors=reuse,
+                scheduler=Halving(store, trials) if job.early_stopping else None,
             ),
             run_config=tune.RunConfig(
                 name=job.session,
@@ -249,6 +273,17 @@ def _fit(
                 callbacks=[progress],
             ),
         ).fit()
+
+
+def _named() -> type:
+    """`run_trial` for an actor of its own, which Ray's dashboard shows under the trial's id."""
+    from ray.tune.trainable.function_trainable import wrap_function
+
+    class OneTrial(wrap_function(run_trial)):
+        def __repr__(self) -> str:
+            return self.config["trial_id"]
+
+    return OneTrial
 
 
 def _any_running(store: Store, trials: list[Trial]) -> bool:

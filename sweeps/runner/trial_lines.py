@@ -17,7 +17,7 @@ def label(trial: Trial) -> str:
 def ended_line(store: Store, trial: Trial) -> str | None:
     """How a trial ended, read from the store; None while it has not."""
     state = store.state(trial)
-    if state.state in ("failed", "diverged"):
+    if state.state in ("failed", "diverged", "stopped"):
         return f"{label(trial)}: {state.state}: {state.reason}"
     if state.state == "done" and (result := store.result(trial)):
         loss = {r.n_loops: r.val_loss for r in result.evaluation}

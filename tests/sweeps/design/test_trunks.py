@@ -103,6 +103,18 @@ def test_a_smoke_run_has_trunks_too():
         ({"optim": {"cooldown_share": 1}}, "optim.cooldown_share is 1"),
         ({"optim": {"weight_decay_falls": "run"}}, "need optim.weight_decay_falls: cooldown"),
         ({"depth": {"kind": "curriculum", "ramp_steps": 4}}, "kind: curriculum do; leave one"),
+        (
+            {
+                "design": "stability",
+                "scheduler": "asha",
+                "budgets_flops": None,
+                "n_tokens": 1e5,
+                "mean_recurrence": 2,
+                "learning_rates": [1e-3],
+                "variants": {"rdm": {}},
+            },
+            "asha ends some before",
+        ),
         ({"trunks": "yes"}, "trunks is 'yes'; it must be true or false"),
     ],
 )
