@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from parcae_core.errors import UserError
 from parcae_core.trial import Resources, Trial
 from sweeps.design.estimate import longest_first
-from sweeps.design.plan import Plan, data_sections
+from sweeps.design.plan import Plan
 from sweeps.reports import FINISHED, State
 from sweeps.runner.cluster import must_send_aws_keys, ray_cluster, require_local, require_placeable
 from sweeps.runner.losses import LOST_WORKERS_ALLOWED
@@ -130,24 +129,16 @@ def prepare_data(plan: Plan, store: Store, trials: Sequence[Trial]) -> dict[str,
         `data_key` of a trial -> how a worker's store asks for its folder.
     """
     from parcae_core.data.prepare import prepare
-    from parcae_core.data.sources import resolve
-    from parcae_core.data.tokenizer import parse_tokenizer
 
-    by_text = {}
-    for section in data_sections(plan.spec, plan.where):
-        source = resolve(section.place(plan.where), val_share=section.val_share)
-        name = parse_tokenizer(section.tokenizer, source.alphabet).name
-        by_text[source.fingerprint, name] = source, section.tokenizer
+    by_text = {
+        (c.config.fingerprint, c.config.tokenizer): (c.source, c.tokenizer) for c in plan.corpora
+    }
     folders = {}
     for trial in trials:
         if data_key(trial) in folders:
             continue
-        found = by_text.get((trial.data.fingerprint, trial.data.tokenizer))
-        if found is None:
-            raise UserError(
-                f"{plan.where}: the corpus {trial.data.corpus} changed while planning; try again."
-            )
-        path = prepare(*found, trial.context + 1, store.storage.data_root)
+        source, tokenizer = by_text[trial.data.fingerprint, trial.data.tokenizer]
+        path = prepare(source, tokenizer, trial.context + 1, store.storage.data_root)
         folders[data_key(trial)] = store.storage.push_data(path)
     return folders
 

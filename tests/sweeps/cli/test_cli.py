@@ -49,7 +49,7 @@ def test_plan_prints_every_trial_and_touches_nothing(tmp_path):
         (1, 4e8), (2, 4e8), (1, 8e8), (2, 8e8),
     ]  # fmt: skip
     assert {"trial_id", "n_tokens", "n_steps"} <= set(data["trials"][0])
-    table = parcae("plan", spec, cwd=tmp_path).stdout
+    table = parcae("plan", spec, "--trials", cwd=tmp_path).stdout
     assert all(t["trial_id"] in table for t in data["trials"])
     assert "time assumed" in table
     assert everything_in(tmp_path) == before
@@ -117,8 +117,9 @@ def test_bad_input_is_one_message_and_exit_code_2_and_nothing_written(
     spec = write_spec(tmp_path, **changes)
     before = everything_in(tmp_path)
     code, out, err = in_process(monkeypatch, capsys, verb, spec)
-    if changes == {"resources": {"cpus": 4096}} and verb == "plan":
-        assert code == 0  # planning for another machine is fine
+    elsewhere = ({"resources": {"cpus": 4096}}, {"data": {"corpus": "no/such/folder"}})
+    if changes in elsewhere and verb == "plan":
+        assert code == 0  # planning for another machine is fine, or for a corpus to come
         return
     assert (code, out) == (2, "")
     assert err.startswith("parcae: ")

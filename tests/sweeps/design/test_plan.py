@@ -3,7 +3,8 @@ import pytest
 from parcae_core.data.sources import resolve
 from parcae_core.depth import CurriculumDepth, FixedDepth, PoissonDepth
 from parcae_core.errors import UserError
-from sweeps.design.plan import plan, resolve_data
+from sweeps.design.corpora import resolve_data
+from sweeps.design.plan import plan
 from sweeps.design.smoke import shrink
 from sweeps.design.spec import load_spec, parse_spec
 from tests.support.tiny import DATA, spec_dict, tiny_plan, write_spec
