@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from typing import Annotated
 
 import typer
@@ -16,6 +18,7 @@ from sweeps.tracking import reader
 
 # What each extra brings; a missing one is named with the way to get it
 _EXTRAS = {
+    "filelock": "train",
     "torch": "train",
     "safetensors": "train",
     "tokenizers": "train",
@@ -24,13 +27,11 @@ _EXTRAS = {
     "s3fs": "s3",
     "ray": "sweep",
     "wandb": "sweep",
-    "pydantic": "sweep",
-    "yaml": "sweep",
-    "fsspec": "sweep",
     "triton": "kernels",
 }
 
 _ROOMS = (
+    "sweeps.cli.write",
     "sweeps.cli.sweep",
     "sweeps.cli.jobs",
     "sweeps.cli.cluster",
@@ -41,6 +42,12 @@ _ROOMS = (
 )
 
 
+@cache
+def command() -> Callable[[], object]:
+    """What `parcae` runs; made once, since its many options take a while."""
+    return typer.main.get_command(build_app())
+
+
 def build_app() -> typer.Typer:
     """The command with every room's verbs; the modules that hold them are cheap to import."""
     app = typer.Typer(
@@ -49,7 +56,6 @@ def build_app() -> typer.Typer:
         "laws.\n\nA first look: parcae demo. Then: parcae plan SPEC, parcae run SPEC, parcae fit, "
         "parcae report.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
@@ -113,7 +119,7 @@ def main() -> None:
 
 def _run() -> None:
     try:
-        build_app()()
+        command()()
     except SystemExit:
         sys.stdout.flush()  # a full disk shows here, while there is still a message to be given
         raise

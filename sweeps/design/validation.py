@@ -170,12 +170,22 @@ def read_mapping(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         UserError: what `read_text` raises, or not YAML, not a mapping, or a change that cannot be made.
     """
-    data = _parsed(read_text(path), str(path))
-    if not isinstance(data, dict):
-        found = "empty" if data is None else f"a {type(data).__name__}"
-        raise UserError(f"{path}: the file is {found}; a spec is a mapping of keys to values.")
+    data = parse_mapping(read_text(path), str(path))
     for change in changes:
         _make(change, data)
+    return data
+
+
+def parse_mapping(text: str, where: str) -> dict[str, Any]:
+    """The top-level mapping of YAML text; `where` is named in messages.
+
+    Raises:
+        UserError: if it is not YAML, or not a mapping.
+    """
+    data = _parsed(text, where)
+    if not isinstance(data, dict):
+        found = "empty" if data is None else f"a {type(data).__name__}"
+        raise UserError(f"{where}: the file is {found}; a spec is a mapping of keys to values.")
     return data
 
 
