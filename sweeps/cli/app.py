@@ -15,6 +15,7 @@ import typer
 from analysis.errors import InputError
 from parcae_core.errors import UserError
 from sweeps.tracking import reader
+from sweeps.waiting import waiting
 
 # What each extra brings; a missing one is named with the way to get it
 _EXTRAS = {
@@ -48,6 +49,10 @@ def command() -> Callable[[], object]:
     return typer.main.get_command(build_app())
 
 
+# They print lines or bars while they work
+_SHOW_THEMSELVES = ("run", "demo", "data", "submit", "logs")
+
+
 def build_app() -> typer.Typer:
     """The command with every room's verbs; the modules that hold them are cheap to import."""
     app = typer.Typer(
@@ -67,6 +72,7 @@ def build_app() -> typer.Typer:
 
 
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -74,7 +80,9 @@ def _options(
         ),
     ] = False,
 ) -> None:
-    pass
+    verb = context.invoked_subcommand
+    if verb not in _SHOW_THEMSELVES:
+        context.with_resource(waiting(f"parcae {verb}"))
 
 
 def _print_version(wanted: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from enum import StrEnum
 from importlib.resources import files
 from pathlib import Path
@@ -101,29 +100,36 @@ def spec(
     """
     from sweeps.design import fields
 
-    sections = fields.sections(design)
     if form is Form.SCHEMA:
         typer.echo(json.dumps(fields.schema(design), indent=1))
     else:
-        for line in _markdown(sections) if form is Form.MARKDOWN else _text(sections):
-            typer.echo(line)
+        typer.echo(markdown(design) if form is Form.MARKDOWN else text(design))
 
 
-def _text(sections: dict[str, tuple[str, list]]) -> Iterator[str]:
-    for name, (doc, known) in sections.items():
-        yield f"{name}: {doc}\n"
+def text(design: str | None = None) -> str:
+    """The fields as lines."""
+    from sweeps.design import fields
+
+    lines = []
+    for name, (doc, known) in fields.sections(design).items():
+        lines.append(f"{name}: {doc}\n")
         for field in known:
-            yield f"  {field.name}: {field.kind} (default: {field.default})".replace(
-                "(default: required)", "(required)"
-            )
-            yield f"      {field.meaning}"
-        yield ""
+            need = field.default if field.default == "required" else f"default: {field.default}"
+            lines += [f"  {field.name}: {field.kind} ({need})", f"      {field.meaning}"]
+        lines.append("")
+    return "\n".join(lines)
 
 
-def _markdown(sections: dict[str, tuple[str, list]]) -> Iterator[str]:
-    for name, (doc, known) in sections.items():
-        yield f"## {name}\n\n{doc}\n\n| field | type | default | meaning |\n|---|---|---|---|"
+def markdown(design: str | None = None) -> str:
+    """The fields as tables."""
+    from sweeps.design import fields
+
+    lines = []
+    for name, (doc, known) in fields.sections(design).items():
+        lines += [f"## {name}", "", doc, ""]
+        lines += ["| field | type | default | meaning |", "|---|---|---|---|"]
         for field in known:
             cells = (f"`{field.name}`", field.kind, field.default, field.meaning)
-            yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-        yield ""
+            lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+        lines.append("")
+    return "\n".join(lines)

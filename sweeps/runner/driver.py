@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from sweeps.storage.tempdir import OwnedFolder
 from sweeps.store import Store, git_commit
 from sweeps.tracking.sweep_run import mirror_sweep
 from sweeps.tracking.target import target
+from sweeps.waiting import waiting
 
 GCS_PATIENCE_S = 30.0  # of a cluster that may start it again; Ray ends its drivers after 60 s
 WORKERS_END_S = 15.0  # for those that outlive their raylet to write a checkpoint
@@ -138,7 +140,8 @@ def prepare_data(plan: Plan, store: Store, trials: Sequence[Trial]) -> dict[str,
         if data_key(trial) in folders:
             continue
         source, tokenizer = by_text[trial.data.fingerprint, trial.data.tokenizer]
-        path = prepare(source, tokenizer, trial.context + 1, store.storage.data_root)
+        with waiting(f"preparing {trial.data.corpus}"):
+            path = prepare(source, tokenizer, trial.context + 1, store.storage.data_root)
         folders[data_key(trial)] = store.storage.push_data(path)
     return folders
 
@@ -166,7 +169,11 @@ def schedule(job: Job, trials: list[Trial], options: Options, store: Store | Non
     store = store or job.store
     private = options.address is None
     send_aws_keys = not private and must_send_aws_keys(store.storage.place)
-    with ray_cluster(options.address, options.cpus, send_aws_keys=send_aws_keys):
+    with ExitStack() as cluster:
+        with waiting("starting Ray"):
+            cluster.enter_context(
+                ray_cluster(options.address, options.cpus, send_aws_keys=send_aws_keys)
+            )
         bundles = require_placeable(trials, options.can_add)
         request_stop = partial(store.request_stop, job.session)
         # Tune wants a place for its own bookkeeping, which nobody reads again
