@@ -26,6 +26,8 @@ _EXTRAS = {
     "rustbpe": "train",
     "tiktoken": "train",
     "s3fs": "s3",
+    "huggingface_hub": "hf",
+    "transformers": "hf",
     "ray": "sweep",
     "wandb": "sweep",
     "triton": "kernels",
@@ -39,6 +41,7 @@ _ROOMS = (
     "sweeps.cli.laws",
     "sweeps.cli.data",
     "sweeps.cli.model",
+    "sweeps.cli.trained",
     "sweeps.cli.demo",
 )
 

@@ -388,7 +388,7 @@ def _status_by_budget(trials: list[Row]) -> list[Column]:
         _column("preset", groups, lambda g: g[0]["preset"], left=True),
         _column("mu_rec", groups, lambda g: listed(t["mean_recurrence"] for t in g), 2, left=True),
         _column("trials", groups, lambda g: str(len(g)), stays=True),
-        *map(state, ("done", "running", "failed", "diverged", "planned")),
+        *map(state, dict.fromkeys(t["state"] for t in trials)),
         _column("steps", groups, steps, 1),
         _column("best val loss", groups, best),
     ]

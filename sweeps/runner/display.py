@@ -11,8 +11,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from parcae_core.trial import Trial
 from sweeps.design.estimate import duration
+from sweeps.design.plan import short
 from sweeps.reports import FINISHED
-from sweeps.runner.trial_lines import ended_line, label
 from sweeps.storage.base import Polling
 from sweeps.store import Store, TrialState
 
@@ -20,6 +20,24 @@ EVERY_S = 30.0
 LIVE_EVERY_S = 1.0
 WINDOW_S = 60.0  # the time left follows the rate of the last minute
 WARM_UP_S = 20.0  # before that, starting up would be taken for slow training
+
+
+def label(trial: Trial) -> str:
+    """A trial by its id and what its neighbours differ in."""
+    budget = f" C={short(trial.budget_flops)}" if trial.budget_flops else ""
+    seed = f" seed={trial.seed}" if trial.seed else ""
+    return f"{trial.trial_id}{budget} mu={trial.mean_recurrence}{seed}"
+
+
+def ended_line(store: Store, trial: Trial) -> str | None:
+    """How a trial ended, read from the store; None while it has not."""
+    state = store.state(trial)
+    if state.state in ("failed", "diverged"):
+        return f"{label(trial)}: {state.state}: {state.reason}"
+    if state.state == "done" and (result := store.result(trial)):
+        loss = {r.n_loops: r.val_loss for r in result.evaluation}
+        return f"{label(trial)}: done, val_loss {loss[trial.mean_recurrence]:.4f}"
+    return None
 
 
 class Pace:

@@ -20,11 +20,10 @@ from multiprocessing.process import BaseProcess
 from parcae_core.cpus import usable_cpus
 from parcae_core.trial import Trial
 from sweeps.reports import ENDED
-from sweeps.runner.display import Display
+from sweeps.runner.display import Display, label
 from sweeps.runner.losses import LOST_WORKERS_ALLOWED, Loss, Losses, loss_of_process
 from sweeps.runner.signals import stop_on_signals
 from sweeps.runner.trainable import Job, attempt
-from sweeps.runner.trial_lines import label
 from sweeps.store import Store
 
 POLL_S = 1.0

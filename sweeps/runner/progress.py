@@ -10,9 +10,8 @@ from ray import cloudpickle, tune
 from rich.console import Console
 
 from parcae_core.trial import Trial
-from sweeps.runner.display import Display
+from sweeps.runner.display import Display, label
 from sweeps.runner.losses import LOST_WORKERS_ALLOWED, Losses, loss_of
-from sweeps.runner.trial_lines import label
 from sweeps.store import Store
 
 
