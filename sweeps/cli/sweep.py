@@ -19,14 +19,30 @@ if TYPE_CHECKING:
     from sweeps.runner.driver import Outcome
     from sweeps.store import Store
 
+
+def _sweeps(incomplete: str) -> list[str]:
+    """Names of the sweeps here, for the shell's completion."""
+    return [p.parent.name for p in sorted(Path("runs").glob(f"{incomplete}*/sweep.json"))]
+
+
+def _specs(incomplete: str) -> list[str]:
+    """Spec files and sweeps that begin so."""
+    paths = (p for end in ("*.yaml", "*/") for p in sorted(Path().glob(f"{incomplete}{end}")))
+    return [f"{p}/" if p.is_dir() else str(p) for p in paths] + _sweeps(incomplete)
+
+
 _SPEC = typer.Argument(
-    help="A spec file (`parcae init` writes one), or the name or folder of a sweep.", metavar="SPEC"
+    help="A spec file (`parcae init` writes one), or the name or folder of a sweep.",
+    metavar="SPEC",
+    autocompletion=_specs,
 )
 SET = typer.Option(
     "--set", help="A key of the spec in another way, such as optim.lr=1e-2.", metavar="KEY=VALUE"
 )
 _TRIALS = typer.Option("--trials", help="A row for every trial.")
-_SWEEP = typer.Argument(help="A sweep's folder or URL, its name under --out, or its spec.")
+_SWEEP = typer.Argument(
+    help="A sweep's name under --out, its folder or URL, or its spec.", autocompletion=_sweeps
+)
 _OUT = typer.Option("--out", help="Where sweeps are: a folder, or a URL such as s3://bucket/runs.")
 _JSON = typer.Option("--json", help="Machine-readable, on stdout.")
 

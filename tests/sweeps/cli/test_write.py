@@ -1,6 +1,9 @@
 """`parcae init` and `parcae spec`, `--set`, and a sweep's name in place of its spec."""
 
 import json
+import os
+import subprocess
+import sys
 
 import jsonschema
 import pytest
@@ -125,3 +128,31 @@ def test_a_sweep_is_named_where_a_spec_is_wanted(tmp_path, monkeypatch, capsys):
     assert json.loads(out)["name"] == "tiny"
     with pytest.raises(UserError, match="or the name of a sweep"):
         load_plan(spec_file(path.with_name("none")))
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("plan ti", ["tiny.yaml", "tiny"]),
+        ("status ti", ["tiny"]),
+        ("init x --from sta", ["state-reveals"]),
+    ],
+)
+def test_the_shell_completes_verbs_specs_and_sweeps(words, completed, tmp_path, monkeypatch):
+    planned, path = tiny_plan(), write_spec(tmp_path)
+    Store(tmp_path / "runs", planned.name).write_plan(planned, path)
+    asked = {
+        "_PARCAE_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"parcae {words}",
+        "COMP_CWORD": str(len(words.split())),
+    }
+    program = "import sys; sys.argv = ['parcae']; from sweeps.cli.app import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | asked,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == completed, done.stderr
