@@ -79,7 +79,9 @@ def design(
     named = _named(numeric, columns or {}, where)
     price = _costs(cost, named, where)
     wanted, words = _target(frame, target, price, where)
-    can_run = ~wanted if target is not None or words.startswith(_SPLIT) else np.ones(len(frame), bool)
+    can_run = (
+        ~wanted if target is not None or words.startswith(_SPLIT) else np.ones(len(frame), bool)
+    )
     loss = named.get("loss", np.full(len(frame), np.nan))
     groups = _groups(frame, by, where)
     replay = bool(np.isfinite(loss[can_run]).all())
@@ -159,9 +161,7 @@ def _named(numeric: dict, columns: dict[str, str], where: str) -> dict[str, np.n
 
 
 def _costs(cost: str, named: dict[str, np.ndarray], where: str) -> np.ndarray:
-    values = (
-        named[cost] if cost in named else formula.computed(cost, named, f"{where}: --cost")
-    )
+    values = named[cost] if cost in named else formula.computed(cost, named, f"{where}: --cost")
     bad = ~(np.isfinite(values) & (values > 0))
     if bad.any():
         row = int(np.argmax(bad))

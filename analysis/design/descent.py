@@ -48,29 +48,31 @@ def parts(objective: Objective, thetas: np.ndarray) -> tuple[np.ndarray, np.ndar
     return np.log(value), np.clip(slopes, -_LARGE, _LARGE)
 
 
-def descend(objective: Objective, starts: np.ndarray, rounds: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Optima (S, P) that starts (S, P) lead to, and their objectives (S,); lowest first."""
+def descend(
+    objective: Objective,
+    starts: np.ndarray,
+    *,
+    logs: np.ndarray | None = None,
+    rounds: int = _ROUNDS,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Optima (S, P) that starts (S, P) lead to, and their objectives (S,), in the starts' order.
+
+    Args:
+        logs: log targets (S, n), each start's own; None: the objective's for all.
+    """
     theta = np.clip(starts, objective.lower, objective.upper)
-    target, identity = np.log(objective.y), np.eye(theta.shape[1])
+    target = np.broadcast_to(
+        np.log(objective.y) if logs is None else logs, (len(theta), len(objective.y))
+    )
     value, jacobian = parts(objective, theta)
     r = value - target
     cost = huber(r, objective.delta).sum(axis=1)
     damping, going = np.full(len(theta), 1e-2), np.arange(len(theta))
-    for _ in range(rounds or _ROUNDS):
-        at, rows = theta[going], jacobian[going]
-        weight = 1 / np.maximum(np.abs(r[going]) / objective.delta, 1.0)
-        slope = np.einsum("snp,sn->sp", rows, weight * r[going])
-        bend = np.einsum("snp,sn,snq->spq", rows, weight, rows)
-        stuck = (at <= objective.lower) & (slope > 0) | (at >= objective.upper) & (slope < 0)
-        slope[stuck] = 0.0
-        bend[stuck[:, :, None] | stuck[:, None, :]] = 0.0
-        size = np.maximum(np.einsum("spp->sp", bend), 1e-12)
-        bend = bend + identity * (damping[going, None] * size + 1e-14 * size.max(1, keepdims=True))[:, None]
-        bend = bend + identity * (stuck * 1.0)[:, None]
-        step = -np.linalg.solve(bend, slope[:, :, None])[:, :, 0]
-        moved = np.clip(at + step, objective.lower, objective.upper)
+    for _ in range(rounds):
+        step = _step(objective, theta[going], r[going], jacobian[going], damping[going])
+        moved = np.clip(theta[going] + step, objective.lower, objective.upper)
         value, slopes = parts(objective, moved)
-        new_r = value - target
+        new_r = value - target[going]
         new = huber(new_r, objective.delta).sum(axis=1)
         better = new < cost[going]
         small = cost[going] - new < _DONE * cost[going]
@@ -81,5 +83,18 @@ def descend(objective: Objective, starts: np.ndarray, rounds: int = 0) -> tuple[
         going = going[~(better & small) & (damping[going] < _FAR)]
         if not len(going):
             break
-    order = np.argsort(cost, kind="stable")
-    return theta[order], cost[order]
+    return theta, cost
+
+
+def _step(objective: Objective, theta, r, jacobian, damping) -> np.ndarray:
+    """Damped Gauss-Newton steps (S, P); a parameter pushed against its bound stays."""
+    weight = 1 / np.maximum(np.abs(r) / objective.delta, 1.0)
+    slope = np.einsum("snp,sn->sp", jacobian, weight * r)
+    bend = np.einsum("snp,sn,snq->spq", jacobian, weight, jacobian)
+    stuck = (theta <= objective.lower) & (slope > 0) | (theta >= objective.upper) & (slope < 0)
+    slope = np.where(stuck, 0.0, slope)
+    bend = np.where(stuck[:, :, None] | stuck[:, None, :], 0.0, bend)
+    size = np.maximum(np.einsum("spp->sp", bend), 1e-12)
+    raised = damping[:, None] * size + 1e-14 * size.max(axis=1, keepdims=True) + stuck
+    bend = bend + np.eye(theta.shape[1]) * raised[:, None, :]
+    return -np.linalg.solve(bend, slope[:, :, None])[:, :, 0]

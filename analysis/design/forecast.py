@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr, stdtrit
 
-from analysis.design.optimum import LAW, Quantity, Size, quantities
+from analysis.design.descent import descend
+from analysis.design.optimum import LAW, Quantity, Size, enclosed, quantities
 from analysis.design.priors import Prior
 from analysis.errors import InputError
 from analysis.fitting import objective
@@ -53,7 +54,12 @@ class Forecast:
 
 
 def forecast(
-    runs: Runs, prior: Prior, names: tuple[str, ...], *, simulations: int = SIMULATIONS, seed: int = 0
+    runs: Runs,
+    prior: Prior,
+    names: tuple[str, ...],
+    *,
+    simulations: int = SIMULATIONS,
+    seed: int = 0,
 ) -> list[Forecast]:
     """What the training law, fitted to these runs, will say of each quantity.
 
@@ -64,7 +70,8 @@ def forecast(
     Raises:
         InputError: too few runs, or runs that do not determine the law.
     """
-    wanted = quantities(names, prior.values, runs.size, runs.budget_flops)
+    budgets = enclosed(prior.values, runs.size, runs.budget_flops)
+    wanted = quantities(names, prior.values, runs.size, budgets)
     halves = half_widths(runs, prior, wanted)
     ends = simulated(runs, prior, names, simulations, seed) if simulations else None
     out = []
@@ -133,21 +140,20 @@ def huber_variance(k: float) -> float:
     return float(square / inside**2)
 
 
-def simulated(
-    runs: Runs, prior: Prior, names: tuple[str, ...], n: int, seed: int
-) -> np.ndarray:
+def simulated(runs: Runs, prior: Prior, names: tuple[str, ...], n: int, seed: int) -> np.ndarray:
     """(low, high) of each quantity over n simulated sweeps, (Q, 2), widened as Student's t is."""
     rng = np.random.default_rng(seed)
+    budgets = enclosed(prior.values, runs.size, runs.budget_flops)
     truth = LAW.predict(prior.values, runs.columns)
     widen = stdtrit(_dof(runs), 0.975) / _NORMAL
     whole = objective.build(LAW, Dataset.of(runs.columns, truth), FitOptions())
-    start = whole.minimise(theta_of(whole, prior.values)).x
-    draws = []
-    for _ in range(n):
-        loss = truth * np.exp(prior.noise * rng.standard_normal(len(truth)))
-        fitted = whole.with_target(loss).minimise(start, tolerance=1e-8)
-        found = quantities(names, whole.natural(fitted.x), runs.size, runs.budget_flops)
-        draws.append([q.value for q in found])
+    start = theta_of(whole, prior.values)
+    logs = np.log(truth) + prior.noise * rng.standard_normal((n, len(truth)))
+    found, _ = descend(whole, np.tile(start, (n, 1)), logs=logs, rounds=200)
+    draws = [
+        [q.value for q in quantities(names, whole.natural(theta), runs.size, budgets)]
+        for theta in found
+    ]
     middle = np.median(draws, axis=0)
     ends = np.percentile(draws, [2.5, 97.5], axis=0)
     return (middle + (ends - middle) * widen).T

@@ -17,7 +17,7 @@ from analysis.laws import library
 LAW = library.get("training")
 HIGHEST = 256.0  # loops beyond which no optimum is looked for
 _STEP = 1e-3  # of u, for slopes of exact slopes
-_GRID = np.linspace(-1.0, np.log(HIGHEST), 600)  # below one loop too: a slope needs no whole loops
+_GRID = np.linspace(-1.0, np.log(HIGHEST), 200)  # below one loop too: a slope needs no whole loops
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,9 +68,7 @@ def log_optimum(values: Mapping[str, float], size: Size, budgets) -> tuple[np.nd
         u = np.where(inside, np.clip(u + np.clip(step, -0.1, 0.1), _GRID[0], _GRID[-1]), u)
     ends = [LAW.with_slopes(values, _flat(size, u + s, budgets)) for s in _around()]
     bend = (ends[2][0] - 2 * ends[1][0] + ends[0][0]) / _STEP**2
-    across = np.stack(
-        [(ends[2][1][n] - ends[0][1][n]) / (2 * _STEP) for n in LAW.names], axis=1
-    )
+    across = np.stack([(ends[2][1][n] - ends[0][1][n]) / (2 * _STEP) for n in LAW.names], axis=1)
     safe = inside & (bend > 0)
     return u, np.where(safe[:, None], -across / np.where(safe, bend, 1.0)[:, None], 0.0)
 
@@ -83,26 +81,46 @@ def _flat(size: Size, u, budgets) -> dict[str, np.ndarray]:
     return {k: v.ravel() for k, v in size.columns(np.exp(u), budgets).items()}
 
 
+def enclosed(values: Mapping[str, float], size: Size, budgets) -> np.ndarray:
+    """The budgets whose optimum lies at one loop or more, where an exponent of mu* means something.
+
+    Raises:
+        InputError: fewer than two.
+    """
+    budgets = np.unique(np.asarray(budgets, dtype=float))
+    u, _ = log_optimum(values, size, budgets)
+    kept = budgets[(u >= 0) & (u < _GRID[-2])]
+    if len(kept) < 2:
+        raise InputError(
+            f"by this prior the best number of loops lies at one loop or more, and below {HIGHEST:g}, at "
+            f"{len(kept)} of {len(budgets)} budgets; an exponent needs two. Use other budgets or another prior."
+        )
+    return kept
+
+
 def quantities(
     names: tuple[str, ...], values: Mapping[str, float], size: Size, budgets
 ) -> list[Quantity]:
     """gamma_mu, gamma_D, mu@C and loss@C by a training law.
 
     Args:
-        budgets: over which the exponents are taken: log mu* is regressed on log C.
+        budgets: over which the exponents are taken: log mu* is regressed on log C. See `enclosed`.
 
     Raises:
-        InputError: a name that is none of these, or a law without an optimum at these budgets.
+        InputError: a name that is none of these.
     """
     budgets = np.unique(np.asarray(budgets, dtype=float))
-    u, slopes = log_optimum(values, size, budgets)
+    targets = [parse_target(name) for name in names]
+    extra = [at for _, at in targets if at is not None]
+    u, slopes = log_optimum(values, size, np.concatenate([budgets, extra]))
+    n = len(budgets)
     out = []
-    for name in names:
-        kind, at = parse_target(name)
+    for name, (kind, at) in zip(names, targets, strict=True):
         if at is None:
-            out.append(_exponent(kind, u, slopes, size, budgets))
+            out.append(_exponent(kind, u[:n], slopes[:n], size, budgets))
         else:
-            out.append(_at(kind, name, at, values, size))
+            i = n + extra.index(at)
+            out.append(_at(kind, name, at, u[i : i + 1], slopes[i], values, size))
     return out
 
 
@@ -128,8 +146,6 @@ def parse_target(name: str) -> tuple[str, float | None]:
 
 
 def _exponent(kind: str, u, slopes, size: Size, budgets) -> Quantity:
-    if len(budgets) < 2:
-        raise InputError(f"{kind} needs at least two budgets, and there is {len(budgets)}.")
     if kind == "gamma_D":  # log D* = log C - log f(mu*)
         mu = np.exp(u)
         share = size.flops_per_loop * mu / size.flops_per_token(mu)
@@ -139,10 +155,9 @@ def _exponent(kind: str, u, slopes, size: Size, budgets) -> Quantity:
     return Quantity(kind, float(weights @ u), weights @ slopes)
 
 
-def _at(kind: str, name: str, budget: float, values, size: Size) -> Quantity:
-    u, slopes = log_optimum(values, size, np.array([budget]))
+def _at(kind: str, name: str, budget: float, u, slopes, values, size: Size) -> Quantity:
     if kind == "mu":
-        return Quantity(name, float(u[0]), slopes[0], log=True)
+        return Quantity(name, float(u[0]), slopes, log=True)
     # at the optimum the loss does not feel where the optimum is
     value, by = LAW.with_slopes(values, _flat(size, u, np.array([budget])))
     own = np.array([by[n][0] for n in LAW.names])

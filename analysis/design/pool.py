@@ -50,12 +50,10 @@ class Options:
     """How runs are chosen; the defaults are what the yardstick was reached with."""
 
     power: float = 0.4  # of the cost that a gain is divided by
-    first: float = 1.5  # cheapest runs for each parameter, before anything is fitted
+    first: float = 1.0  # cheapest runs for each parameter, before anything is fitted
     temper: float = 1.0  # of the basins' weights
     delta: float = 1e-2  # Huber's threshold
-    misfit: float = 1.0  # the process' standard deviation, and
-    noise: float = 0.3  # a run's own noise, both by the residuals' standard deviation
-    length: float = 1.0  # of the process, by the pool's spread of each log column
+    length: float = 1.0  # of the misfit's process, by the pool's spread of each log column
     stop: bool = True
     seed: int = 0
 
@@ -78,10 +76,13 @@ class _Group:
         order = np.argsort(pool.cost[pool.candidates], kind="stable")
         self.left = pool.candidates[order]
         self.chosen: list[int] = pool.done.tolist()
-        self.kernel = _kernel(pool, options.length)
-        objective_ = whole(pool, options.delta)
-        rng = np.random.default_rng(seed)
-        self.basins = Basins(objective_, pool.target, rng, options.temper)
+        self.basins = Basins(
+            whole(pool, options.delta),
+            pool.target,
+            _kernel(pool, options.length),
+            np.random.default_rng(seed),
+            options.temper,
+        )
         self.gains: tuple[np.ndarray, np.ndarray] | None = None
 
     def take(self, row: int) -> None:
@@ -97,7 +98,7 @@ class _Group:
         if self.gains is None:
             chosen = np.array(self.chosen)
             self.basins.refit(chosen[np.isfinite(self.pool.loss[chosen])])
-            self.gains = gains(self.basins, self.pool, self.kernel, chosen, self.left, self.options)
+            self.gains = gains(self.basins, self.pool, chosen, self.left)
         within, between = (np.where(open_, g, -np.inf) for g in self.gains)
         worth = (within + between) / self.pool.cost[self.left] ** self.options.power
         i = int(np.argmax(worth))
@@ -105,7 +106,9 @@ class _Group:
         return float(worth[i]), int(self.left[i]), reason
 
 
-def choose(pools: Sequence[Pool], budget: float, options: Options | None = None) -> Iterator[Choice]:
+def choose(
+    pools: Sequence[Pool], budget: float, options: Options | None = None
+) -> Iterator[Choice]:
     """Runs in the order they should be made, while the budget lasts and a run still helps.
 
     Args:
@@ -136,23 +139,21 @@ def choose(pools: Sequence[Pool], budget: float, options: Options | None = None)
 
 
 def gains(
-    basins: Basins, pool: Pool, kernel: np.ndarray, chosen, rows, options: Options
+    basins: Basins, pool: Pool, chosen: np.ndarray, rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """How much less squared error each row leaves on the target: within basins, and between them."""
-    smooth = (options.misfit * basins.misfit) ** 2
-    own = max((options.noise * basins.misfit) ** 2, 1e-8)
     width = basins.whole.upper - basins.whole.lower
     width = np.where(np.isfinite(width), width / np.sqrt(12), 3.0)
     n = len(rows)
     sets = np.concatenate([np.broadcast_to(chosen, (n, len(chosen))), rows[:, None]], axis=1)
     within = np.zeros(n)
     for weight, slopes in zip(basins.weights, basins.slopes, strict=True):
-        args = slopes * width, pool.target, smooth * kernel, own
+        args = slopes * width, pool.target, basins.smooth * basins.kernel, basins.own
         now = expected_error(chosen[None], *args)
         within += weight * (now - expected_error(sets, *args))
     both = basins.between
     across = both[np.ix_(rows, pool.target)]
-    between = np.square(across).sum(axis=1) / (both[rows, rows] + smooth + own)
+    between = np.square(across).sum(axis=1) / (both[rows, rows] + basins.smooth + basins.own)
     return within, between
 
 

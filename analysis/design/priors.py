@@ -40,7 +40,9 @@ def read(text: str, noise: float | None = None) -> Prior:
         InputError: no law of that name, a parameter missing, or records that hold no valid law.
     """
     if noise is not None and not 0 < noise < 1:
-        raise InputError(f"--noise is {noise:g}; a share of the loss above 0 and below 1 is needed.")
+        raise InputError(
+            f"--noise is {noise:g}; a share of the loss above 0 and below 1 is needed."
+        )
     stated = "as stated" if noise is not None else f"assumed, {STATED_NOISE:.1%} of the loss"
     if text in PUBLISHED or text.startswith("paper:"):
         if text not in PUBLISHED:
@@ -53,9 +55,7 @@ def read(text: str, noise: float | None = None) -> Prior:
         values, source = _given(text), "as given"
     else:
         return _fitted(text, noise)
-    return Prior(
-        values=values, noise=noise or STATED_NOISE, source=source, noise_source=stated
-    )
+    return Prior(values=values, noise=noise or STATED_NOISE, source=source, noise_source=stated)
 
 
 def _given(text: str) -> dict[str, float]:
@@ -65,7 +65,9 @@ def _given(text: str) -> dict[str, float]:
         try:
             values[name] = float(value)
         except ValueError:
-            raise InputError(f"--prior: {part.strip()!r} is no parameter; write NAME=NUMBER.") from None
+            raise InputError(
+                f"--prior: {part.strip()!r} is no parameter; write NAME=NUMBER."
+            ) from None
     missing, odd = set(LAW.names) - set(values), set(values) - set(LAW.names)
     if missing or odd:
         fault = f"{min(odd)} is no parameter" if odd else f"{min(missing)} is missing"
