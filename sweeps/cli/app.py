@@ -40,6 +40,7 @@ _ROOMS = (
     "sweeps.cli.jobs",
     "sweeps.cli.cluster",
     "sweeps.cli.laws",
+    "sweeps.cli.design",
     "sweeps.cli.data",
     "sweeps.cli.model",
     "sweeps.cli.trained",

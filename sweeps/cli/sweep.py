@@ -84,12 +84,25 @@ def plan(
         float | None,
         typer.Option(min=1.0, help="Of the training text, where it is not counted yet."),
     ] = None,
+    prior: Annotated[
+        str | None,
+        typer.Option(
+            help="Forecast the exponents' intervals from paper:140m, parameters (E=..,X=..) or records."
+        ),
+    ] = None,
+    noise: Annotated[
+        float | None, typer.Option(help="With --prior: of one run's log loss, like 0.002.")
+    ] = None,
+    at: Annotated[
+        float | None, typer.Option(help="With --prior: FLOPs at which mu* is forecast.")
+    ] = None,
 ) -> None:
     """What a spec trains: tokens, steps, FLOPs, memory, time, a row per budget. Touches nothing.
 
     A corpus that is not there yet, or too large to be read, is assumed to be as the spec says, and
     the plan says so. The time rests on --flops-per-s, else on trials of this sweep that are done, else on benchmark
     rows for the device and preset, else on --mfu; it says on which. Without any it is unknown.
+    With --prior it says how tight gamma_mu, gamma_D and mu* will be before anything is spent.
 
     Examples:
 
@@ -104,6 +117,8 @@ def plan(
         parcae plan my.yaml --cpus 64 --gpus 8 --flops-per-s 2e14 --price 2.5
 
         parcae plan my.yaml --gpus 8 --device "NVIDIA H100" --mfu 0.4
+
+        parcae plan sweeps/specs/paper-140m-isoflop.yaml --prior paper:140m --at 1e20
     """
     from sweeps.cli.tables import plan_data, print_plan
     from sweeps.design.benchmark_rates import with_measured_shares
@@ -125,10 +140,19 @@ def plan(
         tokens=tokens,
         notes=notes,
     )
+    lines = []
+    if prior is not None:
+        from analysis.design.priors import read
+        from sweeps.design.forecasting import forecast_data, forecast_lines
+
+        data["forecast"] = forecast_data(planned, read(prior, noise), at)
+        lines = forecast_lines(data["forecast"])
     if as_json:
         typer.echo(json.dumps(data, indent=1))
     else:
         print_plan(data, every_trial=trials)
+        for line in lines:
+            typer.echo(line)
 
 
 def run(
