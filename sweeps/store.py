@@ -34,7 +34,7 @@ from parcae_core.errors import UserError
 from parcae_core.result import TrainResult
 from parcae_core.trial import Trial, planned_to_dict, trial_from_dict
 from sweeps.design.plan import Plan
-from sweeps.design.spec import load_spec
+from sweeps.design.spec import load_spec, spec_text
 from sweeps.reports import FINISHED, State, StateReport, read_result
 from sweeps.storage.base import Storage, require_writable
 from sweeps.storage.bucket import ObjectStorage
@@ -262,7 +262,7 @@ class Store:
             self.folder(trial.trial_id).mkdir(exist_ok=True)
             remove_leftovers(self.folder(trial.trial_id))
             self._write_json(self.files(trial.trial_id).trial, sealed(planned_to_dict(trial)))
-        write_synced(self.root / "spec.yaml", spec_path.read_text(encoding="utf-8"))
+        write_synced(self.root / "spec.yaml", spec_text(spec_path, plan.changes))
         self.storage.push(self.root / "spec.yaml")
         sweep = {
             "name": plan.name,

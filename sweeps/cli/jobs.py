@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from parcae_core.errors import UserError
-from sweeps.cli.sweep import CHECKPOINT_EVERY, LOST_WORKERS, NODE_CPUS, NODE_GPUS, say
+from sweeps.cli.sweep import CHECKPOINT_EVERY, LOST_WORKERS, NODE_CPUS, NODE_GPUS, SET, say
 
 if TYPE_CHECKING:
     from sweeps.runner.cluster.package import Package
@@ -38,6 +38,7 @@ def submit(
     out: Annotated[
         str, typer.Option("--out", help="The folder for sweeps, as the cluster's nodes see it.")
     ],
+    changes: Annotated[list[str] | None, SET] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return once it is queued.")] = False,
     extend: Annotated[bool, typer.Option("--extend", help="As for `parcae run`.")] = False,
     smoke: Annotated[bool, typer.Option("--smoke", help="As for `parcae run`.")] = False,
@@ -65,7 +66,9 @@ def submit(
     from sweeps.design.spec import load_spec
     from sweeps.runner.cluster import jobs
 
-    name = load_spec(spec).name  # a mistake in it is found here and not on the cluster
+    name = load_spec(
+        spec, changes or ()
+    ).name  # a mistake in it is found here and not on the cluster
     here = Path.cwd()
     if not spec.resolve().is_relative_to(here):
         raise UserError(
@@ -83,6 +86,7 @@ def submit(
     options += [f"--lost-workers={lost_workers}", f"--checkpoint-every={checkpoint_every:g}"]
     if node_cpus is not None:
         options += [f"--node-cpus={node_cpus:g}", f"--node-gpus={node_gpus:g}"]
+    options += [word for change in changes or () for word in ("--set", change)]
     command = ["run", inside, "--out", out, "--address", "auto", *options]
     with jobs.connected(address) as client:
         job = jobs.submit(client, name, command, package, variables)

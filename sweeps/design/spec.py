@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import yaml
 from pydantic import (
     Discriminator,
     Field,
@@ -33,7 +35,15 @@ from parcae_core.depth import default_backprop_depth
 from parcae_core.errors import UserError
 from parcae_core.presets import PRESETS
 from parcae_core.trial import OptimConfig, Resources
-from sweeps.design.validation import Number, Section, Whole, overrides_of, read_mapping, sentences
+from sweeps.design.validation import (
+    Number,
+    Section,
+    Whole,
+    overrides_of,
+    read_mapping,
+    read_text,
+    sentences,
+)
 
 Positive = Annotated[Number, Field(gt=0)]
 Count = Annotated[Whole, Field(ge=1)]
@@ -86,7 +96,8 @@ class DataSection(Section):
         "corpus such as {name: state-reveals, actions: 4, longest_gap: 32}",
     )
     tokenizer: str = Field(
-        description="bytes or bpe-<vocabulary size>; a generated corpus has its own characters"
+        "bytes",
+        description="bytes or bpe-<vocabulary size>; a generated corpus has its own characters",
     )
     val_share: Annotated[Number, Field(gt=0, lt=1)] = Field(
         DEFAULT_VAL_SHARE, description="a share of the documents above 0 and below 1"
@@ -106,7 +117,12 @@ class DataSection(Section):
                 )
             corpus = StateReveals.of(params).label
         generated = isinstance(corpus, str) and corpus.startswith(STATE_REVEALS)
-        return {"tokenizer": CHARACTERS if generated else "bytes"} | data | {"corpus": corpus}
+        return ({"tokenizer": CHARACTERS} if generated else {}) | data | {"corpus": corpus}
+
+    @property
+    def says_tokenizer(self) -> bool:
+        """Whether the spec names one, so that a prepared folder's may contradict it."""
+        return "tokenizer" in self.model_fields_set
 
     def place(self, where: str) -> str:
         """The corpus as `resolve` takes it: a path starts at the folder of the spec file `where`."""
@@ -500,14 +516,25 @@ DESIGNS: dict[str, type[SweepSpec]] = {
 }
 
 
-def load_spec(path: str | Path) -> SweepSpec:
+def load_spec(path: str | Path, changes: Sequence[str] = ()) -> SweepSpec:
     """Read and check a spec file.
+
+    Args:
+        changes: as `--set` gives them, such as "optim.lr=1e-2".
 
     Raises:
         UserError: with every problem of the file, one per line.
     """
     path = Path(path)
-    return parse_spec(read_mapping(path), where=str(path))
+    return parse_spec(read_mapping(path, changes), where=str(path))
+
+
+def spec_text(path: Path, changes: Sequence[str]) -> str:
+    """What a sweep's folder keeps as its spec: the file as it is, or as `--set` changed it."""
+    if not changes:
+        return read_text(path)
+    said = "".join(f" --set {change}" for change in changes).replace("\n", " ")
+    return f"# {path}{said}\n" + yaml.safe_dump(read_mapping(path, changes), sort_keys=False)
 
 
 def parse_spec(data: dict[str, Any], where: str) -> SweepSpec:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from parcae_core.errors import UserError
 from parcae_core.trial import Resources, Trial
 from sweeps.branches import Waiting, hand_over_ended
 from sweeps.design.estimate import longest_first
-from sweeps.design.plan import Plan, data_sections
+from sweeps.design.plan import Plan
 from sweeps.design.trunks import branches_of
 from sweeps.reports import FINISHED, State
 from sweeps.runner.cluster.connect import must_send_aws_keys, ray_cluster
@@ -29,6 +30,7 @@ from sweeps.storage.tempdir import OwnedFolder
 from sweeps.store import Store, git_commit
 from sweeps.tracking.sweep_run import mirror_sweep
 from sweeps.tracking.target import target
+from sweeps.waiting import waiting
 
 GCS_PATIENCE_S = 30.0  # of a cluster that may start it again; Ray ends its drivers after 60 s
 MOST_AT_ONCE = 1000  # trials that run or wait for their place on the cluster
@@ -153,24 +155,17 @@ def prepare_data(plan: Plan, store: Store, trials: Sequence[Trial]) -> dict[str,
         `data_key` of a trial -> how a worker's store asks for its folder.
     """
     from parcae_core.data.prepare import prepare
-    from parcae_core.data.sources import resolve
-    from parcae_core.data.tokenizer import parse_tokenizer
 
-    by_text = {}
-    for section in data_sections(plan.spec, plan.where):
-        source = resolve(section.place(plan.where), val_share=section.val_share)
-        name = parse_tokenizer(section.tokenizer, source.alphabet).name
-        by_text[source.fingerprint, name] = source, section.tokenizer
+    by_text = {
+        (c.config.fingerprint, c.config.tokenizer): (c.source, c.tokenizer) for c in plan.corpora
+    }
     folders = {}
     for trial in trials:
         if data_key(trial) in folders:
             continue
-        found = by_text.get((trial.data.fingerprint, trial.data.tokenizer))
-        if found is None:
-            raise UserError(
-                f"{plan.where}: the corpus {trial.data.corpus} changed while planning; try again."
-            )
-        path = prepare(*found, trial.context + 1, store.storage.data_root)
+        source, tokenizer = by_text[trial.data.fingerprint, trial.data.tokenizer]
+        with waiting(f"preparing {trial.data.corpus}"):
+            path = prepare(source, tokenizer, trial.context + 1, store.storage.data_root)
         folders[data_key(trial)] = store.storage.push_data(path)
     return folders
 
@@ -201,7 +196,11 @@ def schedule(job: Job, trials: list[Trial], options: Options, store: Store | Non
     private = options.address is None
     send_aws_keys = not private and must_send_aws_keys(store.storage.place)
     gpus = gpus_here(trials) if private else None
-    with ray_cluster(options.address, options.cpus, gpus, send_aws_keys=send_aws_keys):
+    with ExitStack() as cluster:
+        with waiting("starting Ray"):
+            cluster.enter_context(
+                ray_cluster(options.address, options.cpus, gpus, send_aws_keys=send_aws_keys)
+            )
         bundles = require_placeable(trials, options.can_add)
         request_stop = partial(store.request_stop, job.session)
         # Tune wants a place for its own bookkeeping, which nobody reads again
