@@ -85,7 +85,9 @@ def curvature(objective: Objective, theta: np.ndarray, runs: np.ndarray | None) 
         covariance = inverse @ meat @ inverse / bend**2
         dof[:] = max(count - p, 1)
         if count <= _FEW:
-            dof[free] = _dof_of_runs(rows, runs, inverse, to_q @ inverse)
+            # `meat` is scaled up for all parameters alike; where a few runs leave one degree of freedom
+            # by that count, each parameter's own are more
+            dof[free] = np.maximum(dof[free], _dof_of_runs(rows, runs, inverse, to_q @ inverse))
     in_q = [to_q @ c @ to_q.T for c in (independent, covariance)]
     full, ratio = np.zeros((p, p)), np.ones(p)
     full[np.ix_(free, free)] = in_q[1]
@@ -96,8 +98,8 @@ def curvature(objective: Objective, theta: np.ndarray, runs: np.ndarray | None) 
 def _dof_of_runs(rows, runs, inverse, directions) -> np.ndarray:
     """Degrees of freedom of a variance taken over runs, for each parameter, (P,).
 
-    Runs that decide a parameter are fewer than runs, and those that decide another than parameters
-    leave more than their difference. Source: Bell and McCaffrey (2002), Survey Methodology 28, 169.
+    A run of many rows tells of some parameters by itself, so that runs less parameters are not all that is
+    left to judge the others by. Source: Bell and McCaffrey (2002), Survey Methodology 28, 169.
     """
     grams = np.array([rows[runs == g].T @ rows[runs == g] for g in range(int(runs.max()) + 1)])
     out = []

@@ -27,7 +27,7 @@ TokenizerOption = Annotated[
     Path | None,
     typer.Option(
         "--tokenizer",
-        help="A tokenizer.json or a prepared folder; found beside the run if left out.",
+        help="A tokenizer.json, a prepared folder or hf:owner/name; by default what lies beside the run.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")]

@@ -97,7 +97,7 @@ class DataSection(Section):
     )
     tokenizer: str = Field(
         "bytes",
-        description="bytes or bpe-<vocabulary size>; a generated corpus has its own characters",
+        description="bytes, bpe-<vocabulary size>, a tokenizer.json or hf:owner/name; a generated corpus has its own characters",
     )
     val_share: Annotated[Number, Field(gt=0, lt=1)] = Field(
         DEFAULT_VAL_SHARE, description="a share of the documents above 0 and below 1"
