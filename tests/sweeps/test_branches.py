@@ -199,6 +199,44 @@ def test_a_longer_trial_that_is_added_later_goes_on_from_the_end_of_the_trunk(
     assert kept == [added.trial_id]
 
 
+def test_tune_is_given_a_branch_once_it_can_begin_and_none_of_a_trunk_that_was_given_up(sweep):
+    from sweeps.runner.progress import InOrder
+
+    store, (trunk, branch, _), attempt_at = sweep
+    order = InOrder(Waiting(store, [branch, trunk]))
+    assert order.suggest("tune-1") == {"trial_id": trunk.trial_id}
+    assert order.suggest("tune-2") is None
+    attempt_at(trunk)
+    order.on_trial_complete("tune-1")
+    assert order.suggest("tune-2") == {"trial_id": branch.trial_id}
+    order.on_trial_complete("tune-2", error=True)
+    assert order.suggest("tune-3") == "FINISHED"
+
+    for trial in (trunk, branch):  # as if nothing had been made, nor handed over
+        StateReport(state="planned").write(store.files(trial.trial_id).state)
+        store.files(trial.trial_id).result.unlink(missing_ok=True)
+    given_up = InOrder(Waiting(store, [trunk, branch]))
+    given_up.suggest("tune-1")
+    given_up.on_trial_complete("tune-1", error=True)
+    assert given_up.suggest("tune-2") == "FINISHED"
+
+
+@pytest.mark.slow
+def test_branches_of_a_trial_of_two_processes_are_its_separate_runs(prepared, tmp_path):
+    changes = {"resources": {"cpus": 2, "processes": 2}, "data": prepared[0].spec.data.model_dump()}
+    two = BUDGETS | {"budgets_flops": BUDGETS["budgets_flops"][:2]}
+    losses = []
+    for name, schedule in (("trunks", {"trunks": True}), ("alone", SEPARATE)):
+        spec = write_spec(tmp_path, name=name, **two, **changes, **schedule)
+        plan = load_plan(spec)
+        store = Store(tmp_path / f"runs-{name}", plan.name)
+        assert run_sweep(plan, store, spec, options=Options(ray=False, cpus=2)).complete
+        losses.append([[r.val_loss for r in store.result(t).evaluation] for t in plan.trials])
+        shared = [store.result(t).shared_steps for t in plan.trials]
+        assert shared == [t.shared_steps for t in plan.trials]
+    assert losses[0] == losses[1]
+
+
 @pytest.mark.slow
 def test_a_pool_runs_trunks_and_leaves_what_separate_runs_leave(prepared, tmp_path, capsys):
     plan, spec, _, alone = prepared
