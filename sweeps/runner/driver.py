@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from parcae_core.errors import UserError
 from parcae_core.trial import Resources, Trial
@@ -232,14 +233,14 @@ def _fit(
 ) -> None:
     """Hand the trials to Tune and wait for the last to end."""
     from ray import tune
-    from ray.tune.search import ConcurrencyLimiter
 
     from sweeps.runner.halving import Halving
-    from sweeps.runner.progress import InOrder, Progress, StopWhenIdle
+    from sweeps.runner.progress import Progress, StopWhenIdle
 
     by_id = {t.trial_id: t for t in trials}
     reuse = options.address is None if options.reuse_workers is None else options.reuse_workers
     with Progress(store, trials, lost_workers=options.lost_workers) as progress:
+        in_order = _in_order(Waiting(store, trials, progress.say))
         tune.Tuner(
             tune.with_resources(
                 run_trial if reuse else _named(),
@@ -248,14 +249,10 @@ def _fit(
                     bundles[by_id[c["trial_id"]].resources], strategy="PACK"
                 ),
             ),
-            param_space={"job": job},
+            param_space={"job": job} | in_order.param_space,
             tune_config=tune.TuneConfig(
-                num_samples=len(trials),
-                # without a limit of its own, Tune lets one trial at a time wait for its place
-                search_alg=ConcurrencyLimiter(
-                    InOrder(Waiting(store, trials, progress.say)),
-                    max_concurrent=min(len(trials), MOST_AT_ONCE),
-                ),
+                num_samples=in_order.num_samples,
+                search_alg=in_order.search_alg,
                 trial_name_creator=_trial_id,
                 trial_dirname_creator=_trial_id,
                 # Sound because `train` builds everything from the trial and leaves no state
@@ -272,6 +269,29 @@ def _fit(
                 callbacks=[progress],
             ),
         ).fit()
+
+
+def _in_order(waiting: Waiting) -> _Given:
+    """The trials in their order: Tune's own grid, which takes all at once, unless a branch has to wait."""
+    from ray import tune
+    from ray.tune.search import ConcurrencyLimiter
+
+    from sweeps.runner.progress import InOrder
+
+    trials = waiting.trials
+    if not any(t.parent for t in trials):
+        return _Given({"trial_id": tune.grid_search([t.trial_id for t in trials])}, 1, None)
+    n = len(trials)
+    # without a limit of its own, Tune lets one trial at a time wait for its place
+    return _Given({}, n, ConcurrencyLimiter(InOrder(waiting), max_concurrent=min(n, MOST_AT_ONCE)))
+
+
+class _Given(NamedTuple):
+    """What Tune is told of the trials."""
+
+    param_space: dict[str, Any]
+    num_samples: int
+    search_alg: Any
 
 
 def _named() -> type:
