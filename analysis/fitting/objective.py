@@ -73,7 +73,7 @@ class Objective:
                 total += c
                 jacobian[t.c] += 1.0
                 continue
-            z, dz = self._variable(t, theta)
+            z, dz = self.variable(t, theta)
             basis = np.exp(-theta[t.k] * z)
             part = c * basis
             total += part
@@ -83,7 +83,8 @@ class Objective:
                 jacobian[t.s] -= part * (theta[t.k] * dz)
         return total, jacobian.T
 
-    def _variable(self, t: _Term, theta):
+    def variable(self, t: _Term, theta):
+        """A term's z and its derivative by the shape, or None where it has none."""
         if t.z is not None:
             return t.z, None
         assert t.term.shaped is not None, "a term has a variable or one with a shape"
@@ -150,9 +151,19 @@ class Objective:
     # -- minimising
 
     def minimise(
-        self, start, *, delta: float | None = None, tolerance: float = 1e-15, max_nfev: int = 200
+        self,
+        start,
+        *,
+        delta: float | None = None,
+        tolerance: float = 1e-15,
+        ftol: float | None = None,
+        max_nfev: int = 200,
     ) -> OptimizeResult:
-        """`least_squares` from a start; `x` is the whole theta, `cost` is F."""
+        """`least_squares` from a start; `x` is the whole theta, `cost` is F.
+
+        Args:
+            ftol: of F alone, relative; `tolerance` where it is not given.
+        """
         delta = self.delta if delta is None else delta
         free = np.arange(len(start)) != self.held
         lower, upper = self.lower[free], self.upper[free]
@@ -174,7 +185,7 @@ class Objective:
             x_scale=1.0 if self.terms else "jac",  # terms are standardised
             loss=self._loss(delta, memory),
             f_scale=1.0 if np.isinf(delta) else delta,
-            ftol=tolerance,
+            ftol=tolerance if ftol is None else ftol,
             xtol=tolerance,
             gtol=tolerance,
             max_nfev=max_nfev if self.terms else 3 * max_nfev,
@@ -234,7 +245,7 @@ class Objective:
             gradient = rows.T @ (w * np.clip(r, -self.delta, self.delta))
             if not np.abs(gradient).max(initial=0.0) < slope:
                 break
-            found.x, slope = theta, np.abs(gradient).max()
+            found.x, slope = theta, np.abs(gradient).max(initial=0.0)
             near = (w * (np.abs(r) <= self.delta))[:, None]
             step = np.linalg.lstsq(rows.T @ (near * rows), -gradient)[0]
             theta = theta.copy()
@@ -260,6 +271,10 @@ class Objective:
     def weighted(self, weights: np.ndarray) -> Objective:
         """Each row's term times its weight."""
         return replace(self, weights=np.asarray(weights, dtype=float))
+
+    def with_target(self, y: np.ndarray) -> Objective:
+        """The same rows with other measurements."""
+        return replace(self, y=np.asarray(y, dtype=float))
 
     def rows(self, which: np.ndarray) -> Objective:
         """The same law on some of the rows."""

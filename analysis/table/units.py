@@ -110,7 +110,10 @@ def check_mapped(
                 f"{where}: column {column!r} for the loss says it holds {what}; the laws take nats "
                 f"per token. Convert it with --unit {cure}, or say --unit nats if its name misleads."
             )
-    _refuse_high_losses(frame, where)
+    if (
+        "n_loops" not in frame
+    ):  # a curve over loops may explode; laws of trained models refuse it then
+        refuse_diverged(frame, where)
     notes = []
     for name, (least, unit, others) in _SMALLEST.items():
         if name not in frame:
@@ -154,8 +157,12 @@ def numeric(values: pd.Series) -> pd.Series:
     return numbers.floats(values)
 
 
-def _refuse_high_losses(frame: pd.DataFrame, where: str) -> None:
-    """A perplexity in every row, or a run that diverged in some."""
+def refuse_diverged(frame: pd.DataFrame, where: str) -> None:
+    """Losses that are no nats per token: a perplexity in every row, or a run that diverged in some.
+
+    Raises:
+        InputError: saying which of the two, and the filter that leaves such runs out.
+    """
     if "val_loss" not in frame:
         return
     loss = numeric(frame.val_loss)
