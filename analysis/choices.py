@@ -100,11 +100,11 @@ class Choices:
         """
         parts: list[dict[str, Any]] = []
         for kind in (Reading, Changes, FitOptions):
-            names = {f.name for f in fields(kind)}  # type: ignore[arg-type] # all three are dataclasses
+            names = {f.name for f in fields(kind)}
             parts.append({n: given.pop(n) for n in list(given) if n in names})
         over = given.pop("over", None)
         if given:
-            known = [f.name for kind in (Reading, Changes, FitOptions) for f in fields(kind)]  # type: ignore[arg-type]
+            known = [f.name for kind in (Reading, Changes, FitOptions) for f in fields(kind)]
             name = next(iter(given))
             raise InputError(
                 f"{name!r} is no option{nearest(name, known)}. Options: {', '.join(known)}."

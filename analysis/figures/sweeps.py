@@ -190,7 +190,7 @@ def test_time(curves: TestTime, ax=None) -> Drawing:  # noqa: PT028 - no test
             label = curve.run
             if curve.mean_recurrence is not None:
                 label = f"{MU} = {key:g}"
-                if several[key] > 1 and len(curves.curves) <= len(MARKERS):
+                if several[curve.mean_recurrence] > 1 and len(curves.curves) <= len(MARKERS):
                     label += f" ({curve.run})"
             marker = MARKERS[place % len(MARKERS)]
             _curve(drawing, panel, name, curve, curves.law, colors[key], marker, label)

@@ -106,7 +106,11 @@ class Study:
         before, self.refusals = self.refusals, {}
         if {"x", "y"} <= set(self.table.frame) and self.fitted("power") is not None:
             return ("power",)
-        closed = ("isoflop",) if guess.has_isoflops(self.table.frame) else ()
+        closed = (
+            ("isoflop",)
+            if guess.has_isoflops({str(n): self.table.frame[n] for n in self.table.frame})
+            else ()
+        )
         for law in ("chinchilla", "data-only", "params-only", "frontier"):
             if self.fitted(law) is not None:
                 self.refusals = {}

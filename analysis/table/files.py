@@ -142,7 +142,7 @@ def _sheet(data: bytes, where: str) -> pd.DataFrame:
         import openpyxl  # noqa: F401 - pandas reads through it
     except ImportError as error:
         raise InputError(
-            f"{where}: a workbook is read by openpyxl, which is not installed: pip install openpyxl, or "
+            f"{where}: a workbook is read by openpyxl, which is not installed: pip install 'parcae-scaling[xlsx]', or "
             "save the sheet as .csv."
         ) from error
     frame = pd.read_excel(io.BytesIO(data), dtype=object, engine="openpyxl")

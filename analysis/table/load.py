@@ -351,7 +351,8 @@ def _points(
 def _mapping(raw: Raw, given: dict[str, str] | None, own: tuple[str, ...], unit: str | None):
     """(our name -> the file's column, notes, what is ambiguous); given columns are all that count."""
     names = list(map(str, raw.frame.columns))
-    columns, words, unsure = dict(given or {}), (), {}
+    columns, unsure = dict(given or {}), {}
+    words: tuple[str, ...] = ()
     if given is None:
         found = guess.recognised(raw.frame)
         columns, unsure = dict(found.columns), found.unsure
