@@ -52,7 +52,7 @@ def judge(table: Table, law: str | Law, *, brief: bool = False, **options) -> di
     held = held_out_budgets(table, chosen, settings)
     tables = {"errors on a budget held out": held} | tables
     if law in ("training", "iso-depth") and not brief:
-        tables["laws of the same rows compared"] = compare_laws(table)
+        tables["laws of the same rows compared"] = compare_laws(table, n_starts=settings.n_starts)
     if law == "training":
         values = fit(prepare(table, chosen), chosen, settings).params
         title = "bias of the parabola on this grid, were the law true"
@@ -168,7 +168,9 @@ def compare_forms(table: Table, runs: list | None = None) -> list[dict]:
     return sorted(rows, key=lambda r: r["mean_huber"])
 
 
-def compare_laws(table: Table, names: tuple[str, ...] = ("training", "iso-depth")) -> list[dict]:
+def compare_laws(
+    table: Table, names: tuple[str, ...] = ("training", "iso-depth"), n_starts: int = 16
+) -> list[dict]:
     """Laws of the same rows against each other: AICc, and errors on budgets held out.
 
     AICc is of least squares on log loss; a lower one by 10 leaves the other law hardly any support
@@ -179,10 +181,12 @@ def compare_laws(table: Table, names: tuple[str, ...] = ("training", "iso-depth"
         law = library.get(name)
         row = {"law": name, "n_params": len(law.params)}
         try:
-            fitted = fit(prepare(table, law), law, FitOptions(loss="log-lsq", interval="none"))
+            options = FitOptions(loss="log-lsq", interval="none", n_starts=n_starts)
+            fitted = fit(prepare(table, law), law, options)
             n = len(fitted.dataset)
             row["aicc"] = _aicc(2 * fitted.search.objective, n, len(law.params))
-            held = held_out_budgets(table, law)
+            settings = FitOptions(interval="none", n_starts=min(n_starts, 8))
+            held = held_out_budgets(table, law, settings)
             row["mean_abs_error"] = float(np.mean([h["mean_abs_error"] for h in held]))
             ahead = [h["mean_abs_error"] for h in held if h["extrapolates"]]
             row["largest_budget_error"] = ahead[0] if ahead else None

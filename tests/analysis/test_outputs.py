@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from analysis.fitting.fit import fit_table as fit_of
 from analysis.isoflop import parabolas
 from analysis.laws import library
 from analysis.report import study
-from analysis.report.html import write_report
+from analysis.report.html import render, write_report
 from analysis.table import load, records
 from sweeps.cli.laws import register
 
@@ -40,7 +41,7 @@ def sweep(loop_records, tmp_path):
     return tmp_path / "runs" / "simulated"
 
 
-DRAWN = ("isoflop", "test-time", "contours")  # one of each kind: scatter and line, panels, contour
+DRAWN = ("isoflop", "contours")  # scatter and line, contour
 
 
 def test_figures_are_the_same_bytes_twice_and_the_csv_is_what_is_drawn(sweep, tmp_path):
@@ -48,6 +49,7 @@ def test_figures_are_the_same_bytes_twice_and_the_csv_is_what_is_drawn(sweep, tm
     found = study.Study(load.load(sweep))
     assert set(found.figures()) == {
         *DRAWN,
+        "test-time",
         "power_laws",
         "law_training",
         "observed_training",
@@ -145,12 +147,23 @@ def test_test_time_figure_shows_the_largest_budgets_and_says_how_many(
     assert "9 largest budgets only" in drawing.caption
 
 
-def test_report_tells_sources_apart_and_needs_nothing_else(sweep, tmp_path, monkeypatch):
-    # one figure a source is enough here, and rendering all fourteen takes most of the time
+@pytest.fixture
+def one_figure(monkeypatch):
+    """One figure a source is enough for a page; rendering all fourteen takes most of its time."""
     monkeypatch.setattr(
         study.Study, "drawings", lambda self, *_, **__: [sweeps.isoflop(self.recurrence)]
     )
-    out = write_report(["bundled:parcae-140m", sweep], tmp_path / "new" / "report.html")
+
+
+def recurrence_alone(source):
+    return study.study(load.load(source), ("recurrence",))
+
+
+def test_report_tells_sources_apart_and_needs_nothing_else(sweep, tmp_path, one_figure):
+    sources = ("bundled:parcae-140m", sweep)
+    out = write_report(
+        map(recurrence_alone, sources), tmp_path / "new" / "report.html", "2026-11-25"
+    )
     text = out.read_text()
     assert text.count("<section") == 2
     assert "not measured here" in text.split("<section")[1]
@@ -158,25 +171,34 @@ def test_report_tells_sources_apart_and_needs_nothing_else(sweep, tmp_path, monk
     assert load.load(sweep).sha256 in text
     assert not re.search(r'(src|href)="(?!data:|#)', text)  # self-contained
     assert text.count('src="data:image/png;base64,') == 2
-    assert "Not fitted: bundled:parcae-140m: law &#39;test-time&#39; needs n_loops" in text
+    assert "analysed separately on 2026-11-25" in text
+    first = text.split("<section")[1]
+    assert "gamma_mu 0.396 [0.36425, 0.42679]" in first.partition("<img")[0]  # the headline, on top
 
 
-def test_report_is_the_same_bytes_twice(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        study.Study, "drawings", lambda self, *_, **__: [sweeps.isoflop(self.recurrence)]
-    )
-    pages = [write_report(["bundled:parcae-140m"], tmp_path / f"{n}.html") for n in "ab"]
-    assert pages[0].read_bytes() == pages[1].read_bytes()
+def test_report_is_the_same_bytes_twice(tmp_path, one_figure):
+    studies = [recurrence_alone("bundled:parcae-140m")]
+    assert render(studies, "2026-11-25") == render(studies, "2026-11-25")
 
 
-def test_report_shows_every_problem(simulate, tmp_path):
+def test_report_shows_every_problem(simulate, tmp_path, one_figure):
     rising = simulate(lambda mu, d, t, n: 3 + 0.02 * np.log(mu) ** 1.5)
     path = records.save(rising, tmp_path / "records.parquet")
-    text = write_report([path], tmp_path / "report.html").read_text()
-    problems = parabolas.fit_recurrence(load.load(path)).result.problems
+    found = study.study(load.load(path), ("recurrence", "data-only"))
+    found.refusals["chinchilla"] = "it has one size"
+    text = render([found], "2026-11-25")
+    problems = found.recurrence.result.problems
     assert len(problems) >= 3
     assert all(p.split(";")[0] in text for p in problems)
     assert "NOT VALID" in text
+    assert "Not fitted: it has one size" in text
+
+
+@pytest.mark.slow
+def test_a_page_of_both_bundled_sources_takes_15_seconds(tmp_path):
+    began = time.process_time()
+    write_report(["bundled:parcae-140m", "bundled:nano-isoflop"], tmp_path / "report.html")
+    assert time.process_time() - began < 15
 
 
 def test_fit_prints_json_on_stdout_and_exits_by_validity(app, simulate, tmp_path):
@@ -257,7 +279,7 @@ def test_predict_optimal_and_judge_print_what_they_found(app):
         app, ["predict", source, "--law", "training", "--at", "mu=8,D=1.12e10"]
     )
     assert "val_loss = 2.96" in done.stdout
-    done = CliRunner().invoke(app, ["judge", source, "--law", "training"])
+    done = CliRunner().invoke(app, ["judge", source, "--law", "training", "--starts", "2"])
     assert "errors on a budget held out" in done.stdout
     assert "bias of the parabola" in done.stdout
     done = CliRunner().invoke(app, ["judge", source, "--law", "recurrence", "--json"])
@@ -266,16 +288,17 @@ def test_predict_optimal_and_judge_print_what_they_found(app):
 
 def test_plot_and_report_write_what_they_print(app, tmp_path):
     source = "bundled:parcae-140m"
-    done = CliRunner().invoke(app, ["plot", source, "--out", str(tmp_path / "figures")])
+    chosen = ["--only", "isoflop", "--only", "test-time"]
+    done = CliRunner().invoke(app, ["plot", source, "--out", str(tmp_path / "figures"), *chosen])
     assert done.exit_code == 0
-    assert len(done.stdout.split()) == 3 * 7
+    assert len(done.stdout.split()) == 3
     assert all((tmp_path / "figures" / p.split("/")[-1]).is_file() for p in done.stdout.split())
     assert "test-time: not drawn" in done.stderr
     out = tmp_path / "report.html"
-    done = CliRunner().invoke(app, ["report", source, "--out", str(out)])
+    done = CliRunner().invoke(app, ["report", source, "--law", "recurrence", "--out", str(out)])
     assert "gamma_mu 0.396" in done.stdout
     assert done.stdout.strip().endswith("report.html")
-    assert out.is_file()
+    assert out.read_text().count("<img") == 2
 
 
 def test_fit_does_not_load_what_it_does_not_need():
