@@ -169,6 +169,10 @@ class Drawing:
         ax.vlines(x, low, high, color=color, lw=1.0, zorder=2)
         self._note(panel, series, "interval", x, low, high)
 
+    def title(self, ax, text: str) -> None:
+        """A panel's title in the figure's own style, whatever style rules where it is called."""
+        ax.set_title(text, fontsize=self.rc.get("axes.titlesize", 8))
+
     def mark(self, ax, panel, series, *, x=None, y=None, span=None, color=FIT, label=None):
         """A thin dotted line at a value of one axis, over all of the other or its `span`."""
         style = {"color": color, "lw": 0.8, "ls": ":", "label": label, "zorder": 1.5}

@@ -117,7 +117,7 @@ def power_laws(recurrence: Recurrence, ax=None, to: float | None = None) -> Draw
                 _optimum(drawing, panel, p)
         line = recurrence.lines.get(axis)
         if line is None:
-            panel.set_title("no exponent: too few enclosed minima")
+            drawing.title(panel, "no exponent: too few enclosed minima")
         else:
             low, high = line.gamma_interval
             text = f"C^{line.gamma:.3f} [{low:.3f}, {high:.3f}]"
@@ -128,8 +128,8 @@ def power_laws(recurrence: Recurrence, ax=None, to: float | None = None) -> Draw
                 middle, below, above = line.predict(x)
                 drawing.line(panel, axis, text, x, middle, dashed=dashed)
                 drawing.band(panel, axis, text, x, below, above)
-            panel.set_title(
-                f"{words.letter(axis)}* ~ $C^{{{line.gamma:.3f}}}$ [{low:.3f}, {high:.3f}]"
+            drawing.title(
+                panel, f"{words.letter(axis)}* ~ $C^{{{line.gamma:.3f}}}$ [{low:.3f}, {high:.3f}]"
             )
         powers = 2.0 ** np.arange(12)  # of loops; a line goes on beyond those that were run
         words.ticks(panel, "y", axis, powers if axis == "mean_recurrence" else seen)
@@ -181,7 +181,7 @@ def test_time(curves: TestTime, ax=None) -> Drawing:  # noqa: PT028 - no test
         name = "all" if budget is None else f"{figures.flops(budget)} FLOPs"
         panel.set(xscale="log", xlabel=words.label("n_loops"), ylabel=words.label("val_loss"))
         if budget is not None:
-            panel.set_title(name)
+            drawing.title(panel, name)
         own = sorted(groups[budget], key=lambda c: (c.mean_recurrence or 0, c.run))
         several = Counter(c.mean_recurrence for c in own)
         for curve in own:

@@ -17,7 +17,7 @@ from analysis.errors import InputError, nearest
 from analysis.figures import known as known_figures
 from analysis.figures import laws as law_figures
 from analysis.figures import parametric as parametric_figures
-from analysis.figures import sweeps
+from analysis.figures import sweeps, words
 from analysis.fitting.fit import Fit, fit_table
 from analysis.fitting.result import FitResult
 from analysis.isoflop import bias, parabolas, power_law
@@ -194,9 +194,20 @@ class Study:
         main = results[0]
         if main.law.startswith("test-time") and self.test_time is not None:
             return f"{self.test_time.summary().partition(']: ')[2]}."
-        said = main.summary().partition("]: ")[2].partition("  NOT VALID")[0]
+        exponents = [p for p in main.params if p.name.startswith("gamma")] or main.params
+        said = ", ".join(
+            f"{words.parameter(p.name)} = "
+            + ("no estimate" if p.value is None else f"{p.value:.3g}")
+            + (
+                ""
+                if p.ci_low is None or p.ci_high is None
+                else f" [{p.ci_low:.3g}, {p.ci_high:.3g}]"
+            )
+            for p in exponents
+            if not p.name.endswith("_enclosed")
+        )
         verdict = "valid" if main.valid else f"not valid: {main.problems[0]}"
-        return f"{main.formula}: {said}; {main.n_obs} rows, {verdict}."
+        return f"{main.law.capitalize()} law: {said}; {main.n_obs} rows, {verdict}."
 
     # -- figures
 

@@ -173,7 +173,7 @@ def test_report_tells_sources_apart_and_needs_nothing_else(sweep, tmp_path, one_
     assert text.count('src="data:image/png;base64,') == 2
     assert "analysed separately on 2026-11-25" in text
     first = text.split("<section")[1]
-    assert "gamma_mu 0.396 [0.36425, 0.42679]" in first.partition("<img")[0]  # the headline, on top
+    assert "\u03b3_\u03bc = 0.396 [0.364, 0.427]" in first.partition("<img")[0]  # the headline, on top
 
 
 def test_report_is_the_same_bytes_twice(tmp_path, one_figure):
@@ -275,11 +275,11 @@ def test_predict_optimal_and_judge_print_what_they_found(app):
     data = json.loads(done.stdout)
     assert [v["name"] for v in data["values"]] == ["mu*", "D*"]
     assert data["inside"] is True
-    done = CliRunner().invoke(
-        app, ["predict", source, "--law", "training", "--at", "mu=8,D=1.12e10"]
-    )
+    at = ["--at", "mu=8,D=1.12e10", "--resamples", "50"]
+    done = CliRunner().invoke(app, ["predict", source, "--law", "training", *at])
     assert "val_loss = 2.96" in done.stdout
-    done = CliRunner().invoke(app, ["judge", source, "--law", "training", "--starts", "2"])
+    few = ["--starts", "2", "--loss", "log-lsq"]
+    done = CliRunner().invoke(app, ["judge", source, "--law", "training", *few])
     assert "errors on a budget held out" in done.stdout
     assert "bias of the parabola" in done.stdout
     done = CliRunner().invoke(app, ["judge", source, "--law", "recurrence", "--json"])
