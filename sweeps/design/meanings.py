@@ -22,6 +22,7 @@ _SHARED = {
     "compile": "Faster after a longer start; changes rounding only.",
     "resources": "What a trial reserves.",
     "wandb": "Where runs are mirrored.",
+    "scheduler": "Whether trials may end before the others have, where learning rates are compared.",
     "budgets_flops": "Training compute. Tokens follow: more loops per token leave fewer tokens.",
     "budget_flops": "Training compute; tokens follow.",
     "n_tokens": "Tokens of each training, cut to whole steps.",
