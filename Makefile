@@ -9,12 +9,13 @@ INSTALLED := $(VENV)/.installed
 RUNS := $(VENV)/.runs
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help demo figures test test-slow lint format clean
+.PHONY: help demo figures docs test test-slow lint format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       set up, refit the paper's points, measure a law on this machine, report (about 10 min)"
 	@echo "make figures    draw the figures of docs/ and run the notebooks again, from the bundled records"
+	@echo "make docs       the documentation as a site, in site/"
 	@echo "make test       every test that needs no GPU and no network"
 	@echo "make test-slow  the long checks as well"
 	@echo "make lint       ruff check and format check, mypy"
@@ -37,6 +38,9 @@ figures: $(INSTALLED)
 	$(BIN)/parcae plot bundled:state-reveals --out docs/figures/state-reveals
 	$(BIN)/python notebooks/execute.py
 
+docs: $(INSTALLED)
+	$(BIN)/mkdocs build
+
 demo: $(RUNS)
 	$(BIN)/parcae demo
 
@@ -57,5 +61,5 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -179,17 +179,27 @@ def sample(
             f"{sampling.n_tokens} more do not fit into the model's context of {model.config.context}; "
             + (f"ask for {room} tokens or fewer" if room > 0 else "shorten the prompt")
         )
-    return [_column(model, tokenizer, ids, n, sampling, state_seed) for n in loops]
+    return [continue_ids(model, tokenizer, ids, n, sampling, state_seed) for n in loops]
 
 
-def _column(
+def continue_ids(
     model: Parcae,
     tokenizer: Tokenizer,
     prompt: list[int],
     n_loops: int,
     sampling: Sampling,
     state_seed: int,
+    until: tuple[str, ...] = (),
 ) -> Sample:
+    """Continue tokens that fit into the context with `sampling.n_tokens` more.
+
+    Args:
+        prompt: with the token that begins a text.
+        until: the text ends before the first of these that it comes to hold.
+
+    Raises:
+        UserError: weights that give no finite numbers.
+    """
     decoder = Decoder(model, n_loops, seed=state_seed, stop_below=sampling.stop_below)
     uniform = np.random.default_rng(sampling.seed).random(sampling.n_tokens)
     ends = {i for i in (tokenizer.bos_id, tokenizer.eos_id) if i is not None}
@@ -197,7 +207,7 @@ def _column(
     drawable[list(ends)] = True
     ids: list[int] = []
     changes: list[list[float]] = []
-    reading = prompt
+    reading, text = prompt, None
     for u in uniform:
         logits = decoder.read(reading).double().cpu().numpy()[: len(drawable)]
         if not np.isfinite(logits).all():
@@ -210,17 +220,29 @@ def _column(
             break
         ids.append(token)
         reading = [token]
+        if until and (text := _cut(_text(tokenizer, ids), until)) is not None:
+            break
     return Sample(
         n_loops=n_loops,
         ids=tuple(ids),
-        text=tokenizer.decode_bytes(np.array(ids, np.int64)).decode("utf-8", "replace"),
-        ended=len(ids) < sampling.n_tokens,
+        text=_text(tokenizer, ids) if text is None else text,
+        ended=len(ids) < sampling.n_tokens or text is not None,
         loops_used=tuple(len(c) or 1 for c in changes),
         changes=tuple(
             float(np.mean([c[t] for c in changes if len(c) > t]))
             for t in range(max(map(len, changes)))
         ),
     )
+
+
+def _text(tokenizer: Tokenizer, ids: list[int]) -> str:
+    return tokenizer.decode_bytes(np.array(ids, np.int64)).decode("utf-8", "replace")
+
+
+def _cut(text: str, until: tuple[str, ...]) -> str | None:
+    """The text before the first end in it; None if there is none."""
+    places = [text.index(end) for end in until if end in text]
+    return text[: min(places)] if places else None
 
 
 def draw(logits: np.ndarray, u: float, sampling: Sampling) -> int:

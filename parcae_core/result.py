@@ -9,11 +9,19 @@ from typing import Any, Literal
 
 from parcae_core.plain import build
 
-Status = Literal["done", "diverged"]
+Status = Literal["done", "diverged", "stopped"]
 
 
 class Interrupted(Exception):
-    """The run was asked to stop; its checkpoint is written and the next start goes on from it."""
+    """The run was asked to stop; its checkpoint is written and the next start goes on from it.
+
+    Attributes:
+        so_far: what the run did until then, should nobody go on with it.
+    """
+
+    def __init__(self, said: str, so_far: TrainResult | None = None) -> None:
+        super().__init__(said)
+        self.so_far = so_far
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,8 +82,8 @@ class TrainResult:
     status: Status
     trial_id: str
     step: int  # updates made
-    reason: str | None  # why it diverged
-    evaluation: tuple[EvalRow, ...]  # empty when diverged
+    reason: str | None  # why it diverged, or was stopped early
+    evaluation: tuple[EvalRow, ...]  # empty unless done
     final_train_loss: float | None  # nats per token, batch of the last update
     n_tokens: int
     train_flops: dict[str, float]
@@ -104,7 +112,7 @@ class TrainResult:
     notes: tuple[str, ...] = ()  # what was wrong with the folder that this attempt went on in
 
     def __post_init__(self) -> None:
-        if (self.status == "diverged") != (self.reason is not None):
+        if (self.status == "done") != (self.reason is None):
             raise ValueError(
                 f"status {self.status} with reason {self.reason!r}: one without the other"
             )

@@ -12,6 +12,7 @@ from parcae_core.data.state_reveals import StateReveals
 from parcae_core.data.tokenizer import CHARACTERS
 from parcae_core.depth import CurriculumDepth, DepthScheme, PoissonDepth
 from parcae_core.trial import Trial
+from sweeps.scoring.scores import Scores
 from sweeps.store import Store
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def collect(store: Store) -> Path | None:
 
 
 def records_of(store: Store) -> pd.DataFrame | None:
-    """The table of every trial in the folder that is done, diverged or failed; None if none is."""
+    """The table of every trial in the folder that has ended; None if none has."""
     import pandas as pd
 
     rows = [row for trial in store.stored_trials() for row in rows_of(store, trial)]
@@ -102,7 +103,7 @@ def _known_columns(trial: Trial) -> dict[str, Any]:
 
 
 def outcome_columns(store: Store, trial: Trial) -> dict[str, Any] | None:
-    """What is known once a trial is done, diverged or failed; None before.
+    """What is known once a trial has ended; None before.
 
     FLOPs and tokens are of the steps made, and stand in for the planned ones.
     """
@@ -142,6 +143,7 @@ def _depth_scheme(depth: DepthScheme | None) -> str | None:
 def evaluated(store: Store, trial: Trial) -> list[dict[str, Any]]:
     """One row per evaluation; a single empty one, at mean_recurrence, when there is none."""
     result = store.result(trial)
+    scores = Scores.read(store.folder(trial.trial_id))
     if result is None or not result.evaluation:
         return [
             {"n_loops": trial.mean_recurrence, "val_loss": None, "val_bpb": None, "val_tokens": 0}
@@ -153,6 +155,7 @@ def evaluated(store: Store, trial: Trial) -> list[dict[str, Any]]:
             "val_bpb": row.val_bpb,
             "val_tokens": row.n_tokens,
             "val_loss_by_label": json.dumps(row.by_label) if row.by_label else None,
+            **(scores.columns(row.n_loops) if scores else {}),
         }
         for row in result.evaluation
     ]

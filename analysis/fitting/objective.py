@@ -73,7 +73,7 @@ class Objective:
                 total += c
                 jacobian[t.c] += 1.0
                 continue
-            z, dz = self._variable(t, theta)
+            z, dz = self.variable(t, theta)
             basis = np.exp(-theta[t.k] * z)
             part = c * basis
             total += part
@@ -83,7 +83,8 @@ class Objective:
                 jacobian[t.s] -= part * (theta[t.k] * dz)
         return total, jacobian.T
 
-    def _variable(self, t: _Term, theta):
+    def variable(self, t: _Term, theta):
+        """A term's z and its derivative by the shape, or None where it has none."""
         if t.z is not None:
             return t.z, None
         assert t.term.shaped is not None, "a term has a variable or one with a shape"
@@ -244,7 +245,7 @@ class Objective:
             gradient = rows.T @ (w * np.clip(r, -self.delta, self.delta))
             if not np.abs(gradient).max(initial=0.0) < slope:
                 break
-            found.x, slope = theta, np.abs(gradient).max()
+            found.x, slope = theta, np.abs(gradient).max(initial=0.0)
             near = (w * (np.abs(r) <= self.delta))[:, None]
             step = np.linalg.lstsq(rows.T @ (near * rows), -gradient)[0]
             theta = theta.copy()
@@ -272,6 +273,10 @@ class Objective:
     def weighted(self, weights: np.ndarray) -> Objective:
         """Each row's term times its weight."""
         return replace(self, weights=np.asarray(weights, dtype=float))
+
+    def with_target(self, y: np.ndarray) -> Objective:
+        """The same rows with other measurements."""
+        return replace(self, y=np.asarray(y, dtype=float))
 
     def rows(self, which: np.ndarray) -> Objective:
         """The same law on some of the rows."""

@@ -44,7 +44,7 @@ def search(objective: Objective, n_starts: int, rng: np.random.Generator) -> Sea
     few = objective
     if len(objective.y) > MANY:  # a sample finds the basin; all rows find its bottom
         few = objective.rows(np.sort(rng.choice(len(objective.y), SAMPLE, replace=False)))
-    begin = _starts(objective, n_starts, rng) if objective.terms else _screened(few, n_starts, rng)
+    begin = starts(objective, n_starts, rng) if objective.terms else _screened(few, n_starts, rng)
     ends = [_wide(few, start) for start in track(begin, "starts of the search")]
     places, counts = _distinct(ends)
     if not objective.terms:  # curved valleys: long walks, so only from where few are left to go
@@ -102,7 +102,7 @@ def _settled(objective: Objective, found: OptimizeResult) -> OptimizeResult:
     return found
 
 
-def _starts(objective: Objective, n: int, rng) -> np.ndarray:
+def starts(objective: Objective, n: int, rng) -> np.ndarray:
     """n start points (n, P); coefficients are not set."""
     theta = np.ones((n, len(objective.law.params)))
     spread = {t.k: t.spread for t in objective.terms}
@@ -118,7 +118,7 @@ def _starts(objective: Objective, n: int, rng) -> np.ndarray:
 
 def _screened(objective: Objective, n: int, rng) -> np.ndarray:
     """The best of many start points of a law whose shape says nothing of where to start, (n, P)."""
-    theta = _starts(objective, n * _SCREENED, rng)
+    theta = starts(objective, n * _SCREENED, rng)
     c, scale = _coefficients(objective), 1 / objective.y
     costs = np.empty(len(theta))
     for i, point in enumerate(theta):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis.errors import InputError, nearest
-from analysis.laws.law import Columns, Kind, Law, LawParam, LawTerm
+from analysis.laws.law import Columns, Kind, Law, LawParam, LawTerm, shape_of
 from analysis.table.columns import LAW_COLUMNS, LETTERS
 
 if TYPE_CHECKING:
@@ -227,10 +227,12 @@ def _gradient(node: Node):
     """Value (n,) and derivatives (n,) by name, finite wherever a search may look."""
 
     def gradient(values, columns):
-        n = len(next(iter(columns.values())))
+        size = shape_of(values, columns)
         with np.errstate(all="ignore"):
             value, slopes = node.at(values, columns)
-        return np.broadcast_to(value, n), {k: np.broadcast_to(v, n) for k, v in slopes.items()}
+        return np.broadcast_to(value, size), {
+            k: np.broadcast_to(v, size) for k, v in slopes.items()
+        }
 
     return gradient
 
@@ -533,3 +535,21 @@ def _of_variable(c: str, k: str, x: Node, sign: float) -> LawTerm | None:
         return sign * at, sign * np.broadcast_to(slope[own[0]], np.shape(at))
 
     return LawTerm(coefficient=c, exponent=k, shape=own[0], shaped=shaped)
+
+
+def computed(text: str, columns: Columns, option: str) -> np.ndarray:
+    """An expression of columns alone, like `6*N*D`, at every row.
+
+    Raises:
+        InputError: no expression, or a name that is no column.
+    """
+    node = _node(_parsed(text)[1], {c: c for c in columns}, text)
+    if node.parameters:
+        name = node.parameters[0]
+        raise InputError(
+            f"{option} {text!r}: {name!r} is no column{nearest(name, tuple(columns))}; there are "
+            f"{', '.join(columns)}."
+        )
+    n = len(next(iter(columns.values())))
+    with np.errstate(all="ignore"):
+        return np.array(np.broadcast_to(node.at({}, columns)[0], n), dtype=float)

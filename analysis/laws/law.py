@@ -112,14 +112,17 @@ class Law:
         return total
 
     def with_slopes(self, values: Mapping[str, float], columns: Columns):
-        """The target (n,) at each row and its derivative (n,) by each parameter, by name."""
+        """The target (n,) at each row and its derivative (n,) by each parameter, by name.
+
+        Values of shape (S, 1) give (S, n): S sets of parameters at once.
+        """
         if self.gradient is not None:
             return self.gradient(values, columns)
-        total = np.zeros(len(next(iter(columns.values()))))
-        slopes = {p.name: np.zeros(len(total)) for p in self.params}
+        total = np.zeros(shape_of(values, columns))
+        slopes = {p.name: np.zeros(total.shape) for p in self.params}
         for term in self.terms:
             c = values[term.coefficient]
-            basis = np.ones(len(total))
+            basis = np.ones(total.shape)
             if term.exponent is not None:
                 shape = None if term.shape is None else values[term.shape]
                 k, x = values[term.exponent], term.x(columns, shape)
@@ -244,6 +247,12 @@ class Law:
                     f"{option}: law {self.name!r} has no parameter {name!r}{nearest(name, self.names)}; it "
                     f"has {', '.join(self.names)}."
                 )
+
+
+def shape_of(values: Mapping[str, float], columns: Columns) -> tuple[int, ...]:
+    """(n,), or (S, n) where the values are (S, 1)."""
+    n = len(next(iter(columns.values())))
+    return np.broadcast_shapes((n,), *map(np.shape, values.values()))
 
 
 def start_inside(bounds, start, log: bool = False) -> tuple[tuple[float, float], bool]:

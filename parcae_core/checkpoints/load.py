@@ -26,7 +26,9 @@ class TrainedModel:
     mean_recurrence: int  # training depth; 1 for a Transformer
     seed: int  # of the initial states in evaluation
     origin: str
-    trial: Trial | None = None  # that trained it; None for a published checkpoint
+    # that trained it, and the updates made; None for a published checkpoint
+    trial: Trial | None = None
+    step: int | None = None
 
 
 def load_model(path: Path) -> TrainedModel:
@@ -80,4 +82,5 @@ def _native(path: Path) -> TrainedModel:
         seed=trial.seed,
         origin=f"trial {trial.trial_id} at step {found.step} of {trial.n_steps}",
         trial=trial,
+        step=found.step,
     )

@@ -9,7 +9,14 @@ from parcae_core.checkpoints.load import TrainedModel
 from parcae_core.data.bpe import load_json, load_prepared_tokenizer
 from parcae_core.data.manifest import MANIFEST_NAME, read_manifest
 from parcae_core.data.state_reveals import StateReveals
-from parcae_core.data.tokenizer import CHARACTERS, ByteTokenizer, CharacterTokenizer, Tokenizer
+from parcae_core.data.tokenizer import (
+    CHARACTERS,
+    HUB,
+    ByteTokenizer,
+    CharacterTokenizer,
+    Tokenizer,
+    hub_file,
+)
 from parcae_core.errors import UserError
 from parcae_core.trial import DataConfig
 
@@ -21,13 +28,15 @@ def load_tokenizer(path: Path, trained: TrainedModel, given: Path | None = None)
 
     Args:
         path: what `load_model` was given.
-        given: a tokenizer.json or a prepared folder, instead of looking for it.
+        given: a tokenizer.json, a prepared folder or `hf:<repository>`, instead of looking for it.
 
     Raises:
         UserError: it is not found, or has more ids than the model.
     """
     data = None if trained.trial is None else trained.trial.data
-    if given is not None:
+    if given is not None and str(given).startswith(HUB):
+        found = load_json(hub_file(str(given)))
+    elif given is not None:
         found = load_prepared_tokenizer(given) if given.is_dir() else load_json(given)
     elif data is not None:
         found = _of_trial(path, data)

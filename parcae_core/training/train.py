@@ -177,7 +177,10 @@ class _Run:
             if self._stop_requested():
                 if progress.step > saved_step:
                     self._save()
-                raise Interrupted(f"stopped after {progress.step} of {trial.n_steps} steps")
+                raise Interrupted(
+                    f"stopped after {progress.step} of {trial.n_steps} steps",
+                    self._result("stopped", reason="stopped on request"),
+                )
 
             began = time.perf_counter()
             step = progress.step

@@ -18,6 +18,7 @@ from sweeps.cli.model import parse_loops
 if TYPE_CHECKING:
     from parcae_core.checkpoints.load import TrainedModel
     from parcae_core.generate import Sample
+    from sweeps.scoring.scores import Scores
 
 Model = Annotated[
     Path, typer.Argument(help="A run's folder, one of its checkpoints, or a published checkpoint.")
@@ -26,7 +27,7 @@ TokenizerOption = Annotated[
     Path | None,
     typer.Option(
         "--tokenizer",
-        help="A tokenizer.json or a prepared folder; found beside the run if left out.",
+        help="A tokenizer.json, a prepared folder or hf:owner/name; by default what lies beside the run.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")]
@@ -37,6 +38,7 @@ def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
     app.command(name="sample")(sample_text)
     app.command(name="export")(export_model)
+    app.command(name="score")(score_models)
 
 
 def sample_text(
@@ -142,6 +144,116 @@ def export_model(
         n_loops = trained.mean_recurrence if loops is None else loops
         export_transformers(trained, found, folder, n_loops=n_loops)
     typer.echo(folder)
+
+
+def score_models(
+    models: Annotated[
+        list[Path], typer.Argument(help="Runs' folders, checkpoints, or published checkpoints.")
+    ],
+    tasks: Annotated[
+        str,
+        typer.Option("--tasks", help="Names, or YAML files, of the harness's tasks, with commas."),
+    ],
+    loops: Annotated[
+        str | None,
+        typer.Option("--loops", help="Numbers of loops; by default those of the run's evaluation."),
+    ] = None,
+    include: Annotated[
+        Path | None, typer.Option("--include", help="A folder with task files of your own.")
+    ] = None,
+    n_shot: Annotated[
+        int | None,
+        typer.Option(
+            "--shots", min=0, help="Examples in each prompt; by default as the task says."
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Only the first documents of each task.")
+    ] = None,
+    tokenizer: TokenizerOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score models on tasks of lm-evaluation-harness at several numbers of loops.
+
+    Log-likelihoods at all numbers of loops come from one pass. A run's scores are kept in its folder;
+    `parcae collect` makes columns of the records of them, for compare and fit.
+
+    Examples:
+
+        parcae score runs/mine/* --tasks arc_easy,hellaswag
+
+        parcae score runs/mine/4f19d16908e5 --tasks my_task.yaml --loops 1,4,16
+    """
+    from parcae_core.checkpoints.text import load_tokenizer
+    from sweeps.scoring.harness import score
+
+    wanted = None if loops is None else parse_loops(loops)
+    names = [t.strip() for t in tasks.split(",") if t.strip()]
+    if not names:
+        raise UserError("score: --tasks is empty; name at least one task")
+    found = {}
+    for path in models:
+        trained = open_model(path)
+        if wanted and trained.model.config.is_transformer and wanted != [1]:
+            raise UserError(f"score: {path} is a fixed-depth Transformer; pass --loops 1")
+        typer.echo(f"{path}: {trained.origin}", err=True)
+        scores, notes = score(
+            trained,
+            load_tokenizer(path, trained, tokenizer),
+            names,
+            loops=wanted or evaluated_loops(trained),
+            include=include,
+            n_shot=n_shot,
+            limit=limit,
+        )
+        for note in (*notes, *_keep(path, trained, scores)):
+            typer.echo(f"  {note}", err=True)
+        found[str(path)] = scores
+    if as_json:
+        typer.echo(json.dumps({p: asdict(s) for p, s in found.items()}, indent=2))
+        return
+    for name, scores in found.items():
+        _print_scores(name, scores)
+
+
+def evaluated_loops(trained: TrainedModel) -> list[int]:
+    if trained.trial is None:
+        return default_loops(trained)
+    return list(trained.trial.evaluation.loops)
+
+
+def _keep(path: Path, trained: TrainedModel, scores: Scores) -> list[str]:
+    """Write a run's scores into its folder; what is to be said of it."""
+    from sweeps.scoring.scores import Scores
+    from sweeps.storage.files import TrialFiles
+
+    if trained.trial is None or not TrialFiles(path).trial.is_file():
+        return []
+    before = Scores.read(path)
+    (before.merged(scores) if before else scores).write(path)
+    known = trained.trial.evaluation.loops
+    lost = [t for t in map(int, scores.by_loops) if t not in known]
+    if not lost:
+        return []
+    return [
+        f"the run was not evaluated at {', '.join(map(str, lost))} loops, so the records have no row for "
+        "these scores"
+    ]
+
+
+def _print_scores(name: str, scores: Scores) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=name, title_justify="left")
+    for head in ("task", "metric"):
+        table.add_column(head, overflow="fold")
+    for loops in scores.by_loops:
+        table.add_column(_loops(int(loops)), justify="right")
+    for rows in zip(*scores.by_loops.values(), strict=True):
+        cells = (f"{s.value:.4g}" + ("" if s.stderr is None else f" ±{s.stderr:.2g}") for s in rows)
+        table.add_row(rows[0].task, rows[0].metric, *cells)
+    Console().print(table)
 
 
 def open_model(path: Path) -> TrainedModel:

@@ -12,6 +12,7 @@ from parcae_core.accounting.hardware import peak_flops_per_s
 from parcae_core.errors import UserError
 from parcae_core.trial import Trial
 from sweeps.design.benchmark_rates import device_of, measured_rate
+from sweeps.design.plan import short
 from sweeps.store import Store
 
 # Exact-rule FLOP/s of one CPU core training `nano` in float32; see docs/cluster.md for other devices
@@ -55,7 +56,7 @@ def rate_of(
     if assumed_flops_per_s is not None:
         return Rate(
             flops_per_s=assumed_flops_per_s,
-            source=f"given: {assumed_flops_per_s:.3g} FLOP/s a trial",
+            source=f"given: {short(assumed_flops_per_s)} FLOP/s a trial",
         )
     measured = []
     for trial in trials:
@@ -102,7 +103,7 @@ def _assumed(trials: Sequence[Trial], named: str | None, mfu: float | None) -> R
         shares = {t.trial_id: t.resources.gpus or 1.0 for t in trials}
         return Rate(
             flops_per_s=mfu * peak * median(shares.values()),
-            source=f"assumed: {mfu:.0%} of the published peak of {device}, {peak:.4g} FLOP/s",
+            source=f"assumed: {mfu:.0%} of the published peak of {device}, {short(peak)} FLOP/s",
             by_trial={i: mfu * peak * share for i, share in shares.items()},
         )
     if any(t.resources.gpus for t in trials):
@@ -113,7 +114,7 @@ def _assumed(trials: Sequence[Trial], named: str | None, mfu: float | None) -> R
     cpus = max(t.resources.cpus for t in trials)
     return Rate(
         flops_per_s=ASSUMED_FLOPS_PER_CPU * cpus,
-        source=f"assumed: {ASSUMED_FLOPS_PER_CPU:.2g} FLOP/s per CPU core",
+        source=f"assumed: {short(ASSUMED_FLOPS_PER_CPU)} FLOP/s per CPU core",
     )
 
 
@@ -136,4 +137,6 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.1f} days"

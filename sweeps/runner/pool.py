@@ -10,7 +10,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,11 +20,10 @@ from multiprocessing.process import BaseProcess
 from parcae_core.cpus import usable_cpus
 from parcae_core.trial import Trial
 from sweeps.reports import ENDED
+from sweeps.runner.display import Display, label
 from sweeps.runner.losses import LOST_WORKERS_ALLOWED, Loss, Losses, loss_of_process
-from sweeps.runner.signals import say, stop_on_signals
+from sweeps.runner.signals import stop_on_signals
 from sweeps.runner.trainable import Job, attempt
-from sweeps.runner.trial_lines import ended_line, label
-from sweeps.storage.base import Polling
 from sweeps.store import Store
 
 POLL_S = 1.0
@@ -88,9 +86,13 @@ def run_pool(
     Returns:
         Whether a signal ended it.
     """
-    pool = _Pool(job, trials, store, cpus, Losses(store, trials, lost_workers))
+    display = Display(store, trials)
+    pool = _Pool(job, trials, cpus, Losses(store, trials, lost_workers), display)
     try:
-        with stop_on_signals(partial(store.request_stop, job.session), pool.end) as stopped:
+        with (
+            display,
+            stop_on_signals(partial(store.request_stop, job.session), pool.end) as stopped,
+        ):
             pool.run(stopped)
     finally:
         pool.end()
@@ -105,14 +107,12 @@ class _Pool:
         self,
         job: Job,
         trials: Sequence[Trial],
-        store: Store,
         cpus: int | None,
         losses: Losses,
+        display: Display,
     ) -> None:
-        self.job, self.store, self.storage = job, store, Polling(store.storage)
-        self.waiting, self.n = sorted(trials, key=lambda t: t.seed), len(trials)
-        self.losses = losses
-        self.ended, self.began = 0, time.monotonic()
+        self.job, self.losses, self.display = job, losses, display
+        self.waiting = sorted(trials, key=lambda t: t.seed)
         self.workers: list[_Worker] = []
         self.machine = _Machine(cpus or usable_cpus(), _gpus(trials))
 
@@ -122,6 +122,7 @@ class _Pool:
                 self._start_what_fits()
             for worker in self._heard():
                 self._end_of_trial(worker)
+            self.display.show(w.trial.trial_id for w in self._busy())
 
     def end(self) -> None:
         """End every worker at once; a trial in hand goes on from its last checkpoint next time."""
@@ -169,22 +170,17 @@ class _Pool:
             self.workers.remove(worker)
             worker.process.kill()
             worker.process.join()
-        self.storage.pull(now=True)
+        self.display.storage.pull(now=True)
         self._tell(trial, problem)
 
     def _tell(self, trial: Trial, problem: Loss | None) -> None:
-        state = self.store.state(trial)
-        if problem is not None and state.state not in ENDED:
-            self._say(f"{label(trial)}: {self.losses.record(trial, problem)}")
+        state = self.display.store.state(trial).state
+        if problem is not None and state not in ENDED:
+            self.display.say(f"{label(trial)}: {self.losses.record(trial, problem)}")
             if self.losses.counted[trial.trial_id] <= self.losses.allowed:
                 self.waiting.insert(0, trial)
-            return
-        self.ended += 1
-        if (line := ended_line(self.store, trial)) is not None:
-            self._say(f"{line} ({self.ended} of {self.n} ended)")
-
-    def _say(self, text: str) -> None:
-        say(f"[{time.monotonic() - self.began:7.1f} s] {text}")
+                return
+        self.display.end(trial, state)
 
 
 def _gpus(trials: Sequence[Trial]) -> dict[int, float]:

@@ -1,0 +1,195 @@
+"""Choose runs of a pool, one after the other, so that a law fitted to them predicts a costly region.
+
+No law is exact: what it misses is smooth over the settings, so runs far from the target pull the fit away
+from it and runs near it are worth their cost. The misfit is taken as a Gaussian process on top of the law,
+and the error to expect on the target is that of the plain fit, which knows nothing of the process:
+
+    q^ = q + (J'J / v + W^-2)^-1 J' (d + e) / v       d the misfit, e the noise, v their variance, W the box
+
+With A = J_T (J'J / v + W^-2)^-1 J' / v the expected squared error on the target rows T is
+
+    tr[K_TT - 2 A K_ST + A (K_SS + noise) A'] + what the box leaves
+
+for each of several basins (`analysis.design.basins`), and what basins disagree about comes on top. The
+next run is the one that lowers it most per cost^p. J are the law's exact derivatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from analysis.design.basins import Basins
+from analysis.fitting import objective
+from analysis.fitting.dataset import Dataset
+from analysis.fitting.options import FitOptions
+from analysis.laws.law import Law
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Pool:
+    """Candidates and target rows of one law; a candidate's loss is read once it is chosen.
+
+    Rows in `done` are there already and cost nothing. A candidate without a loss can be chosen too: its
+    setting counts from then on, its loss does not.
+    """
+
+    law: Law
+    columns: dict[str, np.ndarray]  # (R,) each
+    loss: np.ndarray  # (R,)
+    cost: np.ndarray  # (R,)
+    candidates: np.ndarray  # (n,) rows that can be run
+    target: np.ndarray  # (m,) rows whose loss is wanted
+    done: np.ndarray = field(default_factory=lambda: np.empty(0, int))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """How runs are chosen; the defaults are what the yardstick was reached with."""
+
+    power: float = 0.4  # of the cost that a gain is divided by
+    first: float = 1.0  # cheapest runs for each parameter, before anything is fitted
+    temper: float = 1.0  # of the basins' weights
+    delta: float = 1e-2  # Huber's threshold
+    length: float = 1.0  # of the misfit's process, by the pool's spread of each log column
+    stop: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One run chosen, and why."""
+
+    group: int
+    row: int  # of its group
+    cost: float
+    reason: str
+
+
+class _Group:
+    """One fit of a pool: what it has chosen, and what its next run would bring."""
+
+    def __init__(self, pool: Pool, options: Options, seed: int) -> None:
+        self.pool, self.options = pool, options
+        order = np.argsort(pool.cost[pool.candidates], kind="stable")
+        self.left = pool.candidates[order]
+        self.chosen: list[int] = pool.done.tolist()
+        self.basins = Basins(
+            whole(pool, options.delta),
+            pool.target,
+            _kernel(pool, options.length),
+            np.random.default_rng(seed),
+            options.temper,
+        )
+        self.gains: tuple[np.ndarray, np.ndarray] | None = None
+
+    def take(self, row: int) -> None:
+        self.chosen.append(row)
+        self.left = self.left[self.left != row]
+        self.gains = None
+
+    def best(self, budget: float) -> tuple[float, int, str] | None:
+        """(gain per cost^p, row, reason) of the best run that the budget pays."""
+        open_ = self.pool.cost[self.left] <= budget
+        if not open_.any() or not self.chosen:
+            return None
+        if self.gains is None:
+            chosen = np.array(self.chosen)
+            self.basins.refit(chosen[np.isfinite(self.pool.loss[chosen])])
+            self.gains = gains(self.basins, self.pool, chosen, self.left)
+        within, between = (np.where(open_, g, -np.inf) for g in self.gains)
+        worth = (within + between) / self.pool.cost[self.left] ** self.options.power
+        i = int(np.argmax(worth))
+        reason = "basins disagree" if between[i] > within[i] else "spread"
+        return float(worth[i]), int(self.left[i]), reason
+
+
+def choose(
+    pools: Sequence[Pool], budget: float, options: Options | None = None
+) -> Iterator[Choice]:
+    """Runs in the order they should be made, while the budget lasts and a run still helps.
+
+    Args:
+        pools: one for each group that is fitted by itself; they share the budget.
+    """
+    options = options or Options()
+    groups = [_Group(p, options, options.seed + i) for i, p in enumerate(pools)]
+    for i, group in enumerate(groups):
+        n_first = int(np.ceil(options.first * len(group.pool.law.params)))
+        for _ in range(n_first - len(group.chosen)):
+            if not len(group.left) or (cost := group.pool.cost[group.left[0]]) > budget:
+                break
+            row = int(group.left[0])
+            group.take(row)
+            budget -= cost
+            yield Choice(i, row, float(cost), "cheapest")
+    while True:
+        offers = [(o, i) for i, g in enumerate(groups) if (o := g.best(budget)) is not None]
+        if not offers:
+            return
+        (worth, row, reason), i = max(offers, key=lambda offer: offer[0][0])
+        if options.stop and worth <= 0:
+            return
+        groups[i].take(row)
+        cost = float(groups[i].pool.cost[row])
+        budget -= cost
+        yield Choice(i, row, cost, reason)
+
+
+def gains(
+    basins: Basins, pool: Pool, chosen: np.ndarray, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """How much less squared error each row leaves on the target: within basins, and between them."""
+    width = basins.whole.upper - basins.whole.lower
+    width = np.where(np.isfinite(width), width / np.sqrt(12), 3.0)
+    n = len(rows)
+    sets = np.concatenate([np.broadcast_to(chosen, (n, len(chosen))), rows[:, None]], axis=1)
+    within = np.zeros(n)
+    for weight, slopes in zip(basins.weights, basins.slopes, strict=True):
+        args = slopes * width, pool.target, basins.smooth * basins.kernel, basins.own
+        now = expected_error(chosen[None], *args)
+        within += weight * (now - expected_error(sets, *args))
+    both = basins.between
+    across = both[np.ix_(rows, pool.target)]
+    between = np.square(across).sum(axis=1) / (both[rows, rows] + basins.smooth + basins.own)
+    return within, between
+
+
+def expected_error(sets, slopes, target, smooth, own: float) -> np.ndarray:
+    """Squared error on the target, summed, of plain fits to sets of rows (n, k); (n,).
+
+    Args:
+        slopes: (R, P) of the log target by each parameter over its prior width.
+        smooth: (R, R) covariance of what the law misses.
+        own: variance of a run's noise.
+    """
+    variance = own + smooth[0, 0]
+    rows, wanted = slopes[sets], slopes[target]  # (n, k, P), (m, P)
+    inner = np.linalg.inv(np.einsum("nkp,nkq->npq", rows, rows) / variance + np.eye(rows.shape[2]))
+    prior = wanted @ inner  # (n, m, P)
+    pull = prior @ rows.transpose(0, 2, 1) / variance  # A
+    measured = smooth[sets[:, :, None], sets[:, None, :]] + own * np.eye(sets.shape[1])
+    shared = smooth[target][:, sets].transpose(1, 0, 2)
+    return (
+        np.square(prior).sum(axis=(1, 2))
+        + smooth[target, target].sum()
+        - 2 * (pull * shared).sum(axis=(1, 2))
+        + ((pull @ measured) * pull).sum(axis=(1, 2))
+    )
+
+
+def _kernel(pool: Pool, length: float) -> np.ndarray:
+    """(R, R) correlation of the misfit: Gaussian in the columns' logarithms, by their spread."""
+    logs = np.stack([np.log(c) for c in pool.columns.values()], axis=1)
+    spread = np.maximum(logs[pool.candidates].std(axis=0), 1e-9) * length
+    z = logs / spread / np.sqrt(logs.shape[1])
+    return np.exp(-0.5 * np.square(z[:, None] - z[None]).sum(axis=2))
+
+
+def whole(pool: Pool, delta: float) -> objective.Objective:
+    """The objective over every row; targets that are not known yet are never read."""
+    known = np.where(np.isfinite(pool.loss), pool.loss, 1.0)
+    data = Dataset.of(pool.columns, known)
+    return objective.build(pool.law, data, FitOptions(loss="huber", delta=delta))

@@ -1,0 +1,111 @@
+"""What a plan will tell: its looped trials as `analysis.design.forecast` takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from analysis.design.forecast import Forecast, Runs, forecast
+from analysis.design.optimum import Size
+from analysis.design.priors import Prior
+from parcae_core.errors import UserError
+from parcae_core.trial import Trial
+from sweeps.design.plan import Plan, short
+
+_OFF = (
+    0.15  # of an interval, by which simulation and Fisher information may differ before it is said
+)
+_BEYOND = 4.0  # times the largest budget: where mu* is forecast, if nothing else is asked for
+
+
+def size_of(trials: Sequence[Trial], where: str) -> Size:
+    """What loops cost at the one model size of these trials, by their budget's rule.
+
+    Raises:
+        UserError: models of different sizes, or a single number of loops.
+    """
+    sizes = {(t.cost.n_params, t.cost.n_params_core) for t in trials}
+    if len(sizes) != 1:
+        raise UserError(
+            f"{where}: the looped trials have {len(sizes)} model sizes; a forecast is for one size."
+        )
+    ((n_params, core),) = sizes
+    mu = np.array([t.mean_recurrence for t in trials], dtype=float)
+    per_token = [t.cost.train_flops[t.budget_rule] / t.n_tokens for t in trials]
+    if len(set(mu)) < 2:
+        raise UserError(
+            f"{where}: every looped trial has mean_recurrence {mu[0]:g}; a forecast needs several values."
+        )
+    slope, base = np.polyfit(mu, per_token, 1)
+    return Size(n_params=n_params, n_params_core=core, flops_at_zero=base, flops_per_loop=slope)
+
+
+def runs_of(plan: Plan) -> Runs:
+    """The looped trials of a plan that have a budget.
+
+    Raises:
+        UserError: none has, or `size_of` fails.
+    """
+    trials = [t for t in plan.trials if t.mean_recurrence > 1 and t.budget_flops is not None]
+    if not trials:
+        raise UserError(
+            f"{plan.where}: no looped trial has a budget_flops; a forecast of mu* needs budgets."
+        )
+    return Runs(
+        size=size_of(trials, plan.where),
+        mean_recurrence=np.array([t.mean_recurrence for t in trials], dtype=float),
+        budget_flops=np.array([t.budget_flops for t in trials], dtype=float),
+        columns={
+            "n_params_unrolled": np.array([t.cost.n_params_unrolled for t in trials], dtype=float),
+            "n_tokens": np.array([t.n_tokens for t in trials], dtype=float),
+        },
+    )
+
+
+def forecast_data(plan: Plan, prior: Prior, at: float | None = None) -> dict[str, Any]:
+    """The forecast of a plan as plain data.
+
+    Args:
+        at: budget in FLOPs for which mu* is forecast; None: four times the largest of the plan.
+    """
+    runs = runs_of(plan)
+    at = at or _BEYOND * float(runs.budget_flops.max())
+    found = forecast(runs, prior, ("gamma_mu", "gamma_D", f"mu@{at:g}"))
+    return {
+        "prior": prior.source,
+        "noise": prior.noise,
+        "noise_source": prior.noise_source,
+        "n_runs": len(runs),
+        "intervals": [f.to_dict() for f in found],
+        "notes": [note for f in found if (note := _apart(f))],
+    }
+
+
+def _apart(found: Forecast) -> str:
+    assert found.simulated_high is not None, found.name
+    assert found.simulated_low is not None, found.name
+    ratio = (found.simulated_high - found.simulated_low) / (found.high - found.low)
+    if abs(ratio - 1) <= _OFF:
+        return ""
+    return (
+        f"{found.name}: simulated intervals are {ratio:.2f} times those by Fisher information: the law is far "
+        "from linear over them, and these runs hardly determine it"
+    )
+
+
+def forecast_lines(data: dict[str, Any]) -> list[str]:
+    """The same for people."""
+    lines = [
+        f"expected 95 % intervals of {data['n_runs']} looped runs; prior {data['prior']}, noise "
+        f"{data['noise']:.2%} of the loss ({data['noise_source']})"
+    ]
+    for f in data["intervals"]:
+        kind, _, at = f["name"].partition("@")
+        name = f"{kind}* at {short(float(at))} FLOPs" if at else kind
+        lines.append(
+            f"  {name:<22} {f['value']:.4g}  [{f['low']:.4g}, {f['high']:.4g}] by Fisher information, "
+            f"[{f['simulated_low']:.4g}, {f['simulated_high']:.4g}] simulated"
+        )
+    return [*lines, *data["notes"]]
