@@ -263,6 +263,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1e9, help="no kill is made after them")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that clusters are shut down
     os.environ |= {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_AUTH_MODE": "disabled",
