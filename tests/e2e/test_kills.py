@@ -155,9 +155,9 @@ def test_a_full_disk_loses_nothing_that_was_finished(undisturbed, tmp_path):
 
 
 def test_the_loss_of_the_gcs_ends_the_driver_with_a_reason_and_loses_nothing(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.kills", "gcs", "--kills", "1"]
+    command = [sys.executable, "-m", "benchmarks.kills", "--kinds", "gcs", "--kills", "1"]
     done = subprocess.run(
-        [*command, "--steps", "2500", "--results", str(tmp_path)],
+        [*command, "--results", str(tmp_path)],
         cwd=ROOT,
         capture_output=True,
         text=True,
