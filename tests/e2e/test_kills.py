@@ -110,7 +110,8 @@ def test_a_killed_driver_is_started_again_past_a_damaged_checkpoint(undisturbed,
     for file in newest.iterdir():
         os.truncate(file, file.stat().st_size // 2)
     # At once: the orphans of the killed driver may still be at work
-    finish(start(undisturbed[0], tmp_path))
+    said = finish(start(undisturbed[0], tmp_path))
+    assert "trials were at work when the last `parcae run` here ended" in said
     require_same_records(tmp_path, undisturbed)
     assert not left.exists()  # its temporary folder
 
