@@ -12,15 +12,15 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from parcae_core.training.metrics import read_metrics
 from parcae_core.trial import Trial
 from sweeps.storage.files import read_json
 
 if TYPE_CHECKING:
-    from sweeps.runner.trainable import Job
     from sweeps.storage.base import Lease
+    from sweeps.store import Store
 
 FACTOR = 3  # of the trials at a rung, one in so many goes on (ASHA's reduction factor)
 N_RUNGS = 2
@@ -47,6 +47,18 @@ def loss_at(metrics: Path, rung: int) -> tuple[int, float] | None:
     return (step, sum(losses) / len(losses)) if losses else None
 
 
+class OfRun(Protocol):
+    """What is read here of the `Job` that the workers of one `run` share."""
+
+    early_stopping: bool
+
+    @property
+    def store(self) -> Store: ...
+
+    @property
+    def stop_file(self) -> Path: ...
+
+
 class Rungs:
     """Of a trial at work: tells its loss at each rung that it passes.
 
@@ -59,7 +71,7 @@ class Rungs:
     """
 
     def __init__(
-        self, job: Job, trial: Trial, held: Lease, announce: Callable[[dict[str, Any]], None]
+        self, job: OfRun, trial: Trial, held: Lease, announce: Callable[[dict[str, Any]], None]
     ) -> None:
         self.job, self.held, self.announce = job, held, announce
         self.files = job.store.files(trial.trial_id)
