@@ -173,7 +173,9 @@ def test_report_tells_sources_apart_and_needs_nothing_else(sweep, tmp_path, one_
     assert text.count('src="data:image/png;base64,') == 2
     assert "analysed separately on 2026-11-25" in text
     first = text.split("<section")[1]
-    assert "\u03b3_\u03bc = 0.396 [0.364, 0.427]" in first.partition("<img")[0]  # the headline, on top
+    assert (
+        "\u03b3_\u03bc = 0.396 [0.364, 0.427]" in first.partition("<img")[0]
+    )  # the headline, on top
 
 
 def test_report_is_the_same_bytes_twice(tmp_path, one_figure):
