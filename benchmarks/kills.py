@@ -49,7 +49,7 @@ model: {{d_model: 16, d_ff: 32, value_gate_width: 4, context: 16}}
 n_tokens: {n_tokens}
 mean_recurrence: [2, 3]
 batch_sequences: 4
-data: {{corpus: python-stdlib}}
+data: {{corpus: text}}
 evaluation: {{loops: [1, 2, 3], n_sequences: 4}}
 wandb: {{mode: disabled}}
 """
@@ -239,6 +239,14 @@ def wait_until(condition: Callable[[], bool]) -> bool:
     return True
 
 
+def write_corpus(folder: Path) -> None:
+    """A few files, prepared in a moment."""
+    folder.mkdir()
+    for i in range(40):
+        lines = (f"line {j} of text {i}: {(i * 7919 + j * 104729) % 9973}" for j in range(60))
+        (folder / f"{i:02d}.txt").write_text("\n".join(lines))
+
+
 def undisturbed(spec: Path, out: Path) -> Any:
     """The records of the sweep in plain processes, without Ray and without a kill."""
     command = [sys.executable, "-m", "sweeps.cli", "run", str(spec), "--out", str(out), "--no-ray"]
@@ -263,6 +271,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
         spec = Path(folder) / "kills.yaml"
         spec.write_text(SPEC.format(n_tokens=64 * args.steps))
+        write_corpus(spec.parent / "text")
         truth = undisturbed(spec, Path(folder) / "alone")
         made, until = 0, time.monotonic() + args.seconds
         while made < args.kills and time.monotonic() < until:

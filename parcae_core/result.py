@@ -37,6 +37,7 @@ class Execution:
     log_every_steps: int | None = None  # None: about 200 lines over the run
     checkpoint_every_s: float | None = 300.0  # None: not by time
     checkpoint_every_steps: int | None = None
+    keep_steps: tuple[int, ...] = ()  # after these updates a checkpoint stays, in branches/
     peak_flops_per_s: float | None = None  # of one device; None: its data sheet's, where known
     stop_requested: Callable[[], bool] | None = None  # asked before every step
 
@@ -91,7 +92,7 @@ class TrainResult:
     core_sequence_steps: int  # loop steps executed, summed over sequences
     core_sequence_steps_ideal: int  # the drawn depths, summed
     data_epochs: float  # sequences trained over rows of the training split; > 1: data repeated
-    train_s: float  # inside the training loop, all attempts, lost steps left out
+    train_s: float  # inside the training loop: all attempts and shared steps, lost steps left out
     wall_s: float  # of this attempt, evaluation and checkpoints included
     tokens_per_s: float  # over train_s
     data_wait_share: float  # of train_s
@@ -110,6 +111,7 @@ class TrainResult:
     cross_entropy: str | None = None  # torch or liger
     attention: str | None = None  # torch's backend: flash, cudnn, efficient, math
     notes: tuple[str, ...] = ()  # what was wrong with the folder that this attempt went on in
+    shared_steps: int = 0  # of `step`: made by other trials, whose checkpoint it began from
 
     def __post_init__(self) -> None:
         if (self.status == "done") != (self.reason is None):

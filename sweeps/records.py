@@ -40,7 +40,10 @@ def records_of(store: Store) -> pd.DataFrame | None:
     rows = [row for trial in store.stored_trials() for row in rows_of(store, trial)]
     if not rows:
         return None
-    return records.validate(pd.DataFrame(rows), where=str(store.root))
+    table = pd.DataFrame(rows)
+    if "shared_steps" in table:  # else no run has begun from another
+        table["shared_steps"] = table.shared_steps.fillna(0)
+    return records.validate(table, where=str(store.root))
 
 
 def rows_of(store: Store, trial: Trial) -> list[dict[str, Any]]:
@@ -125,7 +128,17 @@ def outcome_columns(store: Store, trial: Trial) -> dict[str, Any] | None:
         "torch_version": result.torch_version if result else "unknown",
         "git_commit": (report and report.git_commit) or sweep.get("git_commit"),
         "spec_sha256": (report and report.spec_sha256) or sweep.get("spec_sha256"),
+        **_lineage_columns(trial, 0 if result is None else result.shared_steps),
     }
+
+
+def _lineage_columns(trial: Trial, shared_steps: int) -> dict[str, Any]:
+    """From which trial a branch was to begin, and what it took over from there; a table without
+    branches has none of them."""
+    if trial.parent is None and not shared_steps:
+        return {}
+    parent = None if trial.parent is None else trial.parent.trial_id
+    return {"parent_trial_id": parent, "shared_steps": shared_steps}
 
 
 def _flops_columns(train_flops: dict[FlopsRule, float]) -> dict[str, float]:

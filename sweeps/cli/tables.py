@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from parcae_core.cpus import usable_cpus
+from parcae_core.result import TrainResult
 from parcae_core.trial import DataConfig, Trial
 from sweeps.cli.columns import (
     Column,
@@ -21,8 +22,9 @@ from sweeps.cli.columns import (
 from sweeps.design.corpora import UNREAD
 from sweeps.design.estimate import duration, longest_first, makespan, rate_of
 from sweeps.design.plan import Plan, short
+from sweeps.design.trunks import flops_to_make
 from sweeps.reports import FINISHED
-from sweeps.store import Store
+from sweeps.store import Store, TrialState
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -116,7 +118,10 @@ def plan_data(
                 "activation_bytes_per_sequence": memory.per_sequence,
                 "peak_bytes": memory.peak(trial.batch_sequences),  # whole batch at a time
                 "peak_bytes_one_sequence": memory.peak(1),
-                "train_flops": trial.cost.train_flops,
+                "train_flops": trial.cost.train_flops,  # as if it were a run of its own
+                "parent": None if trial.parent is None else trial.parent.trial_id,
+                "shared_steps": trial.shared_steps,
+                "own_flops": {rule: trial.own_flops(rule) for rule in trial.cost.train_flops},
                 "muon_lr": trial.optim.muon_lr,
                 "estimated_s": rate.seconds(trial),
                 "cpus": trial.resources.cpus,
@@ -127,6 +132,8 @@ def plan_data(
     slots = _slots(plan.trials, cpus, gpus)
     seconds = [rate.seconds(t) for t in longest_first(left)]
     known = rate.flops_per_s is not None
+    # a branch cannot end before its trunk and it have made all steps, one after the other
+    longest = max((rate.seconds(t, separate=True) or 0.0 for t in left), default=0.0)
     gpu_hours = sum(rate.seconds(t) * t.resources.gpus for t in left) / 3600 if known else None
     keys = dict.fromkeys((t.data, t.context) for t in plan.trials)
     texts = [_data(*key, *read.get(key, (None, "unknown"))) for key in keys]
@@ -143,8 +150,10 @@ def plan_data(
             "n_tokens": sum(t.n_tokens for t in plan.trials),
             "train_flops_paper": sum(t["train_flops"]["paper"] for t in trials),
             "train_flops_exact": sum(t["train_flops"]["exact"] for t in trials),
+            "own_flops_paper": flops_to_make(plan.trials, "paper"),
+            "own_flops_exact": flops_to_make(plan.trials, "exact"),
             "left_s": sum(seconds) if known else None,
-            "makespan_s": makespan(seconds, slots) if known and slots else None,
+            "makespan_s": max(makespan(seconds, slots), longest) if known and slots else None,
             "cpus": cpus,
             "gpus": gpus,
             "gpu_hours": gpu_hours,
@@ -189,6 +198,12 @@ def print_plan(data: dict[str, Any], *, every_trial: bool = False) -> None:
         f"{_flops(totals['train_flops_paper'])} FLOPs (paper), "
         f"{_flops(totals['train_flops_exact'])} (exact)"
     )
+    if totals["own_flops_exact"] < totals["train_flops_exact"]:
+        own, separate = totals["own_flops_paper"], totals["train_flops_paper"]
+        console.print(
+            f"trunks: {_flops(own)} FLOPs are made (paper), {1 - own / separate:.0%} fewer than by separate "
+            f"runs; {_flops(totals['own_flops_exact'])} (exact)"
+        )
     if totals["makespan_s"] is not None:
         where = f"{totals['cpus']} CPUs" + (f" and {totals['gpus']} GPUs" * bool(totals["gpus"]))
         console.print(
@@ -307,9 +322,14 @@ def status_data(store: Store) -> dict[str, Any]:
     """Every trial's state as plain data."""
     order = (store.sweep or {}).get("trials", [])
     trials = []
+    made = {"separate": 0.0, "own": 0.0}
     for trial in store.stored_trials():
         state = store.state(trial)
         result = store.result(trial)
+        shared = _shared_steps(trial, state, result)
+        per_step = trial.train_flops("paper") / trial.n_steps
+        made["separate"] += per_step * state.step
+        made["own"] += per_step * (state.step - shared)
         losses = {r.n_loops: r.val_loss for r in result.evaluation} if result else {}
         trials.append(
             {
@@ -323,6 +343,8 @@ def status_data(store: Store) -> dict[str, Any]:
                 "seed": trial.seed,
                 "step": state.step,
                 "n_steps": trial.n_steps,
+                "parent": None if trial.parent is None else trial.parent.trial_id,
+                "shared_steps": shared,
                 "train_loss": state.loss,
                 "val_loss": losses.get(trial.mean_recurrence),
                 "tokens_per_s": state.tokens_per_s,
@@ -340,9 +362,17 @@ def status_data(store: Store) -> dict[str, Any]:
         "name": store.name,
         "folder": store.where,
         "counts": dict(counts),
+        "made_flops_paper": made,
         "trials": trials,
         "damaged": damaged,
     }
+
+
+def _shared_steps(trial: Trial, state: TrialState, result: TrainResult | None) -> int:
+    """Steps of a trial that its trunk made: as its result says, before that as planned."""
+    if result is not None:
+        return result.shared_steps
+    return min(trial.shared_steps, state.step)
 
 
 def print_status(data: dict[str, Any], *, every_trial: bool = False) -> None:
@@ -366,6 +396,12 @@ def print_status(data: dict[str, Any], *, every_trial: bool = False) -> None:
     for trial_id, problem in data["damaged"].items():
         console.print(f"{trial_id}: damaged: {problem}")
     console.print(", ".join(f"{n} {s}" for s, n in data["counts"].items()))
+    made = data["made_flops_paper"]
+    if made["own"] < made["separate"]:
+        console.print(
+            f"trunks: {_flops(made['own'])} FLOPs made (paper); separate runs would have made "
+            f"{_flops(made['separate'])}"
+        )
 
 
 def _status_by_budget(trials: list[Row]) -> list[Column]:

@@ -29,10 +29,11 @@ class Rate:
     source: str
     by_trial: dict[str, float] = field(default_factory=dict)  # where presets differ, by trial_id
 
-    def seconds(self, trial: Trial) -> float | None:
-        """Estimated training time of a trial."""
+    def seconds(self, trial: Trial, *, separate: bool = False) -> float | None:
+        """Estimated time of the steps that a trial makes itself; `separate`: of all its steps."""
         rate = self.by_trial.get(trial.trial_id, self.flops_per_s)
-        return None if rate is None else trial.train_flops("exact") / rate
+        flops = trial.train_flops("exact") if separate else trial.own_flops("exact")
+        return None if rate is None else flops / rate
 
 
 def rate_of(
@@ -119,8 +120,14 @@ def _assumed(trials: Sequence[Trial], named: str | None, mfu: float | None) -> R
 
 
 def longest_first(trials: Sequence[Trial]) -> list[Trial]:
-    """Order in which to start: the longest may not be left for the end."""
-    return sorted(trials, key=lambda t: t.train_flops("exact"), reverse=True)
+    """Order in which to start: the longest may not be left for the end, nor its trunk."""
+    flops = {t.trial_id: t.train_flops("exact") for t in trials}
+    until = dict(flops)  # the last of its branches ends
+    for trial in sorted(trials, key=lambda t: flops[t.trial_id], reverse=True):  # branches first
+        if trial.parent is not None and trial.parent.trial_id in until:
+            trunk = trial.parent.trial_id
+            until[trunk] = max(until[trunk], until[trial.trial_id])
+    return sorted(trials, key=lambda t: until[t.trial_id], reverse=True)
 
 
 def makespan(seconds: Sequence[float], slots: int) -> float:

@@ -16,6 +16,7 @@ from parcae_core.trial import DataConfig, EvalConfig, OptimConfig, Trial
 from sweeps.design.corpora import Corpora, Corpus
 from sweeps.design.designs import Cell, cells
 from sweeps.design.spec import DepthSection, SweepSpec
+from sweeps.design.trunks import with_trunks
 from sweeps.design.validation import given
 
 # Fields of the model that only a loop has; a Transformer baseline drops them
@@ -65,10 +66,16 @@ def plan(spec: SweepSpec, data: Corpora | DataConfig, where: str = "plan") -> Pl
             trials[trial.trial_id] = trial
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
+    planned = tuple(trials.values())
+    if spec.trunks:
+        planned = with_trunks(planned)
+        if not any(t.parent for t in planned):
+            raise UserError(
+                f"{where}: trunks: true, and no two trials differ in length alone; give several lengths "
+                "of the same training, or leave trunks out."
+            )
     corpora = () if isinstance(data, DataConfig) else tuple(data.values())
-    return Plan(
-        name=spec.name, spec=spec, where=where, trials=tuple(trials.values()), corpora=corpora
-    )
+    return Plan(name=spec.name, spec=spec, where=where, trials=planned, corpora=corpora)
 
 
 def _read(spec: SweepSpec, cell: Cell, data: Corpora | DataConfig) -> tuple[DataConfig, int | None]:
@@ -118,7 +125,7 @@ def _trial(
         model=model,
         depth=None if model.is_transformer else _depth(spec, cell, n_steps),
         data=data,
-        optim=OptimConfig(**(given(spec.optim) | cell.optim)),
+        optim=OptimConfig(**(_schedule(spec) | given(spec.optim) | cell.optim)),
         evaluation=EvalConfig(loops=loops, n_sequences=spec.evaluation.n_sequences),
         n_steps=n_steps,
         batch_sequences=batch,
@@ -130,6 +137,11 @@ def _trial(
         budget_rule=spec.budget_rule,
         resources=replace(spec.resources.resolve(), compile=spec.compile),
     )
+
+
+def _schedule(spec: SweepSpec) -> dict[str, Any]:
+    """What trunks ask of the optimiser: no update may depend on a run's length before its cool-down."""
+    return {"weight_decay_falls": "cooldown"} if spec.trunks else {}
 
 
 def _model(

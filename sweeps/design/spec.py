@@ -16,9 +16,11 @@ import yaml
 from pydantic import (
     Discriminator,
     Field,
+    SerializerFunctionWrapHandler,
     StringConstraints,
     Tag,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 
@@ -78,6 +80,13 @@ class OptimOverrides(_OptimKeys):
         if twice := {"muon_lr", "adamw_lr"} & rest.keys():
             raise ValueError(f"lr sets the rate of both optimisers; leave {min(twice)} out.")
         return rest | {"muon_lr": data["lr"], "adamw_lr": data["lr"]}
+
+    @model_serializer(mode="wrap")
+    def _hashed_as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data = dump(self)
+        if data.get("weight_decay_falls") is None:  # specs keep the hash of before it was known
+            data.pop("weight_decay_falls", None)
+        return data
 
 
 class DataSection(Section):
@@ -274,6 +283,11 @@ class _Common(Section):
         ResourcesSection(), description="a mapping: cpus, gpus, ..."
     )
     wandb: WandbSection = Field(WandbSection(), description="a mapping: mode, project, entity")
+    trunks: bool = Field(
+        False,
+        description="true or false: trials that differ in length alone share their steps at the constant "
+        "rate, and the weight decay falls in the cool-down",
+    )
     scheduler: Literal["fifo", "asha"] = Field(
         "fifo",
         description="fifo (every trial to its end) or asha (learning rates that look worse end early)",
@@ -293,6 +307,31 @@ class _Common(Section):
         """Whether trials differ in the learning rate alone."""
         return False
 
+    @model_validator(mode="after")
+    def _has_trunks(self) -> _Common:
+        if not self.trunks:
+            return self
+        if self.scheduler == "asha":
+            raise ValueError(
+                "trunks need trials that reach their cool-down, and scheduler: asha ends some before; leave "
+                "one of the two out."
+            )
+        if self.depth.kind == "curriculum":
+            raise ValueError(
+                "trunks share steps that do not depend on a run's length, and those of depth.kind: "
+                "curriculum do; leave one of the two out."
+            )
+        if getattr(self.optim, "weight_decay_falls", None) == "run":
+            raise ValueError(
+                "trunks need optim.weight_decay_falls: cooldown, and it is run; leave it out."
+            )
+        if getattr(self.optim, "cooldown_share", None) == 1:
+            raise ValueError(
+                "trunks share the steps before the cool-down, and optim.cooldown_share is 1; lower it, "
+                "or leave trunks out."
+            )
+        return self
+
     @property
     def sha256(self) -> str:
         """Hash of what the file says, comments, order and spelling of numbers aside."""
@@ -301,6 +340,8 @@ class _Common(Section):
             data["wandb"]["entity"] is None
         ):  # so that specs keep the hash of before these were known
             del data["wandb"]["entity"]
+        if not data["trunks"]:
+            del data["trunks"]
         if data["scheduler"] == "fifo":
             del data["scheduler"]
         text = json.dumps(data, sort_keys=True, separators=(",", ":"))

@@ -95,7 +95,8 @@ class Display:
         self.ended: dict[str, str] = {}
         self.began = time.monotonic()
         self.shown_at = -EVERY_S  # by this clock, which starts at 0
-        steps = {t.trial_id: store.state(t).step for t in trials}
+        # what a branch takes over from its trunk is nothing that it has to make
+        steps = {t.trial_id: max(store.state(t).step, t.shared_steps) for t in trials}
         self.pace = Pace(trials, steps, self.began)
         self.last = ""
 

@@ -12,11 +12,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from parcae_core.errors import UserError
 from parcae_core.trial import Resources, Trial
+from sweeps.branches import Waiting, hand_over_ended
 from sweeps.design.estimate import longest_first
 from sweeps.design.plan import Plan
+from sweeps.design.trunks import branches_of
 from sweeps.reports import FINISHED, State
 from sweeps.runner.cluster.connect import must_send_aws_keys, ray_cluster
 from sweeps.runner.cluster.placement import gpus_here, require_local, require_placeable
@@ -31,6 +34,7 @@ from sweeps.tracking.target import target
 from sweeps.waiting import waiting
 
 GCS_PATIENCE_S = 30.0  # of a cluster that may start it again; Ray ends its drivers after 60 s
+MOST_AT_ONCE = 1000  # trials that run or wait for their place on the cluster
 WORKERS_END_S = 15.0  # for those that outlive their raylet to write a checkpoint
 
 
@@ -101,6 +105,7 @@ def run(
             say(f"{trial_id}: the same trial is finished in {sibling}; its result is reused")
         left = _left(plan, store)
         stopped = False
+        hand_over_ended(store, left)
         if left:
             data_dirs = prepare_data(plan, store, left)
             job = make_job(plan, store, data_dirs, options)
@@ -182,6 +187,7 @@ def make_job(plan: Plan, store: Store, data_dirs: dict[str, str], options: Optio
         lease_wait_s=options.lease_wait_s,
         early_stopping=plan.spec.scheduler == "asha",
         train=options.train,
+        branches=branches_of(plan.trials),
     )
 
 
@@ -234,6 +240,7 @@ def _fit(
     by_id = {t.trial_id: t for t in trials}
     reuse = options.address is None if options.reuse_workers is None else options.reuse_workers
     with Progress(store, trials, lost_workers=options.lost_workers) as progress:
+        in_order = _in_order(Waiting(store, trials, progress.say))
         tune.Tuner(
             tune.with_resources(
                 run_trial if reuse else _named(),
@@ -242,11 +249,10 @@ def _fit(
                     bundles[by_id[c["trial_id"]].resources], strategy="PACK"
                 ),
             ),
-            param_space={
-                "job": job,
-                "trial_id": tune.grid_search([t.trial_id for t in trials]),
-            },
+            param_space={"job": job} | in_order.param_space,
             tune_config=tune.TuneConfig(
+                num_samples=in_order.num_samples,
+                search_alg=in_order.search_alg,
                 trial_name_creator=_trial_id,
                 trial_dirname_creator=_trial_id,
                 # Sound because `train` builds everything from the trial and leaves no state
@@ -263,6 +269,29 @@ def _fit(
                 callbacks=[progress],
             ),
         ).fit()
+
+
+def _in_order(waiting: Waiting) -> _Given:
+    """The trials in their order: Tune's own grid, which takes all at once, unless a branch has to wait."""
+    from ray import tune
+    from ray.tune.search import ConcurrencyLimiter
+
+    from sweeps.runner.progress import InOrder
+
+    trials = waiting.trials
+    if not any(t.parent for t in trials):
+        return _Given({"trial_id": tune.grid_search([t.trial_id for t in trials])}, 1, None)
+    n = len(trials)
+    # without a limit of its own, Tune lets one trial at a time wait for its place
+    return _Given({}, n, ConcurrencyLimiter(InOrder(waiting), max_concurrent=min(n, MOST_AT_ONCE)))
+
+
+class _Given(NamedTuple):
+    """What Tune is told of the trials."""
+
+    param_space: dict[str, Any]
+    num_samples: int
+    search_alg: Any
 
 
 def _named() -> type:

@@ -19,6 +19,7 @@ from multiprocessing.process import BaseProcess
 
 from parcae_core.cpus import usable_cpus
 from parcae_core.trial import Trial
+from sweeps.branches import Waiting
 from sweeps.reports import ENDED
 from sweeps.runner.display import Display, label
 from sweeps.runner.losses import LOST_WORKERS_ALLOWED, Loss, Losses, loss_of_process
@@ -112,7 +113,7 @@ class _Pool:
         display: Display,
     ) -> None:
         self.job, self.losses, self.display = job, losses, display
-        self.waiting = sorted(trials, key=lambda t: t.seed)
+        self.waiting = Waiting(display.store, sorted(trials, key=lambda t: t.seed), display.say)
         self.workers: list[_Worker] = []
         self.machine = _Machine(cpus or usable_cpus(), _gpus(trials))
 
@@ -120,6 +121,8 @@ class _Pool:
         while (self.waiting and not stopped) or self._busy():
             if not stopped:
                 self._start_what_fits()
+                if self.waiting and not self._busy():
+                    return self._say_stuck()
             for worker in self._heard():
                 self._end_of_trial(worker)
             self.display.show(w.trial.trial_id for w in self._busy())
@@ -136,8 +139,8 @@ class _Pool:
         return [w for w in self.workers if w.trial is not None]
 
     def _start_what_fits(self) -> None:
-        while self.waiting and (gpus := self.machine.take(self.waiting[0])) is not None:
-            trial = self.waiting.pop(0)
+        while (trial := self.waiting.ready()) and (gpus := self.machine.take(trial)) is not None:
+            self.waiting.trials.remove(trial)
             idle = (w for w in self.workers if w.trial is None and w.gpus == gpus)
             worker = next(idle, None) or self._start_worker(gpus)
             worker.trial = trial
@@ -171,6 +174,7 @@ class _Pool:
             worker.process.kill()
             worker.process.join()
         self.display.storage.pull(now=True)
+        self.waiting.asked_anew()
         self._tell(trial, problem)
 
     def _tell(self, trial: Trial, problem: Loss | None) -> None:
@@ -178,9 +182,14 @@ class _Pool:
         if problem is not None and state not in ENDED:
             self.display.say(f"{label(trial)}: {self.losses.record(trial, problem)}")
             if self.losses.counted[trial.trial_id] <= self.losses.allowed:
-                self.waiting.insert(0, trial)
+                self.waiting.put_back(trial)
                 return
         self.display.end(trial, state)
+
+    def _say_stuck(self) -> None:
+        for trial in self.waiting.trials:
+            trunk = trial.parent and trial.parent.trial_id
+            self.display.say(f"{label(trial)}: not started; its trunk {trunk} was given up")
 
 
 def _gpus(trials: Sequence[Trial]) -> dict[int, float]:

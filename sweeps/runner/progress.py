@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ray import cloudpickle, tune
+from ray.tune.search import Searcher
 from rich.console import Console
 
 from parcae_core.trial import Trial
+from sweeps.branches import Waiting
 from sweeps.runner.display import Display, label
 from sweeps.runner.losses import LOST_WORKERS_ALLOWED, Losses, loss_of
 from sweeps.store import Store
@@ -78,6 +80,30 @@ class Progress(tune.Callback):
         if self.display.show(t.config["trial_id"] for t in running):
             for trial in running:
                 self._allow(trial)
+
+
+class InOrder(Searcher):
+    """Gives Tune the trials in their order, a branch not before it can begin."""
+
+    def __init__(self, waiting: Waiting) -> None:
+        super().__init__()
+        self.waiting = waiting
+        self.at_work: set[str] = set()  # by Tune's own id, until it is done with one
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        trial = self.waiting.ready()
+        if trial is None:
+            return None if self.at_work else Searcher.FINISHED
+        self.waiting.trials.remove(trial)
+        self.at_work.add(trial_id)
+        return {"trial_id": trial.trial_id}
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        self.at_work.discard(trial_id)
+        self.waiting.asked_anew()
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "") -> None:
+        """Nothing: the store knows what is left, and no run of Tune is restored."""
 
 
 class StopWhenIdle(tune.Stopper):

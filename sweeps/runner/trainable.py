@@ -21,7 +21,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from parcae_core.data.io import write_synced
 from parcae_core.result import Execution, Interrupted, TrainResult
 from parcae_core.trial import Trial
+from sweeps.branches import HandOver
 from sweeps.reports import ENDED, StateReport
 from sweeps.runner.errors import environment, reason_of
 from sweeps.runner.rungs import Rungs
@@ -59,6 +60,7 @@ class Job:
     lease_wait_s: float = 60.0
     early_stopping: bool = False  # trials are compared at `rungs_of` their steps
     train: Train | None = None  # None: parcae_core.training.train.train
+    branches: dict[str, tuple[str, ...]] = field(default_factory=dict)  # see design.trunks
 
     @property
     def store(self) -> Store:
@@ -111,9 +113,10 @@ def attempt(job: Job, trial_id: str, announce: Callable[[dict[str, Any]], None])
             store.storage.pushing(trial, held, follow=(job.stop_file,)),
             _shown(job, trial) as live,
         ):
-            with Heartbeat(job, trial, held) as heartbeat:
+            branches = HandOver(store, trial, job.branches.get(trial_id), held)
+            with Heartbeat(job, trial, held) as heartbeat, branches:
                 rungs = Rungs(job, trial, held, announce)
-                outcome = _train(job, trial, held, heartbeat, rungs)
+                outcome = _train(job, trial, held, heartbeat, rungs, branches.keep_steps)
             report = _record(store.files(trial_id), held, heartbeat, outcome, rungs.halt)
             if report.state in ENDED:
                 _mirror(job, trial, report, live)
@@ -145,7 +148,12 @@ def _claim(job: Job, store: Store, trial_id: str) -> tuple[Trial, bool]:
 
 
 def _train(
-    job: Job, trial: Trial, held: Lease, heartbeat: Heartbeat, rungs: Rungs
+    job: Job,
+    trial: Trial,
+    held: Lease,
+    heartbeat: Heartbeat,
+    rungs: Rungs,
+    keep_steps: tuple[int, ...],
 ) -> TrainResult | Exception:
     """The result, or what ended the training instead."""
     gpus = trial.resources.gpus
@@ -173,6 +181,7 @@ def _train(
                 cuda_graphs=trial.resources.compile and gpus > 0,
                 micro_batch_sequences="auto" if gpus else None,
                 checkpoint_every_s=job.checkpoint_every_s,
+                keep_steps=keep_steps,
                 stop_requested=stop,
             ),
         )

@@ -23,6 +23,7 @@ class TrialFiles:
         self.small = self.trial, self.state, self.result, self.error = [folder / n for n in SMALL]
         self.metrics = folder / "metrics.jsonl"
         self.checkpoints = folder / "checkpoints"
+        self.branches = folder / "branches"  # checkpoints that other trials begin from
         self.wandb = folder / "wandb"
         self.mirror = self.wandb / "mirror.json"  # which outcome the run folders in it hold
         self.halt = folder / "halt.json"  # why a scheduler wants the trial to end here
