@@ -14,11 +14,12 @@ import numpy as np
 from scipy.special import ndtr, stdtrit
 
 from analysis.design.descent import descend
-from analysis.design.optimum import LAW, Quantity, Size, enclosed, quantities
+from analysis.design.optimum import LAW, Quantity, Size, draws_of, enclosed, quantities
 from analysis.design.priors import Prior
 from analysis.errors import InputError
 from analysis.fitting import objective
 from analysis.fitting.dataset import Dataset
+from analysis.fitting.intervals import by_name
 from analysis.fitting.options import FitOptions
 
 SIMULATIONS = 400
@@ -150,10 +151,7 @@ def simulated(runs: Runs, prior: Prior, names: tuple[str, ...], n: int, seed: in
     start = theta_of(whole, prior.values)
     logs = np.log(truth) + prior.noise * rng.standard_normal((n, len(truth)))
     found, _ = descend(whole, np.tile(start, (n, 1)), logs=logs, rounds=200)
-    draws = [
-        [q.value for q in quantities(names, whole.natural(theta), runs.size, budgets)]
-        for theta in found
-    ]
+    draws = draws_of(names, by_name(whole, found), runs.size, budgets)
     middle = np.median(draws, axis=0)
     ends = np.percentile(draws, [2.5, 97.5], axis=0)
     return (middle + (ends - middle) * widen).T
