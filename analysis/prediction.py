@@ -118,9 +118,7 @@ def outside(fitted: Fit, point: dict[str, float]) -> list[str]:
 
 def resampling(fitted: Fit, n: int = 500) -> str:
     """What `Fit.resamples` does, in words."""
-    data = fitted.dataset
-    unit = "rows" if data.runs is None else f"{data.n_runs} runs"
-    return f"bootstrap ({unit} resampled), n={n}"
+    return f"bootstrap ({fitted.dataset.units} resampled), n={n}"
 
 
 def over(draws: dict[str, np.ndarray], of) -> np.ndarray:

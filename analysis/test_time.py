@@ -19,7 +19,7 @@ from analysis.fitting.options import FitOptions
 from analysis.fitting.result import Dropped, FitResult, Param
 from analysis.laws import library
 from analysis.misfit import misfit
-from analysis.table import load
+from analysis.table import load, units
 from analysis.table.columns import written
 
 if TYPE_CHECKING:
@@ -99,6 +99,9 @@ def fit_test_time(
         )
     table = load.need(table, ("n_loops", "val_loss"), law.name)
     _refuse_below_one(table)
+    for _, rows in _runs(table):  # beyond its lowest loss a curve may explode, before it none does
+        best = rows.n_loops[rows.val_loss.idxmin()]
+        units.refuse_diverged(rows[rows.n_loops <= best], table.source)
     twice = _counted_twice(table)
     curves, dropped = [], []
     for run, rows in _runs(table):
@@ -238,7 +241,8 @@ def _curve(run, rows, law, confidence, n_starts) -> Curve:
         lowest = int(np.argmin(loss))
         if loss[lowest] < loss[order[0]] and loops[lowest] < loops[order[-1]]:
             words += (
-                f"; it is lowest at T = {loops[lowest]:g} ({loss[lowest]:.4f}) and rises after that"
+                f"; it is lowest at T = {loops[lowest]:g} ({loss[lowest]:.4f}) and rises after that: keep the "
+                f'loops up to there with --where "n_loops<={loops[lowest]:g}"'
             )
         return Curve(*common, None, {}, None, words)
     options = FitOptions(

@@ -21,7 +21,7 @@ from parcae_core.trial import DataConfig, Trial
 from sweeps.design.estimate import longest_first
 from sweeps.design.plan import plan
 from sweeps.design.spec import parse_spec
-from sweeps.runner.cluster import ray_cluster
+from sweeps.runner.cluster.connect import ray_cluster
 from sweeps.runner.driver import Options, make_job, schedule
 from sweeps.store import Store
 

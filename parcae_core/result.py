@@ -9,11 +9,19 @@ from typing import Any, Literal
 
 from parcae_core.plain import build
 
-Status = Literal["done", "diverged"]
+Status = Literal["done", "diverged", "stopped"]
 
 
 class Interrupted(Exception):
-    """The run was asked to stop; its checkpoint is written and the next start goes on from it."""
+    """The run was asked to stop; its checkpoint is written and the next start goes on from it.
+
+    Attributes:
+        so_far: what the run did until then, should nobody go on with it.
+    """
+
+    def __init__(self, said: str, so_far: TrainResult | None = None) -> None:
+        super().__init__(said)
+        self.so_far = so_far
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +37,7 @@ class Execution:
     log_every_steps: int | None = None  # None: about 200 lines over the run
     checkpoint_every_s: float | None = 300.0  # None: not by time
     checkpoint_every_steps: int | None = None
+    keep_steps: tuple[int, ...] = ()  # after these updates a checkpoint stays, in branches/
     peak_flops_per_s: float | None = None  # of one device; None: its data sheet's, where known
     stop_requested: Callable[[], bool] | None = None  # asked before every step
 
@@ -74,8 +83,8 @@ class TrainResult:
     status: Status
     trial_id: str
     step: int  # updates made
-    reason: str | None  # why it diverged
-    evaluation: tuple[EvalRow, ...]  # empty when diverged
+    reason: str | None  # why it diverged, or was stopped early
+    evaluation: tuple[EvalRow, ...]  # empty unless done
     final_train_loss: float | None  # nats per token, batch of the last update
     n_tokens: int
     train_flops: dict[str, float]
@@ -83,7 +92,7 @@ class TrainResult:
     core_sequence_steps: int  # loop steps executed, summed over sequences
     core_sequence_steps_ideal: int  # the drawn depths, summed
     data_epochs: float  # sequences trained over rows of the training split; > 1: data repeated
-    train_s: float  # inside the training loop, all attempts, lost steps left out
+    train_s: float  # inside the training loop: all attempts and shared steps, lost steps left out
     wall_s: float  # of this attempt, evaluation and checkpoints included
     tokens_per_s: float  # over train_s
     data_wait_share: float  # of train_s
@@ -102,9 +111,10 @@ class TrainResult:
     cross_entropy: str | None = None  # torch or liger
     attention: str | None = None  # torch's backend: flash, cudnn, efficient, math
     notes: tuple[str, ...] = ()  # what was wrong with the folder that this attempt went on in
+    shared_steps: int = 0  # of `step`: made by other trials, whose checkpoint it began from
 
     def __post_init__(self) -> None:
-        if (self.status == "diverged") != (self.reason is not None):
+        if (self.status == "done") != (self.reason is None):
             raise ValueError(
                 f"status {self.status} with reason {self.reason!r}: one without the other"
             )

@@ -23,6 +23,7 @@ from parcae_core.depth import (
     depth_to_dict,
 )
 from parcae_core.plain import build
+from parcae_core.training.schedule import constant_steps
 
 # Raise when the same fields come to mean another training (a changed optimiser, initialisation,
 # data order): old results then no longer count as this trial's.
@@ -50,6 +51,9 @@ class OptimConfig:
     muon_lr: float = 8e-3
     muon_momentum: float = 0.95
     muon_weight_decay: float = 0.2  # cautious, decayed linearly to 0
+    # over the whole run, as published, or with the rate in its cool-down, so that runs of several
+    # lengths begin alike
+    weight_decay_falls: Literal["run", "cooldown"] = "run"
     adamw_lr: float = 8e-3
     adamw_beta1: float = 0.8
     adamw_beta2: float = 0.95
@@ -120,6 +124,18 @@ class Resources:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Parent:
+    """Where a branch leaves its trunk: the state of another trial after `step` updates.
+
+    Both make the same updates up to there, so a branch ends where a separate run would, bit for bit
+    on a CPU; it is no part of a trial's identity.
+    """
+
+    trial_id: str
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
     """One training run, resolved."""
 
@@ -138,6 +154,7 @@ class Trial:
     budget_flops: float | None = None  # what the spec asked for; None when it fixed tokens
     budget_rule: FlopsRule = "paper"
     resources: Resources = Resources()
+    parent: Parent | None = None  # whose checkpoint it begins from; None: a run of its own
     # neither given nor compared nor carried over by `replace`: it follows from the fields above
     _cost: TrialCost | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -168,6 +185,11 @@ class Trial:
             )
         if self.model.is_transformer != (self.depth is None):
             raise ValueError("a Transformer has no depth scheme and a looped model needs one")
+        if self.parent is not None and not 0 < self.parent.step <= self.constant_steps:
+            raise ValueError(
+                f"parent.step is {self.parent.step}; a branch leaves its trunk after 1 to "
+                f"{self.constant_steps} of its {self.n_steps} steps, before its cool-down"
+            )
         if isinstance(self.depth, CurriculumDepth) and self.depth.n_steps != self.n_steps:
             raise ValueError(
                 f"the depth curriculum averages over n_steps={self.depth.n_steps} and the trial "
@@ -192,6 +214,16 @@ class Trial:
         return self.n_steps * self.batch_tokens
 
     @property
+    def constant_steps(self) -> int:
+        """Updates before the cool-down."""
+        return constant_steps(self.n_steps, self.optim.cooldown_share)
+
+    @property
+    def shared_steps(self) -> int:
+        """Updates that the plan lets another trial make."""
+        return 0 if self.parent is None else self.parent.step
+
+    @property
     def cost(self) -> TrialCost:
         """As trial.json has it; counted at the first call where nothing is stored."""
         cost = self._cost
@@ -208,16 +240,29 @@ class Trial:
         return cost
 
     def train_flops(self, rule: FlopsRule) -> float:
-        """FLOPs of the whole training under a counting rule."""
+        """FLOPs of the whole training under a counting rule, as if it were a run of its own."""
         return self.cost.train_flops[rule]
+
+    def own_flops(self, rule: FlopsRule) -> float:
+        """FLOPs of the updates that no other trial makes for it."""
+        return self.cost.spent(1 - self.shared_steps / self.n_steps)[rule]
 
     def identity(self) -> dict[str, Any]:
         """The canonical form that `trial_id` hashes."""
         full = trial_to_dict(self)
-        for label in ("preset", "budget_flops", "budget_rule", "resources"):
+        for label in ("preset", "budget_flops", "budget_rule", "resources", "parent"):
             del full[label]
+        if self.optim.weight_decay_falls == "run":  # trials of before it was known keep their ids
+            del full["optim"]["weight_decay_falls"]
         full["data"] = {k: v for k, v in full["data"].items() if k != "corpus"}
         return full | {"training_revision": TRAINING_REVISION}
+
+    def trunk(self) -> dict[str, Any]:
+        """What trials have in common that make the same updates until the first of them cools down."""
+        of_the_end = {"evaluation"}
+        if self.optim.weight_decay_falls == "cooldown":  # else every update depends on the length
+            of_the_end.add("n_steps")
+        return {k: v for k, v in self.identity().items() if k not in of_the_end}
 
     @property
     def trial_id(self) -> str:
@@ -237,6 +282,7 @@ def trial_to_dict(trial: Trial) -> dict[str, Any]:
         | {
             "depth": None if trial.depth is None else depth_to_dict(trial.depth),
             "evaluation": as_dict(trial.evaluation) | {"loops": list(trial.evaluation.loops)},
+            "parent": None if trial.parent is None else as_dict(trial.parent),
         }
     )
 

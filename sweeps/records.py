@@ -12,6 +12,7 @@ from parcae_core.data.state_reveals import StateReveals
 from parcae_core.data.tokenizer import CHARACTERS
 from parcae_core.depth import CurriculumDepth, DepthScheme, PoissonDepth
 from parcae_core.trial import Trial
+from sweeps.scoring.scores import Scores
 from sweeps.store import Store
 
 if TYPE_CHECKING:
@@ -33,13 +34,16 @@ def collect(store: Store) -> Path | None:
 
 
 def records_of(store: Store) -> pd.DataFrame | None:
-    """The table of every trial in the folder that is done, diverged or failed; None if none is."""
+    """The table of every trial in the folder that has ended; None if none has."""
     import pandas as pd
 
     rows = [row for trial in store.stored_trials() for row in rows_of(store, trial)]
     if not rows:
         return None
-    return records.validate(pd.DataFrame(rows), where=str(store.root))
+    table = pd.DataFrame(rows)
+    if "shared_steps" in table:  # else no run has begun from another
+        table["shared_steps"] = table.shared_steps.fillna(0)
+    return records.validate(table, where=str(store.root))
 
 
 def rows_of(store: Store, trial: Trial) -> list[dict[str, Any]]:
@@ -102,7 +106,7 @@ def _known_columns(trial: Trial) -> dict[str, Any]:
 
 
 def outcome_columns(store: Store, trial: Trial) -> dict[str, Any] | None:
-    """What is known once a trial is done, diverged or failed; None before.
+    """What is known once a trial has ended; None before.
 
     FLOPs and tokens are of the steps made, and stand in for the planned ones.
     """
@@ -124,7 +128,17 @@ def outcome_columns(store: Store, trial: Trial) -> dict[str, Any] | None:
         "torch_version": result.torch_version if result else "unknown",
         "git_commit": (report and report.git_commit) or sweep.get("git_commit"),
         "spec_sha256": (report and report.spec_sha256) or sweep.get("spec_sha256"),
+        **_lineage_columns(trial, 0 if result is None else result.shared_steps),
     }
+
+
+def _lineage_columns(trial: Trial, shared_steps: int) -> dict[str, Any]:
+    """From which trial a branch was to begin, and what it took over from there; a table without
+    branches has none of them."""
+    if trial.parent is None and not shared_steps:
+        return {}
+    parent = None if trial.parent is None else trial.parent.trial_id
+    return {"parent_trial_id": parent, "shared_steps": shared_steps}
 
 
 def _flops_columns(train_flops: dict[FlopsRule, float]) -> dict[str, float]:
@@ -142,6 +156,7 @@ def _depth_scheme(depth: DepthScheme | None) -> str | None:
 def evaluated(store: Store, trial: Trial) -> list[dict[str, Any]]:
     """One row per evaluation; a single empty one, at mean_recurrence, when there is none."""
     result = store.result(trial)
+    scores = Scores.read(store.folder(trial.trial_id))
     if result is None or not result.evaluation:
         return [
             {"n_loops": trial.mean_recurrence, "val_loss": None, "val_bpb": None, "val_tokens": 0}
@@ -153,6 +168,7 @@ def evaluated(store: Store, trial: Trial) -> list[dict[str, Any]]:
             "val_bpb": row.val_bpb,
             "val_tokens": row.n_tokens,
             "val_loss_by_label": json.dumps(row.by_label) if row.by_label else None,
+            **(scores.columns(row.n_loops) if scores else {}),
         }
         for row in result.evaluation
     ]

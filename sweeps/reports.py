@@ -13,8 +13,8 @@ from parcae_core.result import TrainResult
 from parcae_core.trial import Trial
 from sweeps.storage.files import problem_of, read_json, write_json
 
-State = Literal["planned", "running", "done", "diverged", "failed"]
-FINISHED: tuple[State, ...] = ("done", "diverged")
+State = Literal["planned", "running", "done", "diverged", "stopped", "failed"]
+FINISHED: tuple[State, ...] = ("done", "diverged", "stopped")  # there is a result
 ENDED: tuple[State, ...] = (*FINISHED, "failed")
 
 
@@ -26,7 +26,7 @@ class StateReport:
     step: int = 0  # of trial.n_steps
     loss: float | str | None = None  # training loss last logged, nats per token; "inf" is no JSON
     tokens_per_s: float | None = None
-    reason: str | None = None  # why it failed, diverged or stopped
+    reason: str | None = None  # why it failed, diverged or was stopped
     attempts: int = 0
     checkpoint_step: int = 0  # of the newest checkpoint
     lost_workers: int = 0  # in all
@@ -88,8 +88,8 @@ def read_result(path: Path, trial: Trial) -> tuple[TrainResult | None, str]:
 def _problem(trial: Trial, data: dict[str, Any]) -> str:
     if data.get("trial_id") != trial.trial_id:
         return f"the result is of trial {data.get('trial_id')}"
-    if data.get("status") == "diverged":
-        return "" if data.get("reason") else "diverged without a reason"
+    if (status := data.get("status")) in ("diverged", "stopped"):
+        return "" if data.get("reason") else f"{status} without a reason"
     if data.get("status") != "done":
         return f"status is {data.get('status')!r}"
     if data.get("step") != trial.n_steps:

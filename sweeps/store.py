@@ -7,11 +7,11 @@
                   <trial_id>/trial.json       the planned trial (sweeps)
                              state.json, result.json         what its worker reports (sweeps.reports)
                              error.txt        traceback of a failure (sweeps)
-                             metrics.jsonl, checkpoints/     (parcae_core.training.train)
+                             metrics.jsonl, checkpoints/, branches/     (parcae_core.training.train)
                              wandb/           mirror (sweeps.tracking)
                   wandb/          the sweep's own run (sweeps.tracking.sweep_run)
 
-A state is derived, never believed: "done" and "diverged" mean that result.json fits trial.json.
+A state is derived, never believed: "done", "diverged" and "stopped" mean that result.json fits trial.json.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from parcae_core.errors import UserError
 from parcae_core.result import TrainResult
 from parcae_core.trial import Trial, planned_to_dict, trial_from_dict
 from sweeps.design.plan import Plan
-from sweeps.design.spec import load_spec
+from sweeps.design.spec import load_spec, spec_text
 from sweeps.reports import FINISHED, State, StateReport, read_result
 from sweeps.storage.base import Storage, require_writable
 from sweeps.storage.bucket import ObjectStorage
@@ -62,7 +63,7 @@ class TrialState:
 
     state: State
     step: int = 0  # of trial.n_steps
-    reason: str | None = None  # why it failed, diverged, or was not accepted as done
+    reason: str | None = None  # why it failed, diverged, was stopped, or was not accepted as done
     loss: float | None = None  # training loss last reported, nats per token
     attempts: int = 0
     tokens_per_s: float | None = None
@@ -261,7 +262,7 @@ class Store:
             self.folder(trial.trial_id).mkdir(exist_ok=True)
             remove_leftovers(self.folder(trial.trial_id))
             self._write_json(self.files(trial.trial_id).trial, sealed(planned_to_dict(trial)))
-        write_synced(self.root / "spec.yaml", spec_path.read_text(encoding="utf-8"))
+        write_synced(self.root / "spec.yaml", spec_text(spec_path, plan.changes))
         self.storage.push(self.root / "spec.yaml")
         sweep = {
             "name": plan.name,
@@ -279,7 +280,7 @@ class Store:
             self.storage.push(path)
 
     def reuse_siblings(self, trials: list[Trial]) -> dict[str, str]:
-        """Copy results that another sweep beside this one already has.
+        """Copy results that another sweep beside this one already has, unless it stopped them early.
 
         Returns:
             trial_id -> name of the sweep it came from.
@@ -290,7 +291,8 @@ class Store:
             left = [t for t in trials if t.trial_id not in taken]
             sibling.storage.pull(sibling.files(t.trial_id).result for t in left)
             for trial in left:
-                if sibling.result(trial) is not None:
+                result = sibling.result(trial)
+                if result is not None and result.status != "stopped":
                     self._take_from(sibling, trial.trial_id)
                     taken[trial.trial_id] = name
         return taken
@@ -310,6 +312,13 @@ class Store:
         """Let a failed trial be planned again; its checkpoints stay."""
         files = self.files(trial_id)
         self.storage.delete(files.state, files.error)
+
+    def take_up_stopped(self, trials: Sequence[Trial]) -> None:
+        """Let trials that a scheduler stopped go on from their checkpoints, now that none is asked for."""
+        for trial in trials:
+            if self.state(trial).state == "stopped":
+                files = self.files(trial.trial_id)
+                self.storage.delete(files.halt, files.result)
 
     def driver_lock(self) -> AbstractContextManager[None]:
         """Hold the sweep for this process; UserError if another `parcae run` has it."""

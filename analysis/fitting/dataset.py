@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis.errors import InputError
-from analysis.table import checks, load
+from analysis.table import checks, load, units
 from analysis.table.columns import info
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class Dataset:
     columns: dict[str, np.ndarray]  # the law's, (n,) each
     target: np.ndarray  # (n,)
     runs: np.ndarray | None = None  # (n,) int: the run of each row, where runs have several rows
+    unit: str = "runs"  # what `runs` numbers, in words: of some laws the cells of a design
     problems: tuple[str, ...] = ()  # sentences against fitting this law to these rows
 
     def __len__(self) -> int:
@@ -38,6 +39,11 @@ class Dataset:
     def n_runs(self) -> int:
         """Independent observations: runs where rows repeat them, else rows."""
         return len(self) if self.runs is None else len(np.unique(self.runs))
+
+    @property
+    def units(self) -> str:
+        """The same in words: "rows", "24 runs"."""
+        return "rows" if self.runs is None else f"{self.n_runs} {self.unit}"
 
     @classmethod
     def of(
@@ -61,7 +67,7 @@ class Dataset:
             table=replace(self.table, frame=self.table.frame.iloc[_index(which)]),
             columns={k: v[which] for k, v in self.columns.items()},
             target=self.target[which],
-            runs=None if self.runs is None else self.runs[which],
+            runs=None if self.runs is None else np.unique(self.runs[which], return_inverse=True)[1],
         )
 
 
@@ -76,6 +82,7 @@ def prepare(table: Table, law: Law) -> Dataset:
     if law.frontier:
         table = load.on_the_frontier(table)
     table = load.need(table, (law.target, *law.columns), law.name)
+    units.refuse_diverged(table.frame, table.source)
     columns = load.columns_of(table, law.columns)
     target = load.columns_of(table, (law.target,))[law.target]
     if not (target > 0).all():
@@ -83,6 +90,11 @@ def prepare(table: Table, law: Law) -> Dataset:
         raise InputError(
             f"{table.source}: {law.target} is {target[row]:g} in row {row + 1}; a law's target must be above "
             f'0, because its logarithm is fitted. Leave such rows out with --where "{law.target}>0".'
+        )
+    if np.ptp(target) == 0:
+        raise InputError(
+            f"{table.source}: {law.target} is {target[0]:g} in every row; a law describes how it changes. Add "
+            "runs that differ, or map another column."
         )
     if len(target) <= len(law.params):
         raise InputError(
@@ -95,17 +107,19 @@ def prepare(table: Table, law: Law) -> Dataset:
                 f"{table.source}: the term of {term.coefficient} in {law.formula!r} has the same "
                 "variable in every row; its effect cannot be told from a constant. Add runs that differ in it."
             )
-    runs = _runs(table.frame, law)
+    runs, unit = _runs(table.frame, law)
     if runs is not None and not law.per_run:
+        many = unit.partition(" ")[0]
         table = table.noting(
-            f"{len(target)} rows of {runs.max() + 1} runs: rows of one run are not independent, so "
-            "intervals count runs and not rows (bootstraps resample runs)"
+            f"{len(target)} rows of {runs.max() + 1} {unit}: rows of one {many[:-1]} are not independent, so "
+            f"intervals count {many} and not rows (bootstraps resample {many})"
         )
     return Dataset(
         table=table.noting(*_seed_notes(table, law)),
         columns=columns,
         target=target,
         runs=runs,
+        unit=unit,
         problems=(*_proportional(law, columns), *_disagreements(table, law)),
     )
 
@@ -128,18 +142,21 @@ def _variable(law: Law, term, columns) -> np.ndarray:
     return term.x(columns, middle)
 
 
-def _runs(frame, law: Law) -> np.ndarray | None:
-    """The run of each row, (n,) int, where a run has several rows of this law; else None."""
-    if "trial_id" in frame:
-        keys = ["trial_id"]
-    elif "n_loops" in law.columns:  # a curve over loops is read from one run
-        keys = [c for c in ("budget_flops", "mean_recurrence", "n_tokens", "seed") if c in frame]
-    else:
-        return None
-    if not keys:
-        return None
-    runs = frame.groupby(keys, dropna=False, sort=False).ngroup().to_numpy()
-    return runs if 1 < runs.max() + 1 < len(runs) else None
+def _runs(frame, law: Law) -> tuple[np.ndarray | None, str]:
+    """The run of each row, (n,) int, where a run has several rows of this law, else None; and its word."""
+    ways = [(["trial_id"], "runs")]
+    if "n_loops" in law.columns and "trial_id" not in frame:  # a curve over loops is of one run
+        curve = ("budget_flops", "mean_recurrence", "n_tokens", "seed")
+        ways = [([c for c in curve if c in frame], "runs")]
+    ways.append((list(law.cells), f"cells of {' and '.join(law.cells)}"))
+    for keys, unit in ways:
+        if not keys or not set(keys) <= set(frame):
+            continue
+        runs = frame.groupby(keys, dropna=False, sort=False).ngroup().to_numpy()
+        enough = len(law.params) if keys == list(law.cells) else 1
+        if enough < runs.max() + 1 < len(runs):
+            return runs, unit
+    return None, "runs"
 
 
 def _proportional(law: Law, columns) -> list[str]:

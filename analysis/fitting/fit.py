@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from scipy.special import fdtrc
 
 from analysis.errors import InputError
 from analysis.fitting import intervals, profile, search
@@ -20,7 +21,11 @@ from analysis.fitting.options import FitOptions, Interval
 from analysis.fitting.result import FitResult, Param
 from analysis.fitting.search import Search
 from analysis.laws.law import Law
+from analysis.table import checks, units
 from analysis.table.load import Table
+
+_ROUNDING = 1e-13  # of log residuals, of data that are the law's own numbers
+_CHANCE = 1e-3  # that sizes which follow one law seem not to
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +142,7 @@ def fit(data: Dataset, law: Law, options: FitOptions | None = None) -> Fit:
     best, found = _intervals(objective, best, data, law, options)
     notes: list[str] = []
     problems: list[str] = []
+    problems += _sizes_apart(data, law, options, best.objective)
     for name, sentence in at_bounds(objective, best.theta).items():
         (notes if name in law.floors else problems).append(sentence)
     if len(data) > search.MANY:
@@ -149,7 +155,9 @@ def fit(data: Dataset, law: Law, options: FitOptions | None = None) -> Fit:
         best,
         found,
         notes=(*notes, *found.notes),
-        problems=(*data.problems, *search_problems(best), *problems, *found.problems),
+        problems=tuple(
+            dict.fromkeys((*data.problems, *search_problems(best), *problems, *found.problems))
+        ),
     )
 
 
@@ -160,8 +168,9 @@ def fit_table(table: Table, law: Law, options: FitOptions | None = None, **chang
 
 def default_interval(law: Law, data: Dataset) -> Interval:
     """The method whose intervals held the truth closest to 95 % (benchmarks/interval_coverage.csv)."""
-    # of so many rows a profile is a parabola, and costs minutes
-    return "linear" if len(data) > search.MANY else "profile"
+    if len(data) > search.MANY:  # of so many rows a profile is a parabola, and costs minutes
+        return "linear"
+    return "block" if law.cells and data.runs is not None else "profile"
 
 
 def _intervals(objective, best: Search, data: Dataset, law: Law, options: FitOptions):
@@ -173,6 +182,10 @@ def _intervals(objective, best: Search, data: Dataset, law: Law, options: FitOpt
         return best, Intervals("none: the exponents cannot be told apart")
     if kind == "none":
         return best, Intervals("none asked for")
+    if np.abs(objective.residuals(best.theta)).max() < _ROUNDING:
+        exact = objective.natural(best.theta)
+        words = "none needed: the law passes through every row to the last digits"
+        return best, Intervals(words, dict(exact), dict(exact))
     if kind == "linear":
         return best, intervals.linear(objective, best.theta, data, confidence)
     if kind == "block" and data.runs is None:
@@ -191,6 +204,30 @@ def _intervals(objective, best: Search, data: Dataset, law: Law, options: FitOpt
         f"{data.table.source}: profiles of {law.name!r} keep finding better optima; use more "
         "--starts, or --interval bootstrap."
     )
+
+
+def _sizes_apart(data: Dataset, law: Law, options: FitOptions, together: float) -> list[str]:
+    """A sentence where a law in N(mu) fits models of several sizes far worse than each size by itself."""
+    if "n_params_unrolled" not in law.columns or "n_params" not in data.table.frame:
+        return []
+    size = checks.grouped(units.numeric(data.table.frame.n_params), checks.SAME_SIZE).to_numpy()
+    groups = [data.take(size == s) for s in np.unique(size)]
+    n_params = len(law.params)
+    few = any(g.n_runs <= n_params or not np.ptp(g.columns["n_params_unrolled"]) for g in groups)
+    if len(groups) < 2 or few:
+        return []
+    rng = np.random.default_rng(options.seed)
+    apart = sum(search.search(build(law, g, options), 4, rng).objective for g in groups)
+    more, left = n_params * (len(groups) - 1), data.n_runs - n_params * len(groups)
+    gain = (together - apart) / more / max(apart / left, 1e-300)
+    if together < 1.5 * apart or fdtrc(more, left, gain) > _CHANCE:
+        return []
+    called = data.table.called("n_params")
+    sizes = ", ".join(f"{s:.4g}" for s in np.unique(size))
+    return [
+        f"{len(groups)} model sizes ({called} {sizes}) do not follow one {law.name} law: each by itself fits "
+        f'{together / apart:.3g} times as closely; keep one with --where "{called}<={size.min() * 1.05:.6g}"'
+    ]
 
 
 def search_problems(best: Search) -> list[str]:

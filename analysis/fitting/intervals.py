@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import ndtr, stdtrit
 
 from analysis.errors import InputError
 from analysis.progress import track
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from analysis.fitting.dataset import Dataset
     from analysis.fitting.objective import Objective
 
+_FEW = 300  # runs; of more the degrees of freedom make no difference
 _FLAT = (
     1e-14  # an eigenvalue of J'J below this share of the largest: the objective is flat along it
 )
@@ -43,7 +44,7 @@ class Curvature:
 
     covariance: np.ndarray  # of q, (P, P)
     deviance: np.ndarray  # (P,) what turns a rise of F into a chi-square of one parameter's profile
-    dof: int
+    dof: np.ndarray  # (P,) of each parameter's variance
     weak: str | None  # a parameter along which the objective is flat
 
 
@@ -75,19 +76,38 @@ def curvature(objective: Objective, theta: np.ndarray, runs: np.ndarray | None) 
         values = np.maximum(values, 1e-10 * values[-1])
     inverse = (vectors / values) @ vectors.T
     independent = inverse * square / bend**2
-    covariance, dof = independent, n - p
+    covariance, dof = independent, np.full(p, float(n - p))
     if runs is not None:
         count = int(runs.max()) + 1
         scores = np.zeros((count, rows.shape[1]))
         np.add.at(scores, runs, jacobian[:, free] * slope[:, None])
-        dof = count - p
-        meat = scores.T @ scores * count / max(dof, 1)
+        meat = scores.T @ scores * count / max(count - p, 1)
         covariance = inverse @ meat @ inverse / bend**2
+        dof[:] = max(count - p, 1)
+        if count <= _FEW:
+            # `meat` is scaled up for all parameters alike; where a few runs leave one degree of freedom
+            # by that count, each parameter's own are more
+            dof[free] = np.maximum(dof[free], _dof_of_runs(rows, runs, inverse, to_q @ inverse))
     in_q = [to_q @ c @ to_q.T for c in (independent, covariance)]
     full, ratio = np.zeros((p, p)), np.ones(p)
     full[np.ix_(free, free)] = in_q[1]
     ratio[free] = np.diag(in_q[0]) / np.maximum(np.diag(in_q[1]), 1e-300)
     return Curvature(full, bend / square * ratio, dof, weak)
+
+
+def _dof_of_runs(rows, runs, inverse, directions) -> np.ndarray:
+    """Degrees of freedom of a variance taken over runs, for each parameter, (P,).
+
+    A run of many rows tells of some parameters by itself, so that runs less parameters are not all that is
+    left to judge the others by. Source: Bell and McCaffrey (2002), Survey Methodology 28, 169.
+    """
+    grams = np.array([rows[runs == g].T @ rows[runs == g] for g in range(int(runs.max()) + 1)])
+    out = []
+    for one in directions:
+        reach = grams @ one
+        shared = np.diag(reach @ one) - reach @ inverse @ reach.T
+        out.append(np.trace(shared) ** 2 / (shared**2).sum())
+    return np.array(out)
 
 
 def _bend(r: np.ndarray, delta: float, dof: int) -> float:
@@ -106,7 +126,7 @@ def _bend(r: np.ndarray, delta: float, dof: int) -> float:
 def linear(objective: Objective, theta, data: Dataset, confidence: float) -> Intervals:
     """Student t intervals from the linearised law: right where it is nearly linear in theta."""
     found = curvature(objective, theta, data.runs)
-    method = "linearised law, Student t" + _by_run(data)
+    method = "linearised law, Student t" + by_run(data)
     fault = undetermined(found, data, len(theta))
     if fault:
         return Intervals(method, problems=(fault,))
@@ -123,7 +143,7 @@ def linear(objective: Objective, theta, data: Dataset, confidence: float) -> Int
 
 def undetermined(found: Curvature, data: Dataset, n_params: int) -> str | None:
     """A sentence where no interval can follow."""
-    if found.dof < 1:
+    if data.n_runs <= n_params:
         return too_few_runs(data, n_params)
     if found.weak:
         return f"the data do not determine {found.weak}: the objective is flat along it"
@@ -132,8 +152,8 @@ def undetermined(found: Curvature, data: Dataset, n_params: int) -> str | None:
 
 def too_few_runs(data: Dataset, n_params: int) -> str:
     return (
-        f"{data.n_runs} runs cannot give intervals of {n_params} parameters: at least "
-        f"{n_params + 1} runs are needed"
+        f"{data.n_runs} {data.unit} cannot give intervals of {n_params} parameters: at least "
+        f"{n_params + 1} are needed"
     )
 
 
@@ -156,9 +176,8 @@ def student_draws(objective, theta, data: Dataset, n: int, rng) -> dict[str, np.
     if fault:
         raise InputError(f"{data.table.source}: {fault}")
     shift = rng.multivariate_normal(np.zeros(len(theta)), found.covariance, n, method="eigh")
-    q = log_natural(objective, theta) + shift * np.sqrt(
-        found.dof / rng.chisquare(found.dof, (n, 1))
-    )
+    dof = found.dof.min()
+    q = log_natural(objective, theta) + shift * np.sqrt(dof / rng.chisquare(dof, (n, 1)))
     return {
         p.name: np.exp(q[:, i]) if p.kind == "coefficient" else q[:, i]
         for i, p in enumerate(objective.law.params)
@@ -200,10 +219,9 @@ def bootstrap(
 ) -> Intervals:
     """Refit every resample from the optimum and take percentiles."""
     draws, finished = refits(objective, theta, counts(data, n_resamples, rng))
-    unit = "rows" if data.runs is None else f"{data.n_runs} runs"
     # a refit that stopped short is kept: leaving it out would narrow the interval on just the side
     # that the data leave open
-    tail = 50 * (1 - confidence)
+    tail = 50 * (1 - confidence) if data.runs is None else _expanded(data.n_runs, confidence)
     values = by_name(objective, draws)
     low: dict[str, float | None] = {k: float(np.percentile(v, tail)) for k, v in values.items()}
     high: dict[str, float | None] = {
@@ -216,8 +234,16 @@ def bootstrap(
             f"{stopped} of {n_resamples} refits stopped before they reached an optimum: the "
             "parameters are hardly told apart, and the intervals may be too narrow"
         )
-    name = f"bootstrap ({unit} resampled), n={n_resamples}"
+    name = f"bootstrap ({data.units} resampled), n={n_resamples}"
     return Intervals(name, low, high, tuple(notes), tuple(problems))
+
+
+def _expanded(n: int, confidence: float) -> float:
+    """Percent of draws beyond each end where n blocks are resampled: percentiles alone are too narrow.
+
+    Source: Hesterberg (2015), The American Statistician 69, 371, expanded percentiles.
+    """
+    return float(100 * ndtr(-stdtrit(n - 1, 0.5 + confidence / 2) * np.sqrt(n / (n - 1))))
 
 
 def _open_ends(objective, draws, tail, low, high) -> tuple[list[str], list[str]]:
@@ -247,5 +273,5 @@ def floor_note(name: str) -> str:
     return f"the data do not bound the floor {name} from below: 0 lies in its interval"
 
 
-def _by_run(data: Dataset) -> str:
-    return "" if data.runs is None else f", scaled by the spread between {data.n_runs} runs"
+def by_run(data: Dataset) -> str:
+    return "" if data.runs is None else f", scaled by the spread between {data.units}"

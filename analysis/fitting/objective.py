@@ -151,9 +151,19 @@ class Objective:
     # -- minimising
 
     def minimise(
-        self, start, *, delta: float | None = None, tolerance: float = 1e-15, max_nfev: int = 200
+        self,
+        start,
+        *,
+        delta: float | None = None,
+        tolerance: float = 1e-15,
+        ftol: float | None = None,
+        max_nfev: int = 200,
     ) -> OptimizeResult:
-        """`least_squares` from a start; `x` is the whole theta, `cost` is F."""
+        """`least_squares` from a start; `x` is the whole theta, `cost` is F.
+
+        Args:
+            ftol: of F alone, relative; `tolerance` where it is not given.
+        """
         delta = self.delta if delta is None else delta
         free = np.arange(len(start)) != self.held
         lower, upper = self.lower[free], self.upper[free]
@@ -175,7 +185,7 @@ class Objective:
             x_scale=1.0 if self.terms else "jac",  # terms are standardised
             loss=self._loss(delta, memory),
             f_scale=1.0 if np.isinf(delta) else delta,
-            ftol=tolerance,
+            ftol=tolerance if ftol is None else ftol,
             xtol=tolerance,
             gtol=tolerance,
             max_nfev=max_nfev if self.terms else 3 * max_nfev,

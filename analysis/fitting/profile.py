@@ -19,7 +19,14 @@ import numpy as np
 from scipy.optimize import OptimizeResult, root_scalar
 from scipy.special import stdtrit
 
-from analysis.fitting.intervals import Curvature, Intervals, curvature, floor_note, too_few_runs
+from analysis.fitting.intervals import (
+    Curvature,
+    Intervals,
+    by_run,
+    curvature,
+    floor_note,
+    too_few_runs,
+)
 from analysis.fitting.search import Search, project
 from analysis.progress import track
 
@@ -29,6 +36,7 @@ if TYPE_CHECKING:
 
 _FIRST, _GROWTH, _STEPS = 0.7, 1.6, 24  # of the scan outward, in half-widths of a parabola
 _BEYOND = 3.0  # times the limit: where the scan ends
+_EXACT = 1e-3  # of a refit's deviance, which is compared with a limit of about 4
 _JUMP = 0.05  # of the limit: a root this far off the limit lies at a jump
 _FAR = 60.0  # of a coefficient's logarithm: nobody's coefficient lies beyond
 
@@ -51,9 +59,8 @@ def intervals(objective: Objective, best: Search, data: Dataset, confidence: flo
     """Intervals of every parameter, open sides said in words; and a better optimum if one is met."""
     theta = best.theta
     found = curvature(objective, theta, data.runs)
-    how = "" if data.runs is None else f", scaled by the spread between {data.n_runs} runs"
-    method = f"profile likelihood, Student t{how}"
-    if found.dof < 1:
+    method = "profile likelihood, Student t" + by_run(data)
+    if data.n_runs <= len(theta):
         return Intervals(method, problems=(too_few_runs(data, len(theta)),)), None
     low, high, notes, problems = {}, {}, [], []
     for p in track(objective.law.params, "profiles"):
@@ -153,7 +160,7 @@ def profile(
     """
     theta = best.theta
     index = objective.law.names.index(name)
-    limit = float(stdtrit(shape.dof, 0.5 + confidence / 2)) ** 2
+    limit = float(stdtrit(shape.dof[index], 0.5 + confidence / 2)) ** 2
     held = objective.holding(index)
     at = objective.natural(theta)[name]
     param = objective.law.params[index]
@@ -167,10 +174,12 @@ def profile(
 
     others = [pinned(t) for t in best.others if not is_log or objective.natural(t)[name] > 0]
     start, first = pinned(theta)
+    best_value, scale = objective.value(theta), 2 * float(shape.deviance[index])
+    ftol = float(np.clip(_EXACT / max(scale * best_value, 1e-300), 1e-12, 1e-5))
     path = _Path(
-        partial(_refit, held, index, is_log, unit),
-        objective.value(theta),
-        2 * float(shape.deviance[index]),
+        partial(_refit, held, index, is_log, unit, ftol),
+        best_value,
+        scale,
         _BEYOND * limit,
         others,
     )
@@ -251,7 +260,15 @@ def _inside(u: float, edge: float, sign: int) -> float:
 
 
 def _refit(
-    held: Objective, index: int, is_log: bool, unit: float, u, start, u_start, project_first=False
+    held: Objective,
+    index: int,
+    is_log: bool,
+    unit: float,
+    ftol: float,
+    u,
+    start,
+    u_start,
+    project_first=False,
 ) -> OptimizeResult:
     """Minimise with the parameter at u, from a neighbour's optimum followed there to first order."""
     begin = _with(start, index, (np.exp(u) if is_log else u) * unit)
@@ -266,9 +283,9 @@ def _refit(
         begin = project(held, begin).x
     elif in_box:
         begin = moved
-    found = held.minimise(begin, tolerance=1e-8, max_nfev=40)
+    found = held.minimise(begin, tolerance=1e-8, ftol=ftol, max_nfev=40)
     if found.status <= 0 and _linear(held):  # a curved valley: let the coefficients follow first
-        again = held.minimise(project(held, begin).x, tolerance=1e-8)
+        again = held.minimise(project(held, begin).x, tolerance=1e-8, ftol=ftol)
         found = again if again.cost <= found.cost else found
     return found
 

@@ -22,7 +22,7 @@ from analysis import known
 from analysis.errors import InputError
 from analysis.fitting.result import FitResult, Param
 from analysis.isoflop.power_law import PowerLine, fit_line, too_few
-from analysis.table import checks, load
+from analysis.table import checks, load, units
 from analysis.table.columns import LETTERS, info
 
 if TYPE_CHECKING:
@@ -166,6 +166,7 @@ def fit_isoflop(table: Table, over: str = "N", confidence: float = 0.95) -> Recu
 
 def _fitted(table, axes, law: str, formula: str, problems: list[str], confidence) -> Recurrence:
     """Parabolas over the axes, the budgets chosen by the first, and the power laws."""
+    units.refuse_diverged(table.frame, table.source)
     seeds = checks.averaged_seeds(table)
     table = seeds.table
     parabolas = fit_parabolas(table, confidence, seeds, axes)

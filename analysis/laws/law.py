@@ -78,6 +78,8 @@ class Law:
     target: str = "val_loss"
     per_run: bool = False  # fitted to each run by itself
     frontier: bool = False  # fitted to the lowest loss at each compute only
+    # columns of the design whose cells a bootstrap draws whole, as its authors do; () for rows
+    cells: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         assert bool(self.terms) != (self.gradient is not None), f"{self.name}: terms or a gradient"

@@ -166,6 +166,7 @@ LAWS: dict[str, Law] = {
                 ),
             ),
             source="Schwethelm, Rueckert, Kaissis (arXiv:2604.21106)",
+            cells=("budget_flops", "mean_recurrence"),
         ),
         Law(
             name="test-time",

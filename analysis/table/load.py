@@ -113,8 +113,9 @@ def from_records(frame: pd.DataFrame, where: str) -> Table:
         kind="sweep",
         origin="measured by the runs of this sweep",
     )
-    for status in ("diverged", "failed"):
-        table = table.keep(table.frame.status != status, f"the run {status}")
+    unfinished = {"diverged": "diverged", "stopped": "was stopped early", "failed": "failed"}
+    for status, how in unfinished.items():
+        table = table.keep(table.frame.status != status, f"the run {how}")
     if not len(table.frame):
         raise InputError(f"{where}: none of the {len(frame)} rows is of a finished run; run more.")
     rules = table.frame.flops_rule.unique()

@@ -19,7 +19,7 @@ from analysis.table import files
 if TYPE_CHECKING:
     import pandas as pd
 
-STATUSES = ("done", "diverged", "failed")
+STATUSES = ("done", "diverged", "stopped", "failed")
 ARCHITECTURES = ("parcae", "transformer")
 FLOPS_RULES = ("paper", "code", "exact")
 FILE_NAME = files.FOLDER_HOLDS
@@ -52,7 +52,7 @@ def _column(name, kind, unit, meaning, nullable=False) -> Column:
 COLUMNS: tuple[Column, ...] = (
     _column("trial_id", "text", "-", "hash of what was trained"),
     _column("sweep", "text", "-", "name of the sweep that holds the run"),
-    _column("status", "text", "-", "done, diverged or failed"),
+    _column("status", "text", "-", "done, diverged, stopped (early, by a scheduler) or failed"),
     _column("status_reason", "text", "-", "why a run is not done; null when it is", True),
     _column("preset", "text", "-", "label of the model's shape"),
     _column("architecture", "text", "-", "parcae (looped) or transformer (fixed depth)"),
@@ -103,7 +103,7 @@ COLUMNS: tuple[Column, ...] = (
     _column("git_commit", "text", "-", "of this project; null outside a checkout", True),
     _column("spec_sha256", "text", "-", "of the spec the run was planned from", True),
 )
-# Of a generated corpus, of which more is known than its text; tables of before have none of them
+# Of a generated corpus, of which more is known than its text; other tables have none of them
 KNOWN_COLUMNS: tuple[Column, ...] = (
     _column("corpus", "text", "-", "what was read, by name", True),
     _column("loss_floor", "float", "nats per token", "no model can be better; null for text", True),
@@ -122,7 +122,12 @@ KNOWN_COLUMNS: tuple[Column, ...] = (
         "JSON: label -> [tokens, loss]; the label is a gap, the actions before a state",
         True,
     ),
+    # Of a sweep with trunks: FLOPs that were run are train_flops_* * (1 - shared_steps / n_steps)
+    _column("parent_trial_id", "text", "-", "whose checkpoint the run was to begin from", True),
+    _column("shared_steps", "int", "steps", "of n_steps, made by the parent and its parents", True),
 )
+# What `parcae score` found: a task and its metric after this; null where a model was not scored
+SCORE_PREFIX = "score_"
 NAMES = tuple(c.name for c in COLUMNS)
 _AT_LEAST_ONE = (
     "d_model",
@@ -152,6 +157,8 @@ def validate(df: pd.DataFrame, where: str = "records") -> pd.DataFrame:
     """
     _check_names(df, where)
     present = [*COLUMNS, *(c for c in KNOWN_COLUMNS if c.name in df.columns)]
+    scores = sorted(str(n) for n in df.columns if str(n).startswith(SCORE_PREFIX))
+    present += [_column(n, "float", "-", "score of a task", nullable=True) for n in scores]
     out = df[[c.name for c in present]].copy()
     for column in present:
         out[column.name] = _typed(out[column.name], column, where)
@@ -218,7 +225,7 @@ def sha256(df: pd.DataFrame) -> str:
 def _check_names(df: pd.DataFrame, where: str) -> None:
     missing = [n for n in NAMES if n not in df.columns]
     known = (*NAMES, *(c.name for c in KNOWN_COLUMNS))
-    unknown = [str(n) for n in df.columns if n not in known]
+    unknown = [str(n) for n in df.columns if n not in known and not str(n).startswith(SCORE_PREFIX)]
     if unknown:
         raise InputError(
             f"{where}: unknown column {unknown[0]!r}{nearest(unknown[0], missing or NAMES)}. "

@@ -52,7 +52,10 @@ def check_mapped(frame: pd.DataFrame, columns: dict[str, str], where: str) -> tu
                 f"{where}: column {column!r} for the loss says it holds {what}; the laws take nats "
                 f"per token ({cure}). Map another column, or rename this one if the name misleads."
             )
-    _refuse_high_losses(frame, where)
+    if (
+        "n_loops" not in frame
+    ):  # a curve over loops may explode; laws of trained models refuse it then
+        refuse_diverged(frame, where)
     notes = []
     for name, (least, unit, others) in _SMALLEST.items():
         if name not in frame:
@@ -96,8 +99,12 @@ def numeric(values: pd.Series) -> pd.Series:
     return numbers.floats(values)
 
 
-def _refuse_high_losses(frame: pd.DataFrame, where: str) -> None:
-    """A perplexity in every row, or a run that diverged in some."""
+def refuse_diverged(frame: pd.DataFrame, where: str) -> None:
+    """Losses that are no nats per token: a perplexity in every row, or a run that diverged in some.
+
+    Raises:
+        InputError: saying which of the two, and the filter that leaves such runs out.
+    """
     if "val_loss" not in frame:
         return
     loss = numeric(frame.val_loss)

@@ -14,6 +14,8 @@ from parcae_core.checkpoints.native import (
 from parcae_core.checkpoints.published import is_upstream, load_upstream
 from parcae_core.errors import UserError
 from parcae_core.model.parcae import Parcae
+from parcae_core.plain import read_json
+from parcae_core.trial import Trial
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +26,9 @@ class TrainedModel:
     mean_recurrence: int  # training depth; 1 for a Transformer
     seed: int  # of the initial states in evaluation
     origin: str
+    # that trained it, and the updates made; None for a published checkpoint
+    trial: Trial | None = None
+    step: int | None = None
 
 
 def load_model(path: Path) -> TrainedModel:
@@ -59,6 +64,12 @@ def _native(path: Path) -> TrainedModel:
             raise UserError(
                 f"{path}: there is no whole checkpoint in its folder checkpoints/; train the trial first"
             )
+    elif (path / "config.json").is_file():
+        kind = read_json(path / "config.json").get("model_type")
+        raise UserError(
+            f"{path}: config.json describes a model of type {kind!r:.40}, which is not read here; give a "
+            "run's folder, one of its checkpoints, or a checkpoint of the published Parcae"
+        )
     else:
         raise UserError(
             f"{path}: no model found; looked for config.json with _class_name (published format), "
@@ -70,4 +81,6 @@ def _native(path: Path) -> TrainedModel:
         mean_recurrence=trial.mean_recurrence,
         seed=trial.seed,
         origin=f"trial {trial.trial_id} at step {found.step} of {trial.n_steps}",
+        trial=trial,
+        step=found.step,
     )

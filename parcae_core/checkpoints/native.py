@@ -6,6 +6,7 @@
         checkpoint.json          step, trial, progress, sha256 and size of the two files
 
 A checkpoint is written under a temporary name, flushed to disk and renamed; the last two are kept.
+Those that other trials begin from lie in run_dir/branches/ until they have been handed over.
 What fails its checks is reported and the one before it is used. The optimiser's state is tensors
 with names, so it is safetensors as well: nothing is ever unpickled.
 """
@@ -16,6 +17,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -117,16 +119,7 @@ def save_checkpoint(
             files = {
                 name: w.result() for name, w in zip((_WEIGHTS, _OPTIMIZER), written, strict=True)
             }
-        body = {
-            "format": _FORMAT,
-            "step": step,
-            "trial_id": trial.trial_id,
-            "trial": trial_to_dict(trial),
-            "progress": progress,
-            "files": files,
-        }
-        index = json.dumps(body | {"sha256": _sha256_of_json(body)}, indent=1)
-        write_synced(temporary / _INDEX, index.encode())
+        _write_index(temporary, trial, step, progress, files)
         sync(temporary)
         if final.exists():  # the same step again, after falling back from a damaged one
             final.rename(folder / f".old-{step:09d}")
@@ -141,6 +134,51 @@ def save_checkpoint(
             f"{final}: the checkpoint cannot be written ({error}). Earlier checkpoints are intact; "
             "make room or choose another folder, and start the run again"
         ) from error
+    return final
+
+
+def keep_checkpoint(path: Path, folder: Path) -> Path:
+    """A checkpoint again, in another folder, where none is dropped; returns it there."""
+    final = folder / path.name
+    if not final.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".writing-{path.name}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(path, temporary, copy_function=_link)
+        sync(temporary)
+        temporary.rename(final)
+        sync(folder)
+    return final
+
+
+def begin_branch(kept: Path, trial: Trial, folder: Path) -> Path:
+    """Turn a trunk's checkpoint into the one that a branch begins from; returns its folder.
+
+    Args:
+        kept: of a trial that makes the same updates up to that step.
+        trial: the branch.
+        folder: the checkpoints of the branch, none so far.
+
+    Raises:
+        DamagedCheckpoint: if its index is not as it was written.
+        ValueError: if the two make different updates before that step.
+    """
+    index = _read_index(kept)
+    trunk, step = trial_from_dict(index["trial"]), index["step"]
+    if trunk.trunk() != trial.trunk() or step > min(trunk.constant_steps, trial.constant_steps):
+        raise ValueError(
+            f"{kept}: trial {trial.trial_id} makes other updates in its first {step} steps than trial "
+            f"{trunk.trial_id}; it cannot begin from here"
+        )
+    final, temporary = folder / kept.name, folder / f".writing-{step:09d}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name in _TENSOR_FILES:
+        _link(kept / name, temporary / name)
+    _write_index(temporary, trial, step, index["progress"] | {"shared_steps": step}, index["files"])
+    sync(temporary)
+    temporary.rename(final)
+    sync(folder)
     return final
 
 
@@ -238,6 +276,29 @@ def _read_index(path: Path) -> dict[str, Any]:
             "finish the run with the version that began it, or remove the folder to start over"
         )
     return index
+
+
+def _write_index(
+    folder: Path, trial: Trial, step: int, progress: dict[str, Any], files: dict[str, Any]
+) -> None:
+    body = {
+        "format": _FORMAT,
+        "step": step,
+        "trial_id": trial.trial_id,
+        "trial": trial_to_dict(trial),
+        "progress": progress,
+        "files": files,
+    }
+    index = json.dumps(body | {"sha256": _sha256_of_json(body)}, indent=1)
+    write_synced(folder / _INDEX, index.encode())
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    """A second name of a file that nobody changes; a copy where a file system has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -250,6 +250,33 @@ def load_prepared_tokenizer(folder: Path) -> Tokenizer:
     return ByteTokenizer() if alphabet is None else CharacterTokenizer(alphabet)
 
 
+def standalone_json(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The content of a tokenizer.json for any of our tokenizers, which begins each text with BOS.
+
+    Rows of training begin so, and another program knows only what the file says.
+    """
+    if (text := tokenizer.to_json()) is not None:
+        data = json.loads(text)
+    elif isinstance(tokenizer, CharacterTokenizer):
+        data = _layout(list(tokenizer.alphabet), [])
+        data |= {"pre_tokenizer": None, "decoder": {"type": "Fuse"}}
+    else:
+        data = _layout(_BYTE_TO_CHAR, [])
+    bos = next(t["content"] for t in data["added_tokens"] if t["id"] == tokenizer.bos_id)
+    begin, single = {"id": bos, "type_id": 0}, {"Sequence": {"id": "A", "type_id": 0}}
+    template = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": begin}, single],
+        "pair": [{"SpecialToken": begin}, single, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {bos: {"id": bos, "ids": [tokenizer.bos_id], "tokens": [bos]}},
+    }
+    before = data.get("post_processor")
+    data["post_processor"] = (
+        {"type": "Sequence", "processors": [before, template]} if before else template
+    )
+    return data
+
+
 def _is_ours(data: dict[str, Any], names: list[str]) -> bool:
     """Whether it has the layout of `_to_tokenizer_json`, so that BpeTokenizer gives its ids."""
     n_plain = len(names) - len(SPECIALS)

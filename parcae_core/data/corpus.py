@@ -59,6 +59,7 @@ class Source(ABC):
         name: a label for people; not part of any identity.
         is_quick: whether the whole text may be read just to know its fingerprint.
         total_bytes: size on disk of what `stream` reads, for progress; None if unknown.
+        train_bytes: UTF-8 bytes of the train split's text, counted with the fingerprint.
         alphabet: characters of a corpus that brings a vocabulary of its own; None for text.
         skipped: reason -> files or documents left out, counted by the latest full pass.
     """
@@ -66,6 +67,7 @@ class Source(ABC):
     name: str
     is_quick: bool = True
     total_bytes: int | None = None
+    train_bytes: int | None = None
     alphabet: str | None = None
 
     def __init__(self, name: str) -> None:
@@ -87,9 +89,12 @@ class Source(ABC):
     @cached_property
     def fingerprint(self) -> str:
         """64 hexadecimal digits; see `Fingerprint`."""
-        fingerprint = Fingerprint()
+        fingerprint, train_bytes = Fingerprint(), 0
         for split, document in self.stream():
-            fingerprint.add(split, document.text)
+            text = document.text.encode()
+            fingerprint.add_digest(split, hashlib.sha256(text).digest())
+            train_bytes += len(text) * (split == "train")
+        self.train_bytes = train_bytes
         return fingerprint.hexdigest()
 
     def documents(self, split: Split) -> Iterator[Document]:

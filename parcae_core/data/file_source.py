@@ -1,4 +1,4 @@
-"""A user's corpus: text files, JSONL or Parquet shards, in a folder or behind an fsspec URL.
+"""A user's corpus: text files, JSONL or Parquet shards, in a folder or behind an fsspec URL (s3://, hf://).
 
 Documents come in a fixed order: text files by the sha256 of their path, shards by name and row
 within. Hostile documents (empty, binary, not UTF-8) are left out and counted; a file that breaks
@@ -53,6 +53,7 @@ READ_AT_ONCE_BYTES = 256 << 20
 MAX_DOCUMENT_BYTES = 128 << 20
 PARQUET_BATCH_ROWS = 1024
 _CHUNK_BYTES = 1 << 20
+_MARKS = ("ETag", "LastModified", "mtime", "blob_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +319,8 @@ class _RemoteFiles:
         except (ImportError, ValueError) as error:
             raise UserError(
                 f"corpus {url!r}: cannot open this kind of URL ({error}); install the fsspec "
-                "backend of its scheme, for s3:// `pip install 'parcae-scaling[s3]'`"
+                "backend of its scheme, for s3:// `pip install 'parcae-scaling[s3]'`, for hf:// that "
+                "of [hf]"
             ) from error
         self._url = url
 
@@ -338,7 +340,7 @@ class _RemoteFiles:
             Entry(
                 path.removeprefix(base).lstrip("/") or PurePosixPath(path).name,
                 info["size"],
-                str(info.get("ETag") or info.get("LastModified") or info.get("mtime")),
+                _mark(info),
                 path,
             )
             for path, info in found.items()
@@ -346,6 +348,11 @@ class _RemoteFiles:
 
     def open(self, entry: Entry) -> BinaryIO:
         return self._fs.open(entry.location, "rb")
+
+
+def _mark(info: dict[str, Any]) -> str:
+    """What changes when a remote file is rewritten; each scheme has another (blob_id: the hub's)."""
+    return str(next((v for k in _MARKS if (v := info.get(k))), None))
 
 
 def _counts(path: Path) -> bool:

@@ -65,7 +65,7 @@ Progress = Callable[[str, int, int | None], None]  # (stage, bytes of text done,
 
 def prepare(
     source: Source,
-    tokenizer: str,
+    tokenizer: str | None,
     row_tokens: int,
     root: Path,
     *,
@@ -76,7 +76,8 @@ def prepare(
     """Tokenise and pack a corpus, or find that it has been done.
 
     Args:
-        tokenizer: `bytes`, `bpe-<vocab_size>`, or the path of a tokenizer.json.
+        tokenizer: `bytes`, `bpe-<vocab_size>`, or the path of a tokenizer.json; None, of a
+            `PreparedSource` alone: its own.
         row_tokens: ids per row: the context and one more.
         root: folder of prepared folders; created when missing.
         long_documents: see `parcae_core.data.pack`.
@@ -90,11 +91,13 @@ def prepare(
         UserError: if the corpus, the tokenizer or the disk does not allow it, or a finished folder
             is damaged.
     """
-    name = parse_tokenizer(tokenizer, source.alphabet)
     if row_tokens < 2:
         raise UserError(f"row_tokens is {row_tokens}; a row needs a BOS and at least one token")
+    if tokenizer is None and isinstance(source, PreparedSource):
+        return _given(source, source.manifest.tokenizer.name, row_tokens)
+    name = parse_tokenizer(tokenizer or "", source.alphabet)
     if isinstance(source, PreparedSource):
-        return _given(source, name, row_tokens)
+        return _given(source, name.name, row_tokens)
     job = _Job(source, name, row_tokens, long_documents, Path(root), progress or (lambda *_: None))
     try:
         job.root.mkdir(parents=True, exist_ok=True)
@@ -103,15 +106,15 @@ def prepare(
         raise job.disk_error(error) from error
 
 
-def _given(source: PreparedSource, name: TokenizerName, row_tokens: int) -> Path:
+def _given(source: PreparedSource, tokenizer: str, row_tokens: int) -> Path:
     """The folder a spec names itself, if it holds what is asked for."""
-    manifest = read_manifest(source.path)
+    manifest = source.manifest
     found = (manifest.tokenizer.name, manifest.row_tokens)
-    if found != (name.name, row_tokens):
+    if found != (tokenizer, row_tokens):
         raise UserError(
             f"{source.path}: prepared with tokenizer {found[0]!r} and rows of {found[1]} ids; "
-            f"{name.name!r} and {row_tokens} are needed. Prepare {manifest.source.name} with "
-            f"`--tokenizer {name.name} --context {row_tokens - 1}`, or change the spec"
+            f"{tokenizer!r} and {row_tokens} are needed. Prepare {manifest.source.name} with "
+            f"`--tokenizer {tokenizer} --context {row_tokens - 1}`, or change the spec"
         )
     _check_finished(source.path, manifest)
     return source.path

@@ -15,6 +15,8 @@ from parcae_core.data.state_reveals import NAME as STATE_REVEALS
 from parcae_core.data.state_reveals import StateReveals
 from parcae_core.errors import UserError
 
+_BUILTIN = (*BUILTIN_ROOTS, STATE_REVEALS)
+
 
 def resolve(
     corpus: str,
@@ -44,11 +46,26 @@ def resolve(
         return GeneratedSource(StateReveals.named(corpus))
     if "://" not in corpus and _exists(f"{corpus}/manifest.json"):
         return PreparedSource(Path(corpus))
-    if "://" not in corpus and not _exists(corpus):
+    if missing(corpus):
         raise UserError(_not_found(corpus))
     return FileSource(
         corpus, text_column=text_column, val_share=val_share, follow_links=follow_links
     )
+
+
+def missing(corpus: str) -> bool:
+    """Whether a corpus is a local folder that is not there.
+
+    Raises:
+        UserError: if it looks like a built-in corpus's name, misspelt.
+    """
+    if corpus in BUILTIN_ROOTS or corpus.partition("(")[0] == STATE_REVEALS or "://" in corpus:
+        return False
+    if _exists(corpus):
+        return False
+    if difflib.get_close_matches(corpus, _BUILTIN, n=1):
+        raise UserError(_not_found(corpus))
+    return True
 
 
 def _exists(corpus: str) -> bool:
@@ -59,12 +76,11 @@ def _exists(corpus: str) -> bool:
 
 
 def _not_found(corpus: str) -> str:
-    builtin = (*BUILTIN_ROOTS, STATE_REVEALS)
-    near = difflib.get_close_matches(corpus, builtin, n=1)
+    near = difflib.get_close_matches(corpus, _BUILTIN, n=1)
     if near:
         return f"corpus {corpus!r}: no such built-in corpus or folder; did you mean {near[0]!r}?"
     return (
-        f"corpus {corpus!r}: no such folder. Needed: one of {', '.join(builtin)}, a folder "
+        f"corpus {corpus!r}: no such folder. Needed: one of {', '.join(_BUILTIN)}, a folder "
         "with text, .jsonl or .parquet files, or a folder written by `parcae data prepare`; "
         f"relative paths start at {Path.cwd()}"
     )
@@ -109,14 +125,13 @@ class PreparedSource(Source):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        manifest = read_manifest(path)
-        super().__init__(manifest.source.name)
-        self.alphabet = manifest.tokenizer.alphabet
-        self._fingerprint = manifest.source.fingerprint
+        self.manifest = read_manifest(path)
+        super().__init__(self.manifest.source.name)
+        self.alphabet = self.manifest.tokenizer.alphabet
 
     @property
     def fingerprint(self) -> str:
-        return self._fingerprint
+        return self.manifest.source.fingerprint
 
     def stream(self) -> Iterator[tuple[Split, Document]]:
         raise UserError(

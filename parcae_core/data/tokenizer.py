@@ -20,6 +20,7 @@ from parcae_core.plain import parse_json
 N_BYTES = 256
 SPECIALS = ("<|bos|>", "<|eos|>", "<|pad|>")
 CHARACTERS = "characters"
+HUB = "hf:"  # before the name of a repository
 BYTES_VOCAB_SIZE = N_BYTES + len(SPECIALS)
 MIN_BPE_VOCAB_SIZE = BYTES_VOCAB_SIZE + 1  # at least one merge
 MAX_BPE_VOCAB_SIZE = 1 << 20
@@ -63,7 +64,8 @@ class Tokenizer(Protocol):
 
 
 def parse_tokenizer(name: str, alphabet: str | None = None) -> TokenizerName:
-    """Read a tokenizer's name: `bytes`, `characters`, `bpe-4096`, or the path of a tokenizer.json.
+    """Read a tokenizer's name: `bytes`, `characters`, `bpe-4096`, the path of a tokenizer.json, or
+    `hf:<repository>[@<revision>]` of the Hugging Face hub.
 
     Args:
         alphabet: of a generated corpus, whose tokenizer is `characters` and nothing else.
@@ -81,13 +83,15 @@ def parse_tokenizer(name: str, alphabet: str | None = None) -> TokenizerName:
         return TokenizerName(name=name, kind=CHARACTERS, vocab_size=n_ids)
     if name == "bytes":
         return TokenizerName(name=name, kind="bytes", vocab_size=BYTES_VOCAB_SIZE)
+    if name.startswith(HUB):
+        return _parse_file(hub_file(name))
     if name.endswith(".json"):
         return _parse_file(Path(name))
     match = re.fullmatch(r"bpe-([0-9]{1,9})", name)
     if not match:
         raise UserError(
-            f"tokenizer {name!r}: needed 'bytes', 'bpe-<vocab_size>' such as 'bpe-4096', or the "
-            "path of a tokenizer.json"
+            f"tokenizer {name!r}: needed 'bytes', 'bpe-<vocab_size>' such as 'bpe-4096', the path of a "
+            "tokenizer.json, or a repository of the hub such as 'hf:openai-community/gpt2'"
         )
     vocab_size = int(match[1])
     if not MIN_BPE_VOCAB_SIZE <= vocab_size <= MAX_BPE_VOCAB_SIZE or match[1].startswith("0"):
@@ -96,6 +100,27 @@ def parse_tokenizer(name: str, alphabet: str | None = None) -> TokenizerName:
             f"and the merges; give a size from {MIN_BPE_VOCAB_SIZE} to {MAX_BPE_VOCAB_SIZE}"
         )
     return TokenizerName(name=name, kind="bpe", vocab_size=vocab_size)
+
+
+def hub_file(name: str) -> Path:
+    """The tokenizer.json of `hf:<repository>[@<revision>]`, fetched once and kept in the hub's cache.
+
+    Raises:
+        UserError: the hub is not reached and the cache has it not, or the repository has no such file.
+    """
+    from huggingface_hub import hf_hub_download
+
+    repository, _, revision = name.removeprefix(HUB).partition("@")
+    try:
+        return Path(hf_hub_download(repository, "tokenizer.json", revision=revision or None))
+    except (
+        Exception
+    ) as error:  # of the repository, the file, the network, the disk: each its own class
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"tokenizer {name!r}: its tokenizer.json cannot be had ({type(error).__name__}: {reason}); "
+            "check the name and the network, or give the path of a tokenizer.json"
+        ) from error
 
 
 def _parse_file(path: Path) -> TokenizerName:

@@ -53,6 +53,28 @@ class Rotary(nn.Module):
         self.turn = torch.view_as_real(torch.polar(torch.ones_like(angle), angle)).clone()
 
 
+class KeyValues:
+    """Keys and values of the tokens that one layer has read, so that the next ones read only themselves.
+
+    A layer of the core has one for every loop step.
+    """
+
+    def __init__(self) -> None:
+        self.k: Tensor | None = None  # (B, T, G, K)
+        self.v: Tensor | None = None
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of all tokens, after the new ones' are added."""
+        if self.k is not None and self.v is not None:
+            k, v = torch.cat([self.k, k], 1), torch.cat([self.v, v], 1)
+        self.k, self.v = k, v
+        return k, v
+
+    @property
+    def n_read(self) -> int:
+        return 0 if self.k is None else self.k.shape[1]
+
+
 class Attention(nn.Module):
     """Causal attention with rotary positions, QK-norm and, on some layers, gated value embeddings."""
 
@@ -73,12 +95,20 @@ class Attention(nn.Module):
             else None
         )
 
-    def forward(self, u: Tensor, rotary: Rotary, value_embedding: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        u: Tensor,
+        rotary: Rotary,
+        value_embedding: Tensor | None,
+        past: KeyValues | None = None,
+    ) -> Tensor:
         """Attend over u.
 
         Args:
             u: normed input, (B, T, D).
             value_embedding: this layer's table looked up at the tokens, (B, T, G*K), or None.
+            past: of the tokens before, which u's attend to as well; u is then either the first tokens
+                or one further token.
         """
         q = self.q(u).unflatten(-1, (self.n_head, -1))  # (B, T, H, K)
         k = self.k(u).unflatten(-1, (self.n_kv_head, -1))  # (B, T, G, K)
@@ -86,12 +116,15 @@ class Attention(nn.Module):
         if self.value_gate is not None:
             gate = self.value_gate(u[..., : self.gate_width])  # (B, T, G)
             v = value_gate(v, gate, value_embedding, impl=self.impl)
-        q, k = rope_qk_norm(q, k, rotary.turn, norm=self.qk_norm, impl=self.impl)
+        turn = rotary.turn if past is None else rotary.turn[past.n_read :]
+        q, k = rope_qk_norm(q, k, turn, norm=self.qk_norm, impl=self.impl)
+        if past is not None:
+            k, v = past.extend(k, v)
         y = F.scaled_dot_product_attention(
             q.transpose(1, 2),  # (B, H, T, K)
             k.transpose(1, 2),
             v.transpose(1, 2),
-            is_causal=True,
+            is_causal=past is None or q.shape[1] == k.shape[1],
             enable_gqa=self.n_kv_head != self.n_head,
         )
         return self.out(y.transpose(1, 2).flatten(-2))
@@ -137,9 +170,15 @@ class Block(nn.Module):
         self.norm_after_attn = RMSNorm(width, config.norm_eps) if after else nn.Identity()
         self.norm_after_mlp = RMSNorm(width, config.norm_eps) if after else nn.Identity()
 
-    def forward(self, x: Tensor, rotary: Rotary, value_embedding: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rotary: Rotary,
+        value_embedding: Tensor | None,
+        past: KeyValues | None = None,
+    ) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
-        x = self.norm_after_attn(x + self.attn(self.norm_attn(x), rotary, value_embedding))
+        x = self.norm_after_attn(x + self.attn(self.norm_attn(x), rotary, value_embedding, past))
         return self.norm_after_mlp(x + self.mlp(self.norm_mlp(x)))
 
     def fused(

@@ -139,8 +139,7 @@ class Parcae(nn.Module):
         """h_0 as a function of (seed, step, sequence index) alone, however sequences are batched."""
         width, uniform = self.config.state_width, []
         for index in sequences:
-            key = np.random.SeedSequence((seed, seeds.STATES_ON_CPU, step, int(index)))
-            generator = torch.Generator().manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
+            generator = torch.Generator().manual_seed(state_key(seed, step, int(index)))
             uniform.append(torch.rand(1, seq_len, width, generator=generator))
         return self._cut_normal(torch.cat(uniform)).to(self.embedding.weight.device)
 
@@ -329,6 +328,12 @@ class Parcae(nn.Module):
         wanted = (*ids.shape, c.state_width)
         if state is not None and tuple(state.shape) != wanted:
             raise ValueError(f"state {tuple(state.shape)} must be (batch, time, state) {wanted}")
+
+
+def state_key(seed: int, step: int, index: int) -> int:
+    """Seed of the generator that draws a sequence's h_0; see `Parcae.seeded_state`."""
+    key = np.random.SeedSequence((seed, seeds.STATES_ON_CPU, step, index))
+    return int(key.generate_state(1, np.uint64)[0] >> 1)
 
 
 def build_model(

@@ -238,7 +238,12 @@ class Optimizer:
         missing = [name for name, param in members if param.grad is None]
         assert not missing, f"no gradient for {', '.join(missing)}"
         rates = self.learning_rates(step)
-        decay = self.config.muon_weight_decay * weight_decay_scale(step, n_steps=self.n_steps)
+        in_cooldown = self.config.weight_decay_falls == "cooldown"
+        decay = self.config.muon_weight_decay * weight_decay_scale(
+            step,
+            n_steps=self.n_steps,
+            cooldown_share=self.config.cooldown_share if in_cooldown else None,
+        )
         for stack in self._stacks:
             stack.update(lr=rates["muon"], beta=self.config.muon_momentum, weight_decay=decay)
         self._adamw.update(lr=rates["adamw"])

@@ -22,7 +22,12 @@ from typing import Any
 import torch
 
 from parcae_core.accounting.hardware import peak_flops_per_s
-from parcae_core.checkpoints.native import newest_checkpoint, only_writer, save_checkpoint
+from parcae_core.checkpoints.native import (
+    keep_checkpoint,
+    newest_checkpoint,
+    only_writer,
+    save_checkpoint,
+)
 from parcae_core.data.prefetch import Prefetch
 from parcae_core.data.reader import RowReader
 from parcae_core.depth import DepthDraw
@@ -71,6 +76,7 @@ class Progress:
     data_wait_s: float = 0.0
     n_out_of_memory: int = 0
     n_resumed: int = 0
+    shared_steps: int = 0  # of `step`: made by the trial whose checkpoint this one began from
 
 
 def train(
@@ -86,6 +92,7 @@ def train(
     Args:
         data_dir: a folder written by parcae_core.data.prepare, with rows of context + 1 ids.
         run_dir: gets metrics.jsonl and checkpoints/; the last checkpoint holds the final weights.
+            branches/ holds those of `execution.keep_steps`.
         on_report: called with every line of the metrics.
 
     Returns:
@@ -119,7 +126,7 @@ class _Run:
         self.started = time.perf_counter()
         self.trial, self.execution, self.group = trial, execution, group
         self.on_report = on_report
-        self.checkpoints = run_dir / "checkpoints"
+        self.checkpoints, self.branches = run_dir / "checkpoints", run_dir / "branches"
         if execution.threads is not None:
             torch.set_num_threads(execution.threads)
         self.device = resolve_device(execution.device, local_rank=group.local_rank)
@@ -177,7 +184,10 @@ class _Run:
             if self._stop_requested():
                 if progress.step > saved_step:
                     self._save()
-                raise Interrupted(f"stopped after {progress.step} of {trial.n_steps} steps")
+                raise Interrupted(
+                    f"stopped after {progress.step} of {trial.n_steps} steps",
+                    self._result("stopped", reason="stopped on request"),
+                )
 
             began = time.perf_counter()
             step = progress.step
@@ -210,7 +220,8 @@ class _Run:
                 time.perf_counter() - saved_at >= execution.checkpoint_every_s
             )
             every = execution.checkpoint_every_steps
-            if last or due or (every is not None and progress.step % every == 0):
+            kept = progress.step in execution.keep_steps
+            if last or due or kept or (every is not None and progress.step % every == 0):
                 self._save()
                 saved_at, saved_step = time.perf_counter(), progress.step
         return self._finish()
@@ -292,13 +303,15 @@ class _Run:
         progress = Progress(**found.progress)
         # a size found by "auto" stays found; otherwise this attempt's own setting holds
         progress.micro_batch = min(progress.micro_batch, whole) if wanted == "auto" else whole
-        progress.n_resumed += step < self.trial.n_steps  # else only the evaluation is left
+        # else it only begins here, or the evaluation alone is left
+        progress.n_resumed += progress.shared_steps < step < self.trial.n_steps
+        self._keep(found.path, step)  # the attempt before may have died just before it did
         return progress
 
     def _save(self) -> None:
         if self.group.is_first:
             self.metrics.sync()
-            save_checkpoint(
+            saved = save_checkpoint(
                 self.checkpoints,
                 trial=self.trial,
                 step=self.progress.step,
@@ -306,6 +319,11 @@ class _Run:
                 weights=self.model.state_dict(),
                 optimizer=self.optimizer.state_tensors(),
             )
+            self._keep(saved, self.progress.step)
+
+    def _keep(self, checkpoint: Path, step: int) -> None:
+        if self.group.is_first and step in self.execution.keep_steps:
+            keep_checkpoint(checkpoint, self.branches)
 
     def _log(self, out: BatchLoss, grad_norm: float, draw: DepthDraw, epoch: int) -> None:
         if not self.group.is_first:
@@ -392,6 +410,7 @@ class _Run:
             micro_batch_sequences=progress.micro_batch,
             n_out_of_memory=progress.n_out_of_memory,
             n_resumed=progress.n_resumed,
+            shared_steps=progress.shared_steps,
             n_processes=self.group.n,
             notes=self.metrics.notes if self.group.is_first else (),
             threads=torch.get_num_threads(),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from typing import Annotated
 
 import typer
@@ -13,24 +15,27 @@ import typer
 from analysis.errors import InputError
 from parcae_core.errors import UserError
 from sweeps.tracking import reader
+from sweeps.waiting import waiting
 
 # What each extra brings; a missing one is named with the way to get it
 _EXTRAS = {
+    "filelock": "train",
     "torch": "train",
     "safetensors": "train",
     "tokenizers": "train",
     "rustbpe": "train",
     "tiktoken": "train",
     "s3fs": "s3",
+    "huggingface_hub": "hf",
+    "transformers": "hf",
+    "lm_eval": "lm_eval",
     "ray": "sweep",
     "wandb": "sweep",
-    "pydantic": "sweep",
-    "yaml": "sweep",
-    "fsspec": "sweep",
     "triton": "kernels",
 }
 
 _ROOMS = (
+    "sweeps.cli.write",
     "sweeps.cli.sweep",
     "sweeps.cli.jobs",
     "sweeps.cli.cluster",
@@ -38,8 +43,19 @@ _ROOMS = (
     "sweeps.cli.design",
     "sweeps.cli.data",
     "sweeps.cli.model",
+    "sweeps.cli.trained",
     "sweeps.cli.demo",
 )
+
+
+@cache
+def command() -> Callable[[], object]:
+    """What `parcae` runs; made once, since its many options take a while."""
+    return typer.main.get_command(build_app())
+
+
+# They print lines or bars while they work
+_SHOW_THEMSELVES = ("run", "demo", "data", "submit", "logs")
 
 
 def build_app() -> typer.Typer:
@@ -50,7 +66,6 @@ def build_app() -> typer.Typer:
         "laws.\n\nA first look: parcae demo. Then: parcae plan SPEC, parcae run SPEC, parcae fit, "
         "parcae report.",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
@@ -62,6 +77,7 @@ def build_app() -> typer.Typer:
 
 
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -69,7 +85,9 @@ def _options(
         ),
     ] = False,
 ) -> None:
-    pass
+    verb = context.invoked_subcommand
+    if verb not in _SHOW_THEMSELVES:
+        context.with_resource(waiting(f"parcae {verb}"))
 
 
 def _print_version(wanted: bool) -> None:
@@ -114,7 +132,7 @@ def main() -> None:
 
 def _run() -> None:
     try:
-        build_app()()
+        command()()
     except SystemExit:
         sys.stdout.flush()  # a full disk shows here, while there is still a message to be given
         raise

@@ -10,7 +10,7 @@ import typer
 from sweeps.cli.jobs import ENV, EXCLUDE, sendable
 
 if TYPE_CHECKING:
-    from sweeps.runner.check import Report
+    from sweeps.runner.cluster.check import Report
 
 WIDTH = 80
 
@@ -49,8 +49,8 @@ def check(
     if address.startswith(("http://", "https://")):
         report = _through_a_job(address, out, exclude, env)
     else:
-        from sweeps.runner.check import check as ask
-        from sweeps.runner.cluster import ray_cluster
+        from sweeps.runner.cluster.check import check as ask
+        from sweeps.runner.cluster.connect import ray_cluster
 
         with ray_cluster(address):
             report = ask(out)
@@ -66,8 +66,8 @@ def _through_a_job(
     address: str, out: str | None, exclude: list[str] | None, env: list[str] | None
 ) -> Report:
     from parcae_core.errors import UserError
-    from sweeps.runner import jobs
-    from sweeps.runner.check import Report
+    from sweeps.runner.cluster import jobs
+    from sweeps.runner.cluster.check import Report
 
     package, variables = sendable(Path.cwd(), exclude, env)
     command = ["cluster", "check", "--address", "auto", "--json"]

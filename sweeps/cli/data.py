@@ -29,7 +29,7 @@ def prepare_corpus(
         str,
         typer.Argument(
             help="python-stdlib, python-env, state-reveals, a folder or file of text, .jsonl or "
-            ".parquet, or a URL such as s3://bucket/folder."
+            ".parquet, or a URL such as s3://bucket/folder or hf://datasets/owner/name."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder of prepared folders.")] = Path("data"),
@@ -37,8 +37,8 @@ def prepare_corpus(
         str | None,
         typer.Option(
             "--tokenizer",
-            help="bytes (default), bpe-<vocab_size>, or a tokenizer.json; a generated corpus has "
-            "its own characters.",
+            help="bytes (default), bpe-<vocab_size>, a tokenizer.json, or hf:owner/name of the hub; "
+            "a generated corpus has its own characters.",
         ),
     ] = None,
     context: Annotated[

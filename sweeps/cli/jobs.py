@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from parcae_core.errors import UserError
-from sweeps.cli.sweep import say
+from sweeps.cli.sweep import CHECKPOINT_EVERY, LOST_WORKERS, NODE_CPUS, NODE_GPUS, SET, say
 
 if TYPE_CHECKING:
-    from sweeps.runner.package import Package
+    from sweeps.runner.cluster.package import Package
 
 _ADDRESS = typer.Option(help="The cluster's dashboard: http://host:8265.")
 EXCLUDE = typer.Option(help="Send no file of this pattern, as in .gitignore.")
@@ -38,9 +38,14 @@ def submit(
     out: Annotated[
         str, typer.Option("--out", help="The folder for sweeps, as the cluster's nodes see it.")
     ],
+    changes: Annotated[list[str] | None, SET] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return once it is queued.")] = False,
     extend: Annotated[bool, typer.Option("--extend", help="As for `parcae run`.")] = False,
     smoke: Annotated[bool, typer.Option("--smoke", help="As for `parcae run`.")] = False,
+    lost_workers: Annotated[int, LOST_WORKERS] = 3,
+    checkpoint_every: Annotated[float, CHECKPOINT_EVERY] = 120.0,
+    node_cpus: Annotated[float | None, NODE_CPUS] = None,
+    node_gpus: Annotated[float, NODE_GPUS] = 0,
     exclude: Annotated[list[str] | None, EXCLUDE] = None,
     env: Annotated[list[str] | None, ENV] = None,
 ) -> None:
@@ -59,9 +64,11 @@ def submit(
         parcae submit my.yaml --address ... --out ... --env 'WANDB_*' --exclude '*.ipynb'
     """
     from sweeps.design.spec import load_spec
-    from sweeps.runner import jobs
+    from sweeps.runner.cluster import jobs
 
-    name = load_spec(spec).name  # a mistake in it is found here and not on the cluster
+    name = load_spec(
+        spec, changes or ()
+    ).name  # a mistake in it is found here and not on the cluster
     here = Path.cwd()
     if not spec.resolve().is_relative_to(here):
         raise UserError(
@@ -76,6 +83,10 @@ def submit(
             "or change the pattern."
         )
     options = [f"--{n}" for n, on in (("extend", extend), ("smoke", smoke)) if on]
+    options += [f"--lost-workers={lost_workers}", f"--checkpoint-every={checkpoint_every:g}"]
+    if node_cpus is not None:
+        options += [f"--node-cpus={node_cpus:g}", f"--node-gpus={node_gpus:g}"]
+    options += [word for change in changes or () for word in ("--set", change)]
     command = ["run", inside, "--out", out, "--address", "auto", *options]
     with jobs.connected(address) as client:
         job = jobs.submit(client, name, command, package, variables)
@@ -97,7 +108,7 @@ def sendable(
     Raises:
         UserError: if it is too large, or names a variable that is not set.
     """
-    from sweeps.runner.package import package_of, variables
+    from sweeps.runner.cluster.package import package_of, variables
 
     package, sent = package_of(folder, exclude or ()), variables(env or (), os.environ)
     package.require_sendable()
@@ -119,7 +130,7 @@ def logs(
 
         parcae logs demo --address http://127.0.0.1:8265 --follow
     """
-    from sweeps.runner import jobs
+    from sweeps.runner.cluster import jobs
 
     with jobs.connected(address) as client:
         job = jobs.newest(client, sweep)
@@ -136,7 +147,7 @@ def stop(sweep: Annotated[str, _NAME], address: Annotated[str, _ADDRESS]) -> Non
 
         parcae stop demo --address http://127.0.0.1:8265
     """
-    from sweeps.runner import jobs
+    from sweeps.runner.cluster import jobs
 
     with jobs.connected(address) as client:
         job = jobs.newest(client, sweep)

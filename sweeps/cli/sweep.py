@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,10 +19,37 @@ if TYPE_CHECKING:
     from sweeps.runner.driver import Outcome
     from sweeps.store import Store
 
-_SPEC = typer.Argument(help="A spec file; sweeps/specs/ has examples.", metavar="SPEC")
-_SWEEP = typer.Argument(help="A sweep's folder or URL, its name under --out, or its spec.")
+
+def _sweeps(incomplete: str) -> list[str]:
+    """Names of the sweeps here, for the shell's completion."""
+    return [p.parent.name for p in sorted(Path("runs").glob(f"{incomplete}*/sweep.json"))]
+
+
+def _specs(incomplete: str) -> list[str]:
+    """Spec files and sweeps that begin so."""
+    paths = (p for end in ("*.yaml", "*/") for p in sorted(Path().glob(f"{incomplete}{end}")))
+    return [f"{p}/" if p.is_dir() else str(p) for p in paths] + _sweeps(incomplete)
+
+
+_SPEC = typer.Argument(
+    help="A spec file (`parcae init` writes one), or the name or folder of a sweep.",
+    metavar="SPEC",
+    autocompletion=_specs,
+)
+SET = typer.Option(
+    "--set", help="A key of the spec in another way, such as optim.lr=1e-2.", metavar="KEY=VALUE"
+)
+_TRIALS = typer.Option("--trials", help="A row for every trial.")
+_SWEEP = typer.Argument(
+    help="A sweep's name under --out, its folder or URL, or its spec.", autocompletion=_sweeps
+)
 _OUT = typer.Option("--out", help="Where sweeps are: a folder, or a URL such as s3://bucket/runs.")
 _JSON = typer.Option("--json", help="Machine-readable, on stdout.")
+# of `submit` as well
+LOST_WORKERS = typer.Option(min=0, help="Workers a trial may lose without a newer checkpoint.")
+CHECKPOINT_EVERY = typer.Option(min=1.0, help="Seconds between checkpoints.")
+NODE_CPUS = typer.Option(help="CPUs of the largest node that the cluster at --address may add.")
+NODE_GPUS = typer.Option(help="GPUs of the largest node that the cluster at --address may add.")
 
 
 def register(app: typer.Typer) -> None:
@@ -30,6 +60,8 @@ def register(app: typer.Typer) -> None:
 
 def plan(
     spec: Annotated[Path, _SPEC],
+    trials: Annotated[bool, _TRIALS] = False,
+    changes: Annotated[list[str] | None, SET] = None,
     as_json: Annotated[bool, _JSON] = False,
     out: Annotated[str, _OUT] = "runs",
     cpus: Annotated[
@@ -48,6 +80,10 @@ def plan(
         float | None,
         typer.Option(min=0.001, max=1.0, help="Of the device's peak, where nothing is measured."),
     ] = None,
+    tokens: Annotated[
+        float | None,
+        typer.Option(min=1.0, help="Of the training text, where it is not counted yet."),
+    ] = None,
     prior: Annotated[
         str | None,
         typer.Option(
@@ -61,9 +97,10 @@ def plan(
         float | None, typer.Option(help="With --prior: FLOPs at which mu* is forecast.")
     ] = None,
 ) -> None:
-    """Every trial of a spec with tokens, steps, FLOPs, memory and estimated time. Touches nothing.
+    """What a spec trains: tokens, steps, FLOPs, memory, time, a row per budget. Touches nothing.
 
-    The time rests on --flops-per-s, else on trials of this sweep that are done, else on benchmark
+    A corpus that is not there yet, or too large to be read, is assumed to be as the spec says, and
+    the plan says so. The time rests on --flops-per-s, else on trials of this sweep that are done, else on benchmark
     rows for the device and preset, else on --mfu; it says on which. Without any it is unknown.
     With --prior it says how tight gamma_mu, gamma_D and mu* will be before anything is spent.
 
@@ -72,6 +109,10 @@ def plan(
         parcae plan sweeps/specs/demo.yaml
 
         parcae plan sweeps/specs/demo.yaml --json | jq '.trials | length'
+
+        parcae plan my.yaml --set optim.lr=1e-2 --trials
+
+        parcae plan sweeps/specs/paper-140m-isoflop.yaml --tokens 100e9 --flops-per-s 4e14 --price 2.5
 
         parcae plan my.yaml --cpus 64 --gpus 8 --flops-per-s 2e14 --price 2.5
 
@@ -83,7 +124,8 @@ def plan(
     from sweeps.design.benchmark_rates import with_measured_shares
     from sweeps.store import Store
 
-    planned, notes = with_measured_shares(load_plan(spec), device)
+    loaded = load_plan(spec_file(spec, out), changes or (), assume=True)
+    planned, notes = with_measured_shares(loaded, device)
     store = Store(out, planned.name)
     store.refresh()
     data = plan_data(
@@ -95,6 +137,7 @@ def plan(
         price_per_gpu_hour=price,
         device=device,
         mfu=mfu,
+        tokens=tokens,
         notes=notes,
     )
     lines = []
@@ -107,13 +150,14 @@ def plan(
     if as_json:
         typer.echo(json.dumps(data, indent=1))
     else:
-        print_plan(data)
+        print_plan(data, every_trial=trials)
         for line in lines:
             typer.echo(line)
 
 
 def run(
     spec: Annotated[Path, _SPEC],
+    changes: Annotated[list[str] | None, SET] = None,
     out: Annotated[str, _OUT] = "runs",
     extend: Annotated[
         bool, typer.Option("--extend", help="Accept a changed spec: keep what is finished.")
@@ -124,34 +168,23 @@ def run(
     address: Annotated[
         str | None, typer.Option(help="A running Ray cluster: auto, or host:port.")
     ] = None,
-    node_cpus: Annotated[
-        float | None, typer.Option(help="With --address: CPUs of the largest node it may add.")
-    ] = None,
-    node_gpus: Annotated[
-        float, typer.Option(help="With --address: GPUs of the largest node it may add.")
-    ] = 0,
+    node_cpus: Annotated[float | None, NODE_CPUS] = None,
+    node_gpus: Annotated[float, NODE_GPUS] = 0,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Shrink the spec to a few tiny trials: a CPU minute.")
     ] = False,
     wandb: Annotated[
         str | None, typer.Option(help="offline, online or disabled, in place of the spec's.")
     ] = None,
-    lost_workers: Annotated[
-        int,
-        typer.Option(
-            "--lost-workers", min=0, help="Workers a trial may lose without a newer checkpoint."
-        ),
-    ] = 3,
-    checkpoint_every: Annotated[
-        float, typer.Option("--checkpoint-every", min=1.0, help="Seconds between checkpoints.")
-    ] = 120.0,
+    lost_workers: Annotated[int, LOST_WORKERS] = 3,
+    checkpoint_every: Annotated[float, CHECKPOINT_EVERY] = 120.0,
     no_ray: Annotated[
         bool, typer.Option("--no-ray", help="Plain processes on this machine; Ray is not needed.")
     ] = False,
 ) -> None:
     """Run every trial that has no result yet. Safe to repeat: it goes on where it stopped.
 
-    Exit code 0 when every trial has a result (diverged is one), 1 when some failed or were stopped.
+    Exit code 0 when every trial has a result (diverged is one), 1 when some failed or are left.
 
     Examples:
 
@@ -159,7 +192,7 @@ def run(
 
         parcae run sweeps/specs/demo.yaml --smoke --out /tmp/smoke
 
-        parcae run pilot.yaml --no-ray --cpus 2
+        parcae run pilot.yaml --no-ray --cpus 2 --set optim.lr=1e-2 --set name=pilot-lr
 
         parcae run my.yaml --address auto --out s3://bucket/runs
     """
@@ -173,7 +206,8 @@ def run(
     if no_ray and address is not None:
         raise UserError("--no-ray runs on this machine, and --address names a cluster; give one.")
     can_add = None if node_cpus is None else {"CPU": node_cpus, "GPU": node_gpus}
-    planned = load_plan(spec, smoke=smoke)
+    spec = spec_file(spec, out)
+    planned = load_plan(spec, changes or (), smoke=smoke)
     if address is None:  # nobody here knows the GPUs of a cluster elsewhere: the spec's shares hold
         planned, notes = with_measured_shares(planned)
         for note in notes:
@@ -194,18 +228,19 @@ def run(
             checkpoint_every_s=checkpoint_every,
         ),
     )
-    finish(outcome, store, again=_again(spec, out, smoke, no_ray))
+    finish(outcome, store, again=_again(spec, out, changes or (), smoke=smoke, no_ray=no_ray))
 
 
 def status(
     sweep: Annotated[str, _SWEEP],
+    trials: Annotated[bool, _TRIALS] = False,
     as_json: Annotated[bool, _JSON] = False,
     out: Annotated[str, _OUT] = "runs",
     address: Annotated[
         str | None, typer.Option(help="Of a cluster: the state of the submitted job instead.")
     ] = None,
 ) -> None:
-    """The state of every trial, read from its folder; also while a sweep runs.
+    """How far a sweep is, a row per budget, read from its folder; also while it runs.
 
     Exit code 1 when the trial.json of one is missing or damaged: it is named.
 
@@ -213,12 +248,12 @@ def status(
 
         parcae status demo
 
-        parcae status runs/demo --json
+        parcae status runs/demo --trials
 
         parcae status demo --address http://127.0.0.1:8265
     """
     if address is not None:
-        from sweeps.runner import jobs
+        from sweeps.runner.cluster import jobs
 
         with jobs.connected(address) as client:
             typer.echo(jobs.line_of(client, jobs.newest(client, sweep)))
@@ -231,7 +266,7 @@ def status(
     if as_json:
         typer.echo(json.dumps(data, indent=1))
     else:
-        print_status(data)
+        print_status(data, every_trial=trials)
     _exit_if_damaged(store.where, data["damaged"])
 
 
@@ -352,18 +387,33 @@ def sync(
     say(f"{len(waiting)} runs sent")
 
 
-def load_plan(spec: Path, *, smoke: bool = False) -> Plan:
+def spec_file(named: Path, out: str = "runs") -> Path:
+    """The file of a spec; of a sweep that is named, or whose folder is given, the one that it keeps."""
+    if named.is_file() or named.suffix in (".yaml", ".yml"):
+        return named
+    kept = (folder / "spec.yaml" for folder in (named, Path(out) / named))
+    return next((path for path in kept if path.is_file()), named)
+
+
+def load_plan(
+    spec: Path, changes: Sequence[str] = (), *, smoke: bool = False, assume: bool = False
+) -> Plan:
     """Read, check and resolve a spec file.
+
+    Args:
+        changes: as `--set` gives them.
+        assume: take a corpus that is not there for what the spec says of it.
 
     Raises:
         UserError: with every problem.
     """
+    from sweeps.design.corpora import resolve_data
     from sweeps.design.plan import plan as make_plan
-    from sweeps.design.plan import resolve_data
     from sweeps.design.spec import load_spec
 
-    loaded = load_spec(spec)
-    planned = make_plan(loaded, resolve_data(loaded, str(spec)), where=str(spec))
+    loaded, where = load_spec(spec, changes), str(spec)
+    planned = make_plan(loaded, resolve_data(loaded, where, assume=assume), where=where)
+    planned = replace(planned, changes=tuple(changes))
     if smoke:
         from sweeps.design.smoke import shrink
 
@@ -376,7 +426,7 @@ def finish(outcome: Outcome, store: Store, *, again: str) -> None:
     from sweeps.records import collect as collect_records
 
     path = collect_records(store)
-    counts = {s: outcome.count(s) for s in ("done", "diverged", "failed", "planned")}
+    counts = {s: outcome.count(s) for s in ("done", "diverged", "stopped", "failed", "planned")}
     summary = ", ".join(f"{n} {s}" for s, n in counts.items() if n)
     say(f"{store.name}: {summary} of {len(outcome.states)} trials; {store.where}")
     if path is not None:
@@ -399,6 +449,8 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _again(spec: Path, out: str, smoke: bool, no_ray: bool) -> str:
-    options = "" if out == "runs" else f" --out {out}"
-    return f"parcae run {spec}{options}{' --smoke' if smoke else ''}{' --no-ray' * no_ray}"
+def _again(spec: Path, out: str, changes: Sequence[str], *, smoke: bool, no_ray: bool) -> str:
+    options = ["--out", out] if out != "runs" else []
+    options += [word for change in changes for word in ("--set", change)]
+    options += ["--smoke"] * smoke + ["--no-ray"] * no_ray
+    return shlex.join(["parcae", "run", str(spec), *options])

@@ -2,37 +2,60 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from parcae_core.cpus import usable_cpus
-from parcae_core.trial import Trial
+from parcae_core.result import TrainResult
+from parcae_core.trial import DataConfig, Trial
+from sweeps.cli.columns import (
+    Column,
+    console_for_people,
+    count,
+    digits,
+    listed,
+    print_table,
+    span,
+)
+from sweeps.design.corpora import UNREAD
 from sweeps.design.estimate import duration, longest_first, makespan, rate_of
 from sweeps.design.plan import Plan, short
+from sweeps.design.trunks import flops_to_make
 from sweeps.reports import FINISHED
-from sweeps.store import Store
+from sweeps.store import Store, TrialState
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
 LAST_LINES = 4  # of a failure's traceback
 
+Row = dict[str, Any]
 
-def _console_and_table(title: str, numbers: Sequence[str]) -> tuple[Console, Table]:
-    from rich.console import Console  # --json needs no rich
-    from rich.table import Table
 
-    console = Console()
-    if not console.is_terminal:
-        console.width = 140  # a pipe has no width; never cut numbers
-    table = Table(title=title, title_justify="left")
-    for column in ("trial", "state", "preset"):
-        table.add_column(column, no_wrap=True)
-    for column in numbers:
-        table.add_column(column, justify="right", no_wrap=True)
-    return console, table
+def _groups(trials: Iterable[Row]) -> list[list[Row]]:
+    """Trials of one size and one length of training, in the order of the plan."""
+    groups: dict[Any, list[Row]] = {}
+    for t in trials:
+        groups.setdefault((t["preset"], t["budget_flops"] or t["n_tokens"]), []).append(t)
+    return list(groups.values())
+
+
+def _column(
+    name: str,
+    rows: Sequence[Any],
+    cell: Callable[[Any], str],
+    rank: int = 0,
+    *,
+    left: bool = False,
+    stays: bool = False,
+) -> Column:
+    return Column(name, [cell(row) for row in rows], rank, left, stays)
+
+
+def _budget(trial: Row) -> str:
+    return "" if trial["budget_flops"] is None else short(trial["budget_flops"])
 
 
 # ---- parcae plan ---------------------------------------------------------------------------------
@@ -48,6 +71,7 @@ def plan_data(
     price_per_gpu_hour: float | None = None,
     device: str | None = None,
     mfu: float | None = None,
+    tokens: float | None = None,
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The plan as plain data: one entry per trial, totals, and what the times rest on.
@@ -56,12 +80,21 @@ def plan_data(
         cpus, gpus: of the cluster that the makespan is for.
         flops_per_s: of one trial, by the exact rule, when the user knows it.
         device, mfu: see `sweeps.design.estimate.rate_of`.
+        tokens: of the corpus's train split, when the user knows them.
         notes: lines on how the plan came to its resources.
     """
     started = store.sweep is not None
     rate = rate_of(plan.trials, store if started else None, flops_per_s, device=device, mfu=mfu)
     trials, left = [], []
+    corpora = {c.config: c for c in plan.corpora}
+    read: dict[Any, tuple[float | None, str]] = {}  # by corpus and context
     for trial in plan.trials:
+        key = trial.data, trial.context
+        if key not in read and trial.data in corpora:
+            read[key] = corpora[trial.data].train_tokens(
+                trial.context, store.storage.data_root, tokens
+            )
+        size = read.get(key, (None, ""))[0]
         state = store.state(trial).state if started else "planned"
         if state not in FINISHED:
             left.append(trial)
@@ -77,13 +110,18 @@ def plan_data(
                 "n_tokens": trial.n_tokens,
                 "n_steps": trial.n_steps,
                 "batch_tokens": trial.batch_tokens,
+                "context": trial.context,
+                "epochs": None if size is None else trial.n_tokens / size,
                 "seed": trial.seed,
                 "n_params": trial.cost.n_params,
                 "state_bytes": memory.state,
                 "activation_bytes_per_sequence": memory.per_sequence,
                 "peak_bytes": memory.peak(trial.batch_sequences),  # whole batch at a time
                 "peak_bytes_one_sequence": memory.peak(1),
-                "train_flops": trial.cost.train_flops,
+                "train_flops": trial.cost.train_flops,  # as if it were a run of its own
+                "parent": None if trial.parent is None else trial.parent.trial_id,
+                "shared_steps": trial.shared_steps,
+                "own_flops": {rule: trial.own_flops(rule) for rule in trial.cost.train_flops},
                 "muon_lr": trial.optim.muon_lr,
                 "estimated_s": rate.seconds(trial),
                 "cpus": trial.resources.cpus,
@@ -94,17 +132,17 @@ def plan_data(
     slots = _slots(plan.trials, cpus, gpus)
     seconds = [rate.seconds(t) for t in longest_first(left)]
     known = rate.flops_per_s is not None
+    # a branch cannot end before its trunk and it have made all steps, one after the other
+    longest = max((rate.seconds(t, separate=True) or 0.0 for t in left), default=0.0)
     gpu_hours = sum(rate.seconds(t) * t.resources.gpus for t in left) / 3600 if known else None
-    first = plan.trials[0].data
+    keys = dict.fromkeys((t.data, t.context) for t in plan.trials)
+    texts = [_data(*key, *read.get(key, (None, "unknown"))) for key in keys]
     return {
         "name": plan.name,
         "design": plan.spec.design,
         "spec_sha256": plan.spec.sha256,
-        "data": {
-            "corpus": first.corpus,
-            "fingerprint": first.fingerprint,
-            "tokenizer": first.tokenizer,
-        },
+        "data": texts[0],
+        "texts": texts,
         "trials": trials,
         "totals": {
             "trials": len(trials),
@@ -112,8 +150,10 @@ def plan_data(
             "n_tokens": sum(t.n_tokens for t in plan.trials),
             "train_flops_paper": sum(t["train_flops"]["paper"] for t in trials),
             "train_flops_exact": sum(t["train_flops"]["exact"] for t in trials),
+            "own_flops_paper": flops_to_make(plan.trials, "paper"),
+            "own_flops_exact": flops_to_make(plan.trials, "exact"),
             "left_s": sum(seconds) if known else None,
-            "makespan_s": makespan(seconds, slots) if known and slots else None,
+            "makespan_s": max(makespan(seconds, slots), longest) if known and slots else None,
             "cpus": cpus,
             "gpus": gpus,
             "gpu_hours": gpu_hours,
@@ -126,6 +166,19 @@ def plan_data(
     }
 
 
+def _data(config: DataConfig, context: int, size: float | None, counted: str) -> Row:
+    assumed = config.fingerprint == UNREAD
+    return {
+        "corpus": config.corpus,
+        "fingerprint": None if assumed else config.fingerprint,
+        "tokenizer": config.tokenizer,
+        "context": context,
+        "assumed": assumed,  # then no trial has its final id
+        "train_tokens": None if size == math.inf else size,
+        "train_tokens_from": counted,
+    }
+
+
 def _slots(trials: Sequence[Trial], cpus: int, gpus: int) -> int:
     """Trials that fit side by side, by the largest request."""
     most_cpus = max(t.resources.cpus for t in trials)
@@ -134,63 +187,131 @@ def _slots(trials: Sequence[Trial], cpus: int, gpus: int) -> int:
     return min(by_cpu, int(gpus // most_gpus)) if most_gpus else by_cpu
 
 
-def print_plan(data: dict[str, Any]) -> None:
-    """The plan for people, on stdout."""
-    console, table = _console_and_table(
-        f"{data['name']}: {data['design']}",
-        ("budget", "mu_rec", "seed", "steps", "tokens", "FLOPs paper", "exact", "est. time"),
-    )
-    for t in data["trials"]:
-        table.add_row(
-            t["trial_id"],
-            t["state"],
-            t["preset"],
-            "-" if t["budget_flops"] is None else short(t["budget_flops"]),
-            str(t["mean_recurrence"]),
-            str(t["seed"]),
-            f"{t['n_steps']:,}",
-            short(t["n_tokens"]),
-            short(t["train_flops"]["paper"]),
-            short(t["train_flops"]["exact"]),
-            "?" if t["estimated_s"] is None else duration(t["estimated_s"]),
-        )
-    console.print(table)
-    totals, source = data["totals"], data["data"]
+def print_plan(data: dict[str, Any], *, every_trial: bool = False) -> None:
+    """The plan for people, on stdout: a row per budget, or per trial."""
+    console, totals = console_for_people(), data["totals"]
+    columns = _plan_by_trial(data) if every_trial else _plan_by_budget(data)
+    what = f"{data['name']}: {data['design']}, {totals['trials']} trials"
+    print_table(console, what, columns)
     console.print(
-        f"{totals['trials']} trials, {totals['finished']} finished; {short(totals['n_tokens'])} tokens, "
-        f"{short(totals['train_flops_paper'])} FLOPs (paper), {short(totals['train_flops_exact'])} (exact)",
-        highlight=False,
+        f"{totals['trials']} trials, {totals['finished']} finished; {count(totals['n_tokens'])} tokens, "
+        f"{_flops(totals['train_flops_paper'])} FLOPs (paper), "
+        f"{_flops(totals['train_flops_exact'])} (exact)"
     )
+    if totals["own_flops_exact"] < totals["train_flops_exact"]:
+        own, separate = totals["own_flops_paper"], totals["train_flops_paper"]
+        console.print(
+            f"trunks: {_flops(own)} FLOPs are made (paper), {1 - own / separate:.0%} fewer than by separate "
+            f"runs; {_flops(totals['own_flops_exact'])} (exact)"
+        )
     if totals["makespan_s"] is not None:
         where = f"{totals['cpus']} CPUs" + (f" and {totals['gpus']} GPUs" * bool(totals["gpus"]))
         console.print(
             f"about {duration(totals['makespan_s'])} on {where} for what is left "
-            f"({duration(totals['left_s'])} of work)",
-            highlight=False,
+            f"({duration(totals['left_s'])} of work)"
         )
     elif totals["left_s"] is not None:
-        console.print(f"about {duration(totals['left_s'])} of work is left", highlight=False)
+        console.print(f"about {duration(totals['left_s'])} of work is left")
     if totals["gpu_hours"]:
         price = "" if totals["price"] is None else f", {totals['price']:,.2f} at the given price"
-        console.print(f"{totals['gpu_hours']:,.1f} GPU-hours{price}", highlight=False)
-    console.print(_memory_line(data["trials"]), highlight=False)
+        console.print(f"{totals['gpu_hours']:,.1f} GPU-hours{price}")
+    console.print(_memory_line(data["trials"]))
     for note in data["notes"]:
-        console.print(note, highlight=False)
-    console.print(f"time {data['rate']['source']}", highlight=False)
+        console.print(note)
+    console.print(f"time {data['rate']['source']}")
+    for text in data["texts"]:
+        _print_text(console, text)
+
+
+def _plan_by_budget(data: dict[str, Any]) -> list[Column]:
+    groups = _groups(data["trials"])
+
+    def each(name: str, written: Callable[[float], str] = count) -> Callable[[list[Row]], str]:
+        return lambda g: span((t[name] for t in g), written)
+
+    def settings(name: str) -> Callable[[list[Row]], str]:
+        return lambda g: listed(t[name] for t in g)
+
+    seeds = {t["seed"] for t in data["trials"]}
+    done = [sum(t["state"] in FINISHED for t in g) for g in groups]
+    return [
+        _column("budget", groups, lambda g: _budget(g[0])),
+        _column("preset", groups, lambda g: g[0]["preset"], left=True),
+        _column("mu_rec", groups, settings("mean_recurrence"), left=True),
+        _column("seeds", groups, settings("seed") if seeds != {0} else lambda g: "", 4),
+        _column("lr", groups, settings("muon_lr"), 5),
+        _column("batch", groups, each("batch_tokens"), 6),
+        _column("trials", groups, lambda g: str(len(g)), stays=True),
+        Column("finished", [str(n) if any(done) else "" for n in done], 3),
+        _column("steps", groups, each("n_steps", "{:,}".format)),
+        _column("tokens", groups, each("n_tokens")),
+        _column("epochs", groups, lambda g: _epochs([t["epochs"] for t in g]), 1),
+        _column("FLOPs", groups, lambda g: _flops(sum(t["train_flops"]["exact"] for t in g)), 2),
+        _column("time", groups, lambda g: _time(t["estimated_s"] for t in g)),
+    ]
+
+
+def _plan_by_trial(data: dict[str, Any]) -> list[Column]:
+    trials = data["trials"]
+    assumed = any(text["assumed"] for text in data["texts"])
+    ids = (lambda t: "") if assumed else (lambda t: t["trial_id"])
+    return [
+        _column("trial", trials, ids, left=True),
+        _column("state", trials, lambda t: t["state"], 7, left=True),
+        _column("preset", trials, lambda t: t["preset"], 3, left=True),
+        _column("budget", trials, _budget),
+        _column("mu_rec", trials, lambda t: str(t["mean_recurrence"])),
+        _column("seed", trials, lambda t: str(t["seed"])),
+        _column("lr", trials, lambda t: f"{t['muon_lr']:g}", 4),
+        _column("batch", trials, lambda t: count(t["batch_tokens"]), 6),
+        _column("steps", trials, lambda t: f"{t['n_steps']:,}"),
+        _column("tokens", trials, lambda t: count(t["n_tokens"])),
+        _column("epochs", trials, lambda t: _epochs([t["epochs"]]), 5),
+        _column("FLOPs", trials, lambda t: _flops(t["train_flops"]["exact"]), 8),
+        _column("time", trials, lambda t: _time([t["estimated_s"]])),
+    ]
+
+
+def _flops(flops: float) -> str:
+    return short(float(f"{flops:.3g}"))
+
+
+def _epochs(epochs: list[float | None]) -> str:
+    known = [e for e in epochs if e is not None]
+    return span(known, digits) if any(known) else ""
+
+
+def _time(seconds: Iterable[float | None]) -> str:
+    known = list(seconds)
+    return "" if None in known else duration(sum(s for s in known if s is not None))
+
+
+def _print_text(console: Console, text: Row) -> None:
+    what = f"data {text['corpus']} as {text['tokenizer']}"
+    if text["assumed"]:
+        what += (
+            ": assumed, since it is not there or too large to be read now; trials get their ids once it is "
+            "prepared (`parcae data prepare`)"
+        )
+    else:
+        what += f", fingerprint {text['fingerprint'][:12]}"
+    size = text["train_tokens"]
     console.print(
-        f"data {source['corpus']} as {source['tokenizer']}, fingerprint {source['fingerprint'][:12]}",
-        highlight=False,
+        f"{what}\ntraining text: {'' if size is None else count(size) + ' tokens, '}"
+        f"{text['train_tokens_from']}"
     )
 
 
-def _memory_line(trials: list[dict[str, Any]]) -> str:
+def _memory_line(trials: list[Row]) -> str:
     most = max(trials, key=lambda t: t["peak_bytes"])
-    gib, mib = 2**30, 2**20
+
+    def size(key: str) -> str:
+        return f"{digits(most[key] / 2**30)} GiB"
+
     return (
-        f"memory per trial about {most['peak_bytes'] / gib:.2g} GiB at most with the whole batch at a "
-        f"time, {most['peak_bytes_one_sequence'] / gib:.2g} GiB with one sequence: "
-        f"{most['state_bytes'] / gib:.2g} GiB for weights, gradients and optimiser, "
-        f"{most['activation_bytes_per_sequence'] / mib:.0f} MiB a sequence"
+        f"memory of the largest: {size('peak_bytes')} with the whole batch at a time, "
+        f"{size('peak_bytes_one_sequence')} with one sequence ({size('state_bytes')} of weights, gradients "
+        f"and optimiser, {digits(most['activation_bytes_per_sequence'] / 2**20)} MiB a sequence)"
     )
 
 
@@ -201,9 +322,14 @@ def status_data(store: Store) -> dict[str, Any]:
     """Every trial's state as plain data."""
     order = (store.sweep or {}).get("trials", [])
     trials = []
+    made = {"separate": 0.0, "own": 0.0}
     for trial in store.stored_trials():
         state = store.state(trial)
         result = store.result(trial)
+        shared = _shared_steps(trial, state, result)
+        per_step = trial.train_flops("paper") / trial.n_steps
+        made["separate"] += per_step * state.step
+        made["own"] += per_step * (state.step - shared)
         losses = {r.n_loops: r.val_loss for r in result.evaluation} if result else {}
         trials.append(
             {
@@ -213,9 +339,12 @@ def status_data(store: Store) -> dict[str, Any]:
                 "preset": trial.preset,
                 "mean_recurrence": trial.mean_recurrence,
                 "budget_flops": trial.budget_flops,
+                "n_tokens": trial.n_tokens,
                 "seed": trial.seed,
                 "step": state.step,
                 "n_steps": trial.n_steps,
+                "parent": None if trial.parent is None else trial.parent.trial_id,
+                "shared_steps": shared,
                 "train_loss": state.loss,
                 "val_loss": losses.get(trial.mean_recurrence),
                 "tokens_per_s": state.tokens_per_s,
@@ -233,43 +362,88 @@ def status_data(store: Store) -> dict[str, Any]:
         "name": store.name,
         "folder": store.where,
         "counts": dict(counts),
+        "made_flops_paper": made,
         "trials": trials,
         "damaged": damaged,
     }
 
 
-def print_status(data: dict[str, Any]) -> None:
-    """The states for people, on stdout."""
-    console, table = _console_and_table(
-        f"{data['name']}: {data['folder']}",
-        ("budget", "mu_rec", "seed", "step", "train loss", "val loss", "tokens/s", "tries"),
-    )
-    for t in data["trials"]:
-        table.add_row(
-            t["trial_id"],
-            t["state"] if t["in_plan"] else f"{t['state']} (kept)",
-            t["preset"],
-            "-" if t["budget_flops"] is None else short(t["budget_flops"]),
-            str(t["mean_recurrence"]),
-            str(t["seed"]),
-            f"{t['step']}/{t['n_steps']}",
-            _number(t["train_loss"], ".4f"),
-            _number(t["val_loss"], ".4f"),
-            _number(t["tokens_per_s"], ",.0f"),
-            str(t["attempts"]),
-        )
-    console.print(table)
-    for t in data["trials"]:
+def _shared_steps(trial: Trial, state: TrialState, result: TrainResult | None) -> int:
+    """Steps of a trial that its trunk made: as its result says, before that as planned."""
+    if result is not None:
+        return result.shared_steps
+    return min(trial.shared_steps, state.step)
+
+
+def print_status(data: dict[str, Any], *, every_trial: bool = False) -> None:
+    """The states for people, on stdout: a row per budget and one per trial at work, or one per trial."""
+    console, trials = console_for_people(), data["trials"]
+    title = f"{data['name']}: {data['folder']}"
+    if every_trial:
+        print_table(console, title, _status_by_trial(trials))
+    else:
+        print_table(console, title, _status_by_budget(trials))
+        if running := [t for t in trials if t["state"] == "running"]:
+            print_table(console, f"{len(running)} running", _status_by_trial(running))
+    for t in trials:
         if t["reason"]:
-            console.print(f"{t['trial_id']}: {t['reason']}", highlight=False, markup=False)
+            console.print(f"{t['trial_id']}: {t['reason']}")
         if t["lost_workers"] and (t["reason"] or "").find(t["lost_reason"]) < 0:
             lost = f"{t['lost_workers']} workers lost, the last: {t['lost_reason']}"
-            console.print(f"{t['trial_id']}: {lost}", highlight=False, markup=False)
+            console.print(f"{t['trial_id']}: {lost}")
         for line in t["error"] or []:
-            console.print(f"    {line}", highlight=False, markup=False)
+            console.print(f"    {line}")
     for trial_id, problem in data["damaged"].items():
-        console.print(f"{trial_id}: damaged: {problem}", highlight=False, markup=False)
-    console.print(", ".join(f"{n} {s}" for s, n in data["counts"].items()), highlight=False)
+        console.print(f"{trial_id}: damaged: {problem}")
+    console.print(", ".join(f"{n} {s}" for s, n in data["counts"].items()))
+    made = data["made_flops_paper"]
+    if made["own"] < made["separate"]:
+        console.print(
+            f"trunks: {_flops(made['own'])} FLOPs made (paper); separate runs would have made "
+            f"{_flops(made['separate'])}"
+        )
+
+
+def _status_by_budget(trials: list[Row]) -> list[Column]:
+    groups = _groups(trials)
+
+    def state(name: str) -> Column:
+        found = [sum(t["state"] == name for t in g) for g in groups]
+        return Column(name, [str(n) if any(found) else "" for n in found])
+
+    def best(group: list[Row]) -> str:
+        done = [t for t in group if t["val_loss"] is not None]
+        least = min(done, key=lambda t: t["val_loss"], default=None)
+        return "-" if least is None else f"{least['val_loss']:.4f} at {least['mean_recurrence']}"
+
+    def steps(group: list[Row]) -> str:
+        return f"{sum(t['step'] for t in group):,}/{sum(t['n_steps'] for t in group):,}"
+
+    return [
+        _column("budget", groups, lambda g: _budget(g[0])),
+        _column("preset", groups, lambda g: g[0]["preset"], left=True),
+        _column("mu_rec", groups, lambda g: listed(t["mean_recurrence"] for t in g), 2, left=True),
+        _column("trials", groups, lambda g: str(len(g)), stays=True),
+        *map(state, dict.fromkeys(t["state"] for t in trials)),
+        _column("steps", groups, steps, 1),
+        _column("best val loss", groups, best),
+    ]
+
+
+def _status_by_trial(trials: list[Row]) -> list[Column]:
+    return [
+        _column("trial", trials, lambda t: t["trial_id"], left=True),
+        _column("state", trials, lambda t: t["state"] + " (kept)" * (not t["in_plan"]), left=True),
+        _column("preset", trials, lambda t: t["preset"], 4, left=True),
+        _column("budget", trials, _budget),
+        _column("mu_rec", trials, lambda t: str(t["mean_recurrence"])),
+        _column("seed", trials, lambda t: str(t["seed"])),
+        _column("step", trials, lambda t: f"{t['step']:,}/{t['n_steps']:,}"),
+        _column("train loss", trials, lambda t: _number(t["train_loss"], ".4f"), 3),
+        _column("val loss", trials, lambda t: _number(t["val_loss"], ".4f")),
+        _column("tokens/s", trials, lambda t: _number(t["tokens_per_s"], ",.0f"), 2),
+        _column("tries", trials, lambda t: str(t["attempts"]), 5),
+    ]
 
 
 def _number(value: Any, form: str) -> str:

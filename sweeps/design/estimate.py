@@ -12,6 +12,7 @@ from parcae_core.accounting.hardware import peak_flops_per_s
 from parcae_core.errors import UserError
 from parcae_core.trial import Trial
 from sweeps.design.benchmark_rates import device_of, measured_rate
+from sweeps.design.plan import short
 from sweeps.store import Store
 
 # Exact-rule FLOP/s of one CPU core training `nano` in float32; see docs/cluster.md for other devices
@@ -28,10 +29,11 @@ class Rate:
     source: str
     by_trial: dict[str, float] = field(default_factory=dict)  # where presets differ, by trial_id
 
-    def seconds(self, trial: Trial) -> float | None:
-        """Estimated training time of a trial."""
+    def seconds(self, trial: Trial, *, separate: bool = False) -> float | None:
+        """Estimated time of the steps that a trial makes itself; `separate`: of all its steps."""
         rate = self.by_trial.get(trial.trial_id, self.flops_per_s)
-        return None if rate is None else trial.train_flops("exact") / rate
+        flops = trial.train_flops("exact") if separate else trial.own_flops("exact")
+        return None if rate is None else flops / rate
 
 
 def rate_of(
@@ -55,7 +57,7 @@ def rate_of(
     if assumed_flops_per_s is not None:
         return Rate(
             flops_per_s=assumed_flops_per_s,
-            source=f"given: {assumed_flops_per_s:.3g} FLOP/s a trial",
+            source=f"given: {short(assumed_flops_per_s)} FLOP/s a trial",
         )
     measured = []
     for trial in trials:
@@ -102,7 +104,7 @@ def _assumed(trials: Sequence[Trial], named: str | None, mfu: float | None) -> R
         shares = {t.trial_id: t.resources.gpus or 1.0 for t in trials}
         return Rate(
             flops_per_s=mfu * peak * median(shares.values()),
-            source=f"assumed: {mfu:.0%} of the published peak of {device}, {peak:.4g} FLOP/s",
+            source=f"assumed: {mfu:.0%} of the published peak of {device}, {short(peak)} FLOP/s",
             by_trial={i: mfu * peak * share for i, share in shares.items()},
         )
     if any(t.resources.gpus for t in trials):
@@ -113,13 +115,19 @@ def _assumed(trials: Sequence[Trial], named: str | None, mfu: float | None) -> R
     cpus = max(t.resources.cpus for t in trials)
     return Rate(
         flops_per_s=ASSUMED_FLOPS_PER_CPU * cpus,
-        source=f"assumed: {ASSUMED_FLOPS_PER_CPU:.2g} FLOP/s per CPU core",
+        source=f"assumed: {short(ASSUMED_FLOPS_PER_CPU)} FLOP/s per CPU core",
     )
 
 
 def longest_first(trials: Sequence[Trial]) -> list[Trial]:
-    """Order in which to start: the longest may not be left for the end."""
-    return sorted(trials, key=lambda t: t.train_flops("exact"), reverse=True)
+    """Order in which to start: the longest may not be left for the end, nor its trunk."""
+    flops = {t.trial_id: t.train_flops("exact") for t in trials}
+    until = dict(flops)  # the last of its branches ends
+    for trial in sorted(trials, key=lambda t: flops[t.trial_id], reverse=True):  # branches first
+        if trial.parent is not None and trial.parent.trial_id in until:
+            trunk = trial.parent.trial_id
+            until[trunk] = max(until[trunk], until[trial.trial_id])
+    return sorted(trials, key=lambda t: until[t.trial_id], reverse=True)
 
 
 def makespan(seconds: Sequence[float], slots: int) -> float:
@@ -136,4 +144,6 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.1f} days"

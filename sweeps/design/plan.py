@@ -1,9 +1,8 @@
-"""spec -> trials. Pure: no file, no network, no Ray, no torch; the same spec gives the same trials."""
+"""spec -> trials. Pure: no file, no network, no Ray, no torch; the same spec and corpora give the same trials."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,8 +13,10 @@ from parcae_core.depth import CurriculumDepth, DepthScheme, FixedDepth, PoissonD
 from parcae_core.errors import UserError
 from parcae_core.presets import preset
 from parcae_core.trial import DataConfig, EvalConfig, OptimConfig, Trial
+from sweeps.design.corpora import Corpora, Corpus
 from sweeps.design.designs import Cell, cells
-from sweeps.design.spec import DataSection, DepthSection, SweepSpec
+from sweeps.design.spec import DepthSection, SweepSpec
+from sweeps.design.trunks import with_trunks
 from sweeps.design.validation import given
 
 # Fields of the model that only a loop has; a Transformer baseline drops them
@@ -30,47 +31,15 @@ class Plan:
     spec: SweepSpec
     where: str  # the spec file, for messages
     trials: tuple[Trial, ...]
+    corpora: tuple[Corpus, ...] = ()  # that they read; none where only their ids were given
+    changes: tuple[str, ...] = ()  # to the file, by --set
 
     @property
     def trial_ids(self) -> tuple[str, ...]:
         return tuple(t.trial_id for t in self.trials)
 
 
-Data = Mapping[DataSection, DataConfig]
-
-
-def data_sections(spec: SweepSpec, where: str) -> list[DataSection]:
-    """The corpora that the trials of a spec read: one, unless a grid or list varies it."""
-    return list(dict.fromkeys(cell.data or spec.data for cell in cells(spec, where)))
-
-
-def resolve_data(spec: SweepSpec, where: str) -> Data:
-    """Which text and which ids the spec means: reads each corpus, trains nothing.
-
-    Raises:
-        UserError: if a corpus or a tokenizer cannot be had.
-    """
-    return {section: _resolve(section, where) for section in data_sections(spec, where)}
-
-
-def _resolve(section: DataSection, where: str) -> DataConfig:
-    from parcae_core.data.sources import resolve
-    from parcae_core.data.tokenizer import parse_tokenizer
-
-    try:
-        source = resolve(section.place(where), val_share=section.val_share)
-        tokenizer = parse_tokenizer(section.tokenizer, source.alphabet)
-    except ValueError as error:
-        raise UserError(f"{where}: data: {error}") from error
-    return DataConfig(
-        corpus=section.corpus if source.alphabet is None else source.name,
-        fingerprint=source.fingerprint,
-        tokenizer=tokenizer.name,  # a tokenizer.json counts by its content, not by its path
-        vocab_size=tokenizer.vocab_size,
-    )
-
-
-def plan(spec: SweepSpec, data: Data | DataConfig, where: str = "plan") -> Plan:
+def plan(spec: SweepSpec, data: Corpora | DataConfig, where: str = "plan") -> Plan:
     """Resolve every cell of a spec for every seed.
 
     Args:
@@ -85,8 +54,7 @@ def plan(spec: SweepSpec, data: Data | DataConfig, where: str = "plan") -> Plan:
     for cell in cells(spec, where):
         for seed in spec.seeds:
             try:
-                read = data if isinstance(data, DataConfig) else data[cell.data or spec.data]
-                trial = _trial(spec, cell, seed, read)
+                trial = _trial(spec, cell, seed, *_read(spec, cell, data))
             except ValueError as error:  # UserError too
                 problems.append(f"{where}: {error}")
                 break  # the other seeds fail alike
@@ -98,7 +66,34 @@ def plan(spec: SweepSpec, data: Data | DataConfig, where: str = "plan") -> Plan:
             trials[trial.trial_id] = trial
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
-    return Plan(name=spec.name, spec=spec, where=where, trials=tuple(trials.values()))
+    planned = tuple(trials.values())
+    if spec.trunks:
+        planned = with_trunks(planned)
+        if not any(t.parent for t in planned):
+            raise UserError(
+                f"{where}: trunks: true, and no two trials differ in length alone; give several lengths "
+                "of the same training, or leave trunks out."
+            )
+    corpora = () if isinstance(data, DataConfig) else tuple(data.values())
+    return Plan(name=spec.name, spec=spec, where=where, trials=planned, corpora=corpora)
+
+
+def _read(spec: SweepSpec, cell: Cell, data: Corpora | DataConfig) -> tuple[DataConfig, int | None]:
+    """(what a cell reads, the context that it is prepared for).
+
+    Raises:
+        UserError: if the spec asks for another context than the folder has.
+    """
+    if isinstance(data, DataConfig):
+        return data, None
+    corpus = data[cell.data or spec.data]
+    asked = cell.context or spec.context
+    if corpus.context is not None and asked not in (None, corpus.context):
+        raise UserError(
+            f"context is {asked}, and {corpus.config.corpus} was prepared with rows of {corpus.context} "
+            f"tokens; leave context out, or prepare the corpus again with --context {asked}."
+        )
+    return corpus.config, corpus.context
 
 
 def describe(trial: Trial) -> str:
@@ -111,7 +106,9 @@ def describe(trial: Trial) -> str:
     return f"{trial.preset}, mean_recurrence={trial.mean_recurrence}, {size}"
 
 
-def _trial(spec: SweepSpec, cell: Cell, seed: int, data: DataConfig) -> Trial:
+def _trial(
+    spec: SweepSpec, cell: Cell, seed: int, data: DataConfig, prepared_context: int | None
+) -> Trial:
     as_transformer = cell.mean_recurrence == 1 and spec.recurrence_one == "transformer"
     model = _model(spec, cell.model, data, transformer=as_transformer)
     if model.is_transformer and cell.mean_recurrence != 1:
@@ -119,7 +116,7 @@ def _trial(spec: SweepSpec, cell: Cell, seed: int, data: DataConfig) -> Trial:
             f"model.injection is 'none' at mean_recurrence={cell.mean_recurrence}; a model without "
             "a loop has mean_recurrence 1."
         )
-    context = cell.context or spec.context or model.context
+    context = cell.context or spec.context or prepared_context or model.context
     batch = cell.batch_sequences or spec.batch_sequences
     loops = (1,) if model.is_transformer else _loops(spec, cell)
     n_steps = _steps(spec, cell, model, context, batch)
@@ -128,7 +125,7 @@ def _trial(spec: SweepSpec, cell: Cell, seed: int, data: DataConfig) -> Trial:
         model=model,
         depth=None if model.is_transformer else _depth(spec, cell, n_steps),
         data=data,
-        optim=OptimConfig(**(given(spec.optim) | cell.optim)),
+        optim=OptimConfig(**(_schedule(spec) | given(spec.optim) | cell.optim)),
         evaluation=EvalConfig(loops=loops, n_sequences=spec.evaluation.n_sequences),
         n_steps=n_steps,
         batch_sequences=batch,
@@ -140,6 +137,11 @@ def _trial(spec: SweepSpec, cell: Cell, seed: int, data: DataConfig) -> Trial:
         budget_rule=spec.budget_rule,
         resources=replace(spec.resources.resolve(), compile=spec.compile),
     )
+
+
+def _schedule(spec: SweepSpec) -> dict[str, Any]:
+    """What trunks ask of the optimiser: no update may depend on a run's length before its cool-down."""
+    return {"weight_decay_falls": "cooldown"} if spec.trunks else {}
 
 
 def _model(

@@ -8,6 +8,7 @@ from parcae_core.config import ModelConfig
 from parcae_core.depth import CurriculumDepth
 from parcae_core.trial import EvalConfig, Resources, Trial
 from sweeps.design.plan import Plan
+from sweeps.design.trunks import with_trunks
 
 MAX_TRIALS = 6
 STEPS = 8
@@ -26,11 +27,12 @@ def shrink(plan: Plan) -> Plan:
     # Ends of the list first: the extremes of the design are what breaks
     order = sorted(range(len(plan.trials)), key=lambda i: min(i, len(plan.trials) - 1 - i))
     for index in order:
-        tiny = _tiny(plan.trials[index], index)
+        trial = _tiny(plan.trials[index], index)
         if len(trials) < MAX_TRIALS:
-            trials.setdefault(tiny.trial_id, tiny)
+            trials.setdefault(trial.trial_id, trial)
     name = f"{plan.name[: 64 - len('-smoke')]}-smoke"
-    return replace(plan, name=name, trials=tuple(trials.values()))
+    tiny = tuple(trials.values())
+    return replace(plan, name=name, trials=with_trunks(tiny) if plan.spec.trunks else tiny)
 
 
 def _tiny(trial: Trial, index: int) -> Trial:
@@ -53,6 +55,7 @@ def _tiny(trial: Trial, index: int) -> Trial:
         context=min(trial.context, CONTEXT),
         precision="float32",
         resources=Resources(cpus=1, gpus=0),
+        parent=None,
     )
 
 

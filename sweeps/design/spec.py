@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import yaml
 from pydantic import (
     Discriminator,
     Field,
+    SerializerFunctionWrapHandler,
     StringConstraints,
     Tag,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 
@@ -31,7 +35,15 @@ from parcae_core.depth import default_backprop_depth
 from parcae_core.errors import UserError
 from parcae_core.presets import PRESETS
 from parcae_core.trial import OptimConfig, Resources
-from sweeps.design.validation import Number, Section, Whole, overrides_of, read_mapping, sentences
+from sweeps.design.validation import (
+    Number,
+    Section,
+    Whole,
+    overrides_of,
+    read_mapping,
+    read_text,
+    sentences,
+)
 
 Positive = Annotated[Number, Field(gt=0)]
 Count = Annotated[Whole, Field(ge=1)]
@@ -42,6 +54,7 @@ Loops = Annotated[list[Count], Field(min_length=1)]
 _BUDGETS = "a list of FLOPs above 0, such as [1e18, 2e18]"
 _LOOPS = "a list of whole numbers of loops, each >= 1, such as [1, 2, 4]"
 _TOKENS = "a number of tokens >= 1, such as 11.2e9"
+_RATE_AXES = ("optim.lr", "optim.muon_lr", "optim.adamw_lr")
 _RATE = "a list of learning rates above 0, such as [2e-4, 4e-4]"
 
 if TYPE_CHECKING:  # their fields are made from the dataclasses' when this is imported
@@ -68,6 +81,13 @@ class OptimOverrides(_OptimKeys):
             raise ValueError(f"lr sets the rate of both optimisers; leave {min(twice)} out.")
         return rest | {"muon_lr": data["lr"], "adamw_lr": data["lr"]}
 
+    @model_serializer(mode="wrap")
+    def _hashed_as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data = dump(self)
+        if data.get("weight_decay_falls") is None:  # specs keep the hash of before it was known
+            data.pop("weight_decay_falls", None)
+        return data
+
 
 class DataSection(Section):
     corpus: str = Field(
@@ -76,7 +96,8 @@ class DataSection(Section):
         "corpus such as {name: state-reveals, actions: 4, longest_gap: 32}",
     )
     tokenizer: str = Field(
-        description="bytes or bpe-<vocabulary size>; a generated corpus has its own characters"
+        "bytes",
+        description="bytes, bpe-<vocabulary size>, a tokenizer.json or hf:owner/name; a generated corpus has its own characters",
     )
     val_share: Annotated[Number, Field(gt=0, lt=1)] = Field(
         DEFAULT_VAL_SHARE, description="a share of the documents above 0 and below 1"
@@ -96,7 +117,12 @@ class DataSection(Section):
                 )
             corpus = StateReveals.of(params).label
         generated = isinstance(corpus, str) and corpus.startswith(STATE_REVEALS)
-        return {"tokenizer": CHARACTERS if generated else "bytes"} | data | {"corpus": corpus}
+        return ({"tokenizer": CHARACTERS} if generated else {}) | data | {"corpus": corpus}
+
+    @property
+    def says_tokenizer(self) -> bool:
+        """Whether the spec names one, so that a prepared folder's may contradict it."""
+        return "tokenizer" in self.model_fields_set
 
     def place(self, where: str) -> str:
         """The corpus as `resolve` takes it: a path starts at the folder of the spec file `where`."""
@@ -257,13 +283,67 @@ class _Common(Section):
         ResourcesSection(), description="a mapping: cpus, gpus, ..."
     )
     wandb: WandbSection = Field(WandbSection(), description="a mapping: mode, project, entity")
+    trunks: bool = Field(
+        False,
+        description="true or false: trials that differ in length alone share their steps at the constant "
+        "rate, and the weight decay falls in the cool-down",
+    )
+    scheduler: Literal["fifo", "asha"] = Field(
+        "fifo",
+        description="fifo (every trial to its end) or asha (learning rates that look worse end early)",
+    )
+
+    @model_validator(mode="after")
+    def _compares_rates(self) -> _Common:
+        if self.scheduler == "asha" and not self._has_rates():
+            raise ValueError(
+                "scheduler: asha ends trials that look worse than others with the same model and length "
+                "at another learning rate. This design has none to compare, and needs every trial's "
+                f"last loss; leave it out, or use it in stability, or in a grid over {_RATE_AXES[0]}."
+            )
+        return self
+
+    def _has_rates(self) -> bool:
+        """Whether trials differ in the learning rate alone."""
+        return False
+
+    @model_validator(mode="after")
+    def _has_trunks(self) -> _Common:
+        if not self.trunks:
+            return self
+        if self.scheduler == "asha":
+            raise ValueError(
+                "trunks need trials that reach their cool-down, and scheduler: asha ends some before; leave "
+                "one of the two out."
+            )
+        if self.depth.kind == "curriculum":
+            raise ValueError(
+                "trunks share steps that do not depend on a run's length, and those of depth.kind: "
+                "curriculum do; leave one of the two out."
+            )
+        if getattr(self.optim, "weight_decay_falls", None) == "run":
+            raise ValueError(
+                "trunks need optim.weight_decay_falls: cooldown, and it is run; leave it out."
+            )
+        if getattr(self.optim, "cooldown_share", None) == 1:
+            raise ValueError(
+                "trunks share the steps before the cool-down, and optim.cooldown_share is 1; lower it, "
+                "or leave trunks out."
+            )
+        return self
 
     @property
     def sha256(self) -> str:
         """Hash of what the file says, comments, order and spelling of numbers aside."""
         data = self.model_dump(mode="json")
-        if data["wandb"]["entity"] is None:  # so that specs keep the hash of before it was known
+        if (
+            data["wandb"]["entity"] is None
+        ):  # so that specs keep the hash of before these were known
             del data["wandb"]["entity"]
+        if not data["trunks"]:
+            del data["trunks"]
+        if data["scheduler"] == "fifo":
+            del data["scheduler"]
         text = json.dumps(data, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -369,6 +449,9 @@ class StabilitySpec(_Common):
         description="a mapping of labels to model keys, such as {rdm: {injection: concat}}"
     )
 
+    def _has_rates(self) -> bool:
+        return True
+
 
 class IsoDepthSpec(_Common):
     """Loops x widths at equal unrolled depth: a core of unrolled_core_layers / loops layers.
@@ -408,6 +491,9 @@ class GridSpec(_Common):
         )
     )
 
+    def _has_rates(self) -> bool:
+        return not self.axes.keys().isdisjoint(_RATE_AXES)
+
 
 class ListSpec(_Common):
     """Exactly the trials written down."""
@@ -430,14 +516,25 @@ DESIGNS: dict[str, type[SweepSpec]] = {
 }
 
 
-def load_spec(path: str | Path) -> SweepSpec:
+def load_spec(path: str | Path, changes: Sequence[str] = ()) -> SweepSpec:
     """Read and check a spec file.
+
+    Args:
+        changes: as `--set` gives them, such as "optim.lr=1e-2".
 
     Raises:
         UserError: with every problem of the file, one per line.
     """
     path = Path(path)
-    return parse_spec(read_mapping(path), where=str(path))
+    return parse_spec(read_mapping(path, changes), where=str(path))
+
+
+def spec_text(path: Path, changes: Sequence[str]) -> str:
+    """What a sweep's folder keeps as its spec: the file as it is, or as `--set` changed it."""
+    if not changes:
+        return read_text(path)
+    said = "".join(f" --set {change}" for change in changes).replace("\n", " ")
+    return f"# {path}{said}\n" + yaml.safe_dump(read_mapping(path, changes), sort_keys=False)
 
 
 def parse_spec(data: dict[str, Any], where: str) -> SweepSpec:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -137,11 +138,11 @@ _Loader.yaml_constructors = {
 }
 
 
-def read_mapping(path: Path) -> dict[str, Any]:
-    """The top-level mapping of a YAML file.
+def read_text(path: Path) -> str:
+    """The text of a spec file.
 
     Raises:
-        UserError: no such file, not UTF-8, not YAML, or not a mapping.
+        UserError: no such file, not UTF-8, or too long to be a spec.
     """
     try:
         with path.open("rb") as file:
@@ -149,24 +150,68 @@ def read_mapping(path: Path) -> dict[str, Any]:
         text = raw.decode("utf-8")
     except OSError as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
-        raise UserError(f"{path}: {reason}; give the path of a spec file.") from error
+        raise UserError(
+            f"{path}: {reason}; give the path of a spec file (`parcae init NAME` writes one), or the name "
+            "of a sweep."
+        ) from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason}); a spec is YAML text.") from error
     if len(raw) > MAX_SPEC_BYTES:
         raise UserError(f"{path}: more than {MAX_SPEC_BYTES} bytes; a spec is a page of YAML text.")
-    try:
-        data = yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except UserError as error:
-        raise UserError(f"{path}: {error}.") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}: " if mark is not None else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{path}: {where}not readable as YAML ({problem}).") from error
+    return text
+
+
+def read_mapping(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
+    """The top-level mapping of a YAML file.
+
+    Args:
+        changes: `key.of.section=value`, made one after the other; a value is YAML.
+
+    Raises:
+        UserError: what `read_text` raises, or not YAML, not a mapping, or a change that cannot be made.
+    """
+    data = parse_mapping(read_text(path), str(path))
+    for change in changes:
+        _make(change, data)
+    return data
+
+
+def parse_mapping(text: str, where: str) -> dict[str, Any]:
+    """The top-level mapping of YAML text; `where` is named in messages.
+
+    Raises:
+        UserError: if it is not YAML, or not a mapping.
+    """
+    data = _parsed(text, where)
     if not isinstance(data, dict):
         found = "empty" if data is None else f"a {type(data).__name__}"
-        raise UserError(f"{path}: the file is {found}; a spec is a mapping of keys to values.")
+        raise UserError(f"{where}: the file is {found}; a spec is a mapping of keys to values.")
     return data
+
+
+def _make(change: str, data: dict[str, Any]) -> None:
+    key, equals, text = change.partition("=")
+    *sections, last = key.strip().split(".")
+    if not equals or not all((*sections, last)):
+        raise UserError(f"--set {change}: give key=value, such as optim.lr=1e-2.")
+    value, place = _parsed(text, f"--set {change}"), data
+    for name in sections:
+        place = place.setdefault(name, {})
+        if not isinstance(place, dict):
+            raise UserError(f"--set {change}: {name} is {_shown(place)}, which has no keys to set.")
+    place[last] = value
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except UserError as error:
+        raise UserError(f"{where}: {error}.") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark is not None else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{where}: {line}not readable as YAML ({problem}).") from error
 
 
 def sentences(error: ValidationError, model: type[BaseModel], where: str) -> list[str]:

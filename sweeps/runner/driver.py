@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from parcae_core.errors import UserError
 from parcae_core.trial import Resources, Trial
+from sweeps.branches import Waiting, hand_over_ended
 from sweeps.design.estimate import longest_first
-from sweeps.design.plan import Plan, data_sections
+from sweeps.design.plan import Plan
+from sweeps.design.trunks import branches_of
 from sweeps.reports import FINISHED, State
-from sweeps.runner.cluster import must_send_aws_keys, ray_cluster, require_local, require_placeable
+from sweeps.runner.cluster.connect import must_send_aws_keys, ray_cluster
+from sweeps.runner.cluster.placement import gpus_here, require_local, require_placeable
 from sweeps.runner.losses import LOST_WORKERS_ALLOWED
 from sweeps.runner.signals import ClusterLost, say, stop_on_signals, wait_until, watched_cluster
 from sweeps.runner.trainable import Job, Train, data_key, run_trial
@@ -26,8 +31,10 @@ from sweeps.storage.tempdir import OwnedFolder
 from sweeps.store import Store, git_commit
 from sweeps.tracking.sweep_run import mirror_sweep
 from sweeps.tracking.target import target
+from sweeps.waiting import waiting
 
 GCS_PATIENCE_S = 30.0  # of a cluster that may start it again; Ray ends its drivers after 60 s
+MOST_AT_ONCE = 1000  # trials that run or wait for their place on the cluster
 WORKERS_END_S = 15.0  # for those that outlive their raylet to write a checkpoint
 
 
@@ -43,7 +50,7 @@ class Options:
     lease_wait_s: float = 60.0
     wandb_mode: str | None = None  # None: as the spec says
     train: Train | None = None  # in place of parcae_core.training.train.train
-    reuse_workers: bool = True
+    reuse_workers: bool | None = None  # None: on a private cluster, which has no dashboard
     ray: bool = True  # False: plain processes on this machine, see sweeps.runner.pool
 
 
@@ -75,6 +82,11 @@ def run(
     wandb = target(plan.spec.wandb, options.wandb_mode)
     if (sentence := wandb.sentence()) is not None:
         say(sentence)
+    early = plan.spec.scheduler == "asha"
+    if early and not options.ray:
+        raise UserError(
+            f"{spec_path}: scheduler: asha is Ray Tune's, and --no-ray runs without; leave one out."
+        )
     store.check(plan, spec_path, extend=extend)
     if options.address is None:
         require_local(plan.trials, options.cpus)
@@ -83,6 +95,9 @@ def run(
             require_placeable(left, options.can_add)
     with store.driver_lock():
         store.write_plan(plan, spec_path)
+        _say_orphans(plan, store)
+        if not early:
+            store.take_up_stopped(plan.trials)
         reused = store.reuse_siblings(
             [t for t in plan.trials if store.state(t).state not in FINISHED]
         )
@@ -90,6 +105,7 @@ def run(
             say(f"{trial_id}: the same trial is finished in {sibling}; its result is reused")
         left = _left(plan, store)
         stopped = False
+        hand_over_ended(store, left)
         if left:
             data_dirs = prepare_data(plan, store, left)
             job = make_job(plan, store, data_dirs, options)
@@ -119,6 +135,16 @@ def run(
     return Outcome(states=states, reused=reused, stopped=stopped)
 
 
+def _say_orphans(plan: Plan, store: Store) -> None:
+    """Nobody else schedules here, so who is said to be at work was left behind."""
+    reports = [store.report(t.trial_id) for t in plan.trials]
+    if n := sum(r is not None and r.state == "running" for r in reports):
+        say(
+            f"{n} trials were at work when the last `parcae run` here ended (it was killed, or its machine or "
+            "cluster was lost); they go on from their last checkpoints"
+        )
+
+
 def _left(plan: Plan, store: Store) -> list[Trial]:
     return [t for t in plan.trials if store.state(t).state not in (*FINISHED, "failed")]
 
@@ -130,24 +156,17 @@ def prepare_data(plan: Plan, store: Store, trials: Sequence[Trial]) -> dict[str,
         `data_key` of a trial -> how a worker's store asks for its folder.
     """
     from parcae_core.data.prepare import prepare
-    from parcae_core.data.sources import resolve
-    from parcae_core.data.tokenizer import parse_tokenizer
 
-    by_text = {}
-    for section in data_sections(plan.spec, plan.where):
-        source = resolve(section.place(plan.where), val_share=section.val_share)
-        name = parse_tokenizer(section.tokenizer, source.alphabet).name
-        by_text[source.fingerprint, name] = source, section.tokenizer
+    by_text = {
+        (c.config.fingerprint, c.config.tokenizer): (c.source, c.tokenizer) for c in plan.corpora
+    }
     folders = {}
     for trial in trials:
         if data_key(trial) in folders:
             continue
-        found = by_text.get((trial.data.fingerprint, trial.data.tokenizer))
-        if found is None:
-            raise UserError(
-                f"{plan.where}: the corpus {trial.data.corpus} changed while planning; try again."
-            )
-        path = prepare(*found, trial.context + 1, store.storage.data_root)
+        source, tokenizer = by_text[trial.data.fingerprint, trial.data.tokenizer]
+        with waiting(f"preparing {trial.data.corpus}"):
+            path = prepare(source, tokenizer, trial.context + 1, store.storage.data_root)
         folders[data_key(trial)] = store.storage.push_data(path)
     return folders
 
@@ -166,7 +185,9 @@ def make_job(plan: Plan, store: Store, data_dirs: dict[str, str], options: Optio
         wandb_project=wandb.project,
         checkpoint_every_s=options.checkpoint_every_s,
         lease_wait_s=options.lease_wait_s,
+        early_stopping=plan.spec.scheduler == "asha",
         train=options.train,
+        branches=branches_of(plan.trials),
     )
 
 
@@ -175,7 +196,12 @@ def schedule(job: Job, trials: list[Trial], options: Options, store: Store | Non
     store = store or job.store
     private = options.address is None
     send_aws_keys = not private and must_send_aws_keys(store.storage.place)
-    with ray_cluster(options.address, options.cpus, send_aws_keys=send_aws_keys):
+    gpus = gpus_here(trials) if private else None
+    with ExitStack() as cluster:
+        with waiting("starting Ray"):
+            cluster.enter_context(
+                ray_cluster(options.address, options.cpus, gpus, send_aws_keys=send_aws_keys)
+            )
         bundles = require_placeable(trials, options.can_add)
         request_stop = partial(store.request_stop, job.session)
         # Tune wants a place for its own bookkeeping, which nobody reads again
@@ -208,28 +234,31 @@ def _fit(
     """Hand the trials to Tune and wait for the last to end."""
     from ray import tune
 
+    from sweeps.runner.halving import Halving
     from sweeps.runner.progress import Progress, StopWhenIdle
 
     by_id = {t.trial_id: t for t in trials}
+    reuse = options.address is None if options.reuse_workers is None else options.reuse_workers
     with Progress(store, trials, lost_workers=options.lost_workers) as progress:
+        in_order = _in_order(Waiting(store, trials, progress.say))
         tune.Tuner(
             tune.with_resources(
-                run_trial,
+                run_trial if reuse else _named(),
                 # PACK: as few nodes as possible, and each bundle whole
                 lambda c: tune.PlacementGroupFactory(
                     bundles[by_id[c["trial_id"]].resources], strategy="PACK"
                 ),
             ),
-            param_space={
-                "job": job,
-                "trial_id": tune.grid_search([t.trial_id for t in trials]),
-            },
+            param_space={"job": job} | in_order.param_space,
             tune_config=tune.TuneConfig(
+                num_samples=in_order.num_samples,
+                search_alg=in_order.search_alg,
                 trial_name_creator=_trial_id,
                 trial_dirname_creator=_trial_id,
                 # Sound because `train` builds everything from the trial and leaves no state
                 # behind, which a test checks; saves about 1.5 s of imports a trial
-                reuse_actors=options.reuse_workers,
+                reuse_actors=reuse,
+                scheduler=Halving(store, trials) if job.early_stopping else None,
             ),
             run_config=tune.RunConfig(
                 name=job.session,
@@ -240,6 +269,40 @@ def _fit(
                 callbacks=[progress],
             ),
         ).fit()
+
+
+def _in_order(waiting: Waiting) -> _Given:
+    """The trials in their order: Tune's own grid, which takes all at once, unless a branch has to wait."""
+    from ray import tune
+    from ray.tune.search import ConcurrencyLimiter
+
+    from sweeps.runner.progress import InOrder
+
+    trials = waiting.trials
+    if not any(t.parent for t in trials):
+        return _Given({"trial_id": tune.grid_search([t.trial_id for t in trials])}, 1, None)
+    n = len(trials)
+    # without a limit of its own, Tune lets one trial at a time wait for its place
+    return _Given({}, n, ConcurrencyLimiter(InOrder(waiting), max_concurrent=min(n, MOST_AT_ONCE)))
+
+
+class _Given(NamedTuple):
+    """What Tune is told of the trials."""
+
+    param_space: dict[str, Any]
+    num_samples: int
+    search_alg: Any
+
+
+def _named() -> type:
+    """`run_trial` for an actor of its own, which Ray's dashboard shows under the trial's id."""
+    from ray.tune.trainable.function_trainable import wrap_function
+
+    class OneTrial(wrap_function(run_trial)):
+        def __repr__(self) -> str:
+            return self.config["trial_id"]
+
+    return OneTrial
 
 
 def _any_running(store: Store, trials: list[Trial]) -> bool:

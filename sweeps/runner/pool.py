@@ -10,7 +10,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,12 +19,12 @@ from multiprocessing.process import BaseProcess
 
 from parcae_core.cpus import usable_cpus
 from parcae_core.trial import Trial
+from sweeps.branches import Waiting
 from sweeps.reports import ENDED
+from sweeps.runner.display import Display, label
 from sweeps.runner.losses import LOST_WORKERS_ALLOWED, Loss, Losses, loss_of_process
-from sweeps.runner.signals import say, stop_on_signals
+from sweeps.runner.signals import stop_on_signals
 from sweeps.runner.trainable import Job, attempt
-from sweeps.runner.trial_lines import ended_line, label
-from sweeps.storage.base import Polling
 from sweeps.store import Store
 
 POLL_S = 1.0
@@ -88,9 +87,13 @@ def run_pool(
     Returns:
         Whether a signal ended it.
     """
-    pool = _Pool(job, trials, store, cpus, Losses(store, trials, lost_workers))
+    display = Display(store, trials)
+    pool = _Pool(job, trials, cpus, Losses(store, trials, lost_workers), display)
     try:
-        with stop_on_signals(partial(store.request_stop, job.session), pool.end) as stopped:
+        with (
+            display,
+            stop_on_signals(partial(store.request_stop, job.session), pool.end) as stopped,
+        ):
             pool.run(stopped)
     finally:
         pool.end()
@@ -105,14 +108,12 @@ class _Pool:
         self,
         job: Job,
         trials: Sequence[Trial],
-        store: Store,
         cpus: int | None,
         losses: Losses,
+        display: Display,
     ) -> None:
-        self.job, self.store, self.storage = job, store, Polling(store.storage)
-        self.waiting, self.n = sorted(trials, key=lambda t: t.seed), len(trials)
-        self.losses = losses
-        self.ended, self.began = 0, time.monotonic()
+        self.job, self.losses, self.display = job, losses, display
+        self.waiting = Waiting(display.store, sorted(trials, key=lambda t: t.seed), display.say)
         self.workers: list[_Worker] = []
         self.machine = _Machine(cpus or usable_cpus(), _gpus(trials))
 
@@ -120,8 +121,11 @@ class _Pool:
         while (self.waiting and not stopped) or self._busy():
             if not stopped:
                 self._start_what_fits()
+                if self.waiting and not self._busy():
+                    return self._say_stuck()
             for worker in self._heard():
                 self._end_of_trial(worker)
+            self.display.show(w.trial.trial_id for w in self._busy())
 
     def end(self) -> None:
         """End every worker at once; a trial in hand goes on from its last checkpoint next time."""
@@ -135,8 +139,8 @@ class _Pool:
         return [w for w in self.workers if w.trial is not None]
 
     def _start_what_fits(self) -> None:
-        while self.waiting and (gpus := self.machine.take(self.waiting[0])) is not None:
-            trial = self.waiting.pop(0)
+        while (trial := self.waiting.ready()) and (gpus := self.machine.take(trial)) is not None:
+            self.waiting.trials.remove(trial)
             idle = (w for w in self.workers if w.trial is None and w.gpus == gpus)
             worker = next(idle, None) or self._start_worker(gpus)
             worker.trial = trial
@@ -169,22 +173,23 @@ class _Pool:
             self.workers.remove(worker)
             worker.process.kill()
             worker.process.join()
-        self.storage.pull(now=True)
+        self.display.storage.pull(now=True)
+        self.waiting.asked_anew()
         self._tell(trial, problem)
 
     def _tell(self, trial: Trial, problem: Loss | None) -> None:
-        state = self.store.state(trial)
-        if problem is not None and state.state not in ENDED:
-            self._say(f"{label(trial)}: {self.losses.record(trial, problem)}")
+        state = self.display.store.state(trial).state
+        if problem is not None and state not in ENDED:
+            self.display.say(f"{label(trial)}: {self.losses.record(trial, problem)}")
             if self.losses.counted[trial.trial_id] <= self.losses.allowed:
-                self.waiting.insert(0, trial)
-            return
-        self.ended += 1
-        if (line := ended_line(self.store, trial)) is not None:
-            self._say(f"{line} ({self.ended} of {self.n} ended)")
+                self.waiting.put_back(trial)
+                return
+        self.display.end(trial, state)
 
-    def _say(self, text: str) -> None:
-        say(f"[{time.monotonic() - self.began:7.1f} s] {text}")
+    def _say_stuck(self) -> None:
+        for trial in self.waiting.trials:
+            trunk = trial.parent and trial.parent.trial_id
+            self.display.say(f"{label(trial)}: not started; its trunk {trunk} was given up")
 
 
 def _gpus(trials: Sequence[Trial]) -> dict[int, float]:

@@ -120,7 +120,7 @@ class _ProcessGroup:
             self._raise()
         first = self.last[0]
         if "interrupted" in first:
-            raise Interrupted(first["interrupted"])
+            raise Interrupted(first["interrupted"], TrainResult.from_dict(first["result"]))
         return TrainResult.from_dict(first["result"])
 
     def _receive(self, timeout_s: float) -> None:

@@ -7,7 +7,7 @@ parent is gone. Answers go to WRITE_FD as lines of JSON, since libraries print t
 
     {"report": {...}}       a line of the metrics, from the first process
     {"result": {...}}       the first process's TrainResult; null from the others
-    {"interrupted": text}   stopped on request, a checkpoint has been written
+    {"interrupted": text, "result": {...}}      stopped on request, a checkpoint has been written
     {"failed": {...}}       what was raised
 """
 
@@ -46,7 +46,7 @@ def main() -> int:
     try:
         result = train_as(task, stop.is_set, lambda line: send(report=line))
     except Interrupted as stopped:
-        send(interrupted=str(stopped))
+        send(interrupted=str(stopped), result=stopped.so_far and stopped.so_far.to_dict())
     except Exception as error:  # noqa: BLE001 - the parent decides what it means
         send(failed=described(error))
     else:

@@ -1,11 +1,12 @@
 """What runs on a worker: one trial from its folder to its result. Ray Tune calls `run_trial`.
 
 Tune only schedules. The trial is read from trial.json, checkpoints are the trainer's own, progress
-is state.json and the outcome result.json. Tune hears one word at the end: its `report` waits for the
-driver, and a worker whose driver or raylet is gone would wait in it for ever, holding the folder.
+is state.json and the outcome result.json. Tune hears one word at the end, and the loss at a few steps
+where a scheduler wants it (`sweeps.runner.rungs`): its `report` waits for the driver, and a worker whose
+driver or raylet is gone would wait in it for ever, holding the folder.
 
 How an attempt ends:
-    done, diverged      result.json; never run again
+    done, diverged, stopped early       result.json; never run again
     our own exception   state "failed" with the reason; not retried, since it would fail again
     a full disk, a dead process, worker or node, a lost lease     raised, or simply gone: Tune
                         retries, and the next attempt goes on from the newest good checkpoint
@@ -20,7 +21,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +29,10 @@ from typing import TYPE_CHECKING, Any
 from parcae_core.data.io import write_synced
 from parcae_core.result import Execution, Interrupted, TrainResult
 from parcae_core.trial import Trial
+from sweeps.branches import HandOver
 from sweeps.reports import ENDED, StateReport
 from sweeps.runner.errors import environment, reason_of
+from sweeps.runner.rungs import Rungs
 from sweeps.storage.base import Lease, LeaseLost, lease
 from sweeps.storage.files import TrialFiles, sealed, write_json
 from sweeps.store import HEARTBEAT_S, Store
@@ -55,7 +58,9 @@ class Job:
     wandb_project: str = "parcae-scaling"
     checkpoint_every_s: float = 120.0
     lease_wait_s: float = 60.0
+    early_stopping: bool = False  # trials are compared at `rungs_of` their steps
     train: Train | None = None  # None: parcae_core.training.train.train
+    branches: dict[str, tuple[str, ...]] = field(default_factory=dict)  # see design.trunks
 
     @property
     def store(self) -> Store:
@@ -108,9 +113,11 @@ def attempt(job: Job, trial_id: str, announce: Callable[[dict[str, Any]], None])
             store.storage.pushing(trial, held, follow=(job.stop_file,)),
             _shown(job, trial) as live,
         ):
-            with Heartbeat(job, trial, held) as heartbeat:
-                outcome = _train(job, trial, held, heartbeat)
-            report = _record(store.files(trial_id), held, heartbeat, outcome)
+            branches = HandOver(store, trial, job.branches.get(trial_id), held)
+            with Heartbeat(job, trial, held) as heartbeat, branches:
+                rungs = Rungs(job, trial, held, announce)
+                outcome = _train(job, trial, held, heartbeat, rungs, branches.keep_steps)
+            report = _record(store.files(trial_id), held, heartbeat, outcome, rungs.halt)
             if report.state in ENDED:
                 _mirror(job, trial, report, live)
     announce({"state": report.state, "step": report.step})
@@ -127,7 +134,7 @@ class WorkerRetired(Exception):
 def _claim(job: Job, store: Store, trial_id: str) -> tuple[Trial, bool]:
     """The trial, and whether it has a result, as the other nodes see it."""
     files = store.files(trial_id)
-    store.storage.pull([*files.small, store.root / "sweep.json", job.stop_file])
+    store.storage.pull([*files.small, files.halt, store.root / "sweep.json", job.stop_file])
     trial = store.trial(trial_id)
     if trial is None:
         raise RuntimeError(f"{files.trial} is missing or damaged; `parcae run` writes it again")
@@ -140,9 +147,22 @@ def _claim(job: Job, store: Store, trial_id: str) -> tuple[Trial, bool]:
     return trial, finished
 
 
-def _train(job: Job, trial: Trial, held: Lease, heartbeat: Heartbeat) -> TrainResult | Exception:
+def _train(
+    job: Job,
+    trial: Trial,
+    held: Lease,
+    heartbeat: Heartbeat,
+    rungs: Rungs,
+    keep_steps: tuple[int, ...],
+) -> TrainResult | Exception:
     """The result, or what ended the training instead."""
     gpus = trial.resources.gpus
+    stop = _StopRequested(job, held, rungs)
+
+    def on_report(line: dict[str, Any]) -> None:
+        heartbeat.on_report(line)
+        rungs.on_report(line)
+
     try:
         train = _trainer(job, trial, held)
         if 0 < gpus < 1:
@@ -153,7 +173,7 @@ def _train(job: Job, trial: Trial, held: Lease, heartbeat: Heartbeat) -> TrainRe
             trial,
             data_dir=job.data_dir(trial),
             run_dir=job.store.folder(trial.trial_id),
-            on_report=heartbeat.on_report,
+            on_report=on_report,
             execution=Execution(
                 device="cuda" if gpus else "cpu",
                 threads=trial.resources.threads,
@@ -161,7 +181,8 @@ def _train(job: Job, trial: Trial, held: Lease, heartbeat: Heartbeat) -> TrainRe
                 cuda_graphs=trial.resources.compile and gpus > 0,
                 micro_batch_sequences="auto" if gpus else None,
                 checkpoint_every_s=job.checkpoint_every_s,
-                stop_requested=_StopRequested(job, held),
+                keep_steps=keep_steps,
+                stop_requested=stop,
             ),
         )
     except LeaseLost:
@@ -171,15 +192,24 @@ def _train(job: Job, trial: Trial, held: Lease, heartbeat: Heartbeat) -> TrainRe
 
 
 def _record(
-    files: TrialFiles, held: Lease, heartbeat: Heartbeat, outcome: TrainResult | Exception
+    files: TrialFiles,
+    held: Lease,
+    heartbeat: Heartbeat,
+    outcome: TrainResult | Exception,
+    halt: str | None,
 ) -> StateReport:
     """Write the outcome down: the result or the error, then the report.
+
+    Args:
+        halt: why a scheduler wanted the trial to end where it was interrupted.
 
     Raises:
         LeaseLost: before anything is written.
         Exception: the outcome, if the system failed and another attempt may cure it.
     """
     held.require()
+    if isinstance(outcome, Interrupted) and outcome.so_far is not None and halt is not None:
+        outcome = replace(outcome.so_far, reason=halt)
     if not isinstance(outcome, Exception):
         write_json(files.result, sealed(outcome.to_dict()))
         ended = {"state": outcome.status, "step": outcome.step, "reason": outcome.reason}
@@ -226,11 +256,13 @@ def _join(job: Job, trial: Trial, checkpoint: str | None) -> dict[str, Any]:
 class _StopRequested:
     """Asked before every step, so it looks at the disk only once a second."""
 
-    def __init__(self, job: Job, held: Lease) -> None:
-        self.stop_file, self.held = job.stop_file, held
+    def __init__(self, job: Job, held: Lease, rungs: Rungs) -> None:
+        self.stop_file, self.held, self.rungs = job.stop_file, held, rungs
         self.asked_at = time.monotonic()
 
     def __call__(self) -> bool:
+        if self.rungs.halt is not None:
+            return True
         if time.monotonic() - self.asked_at < ASK_EVERY_S:
             return False
         self.asked_at = time.monotonic()
@@ -278,9 +310,7 @@ class Heartbeat:
         self._write()
 
     def _write(self) -> None:
-        steps = (p.name.removeprefix("step-") for p in self.files.checkpoints.glob("step-*"))
-        newest = max((int(s) for s in steps if s.isdigit()), default=0)
-        self.report = replace(self.report, checkpoint_step=newest)
+        self.report = replace(self.report, checkpoint_step=self.files.newest_step())
         try:
             self.report.write(self.file)
         except OSError as error:

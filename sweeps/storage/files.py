@@ -23,11 +23,18 @@ class TrialFiles:
         self.small = self.trial, self.state, self.result, self.error = [folder / n for n in SMALL]
         self.metrics = folder / "metrics.jsonl"
         self.checkpoints = folder / "checkpoints"
+        self.branches = folder / "branches"  # checkpoints that other trials begin from
         self.wandb = folder / "wandb"
         self.mirror = self.wandb / "mirror.json"  # which outcome the run folders in it hold
+        self.halt = folder / "halt.json"  # why a scheduler wants the trial to end here
         self.lease = folder / "lease.json"  # whose the folder is
         self.worker = folder / ".worker"  # locked by the process that trains here
         self.outgoing = folder / ".outgoing"  # the checkpoint that is on its way to a store
+
+    def newest_step(self) -> int:
+        """Of the newest checkpoint here; 0 without one."""
+        steps = (p.name.removeprefix("step-") for p in self.checkpoints.glob("step-*"))
+        return max((int(s) for s in steps if s.isdigit()), default=0)
 
 
 def write_json(path: Path, data: Any) -> None:

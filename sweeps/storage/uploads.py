@@ -31,7 +31,7 @@ KEEP = 2  # checkpoints in the store, as in the folder
 # Of a request during training: what fails is tried again with the next turn, or overtaken by it
 PATIENCE_S = 30.0
 # At the end, when nothing is left to be done but to hand over what was trained; a checkpoint alone
-# has to be there within the grace of a stop (sweeps.runner.jobs)
+# has to be there within the grace of a stop (sweeps.runner.cluster.jobs)
 FINAL_PATIENCE_S, STOP_PATIENCE_S = 900.0, 100.0
 # A worker on a lost node looks at the lease every second and stops; until then it may still write
 ORPHAN_S = 3.0

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from analysis import loops, test_time
+from analysis import api, loops, test_time
 from analysis.errors import InputError
 from analysis.table import load
 
@@ -41,6 +41,16 @@ def test_a_loss_that_rises_again_is_said_with_its_place_and_the_advice_works(wri
     assert not answer.valid
     [words] = problems(write(CLEAN + 0.02 * np.maximum(T - 8, 0)))  # ends above its start
     assert "it is lowest at T = 8" in words
+
+
+def test_a_loss_that_explodes_with_loops_is_judged_and_a_perplexity_refused(write):
+    explodes = CLEAN + np.where(T > 12, 2.0 * (T - 13), 0.0)
+    [words] = problems(write(explodes))
+    assert "lowest at T = 12" in words
+    with pytest.raises(InputError, match=r"the largest loss is 40.9; .* 1 of 10 rows"):
+        api.fit_table(load.load(write(explodes)), "E + A*T**-z")
+    with pytest.raises(InputError, match="1 of 10 rows are that high"):
+        problems(write(np.exp(CLEAN + 0.1)))  # 27 after one loop, 20 later
 
 
 def test_one_point_that_stands_off_is_named(write):

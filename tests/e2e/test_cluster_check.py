@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from sweeps.runner.check import Node, problems
+from sweeps.runner.cluster.check import Node, problems
 from tests.e2e.test_kills import ROOT
 
 CLUSTER = """

@@ -1,5 +1,6 @@
 """What dies during a sweep, really killed: its records are those of an undisturbed run, bit for bit."""
 
+import csv
 import os
 import signal
 import subprocess
@@ -151,3 +152,20 @@ def test_a_full_disk_loses_nothing_that_was_finished(undisturbed, tmp_path):
         assert records_of(store)[COMPARED].equals(undisturbed[1])
     finally:
         subprocess.run(["umount", str(small)], check=False, capture_output=True)
+
+
+def test_the_loss_of_the_gcs_ends_the_driver_with_a_reason_and_loses_nothing(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.kills", "gcs", "--kills", "1"]
+    done = subprocess.run(
+        [*command, "--steps", "2500", "--results", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    [row] = csv.DictReader((tmp_path / "kills.csv").open())
+    assert row["reason"].startswith("the Ray cluster is lost: the head's GCS is gone")
+    assert row["records_equal"] == row["went_on"] == "True"
+    assert float(row["seconds"]) < 60

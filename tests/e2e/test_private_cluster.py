@@ -184,7 +184,7 @@ def wait_until(condition, process=None, timeout_s: float = 240) -> None:
 
 def test_nobody_at_the_address_is_said_within_ten_seconds(tmp_path):
     from parcae_core.errors import UserError
-    from sweeps.runner.cluster import require_reachable
+    from sweeps.runner.cluster.connect import require_reachable
 
     began = time.monotonic()
     with socket.socket() as free:

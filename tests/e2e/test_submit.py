@@ -1,5 +1,6 @@
 """A sweep submitted to a real head that asks for a token, and stopped there; the checkout sent whole."""
 
+import json
 import os
 import secrets
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -27,7 +29,7 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def head(tmp_path_factory):
     """(dashboard address, environment with its token, Ray's folder) of a head on loopback."""
     token = tmp_path_factory.mktemp("token") / "token"
@@ -74,6 +76,15 @@ def wait_until(condition, process, log=lambda: "", timeout_s: float = 180) -> No
         time.sleep(0.5)
 
 
+def dashboard(address: str, environment: dict, what: str) -> list[dict]:
+    """What the dashboard lists, as its pages do."""
+    token = Path(environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+    url = f"{address}/api/v0/{what}?detail=1"
+    asked = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(asked, timeout=60) as answer:
+        return json.load(answer)["data"]["result"]["result"]
+
+
 def parcae(*args: object, cwd: Path, env: dict) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "sweeps.cli", *map(str, args)]
     return subprocess.run(
@@ -94,7 +105,8 @@ def test_a_sweep_is_submitted_followed_and_stopped_with_the_token_only(head, tmp
     assert "RAY_AUTH_TOKEN_PATH" in refused.stderr
     assert not out.exists()
 
-    done = parcae("submit", spec, *where, "--out", out, cwd=tmp_path, env=environment)
+    given = (*where, "--out", out, "--checkpoint-every", 7, "--lost-workers", 1)
+    done = parcae("submit", spec, *given, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     assert "1 done of 1 trials" in done.stderr
     assert (out / "tiny" / "records.parquet").exists()
@@ -107,10 +119,30 @@ def test_a_sweep_is_submitted_followed_and_stopped_with_the_token_only(head, tmp
     assert queued.returncode == 0, queued.stderr
     store = Store(out, "long")
     wait_until(lambda: list(store.root.glob("*/metrics.jsonl")), None)
+    [trial] = store.stored_trials()
+    actors = {a["repr_name"]: a["state"] for a in dashboard(address, environment, "actors")}
+    assert actors[trial.trial_id] == "ALIVE"  # by its id
     stopped = parcae("stop", "long", *where, cwd=tmp_path, env=environment)
     assert stopped.returncode == 0, stopped.stderr
     wait_until(lambda: list(store.root.glob("*/checkpoints/step-*")), None)
     wait_until(lambda: store.state(store.stored_trials()[0]).reason == "stopped on request", None)
+
+
+def test_a_cluster_is_checked_through_its_dashboard(head, tmp_path):
+    address, environment, _ = head
+    out = tmp_path / "runs"
+    asked = ("cluster", "check", "--address", address, "--out", out)
+    began = time.monotonic()
+    done = parcae(*asked, "--json", cwd=tmp_path, env=environment)
+    took = time.monotonic() - began
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    [node] = report["nodes"]
+    assert (node["problem"], node["storage"], report["problems"]) == (None, "ok", [])
+    assert node["versions"]["python"] == sys.version.split()[0]
+    assert len(node["versions"]["code"]) == 8
+    assert took < 60
+    assert not list(out.iterdir())
 
 
 def tracked(*options: str) -> set[str]:
@@ -129,7 +161,8 @@ def test_the_checkout_arrives_as_git_tracks_it_and_its_commit_with_it(head, tmp_
     assert "variables sent: PARCAE_TEST" in done.stderr
     assert "left out: " in done.stderr
 
-    [arrived] = temporary.glob("session_2*/runtime_resources/working_dir_files/_ray_pkg_*/")
+    packages = temporary.glob("session_2*/runtime_resources/working_dir_files/_ray_pkg_*/")
+    [arrived] = [p for p in packages if (p / "pyproject.toml").exists()]
     files = {str(p.relative_to(arrived)) for p in arrived.rglob("*") if p.is_file()}
     files = {f for f in files if "__pycache__" not in f}  # the job itself made them
     assert tracked() <= files

@@ -42,7 +42,7 @@ def losses(folder: Path) -> list[tuple]:
     return list(zip(table.trial_id, table.n_loops, table.val_loss, strict=True))
 
 
-def test_a_sweep_runs_repeats_as_nothing_and_stops_on_a_signal(tmp_path):
+def test_a_sweep_runs_and_repeats_as_nothing(tmp_path):
     spec = write_spec(tmp_path, mean_recurrence=[1, 2], budgets_flops=[4e8], seeds=[0])
     code, out, err = parcae("run", spec, "--cpus", 1, cwd=tmp_path)  # one worker, used again
     assert code == 0, err
@@ -63,7 +63,9 @@ def test_a_sweep_runs_repeats_as_nothing_and_stops_on_a_signal(tmp_path):
     code, out, _ = parcae("status", "tiny", "--json", cwd=tmp_path)
     assert json.loads(out)["counts"] == {"done": 2}
 
-    # A longer one, stopped with its trials half way
+
+@pytest.mark.slow
+def test_a_signal_stops_trials_half_way_with_checkpoints(tmp_path):
     long = write_spec(tmp_path, name="long", mean_recurrence=[2], budgets_flops=[2e10, 2.2e10])
     process = start("run", long, "--cpus", 2, cwd=tmp_path)
     store = Store(tmp_path / "runs", "long")

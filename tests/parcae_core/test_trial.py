@@ -12,6 +12,7 @@ from parcae_core.trial import (
     DataConfig,
     EvalConfig,
     OptimConfig,
+    Parent,
     Resources,
     Trial,
     planned_to_dict,
@@ -39,8 +40,9 @@ def make(**changes) -> Trial:
     return Trial(**(base | changes))
 
 
-def test_json_round_trip_keeps_the_identity():
-    trial = make()
+@pytest.mark.parametrize("parent", [None, Parent(trial_id="0" * 12, step=50)])
+def test_json_round_trip_keeps_the_identity(parent):
+    trial = make(parent=parent)
     again = trial_from_dict(json.loads(json.dumps(trial_to_dict(trial))))
     assert again == trial
     assert again.trial_id == trial.trial_id
@@ -76,9 +78,22 @@ def test_labels_budget_and_resources_are_not_part_of_the_identity():
         budget_flops=1e12,
         budget_rule="code",
         resources=Resources(cpus=2, gpus=1),
+        parent=Parent(trial_id="0" * 12, step=20),
         data=dataclasses.replace(trial.data, corpus="elsewhere"),
     )
     assert same.trial_id == trial.trial_id
+
+
+def test_ids_are_those_of_before_trunks():
+    # of the same trial at ff13214
+    assert make().trial_id == "abe20c4fe161"
+
+
+def test_a_branch_counts_its_own_steps_and_what_a_separate_run_costs():
+    branch = make(parent=Parent(trial_id="0" * 12, step=30))
+    assert branch.train_flops("paper") == make().train_flops("paper")
+    assert branch.own_flops("paper") == pytest.approx(0.7 * branch.train_flops("paper"), rel=1e-12)
+    assert make().own_flops("exact") == make().train_flops("exact")
 
 
 CHANGES = {
@@ -102,8 +117,8 @@ def test_everything_that_is_trained_is_part_of_the_identity(field):
 
 
 def test_every_field_of_a_trial_is_covered_here():
-    named = set(CHANGES) | {"preset", "budget_flops", "budget_rule", "resources", "_cost"}
-    assert {f.name for f in dataclasses.fields(Trial)} == named
+    labels = {"preset", "budget_flops", "budget_rule", "resources", "parent", "_cost"}
+    assert {f.name for f in dataclasses.fields(Trial)} == set(CHANGES) | labels
 
 
 def test_planned_flops_are_tokens_times_the_rule():
@@ -125,6 +140,7 @@ def test_planned_flops_are_tokens_times_the_rule():
     [
         (lambda: make(n_steps=0), "n_steps is 0"),
         (lambda: make(context=256), "longer than the model's 128"),
+        (lambda: make(parent=Parent(trial_id="0" * 12, step=51)), "after 1 to 50 of its 100 steps"),
         (lambda: make(depth=None), "a looped model needs one"),
         (
             lambda: make(

@@ -39,7 +39,7 @@ def main(spec: Path, out: str, lose: str | None) -> int:
 
 
 def on_a_cluster(plan, store: Store, spec: Path, lose: str, options: dict) -> Outcome:
-    # Every port on loopback, as in sweeps.runner.cluster
+    # Every port on loopback, as in sweeps.runner.cluster.connect
     os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "disabled"}
     from ray.cluster_utils import Cluster
 

@@ -10,7 +10,7 @@ from analysis import api, prediction, validate
 from analysis.errors import InputError
 from analysis.fitting import intervals
 from analysis.fitting.dataset import Dataset, prepare
-from analysis.fitting.fit import fit, fit_table
+from analysis.fitting.fit import default_interval, fit, fit_table
 from analysis.fitting.objective import Objective
 from analysis.fitting.options import FitOptions
 from analysis.fitting.search import search
@@ -125,6 +125,90 @@ def test_resamples_draw_a_runs_rows_together(loop_records, table):
     assert "24 runs" in by_run.interval_method
     assert any("240 rows of 24 runs" in n for n in by_run.notes)
     assert _width(by_run, "E") > 1.3 * _width(alone, "E")
+
+
+def test_few_runs_of_many_checkpoints_give_wide_intervals_that_hold_the_truth():
+    """Six runs and five parameters: rows are not runs, and of one degree of freedom nothing would follow."""
+    law, rng = library.get("chinchilla"), np.random.default_rng(4)
+    truth = {"E": 1.8, "A": 420.0, "alpha": 0.345, "B": 1500.0, "beta": 0.36}
+    n = np.repeat([31e6, 74e6, 160e6, 350e6, 810e6, 1.7e9], 40)
+    columns = {"n_params": n, "n_tokens": n * np.tile(np.linspace(2, 40, 40), 6)}
+    luck = np.repeat(0.01 * rng.standard_normal(6), 40) + 1e-3 * rng.standard_normal(240)
+    y, runs = law.predict(truth, columns) * np.exp(luck), np.repeat(np.arange(6), 40)
+    by_run = fit(Dataset.of(columns, y, runs), law).result
+    assert by_run.valid
+    for name, true in truth.items():
+        assert by_run[name].ci_low < true < by_run[name].ci_high, name
+    by_row = fit(Dataset.of(columns, y), law).result
+    assert _width(by_run, "alpha") > 5 * _width(by_row, "alpha")
+    few = Dataset.of(columns, y, runs).take(runs != 3)  # runs are counted again
+    assert few.runs.max() == 4
+    assert "5 runs cannot give intervals of 5 parameters" in fit(few, law).result.problems[0]
+
+
+def test_iso_depth_resamples_the_cells_of_its_design(tmp_path):
+    law, rng = library.get("iso-depth"), np.random.default_rng(0)
+    r, width, budget = (
+        g.ravel() for g in np.meshgrid([1, 2, 4, 8], [256, 384, 512], [1e18, 8e18, 64e18])
+    )
+    block = 12.0 * width**2
+    frame = pd.DataFrame(
+        {
+            "budget": budget,
+            "mu": r,
+            "N_once": np.where(r == 1, 0.0, 4 * block),  # a model without loops: all recurs once
+            "N_rec": np.where(r == 1, 12 * block, 8 / r * block),
+            "D": budget / (72 * block),
+        }
+    )
+    columns = dict(zip(law.columns, (frame.N_once, frame.N_rec, frame.mu, frame.D), strict=True))
+    truth = {"E": 1.57, "A": 30.0, "alpha": 0.2, "B": 6000.0, "beta": 0.37, "phi": 0.46}
+    frame["loss"] = law.predict(truth, columns) * np.exp(2e-3 * rng.standard_normal(36))
+    path = tmp_path / "cells.csv"
+    frame.to_csv(path, index=False)
+    found = api.fit_source(path, "iso-depth", n_resamples=30, n_starts=4)
+    assert found.interval_method.startswith("bootstrap (12 cells of budget_flops and mean_rec")
+    assert found["phi"].ci_low < 0.46 < found["phi"].ci_high
+    assert any("36 rows of 12 cells" in n and "resample cells" in n for n in found.notes)
+    few = prepare(load.load(path, where=("mu>1", "budget>1e18")), law)
+    assert few.runs is None  # 6 cells, 6 parameters
+    assert default_interval(law, few) == "profile"
+
+
+def test_two_sizes_that_follow_two_laws_are_not_fitted_as_one(tmp_path):
+    law, rng = library.get("training"), np.random.default_rng(0)
+    mu, budget = np.tile([1.0, 2, 4, 8], 4), np.repeat([1e17, 4e17, 16e17, 64e17], 4)
+    frames = []
+    for size, floor in ((6e7, 1.95), (1.2e8, 1.85)):
+        unrolled = size * (0.6 + 0.4 * mu)
+        columns = {"n_params_unrolled": unrolled, "n_tokens": budget / (6 * unrolled)}
+        loss = law.predict({"E": floor, "X": 60.0, "x": 0.26, "Y": 800.0, "y": 0.33}, columns)
+        loss *= np.exp(1e-3 * rng.standard_normal(16))
+        rows = {"N": size, "N_rec": 0.4 * size, "mu": mu, "D": columns["n_tokens"], "loss": loss}
+        frames.append(pd.DataFrame(rows))
+    options = {"interval": "none", "n_starts": 4}
+    [words] = fit_table(_points(tmp_path, pd.concat(frames)), law, **options).problems
+    assert "2 model sizes (N 6e+07, 1.2e+08) do not follow one training law" in words
+    assert words.endswith('--where "N<=6.3e+07"')
+    assert not fit_table(_points(tmp_path, frames[0]), law, **options).problems
+    frames[1]["loss"] *= 1 + 0.1 / frames[1].loss  # the same floor: one law
+    assert not fit_table(_points(tmp_path, pd.concat(frames)), law, **options).problems
+
+
+def _points(folder, frame):
+    frame.to_csv(folder / "points.csv", index=False)
+    return load.load(folder / "points.csv")
+
+
+def test_the_laws_own_numbers_need_no_interval_and_equal_losses_no_law(tmp_path):
+    n, d = (g.ravel() for g in np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(1e9, 1e11, 4)))
+    frame = pd.DataFrame({"N": n, "D": d, "loss": 1.8 + 420 * n**-0.345 + 1500 * d**-0.36})
+    found = fit_table(_points(tmp_path, frame), library.get("chinchilla")).result
+    assert found.valid
+    assert found["alpha"].ci_low == found["alpha"].ci_high == pytest.approx(0.345, rel=1e-9)
+    assert found.interval_method.startswith("none needed")
+    with pytest.raises(InputError, match="val_loss is 3 in every row"):
+        fit_table(_points(tmp_path, frame.assign(loss=3.0)), library.get("chinchilla"))
 
 
 def _width(result, name):

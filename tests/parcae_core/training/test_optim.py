@@ -235,13 +235,18 @@ def test_stacks_under_the_memory_bound_change_nothing(tiny, monkeypatch):
 @pytest.mark.parametrize(
     "field",
     ["muon_lr", "muon_momentum", "muon_weight_decay", "adamw_lr", "adamw_beta1", "adamw_beta2",
-     "adamw_eps", "warmup_steps", "cooldown_share"],
+     "adamw_eps", "warmup_steps", "cooldown_share", "weight_decay_falls"],
 )  # fmt: skip
 def test_every_field_changes_the_update(tiny, field):
-    changed = {"warmup_steps": 7, "cooldown_share": 0.9, "adamw_eps": 0.1}
-    default = getattr(OptimConfig(), field)
+    changed = {
+        "warmup_steps": 7,
+        "cooldown_share": 0.9,
+        "adamw_eps": 0.1,
+        "weight_decay_falls": "cooldown",
+    }
+    value = changed[field] if field in changed else 0.9 * getattr(OptimConfig(), field)
     results = []
-    for config in (OptimConfig(), OptimConfig(**{field: changed.get(field, default * 0.9)})):
+    for config in (OptimConfig(), OptimConfig(**{field: value})):
         model = build_model(tiny(), seed=0)
         make_updates(model, Optimizer(model, config, n_steps=4), range(4))
         results.append(torch.cat([p.detach().flatten() for p in model.parameters()]))

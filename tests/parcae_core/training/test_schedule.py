@@ -2,7 +2,11 @@
 
 import pytest
 
-from parcae_core.training.schedule import learning_rate_scale, weight_decay_scale
+from parcae_core.training.schedule import (
+    constant_steps,
+    learning_rate_scale,
+    weight_decay_scale,
+)
 
 
 def scales(n_steps, **settings):
@@ -33,6 +37,21 @@ def test_without_a_cool_down_the_rate_stays():
 def test_the_decay_starts_whole_and_falls_by_equal_steps():
     found = [weight_decay_scale(s, n_steps=4) for s in range(4)]
     assert found == [1.0, 0.75, 0.5, 0.25]
+
+
+def test_the_decay_can_wait_for_the_cool_down():
+    found = [weight_decay_scale(s, n_steps=5, cooldown_share=0.6) for s in range(5)]
+    assert found == pytest.approx([1, 1, 1, 2 / 3, 1 / 3])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.2, 0.3, 1 / 3, 0.5, 0.7, 1.0])
+@pytest.mark.parametrize("n_steps", [1, 2, 3, 7, 10, 100, 997])
+def test_the_rate_is_constant_for_exactly_the_constant_steps(n_steps, share):
+    found = scales(n_steps, cooldown_share=share)
+    constant = constant_steps(n_steps, share)
+    assert found[:constant] == [1.0] * constant
+    # a rounded share may make the first step of the cool-down whole, never one of a trunk's less
+    assert all(s < 1 for s in found[constant + 1 :])
 
 
 @pytest.mark.parametrize("step", [-1, 4])

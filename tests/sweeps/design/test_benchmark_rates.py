@@ -72,7 +72,7 @@ def test_rows_of_something_else_do_not_count(results, other):
 def test_an_assumed_share_of_the_peak_is_taken_only_when_given():
     trials = tiny_plan(resources={"cpus": 1, "gpus": 0.5}, precision="bfloat16").trials
     rate = rate_of(trials, None, device=H100, mfu=0.4)
-    assert rate.source == f"assumed: 40% of the published peak of {H100}, 9.894e+14 FLOP/s"
+    assert rate.source == f"assumed: 40% of the published peak of {H100}, 9.894e14 FLOP/s"
     assert rate.seconds(trials[0]) == pytest.approx(
         trials[0].train_flops("exact") / (0.2 * 989.4e12)
     )

@@ -1,12 +1,14 @@
 import pytest
 
+from parcae_core.data.prepare import prepare
 from parcae_core.data.sources import resolve
 from parcae_core.depth import CurriculumDepth, FixedDepth, PoissonDepth
 from parcae_core.errors import UserError
-from sweeps.design.plan import plan, resolve_data
+from sweeps.design.corpora import resolve_data
+from sweeps.design.plan import plan
 from sweeps.design.smoke import shrink
 from sweeps.design.spec import load_spec, parse_spec
-from tests.support.tiny import DATA, spec_dict, tiny_plan, write_spec
+from tests.support.tiny import DATA, SPEC, spec_dict, tiny_plan, write_spec
 
 SIZED = {"budgets_flops": None, "n_tokens": 6400}
 
@@ -268,3 +270,29 @@ def test_a_corpus_path_starts_at_the_spec(tmp_path, monkeypatch):
     source = resolve(str(tmp_path / "specs" / "text"), val_share=0.25)
     assert data.fingerprint == source.fingerprint
     assert data.corpus == "text"
+
+
+def test_a_prepared_folder_brings_its_tokenizer_and_context_and_contradictions_are_told(tmp_path):
+    write_spec(tmp_path)
+    text = resolve(str(tmp_path / "text"))
+    folder = prepare(text, "bpe-300", 9, tmp_path / "data")
+    changes = {"model": SPEC["model"] | {"vocab_size": 300, "context": 8}, "budgets_flops": [4e9]}
+
+    def planned(tokenizer=None, **more):
+        data = {"corpus": str(folder)} | ({"tokenizer": tokenizer} if tokenizer else {})
+        spec = parse_spec(spec_dict(data=data, **(changes | more)), "s.yaml")
+        return plan(spec, resolve_data(spec, "s.yaml"), "s.yaml")
+
+    for given in (planned(), planned("bpe-300"), planned(context=8)):
+        trial = given.trials[0]
+        assert (trial.data.tokenizer, trial.data.vocab_size, trial.context) == ("bpe-300", 300, 8)
+    [corpus] = planned().corpora
+    rows = corpus.manifest.splits["train"].rows
+    assert corpus.train_tokens(8, tmp_path) == (8 * rows, f"counted in {folder.name}")
+    assert prepare(corpus.source, corpus.tokenizer, 9, tmp_path) == folder
+    with pytest.raises(
+        UserError, match=r"prepared with tokenizer 'bpe-300', and the spec says 'bytes'"
+    ):
+        planned("bytes")
+    with pytest.raises(UserError, match=r"context is 4, and .* rows of 8 tokens"):
+        planned(context=4)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from parcae_core.trial import DataConfig
-from sweeps.design.plan import plan, resolve_data
+from sweeps.design.corpora import resolve_data
+from sweeps.design.plan import plan
 from sweeps.design.spec import load_spec
 
 SPECS = Path(__file__).parents[3] / "sweeps" / "specs"

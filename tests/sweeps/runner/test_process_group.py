@@ -15,7 +15,7 @@ from parcae_core.result import Execution
 from parcae_core.trial import Resources
 from sweeps.cli.sweep import load_plan
 from sweeps.records import records_of
-from sweeps.runner.cluster import bundles
+from sweeps.runner.cluster.placement import bundles
 from sweeps.runner.driver import Options, make_job, prepare_data
 from sweeps.runner.errors import ProcessFailed, ProcessLost
 from sweeps.runner.process_group import LocalProcess, train_together

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from sweeps.runner.display import EVERY_S, Pace
 from sweeps.runner.progress import Progress, StopWhenIdle
 from sweeps.store import Store
 from tests.support.tiny import tiny_plan, write_spec
@@ -26,10 +27,8 @@ def watched(tmp_path):
 
     def make(terminal: bool):
         out = io.StringIO()
-        console = Console(file=out, force_terminal=terminal, width=120)
-        progress = Progress(store, list(plan.trials), console=console)
-        progress.said_at -= 60
-        return progress, out
+        console = Console(file=out, force_terminal=terminal, width=80, height=24)
+        return Progress(store, list(plan.trials), console=console), out
 
     return make, store, plan.trials, views
 
@@ -58,17 +57,62 @@ def test_plain_lines_say_what_runs_and_what_ended(watched):
     assert "failed: ValueError: [no] such thing" in text
 
 
-def test_a_terminal_gets_a_live_table(watched):
+def test_a_terminal_gets_bars_that_cut_no_number_at_80_columns(watched):
     make, store, trials, views = watched
     progress, out = make(terminal=True)
-    report(store, trials[1], state="running", step=40, loss=2.5, tokens_per_s=1234.0)
+    report(store, trials[1], state="running", step=123456, loss=12.345)
     with progress:
         progress.on_step_end(1, views[1:2])
     text = out.getvalue()
     assert "\x1b[" in text
-    assert "tiny: 0 of 4 ended" in text
-    assert "40/77" in text
-    assert "1,234" in text
+    assert "0 of 4" in text
+    assert f"{trials[1].trial_id} C=4e8 mu=2" in text
+    assert "123,456/77" in text
+    assert "loss 12.345" in text
+    assert "…" not in text
+
+
+def test_without_a_terminal_there_is_a_line_every_half_minute(watched):
+    make, store, trials, views = watched
+    progress, out = make(terminal=False)
+    with progress:
+        for step in range(1, 4):
+            report(store, trials[0], state="running", step=step)
+            progress.on_step_end(step, views[:1])
+        assert out.getvalue().count("step 1/86") == 1
+        assert "step 2/86" not in out.getvalue()
+        progress.display.shown_at -= EVERY_S
+        progress.on_step_end(5, views[:1])
+    assert out.getvalue().count("step 3/86") == 1
+
+
+def test_more_trials_than_lines_are_counted(watched):
+    make, store, trials, views = watched
+    progress, out = make(terminal=True)
+    progress.display.console.height = 6
+    for trial in trials:
+        report(store, trial, state="running", step=1)
+    with progress:
+        progress.on_step_end(1, views)
+    assert "2 more run" in out.getvalue()
+    assert trials[1].trial_id in out.getvalue()
+    assert trials[2].trial_id not in out.getvalue()
+
+
+def test_the_time_left_follows_the_last_minute_of_this_session():
+    trials = tiny_plan(mean_recurrence=[2], budgets_flops=[4e8], seeds=[0, 1]).trials
+    first, second = (t.trial_id for t in trials)
+    n = trials[0].n_steps  # 77
+    pace = Pace(trials, {first: 50, second: 0}, now=0.0)
+    pace.see({first: 50}, (), now=10.0)
+    assert pace.left_s() is None  # nothing made yet, and too early
+    pace.see({first: 52}, (), now=40.0)  # 2 steps in 40 s; the 50 of before do not count
+    assert pace.left_s() == pytest.approx((n - 52 + n) * 20)
+    pace.see({first: 72}, (), now=70.0)
+    pace.see({first: n}, (first,), now=100.0)  # 25 steps since the look 60 s ago
+    assert pace.left_s() == pytest.approx(n * 60 / 25)
+    pace.see({second: 10}, (second,), now=110.0)  # it diverged: nothing is left of it
+    assert pace.left_s() == 0
 
 
 def test_a_signal_ends_the_run_at_once_when_nothing_runs_and_else_after_it():

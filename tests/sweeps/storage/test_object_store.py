@@ -17,6 +17,7 @@ from analysis.table import records
 from parcae_core.checkpoints.native import newest_checkpoint
 from parcae_core.errors import UserError
 from parcae_core.training.train import train
+from sweeps.branches import Waiting
 from sweeps.cli.sweep import load_plan
 from sweeps.records import collect, records_of
 from sweeps.reports import StateReport
@@ -420,3 +421,28 @@ def test_the_sweeps_own_wandb_run_reaches_the_store_once(s3, planned):
     assert len(after) == len(runs)
     assert {r.split("-", 3)[3] for r in after} == {r.split("-", 3)[3] for r in runs}
     assert after != runs
+
+
+def test_a_branch_begins_on_another_node_from_what_its_trunk_pushed(s3, tmp_path, monkeypatch):
+    client, server = s3
+    server.refuse_every = 5
+    sizes = {"mean_recurrence": [2], "budgets_flops": [1e8, 2e8]}
+    spec = write_spec(tmp_path, name="trunks", trunks=True, **sizes)
+    plan = load_plan(spec)
+    store, job = ready(plan, spec, Store(OUT, plan.name))
+    trunk, branch = plan.trials
+    waiting = Waiting(store, [branch])
+    assert waiting.ready() is None
+    attempt(job, trunk.trial_id, lambda _: None)
+    waiting.asked_anew()
+    assert waiting.ready() is branch
+    here = Path(tempfile.gettempdir()).glob(f"parcae-work-*/trunks/{branch.trial_id}/checkpoints")
+    assert not list(here)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "another"))
+    (tmp_path / "another").mkdir()
+    attempt(job, branch.trial_id, lambda _: None)
+    store.refresh()
+    result = store.result(branch)
+    assert (result.status, result.shared_steps) == ("done", branch.shared_steps)
+    listed = client.list_objects_v2(Bucket="sweeps")["Contents"]
+    assert not [o["Key"] for o in listed if "/branches/" in o["Key"]]

@@ -16,7 +16,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from parcae_core.errors import UserError
-from sweeps.runner.package import Package
+from sweeps.runner.cluster.package import Package
 
 # Between SIGTERM and SIGKILL when a job is stopped: trials write a checkpoint in it. Ray's is 3 s.
 STOP_GRACE_S = 120

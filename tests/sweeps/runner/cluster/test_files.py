@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from sweeps.cli.app import build_app
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 LAUNCHER = ["cluster.yaml", "cluster/onprem.yaml"]
 EVERY = [*LAUNCHER, "cluster/kuberay.yaml"]
 

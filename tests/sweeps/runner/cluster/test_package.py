@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from parcae_core.errors import UserError
-from sweeps.runner.package import EXCLUDES, MIB, SECRETS, package_of, variables
+from sweeps.runner.cluster.package import EXCLUDES, MIB, SECRETS, package_of, variables
 from sweeps.store import COMMIT_VARIABLE, git_commit
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 def git(*arguments: str, folder: Path = ROOT) -> list[str]:

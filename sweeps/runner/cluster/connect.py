@@ -15,12 +15,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from parcae_core.cpus import usable_cpus
 from parcae_core.errors import UserError
-from parcae_core.trial import Resources, Trial
 from sweeps.runner.signals import gone_processes
 from sweeps.storage.objects import is_url
 from sweeps.storage.tempdir import OwnedFolder
@@ -32,8 +30,6 @@ OBJECT_STORE_BYTES = 100 << 20  # nothing of size goes through it; Ray's default
 START_S = 180.0  # for a private cluster to start, as RAY_agent_register_timeout_ms below
 SHUTDOWN_S = 10.0  # of a cluster that is lost
 PROBE_S = 4.0  # for the port, and again for what listens there
-
-LAUNCHER_FILE = Path("~/ray_bootstrap_config.yaml").expanduser()  # `ray up` leaves it on the head
 
 # What the user has set stays
 _DEFAULTS = {
@@ -61,13 +57,18 @@ AWS_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", 
 
 @contextmanager
 def ray_cluster(
-    address: str | None = None, cpus: int | None = None, *, send_aws_keys: bool = False
+    address: str | None = None,
+    cpus: int | None = None,
+    gpus: int | None = None,
+    *,
+    send_aws_keys: bool = False,
 ) -> Iterator[None]:
     """Connect, or start a private cluster, and leave nothing behind.
 
     Args:
         address: of a running cluster ("auto", host:port); None starts a private one.
         cpus: cores the private one offers; None: all that this process may use.
+        gpus: GPUs that it offers; None: what Ray finds.
         send_aws_keys: let Tune pass the AWS keys of this environment to the workers, as it does by
             itself. Ray writes them into its logs on every node.
 
@@ -75,7 +76,7 @@ def ray_cluster(
         UserError: if the cluster cannot be reached.
     """
     if address is None:
-        with _private_cluster(cpus):
+        with _private_cluster(cpus, gpus):
             yield
         return
     with _environment(_DEFAULTS, {}, ()), _ray(send_aws_keys=send_aws_keys) as init:
@@ -91,7 +92,7 @@ def ray_cluster(
 
 
 @contextmanager
-def _private_cluster(cpus: int | None) -> Iterator[None]:
+def _private_cluster(cpus: int | None, gpus: int | None) -> Iterator[None]:
     """On loopback, in a folder that only this user can enter, for who has the token in it.
 
     Without the token any other user of the machine could replace the pickled code in it, and so run
@@ -111,6 +112,7 @@ def _private_cluster(cpus: int | None) -> Iterator[None]:
                     init(
                         address="local",
                         num_cpus=cpus or usable_cpus(),
+                        num_gpus=gpus,
                         include_dashboard=False,
                         object_store_memory=OBJECT_STORE_BYTES,
                         _temp_dir=str(folder / "r"),  # Ray opens it to all; ours is around it
@@ -316,104 +318,6 @@ def _speaks_grpc(where: str) -> bool:
         except grpc.FutureTimeoutError:
             return False
     return True
-
-
-def require_local(trials: Sequence[Trial], cpus: int | None) -> None:
-    """Refuse what this machine cannot hold, before anything is written or started.
-
-    Raises:
-        UserError: with what is asked for and what there is.
-    """
-    have_cpus, have_gpus = cpus or usable_cpus(), 0
-    if any(t.resources.gpus for t in trials):
-        import torch
-
-        have_gpus = torch.cuda.device_count()
-    for wanted in {t.resources for t in trials}:
-        if wanted.cpus > have_cpus or wanted.gpus > have_gpus:
-            raise UserError(
-                f"resources: a trial asks for cpus={wanted.cpus:g}, gpus={wanted.gpus:g} and this "
-                f"machine offers {have_cpus} CPU and {have_gpus} GPU. Lower resources in the spec, "
-                "raise --cpus, or give --address of a cluster that has them."
-            )
-
-
-def bundles(wanted: Resources, nodes: Sequence[dict[str, float]]) -> list[dict[str, float]] | None:
-    """What a trial asks Ray for: one bundle on one node if some node can hold it all, else one for
-    each of its processes; None if the nodes cannot hold it either way.
-
-    Args:
-        nodes: resources of each node that there is or may be.
-    """
-    whole = _bundle(wanted.cpus, wanted.gpus)
-    if any(_times(whole, node) for node in nodes):
-        return [whole]
-    n = wanted.processes
-    part = _bundle(wanted.cpus / n, wanted.gpus / n)
-    fits = n > 1 and sum(_times(part, node) for node in nodes) >= n
-    return [dict(part) for _ in range(n)] if fits else None
-
-
-def _bundle(cpus: float, gpus: float) -> dict[str, float]:
-    return {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
-
-
-def _times(bundle: dict[str, float], node: dict[str, float]) -> int:
-    """How often a bundle fits on an empty node."""
-    return min(int(node.get(name, 0) / amount + 1e-9) for name, amount in bundle.items())
-
-
-def require_placeable(
-    trials: Sequence[Trial], can_add: dict[str, float] | None = None
-) -> dict[Resources, list[dict[str, float]]]:
-    """Refuse what the nodes cannot hold; Ray would wait for it for ever.
-
-    Args:
-        can_add: resources of the largest node that the cluster may still add. A cluster started by
-            Ray's launcher tells its node types itself, when asked on its head.
-
-    Returns:
-        The bundles of each kind of request.
-
-    Raises:
-        UserError: with the request and the nodes.
-    """
-    import ray
-
-    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
-    nodes += _addable(LAUNCHER_FILE)
-    # How many of them it may add is not known; enough for one trial, or it would not be said
-    nodes += [can_add] * max(t.resources.processes for t in trials) if can_add else []
-    found = {}
-    for wanted in {t.resources for t in trials}:
-        found[wanted] = bundles(wanted, nodes)
-        if found[wanted] is None:
-            have = "; ".join(f"{n.get('CPU', 0):g} CPU, {n.get('GPU', 0):g} GPU" for n in nodes)
-            raise UserError(
-                f"resources: a trial asks for cpus={wanted.cpus:g}, gpus={wanted.gpus:g} and no node "
-                f"has that{_nor_several(wanted)} (nodes: {have}). Lower resources in the spec; or, if "
-                "the cluster adds nodes when asked, say what they have: --node-cpus 8 --node-gpus 1."
-            )
-    return found
-
-
-def _nor_several(wanted: Resources) -> str:
-    if wanted.processes == 1:
-        return ""
-    return f", nor have several for its {wanted.processes} processes"
-
-
-def _addable(launcher_file: Path) -> list[dict[str, float]]:
-    """Resources of the nodes that the launcher's configuration allows, beside the head."""
-    if not launcher_file.is_file():
-        return []
-    import yaml
-
-    config = yaml.safe_load(launcher_file.read_text()) or {}
-    types = config.get("available_node_types") or {}
-    return [
-        t.get("resources") or {} for t in types.values() for _ in range(t.get("max_workers", 0))
-    ]
 
 
 def _short_base() -> str:

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from sweeps.runner.cluster import AWS_KEYS, _environment, must_send_aws_keys
+from sweeps.runner.cluster.connect import AWS_KEYS, _environment, must_send_aws_keys
 
 
 def test_the_users_variables_stay_and_the_difference_is_said(monkeypatch, capsys):

@@ -1,0 +1,1 @@
+"""Scores of trained models on tasks; the only importer of lm_eval."""

@@ -1,0 +1,49 @@
+"""A sign of life on stderr for work that takes longer than two seconds and has no display of its own."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+AFTER_S = 2.0
+EVERY_S = 30.0  # a line, where no terminal is
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Say what is at work: a spinner and the time on a terminal, elsewhere a line per half minute."""
+    done = threading.Event()
+    thread = threading.Thread(target=_tell, args=(what, done), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _tell(what: str, done: threading.Event) -> None:
+    began = time.monotonic()
+    if done.wait(AFTER_S):
+        return
+    if sys.stderr.isatty():
+        _spin(what, done)
+        return
+    while not done.wait(EVERY_S):
+        print(f"{what}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+
+
+def _spin(what: str, done: threading.Event) -> None:
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = SpinnerColumn(), TextColumn(what, markup=False), TimeElapsedColumn()
+    # what is printed meanwhile goes above it; into a pipe it goes as it is
+    shared = sys.stdout.isatty()
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, redirect_stdout=shared) as bar:
+        bar.add_task("", total=None)
+        done.wait()

@@ -1,0 +1,155 @@
+"""Every table at 80 columns holds whole numbers and whole ids."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from parcae_core.trial import DataConfig
+from sweeps.cli import columns, tables
+from sweeps.design.corpora import Corpus, bytes_per_token, resolve_data
+from sweeps.design.plan import plan
+from sweeps.design.spec import load_spec
+from sweeps.store import Store
+from tests.support.tiny import tiny_plan, write_spec
+from tests.sweeps.test_store import good_result, put, report
+
+SPECS = sorted((Path(__file__).parents[3] / "sweeps" / "specs").glob("*.yaml"))
+
+
+@pytest.fixture
+def at_80(monkeypatch):
+    """What is printed on a terminal of 80 columns."""
+    out = io.StringIO()
+
+    def console():
+        return Console(file=out, force_terminal=True, color_system=None, width=80, markup=False)
+
+    monkeypatch.setattr(tables, "console_for_people", console)
+    return out
+
+
+def shipped(path):
+    spec = load_spec(path)
+    vocabulary = {"bytes": 259, "characters": 12}.get(spec.data.tokenizer)
+    config = DataConfig(
+        corpus=spec.data.corpus,
+        fingerprint="f" * 64,
+        tokenizer=spec.data.tokenizer,
+        vocab_size=vocabulary or int(spec.data.tokenizer.removeprefix("bpe-")),
+    )
+    if spec.design == "grid":  # several corpora
+        return plan(spec, resolve_data(spec, str(path)), where=str(path))
+    planned = plan(spec, config, where=str(path))
+    return replace(planned, corpora=(Corpus(config=config, tokenizer=None, source=None),))
+
+
+@pytest.mark.parametrize("path", SPECS, ids=lambda p: p.stem)
+def test_no_plan_is_cut_at_80_columns(path, at_80, tmp_path):
+    planned = shipped(path)
+    data = tables.plan_data(planned, Store(tmp_path, "x"), cpus=2, flops_per_s=1e12, tokens=1e11)
+    tables.print_plan(data)
+    short = at_80.getvalue()
+    for group in tables._groups(data["trials"]):
+        steps = [t["n_steps"] for t in group]
+        for n in (min(steps), max(steps)):
+            assert f"{n:,}" in short
+        tokens = [t["n_tokens"] for t in group]
+        assert columns.span(tokens) in short
+    tables.print_plan(data, every_trial=True)
+    text = at_80.getvalue()
+    for t in data["trials"]:
+        assert t["trial_id"] in text
+        assert f"{t['n_steps']:,}" in text
+    table = [
+        line for line in text.splitlines() if any(t["trial_id"] in line for t in data["trials"])
+    ]
+    assert len(table) == len(data["trials"])  # one line each, and no wider than the screen
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    assert "e+" not in text
+    assert len(short.splitlines()) <= 24
+
+
+def test_no_status_is_cut_at_80_columns(at_80, tmp_path):
+    planned = tiny_plan(budgets_flops=[4e8, 8e8, 9.876e12], mean_recurrence=[1, 2], seeds=[0, 1])
+    store = Store(tmp_path, planned.name)
+    store.write_plan(planned, write_spec(tmp_path / "spec"))
+    for trial in planned.trials[:4]:
+        put(store, trial, good_result(trial))
+    running = planned.trials[-1]
+    report(store, running, state="running", step=123456, loss=12.3456, tokens_per_s=1234567.0)
+    report(store, planned.trials[5], state="failed", reason="ValueError: [no] such thing")
+    data = tables.status_data(store)
+    tables.print_status(data)
+    tables.print_status(data, every_trial=True)
+    text = at_80.getvalue()
+    assert "…" not in text
+    assert text.count(running.trial_id) == 2
+    assert text.count(f"123,456/{running.n_steps:,}") == 2
+    assert "2.5000 at 2" in text  # of the first budget, after two loops
+    assert f"{planned.trials[5].trial_id}: ValueError: [no] such thing" in text
+    assert all(t.trial_id in text for t in planned.trials)
+    rows = [line for line in text.splitlines() if "runs" not in line and "tiny" not in line]
+    assert max(map(len, rows)) <= 80
+
+
+def test_numbers_are_written_as_people_write_them():
+    assert [columns.count(n) for n in (512, 999_600, 11.2e9, 1.5e12)] == [
+        "512",
+        "1M",
+        "11.2B",
+        "1.5T",
+    ]
+    assert columns.span([2615, 336, 400], "{:,}".format) == "336-2,615"
+    assert columns.span([7, 7]) == "7"
+    assert [columns.digits(n) for n in (0.0123, 331, 12_345)] == ["0.012", "330", "12,000"]
+    assert columns.listed([1, 2, 4]) == "1 2 4"
+    assert columns.listed(range(1, 40)) == "1-39 (39)"
+
+
+def test_a_narrow_terminal_leaves_columns_out_and_says_which():
+    out = io.StringIO()
+    console = Console(file=out, width=20)
+    wide = columns.Column("wide", ["123456789012", "x"], rank=1)
+    columns.print_table(console, "t", [columns.Column("trial", ["0f3a52c1b77e", "y"]), wide])
+    assert "0f3a52c1b77e" in out.getvalue()
+    assert "123456789012" not in out.getvalue()
+    assert "without wide" in out.getvalue().replace("\n", " ")
+
+
+def test_a_corpus_that_is_not_there_is_costed_and_marked(tmp_path, at_80):
+    data = {"corpus": "none", "tokenizer": "bpe-1024"}
+    spec_path = write_spec(tmp_path, data=data, model={"vocab_size": 1024}, budgets_flops=[1e11])
+    spec = load_spec(spec_path)
+    data = resolve_data(spec, str(spec_path), assume=True)
+    planned = plan(spec, data, str(spec_path))
+    store = Store(tmp_path, "x")
+    unknown = tables.plan_data(planned, store)
+    assert unknown["data"]["assumed"]
+    assert {t["epochs"] for t in unknown["trials"]} == {None}
+    shown = tables.plan_data(planned, store, tokens=1000)
+    assert [t["epochs"] for t in shown["trials"]] == [t["n_tokens"] / 1000 for t in shown["trials"]]
+    tables.print_plan(shown, every_trial=True)
+    text = " ".join(at_80.getvalue().split())
+    assert "assumed, since it is not there" in text
+    assert "1k tokens, as given by --tokens" in text
+    assert not any(t.trial_id in text for t in planned.trials)  # they are not final
+    json.dumps(shown)
+
+
+def test_a_corpus_that_is_there_is_counted(tmp_path):
+    spec_path = write_spec(tmp_path)
+    spec = load_spec(spec_path)
+    planned = plan(spec, resolve_data(spec, str(spec_path)), str(spec_path))
+    [text] = tables.plan_data(planned, Store(tmp_path, "x"))["texts"]
+    [corpus] = planned.corpora
+    read = sum(len(d.text.encode()) for d in corpus.source.documents("train"))
+    assert text["train_tokens"] == read
+    assert text["train_tokens_from"] == "one for each byte of its text"
+    assert bytes_per_token(259) == 1.0
+    assert bytes_per_token(32_768) == pytest.approx(4.2)
+    assert 3.2 < bytes_per_token(8192) < 4.2
