@@ -16,6 +16,7 @@ was killed asks again and gets the same answer.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -94,9 +95,8 @@ class Planner:
     target: str  # gamma_mu, gamma_D, mu@C or loss@C
     total_flops: float
     budgets: np.ndarray  # over which an exponent is taken
-    half: float | None = (
-        None  # of the interval at which the sweep stops; of log mu or log loss for those
-    )
+    half: float | None = None  # of the interval at which it stops; of a logarithm for mu@C, loss@C
+    most: int = 99  # runs of one setting
     seed: int = 0
     _bracket: list[int] = field(init=False)
     _known: dict = field(init=False, default_factory=dict)  # the basins of this call
@@ -107,13 +107,18 @@ class Planner:
     # -- what is asked
 
     def next(
-        self, done: list[tuple[int, float]], running: list[int], n: int
+        self,
+        done: list[tuple[int, float]],
+        running: list[int],
+        n: int,
+        lost: Sequence[int] = (),
     ) -> tuple[list[Decision], str]:
         """Up to n runs to start now, and in words why there are no more, or "".
 
         Args:
             done: (row, loss) of runs that ended, replicas included.
             running: rows under way.
+            lost: rows of runs without a loss (diverged, failed): paid for, and not tried again.
         """
         done, running = sorted(done), sorted(running)
         out: list[Decision] = []
@@ -121,8 +126,8 @@ class Planner:
         for _ in range(n):
             pending = [*running, *(d.row for d in out)]
             taken = [*(r for r, _ in done), *pending]
-            left = self.total_flops - self.grid.budget_flops[taken].sum()
-            row, reason = self._one(done, pending, left)
+            spent = self.grid.budget_flops[[*taken, *lost]].sum()
+            row, reason = self._one(done, pending, self.total_flops - spent, lost)
             if row is None:
                 return out, reason
             out.append(Decision(row, Counter(taken)[row], reason))
@@ -170,11 +175,35 @@ class Planner:
     def _t(self, rows) -> float:
         return float(stdtrit(len(rows) - len(LAW.params) + _PRIOR_DOF, 0.975))
 
+    def at_once(self) -> Counter[int]:
+        """The whole sweep by the prior alone: how often each row is run."""
+        out = Counter(self._bracket)
+        left = self.total_flops - self.grid.budget_flops[self._bracket].sum()
+        costs = self.grid.budget_flops
+        while (affordable := costs <= left * (1 + 1e-9)).any():
+            affordable[[r for r, k in out.items() if k >= self.most]] = False
+            if not affordable.any():
+                break
+            there = list(out.elements())
+            spend, _, _ = self._layout(
+                [self.prior.values], np.ones(1), self.prior.noise, there, left, affordable
+            )
+            # the dearest first: what it leaves, cheaper runs fill
+            counts = np.floor(spend / costs)
+            likely = (
+                np.flatnonzero(counts) if counts.any() else np.array([np.argmax(spend / costs)])
+            )
+            row = int(likely[np.argmax(costs[likely])])
+            out[row] += 1
+            left -= costs[row]
+        return out
+
     # -- how
 
-    def _one(self, done, pending: list[int], left: float) -> tuple[int | None, str]:
-        taken = {*(r for r, _ in done), *pending}
+    def _one(self, done, pending: list[int], left: float, lost) -> tuple[int | None, str]:
+        taken = Counter([*(r for r, _ in done), *pending])
         affordable = self.grid.budget_flops <= left * (1 + 1e-9)
+        affordable[[*lost, *(r for r, k in taken.items() if k >= self.most)]] = False
         for row in self._bracket:
             if row not in taken and affordable[row]:
                 return row, "bracket"
@@ -192,8 +221,14 @@ class Planner:
         basins = [whole.natural(t) for t in thetas]
         if (row := self._edge(basins[0], rows, losses, pending, affordable)) is not None:
             return row, "edge"
-        spend, within, between = self._layout(basins, weights, noise, [*rows, *pending], left)
-        counts = np.where(affordable, spend / self.grid.budget_flops, 0.0)
+        spend, within, between = self._layout(
+            basins, weights, noise, [*rows, *pending], left, affordable
+        )
+        counts = spend / self.grid.budget_flops
+        if not counts.max() > 0:  # nothing that can be run bears on the target by this fit
+            repeats = np.array([taken[r] for r in range(len(counts))])
+            order = np.lexsort((self.grid.budget_flops, repeats, ~affordable))
+            return int(order[0]), "the law is not determined"
         likely = np.flatnonzero(counts >= min(0.5, 0.999 * counts.max()))
         row = int(likely[np.lexsort((-counts[likely], self.grid.budget_flops[likely]))[0]])
         if row in taken:
@@ -253,7 +288,7 @@ class Planner:
                 return int(below[-1])
         return None
 
-    def _layout(self, basins, weights, noise: float, there: list[int], left: float):
+    def _layout(self, basins, weights, noise: float, there: list[int], left: float, affordable):
         """FLOPs for every setting (n,), and the target's variance within and between basins."""
         jacobians, targets, informations, values = [], [], [], []
         for basin in basins:
@@ -273,7 +308,7 @@ class Planner:
             np.array(targets),
             np.array(informations),
             weights,
-            np.where(self.grid.budget_flops <= left * (1 + 1e-9), self.grid.budget_flops, np.inf),
+            np.where(affordable, self.grid.budget_flops, np.inf),
             left,
         )
         return spend, within, between
@@ -290,12 +325,19 @@ def layout(jacobians, targets, informations, weights, costs, total: float) -> np
         costs: (n,) of one run; infinite for settings that cannot be run.
     """
     spend = np.where(np.isfinite(costs), total / np.isfinite(costs).sum(), 0.0)
+    usable = np.isfinite(jacobians).all(axis=(1, 2)) & np.isfinite(targets).all(axis=1)
+    if not usable.any():
+        return np.zeros(len(costs))
+    jacobians, targets, informations = (x[usable] for x in (jacobians, targets, informations))
+    weights = weights[usable] / weights[usable].sum()
     for _ in range(_ROUNDS):
         runs = spend / costs
         inner = informations + np.einsum("knp,n,knq->kpq", jacobians, runs, jacobians)
         pull = np.linalg.solve(inner, targets[:, :, None])[:, :, 0]
         gain = weights @ np.square(np.einsum("knp,kp->kn", jacobians, pull)) / costs
-        spend = spend * np.sqrt(gain)
+        spend = spend * np.sqrt(gain / gain.max()) if gain.max() > 0 else 0 * spend
+        if not spend.sum() > 0:
+            break
         spend *= total / spend.sum()
     return spend
 
