@@ -143,6 +143,8 @@ class Planner:
         rows, losses = _split(sorted(done))
         thetas, _, noise, whole = self._basins(rows, losses)
         value, half = self._linear(rows, thetas[0], noise, whole)
+        if half == 0:  # no optimum within any budget by this fit: the target feels no parameter
+            return None
         half = max(half, self._refitted(rows, thetas[0], noise, whole))
         return Estimate(value, half, len(rows), float(self.grid.budget_flops[rows].sum()))
 
@@ -152,7 +154,8 @@ class Planner:
             return False
         rows, losses = _split(done)
         thetas, weights, noise, whole = self._basins(rows, losses)
-        if len(weights) > 1 or self._linear(rows, thetas[0], noise, whole)[1] > self.half:
+        half = self._linear(rows, thetas[0], noise, whole)[1]
+        if len(weights) > 1 or not 0 < half <= self.half:
             return False
         return self._refitted(rows, thetas[0], noise, whole) <= self.half
 

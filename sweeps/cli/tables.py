@@ -19,8 +19,8 @@ from sweeps.cli.columns import (
     print_table,
     span,
 )
-from sweeps.design.corpora import UNREAD
 from sweeps.design.adaptive import decisions
+from sweeps.design.corpora import UNREAD
 from sweeps.design.estimate import duration, longest_first, makespan, rate_of
 from sweeps.design.plan import Plan, short
 from sweeps.design.trunks import flops_to_make
