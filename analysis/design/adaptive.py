@@ -180,9 +180,12 @@ class Planner:
 
     def at_once(self) -> Counter[int]:
         """The whole sweep by the prior alone: how often each row is run."""
-        out = Counter(self._bracket)
-        left = self.total_flops - self.grid.budget_flops[self._bracket].sum()
-        costs = self.grid.budget_flops
+        costs, left = self.grid.budget_flops, self.total_flops
+        out: Counter[int] = Counter()
+        for row in self._bracket:
+            if costs[row] <= left:
+                out[row] += 1
+                left -= costs[row]
         while (affordable := costs <= left * (1 + 1e-9)).any():
             affordable[[r for r, k in out.items() if k >= self.most]] = False
             if not affordable.any():

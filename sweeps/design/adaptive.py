@@ -16,7 +16,7 @@ import numpy as np
 
 from analysis.design import priors
 from analysis.design.adaptive import Estimate, Grid, Planner
-from analysis.design.optimum import enclosed
+from analysis.design.optimum import Size, enclosed
 from parcae_core.errors import UserError
 from parcae_core.trial import Trial
 from sweeps.design.forecasting import size_of
@@ -41,24 +41,29 @@ def planner_of(plan: Plan) -> Planner:
     assert isinstance(spec, AdaptiveSpec), f"{spec.design} is not adaptive"
     first = plan.trials[:: len(spec.seeds)]
     size = size_of(first, plan.where)
-    budgets = np.array([t.budget_flops for t in first], dtype=float)
+    grid = grid_of(first, size)
     prior = priors.read(spec.prior, spec.noise)
     return Planner(
-        grid=Grid(
-            size=size,
-            budget_flops=budgets,
-            mean_recurrence=np.array([t.mean_recurrence for t in first], dtype=float),
-            columns={
-                "n_params_unrolled": np.array([t.cost.n_params_unrolled for t in first], float),
-                "n_tokens": np.array([t.n_tokens for t in first], dtype=float),
-            },
-        ),
+        grid=grid,
         prior=prior,
         target=spec.target,
         total_flops=spec.total_flops,
-        budgets=enclosed(prior.values, size, budgets),
+        budgets=enclosed(prior.values, size, grid.budget_flops),
         half=spec.half_width,
         most=len(spec.seeds),
+    )
+
+
+def grid_of(trials: Sequence[Trial], size: Size) -> Grid:
+    """Trials as the settings of a planner, in their order."""
+    return Grid(
+        size=size,
+        budget_flops=np.array([t.budget_flops for t in trials], dtype=float),
+        mean_recurrence=np.array([t.mean_recurrence for t in trials], dtype=float),
+        columns={
+            "n_params_unrolled": np.array([t.cost.n_params_unrolled for t in trials], dtype=float),
+            "n_tokens": np.array([t.n_tokens for t in trials], dtype=float),
+        },
     )
 
 
