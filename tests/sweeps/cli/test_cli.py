@@ -160,8 +160,8 @@ def test_a_missing_extra_is_named_with_the_way_to_get_it(monkeypatch, capsys):
     for name in [n for n in sys.modules if n.partition(".")[0] == "ray"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "sweeps.runner.jobs", raising=False)
-    monkeypatch.delattr("sweeps.runner.jobs", raising=False)
+    monkeypatch.delitem(sys.modules, "sweeps.runner.cluster.jobs", raising=False)
+    monkeypatch.delattr("sweeps.runner.cluster.jobs", raising=False)
     code, _, err = in_process(monkeypatch, capsys, "logs", "x", "--address", "http://127.0.0.1:9")
     assert code == 2
     assert err == (
