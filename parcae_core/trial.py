@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -133,6 +134,12 @@ class Parent:
 
     trial_id: str
     step: int
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[0-9a-f]{12}", self.trial_id):  # it names a folder
+            raise ValueError(
+                f"parent.trial_id is {self.trial_id!r:.40}; it must be 12 hexadecimal digits"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

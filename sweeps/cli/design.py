@@ -58,7 +58,7 @@ def design(
     for name, value in (("--law", law), ("--cost", cost), ("--share", share)):
         if not value:
             raise InputError(f"design --pool {pool}: {name} is missing; give it.")
-    from analysis import api
+    from analysis.choices import Changes
     from analysis.design import candidates
     from analysis.design.pool import Options
     from analysis.table.columns import parse_columns
@@ -71,7 +71,7 @@ def design(
         target=target,
         by=by,
         columns=None if columns is None else parse_columns(columns),
-        changes=api.Changes(bound=bound),
+        changes=Changes(bound=bound),
         options=Options(seed=seed),
     )
     if json:

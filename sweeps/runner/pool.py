@@ -23,6 +23,7 @@ from sweeps.branches import Waiting
 from sweeps.reports import ENDED
 from sweeps.runner.display import Display, label
 from sweeps.runner.losses import LOST_WORKERS_ALLOWED, Loss, Losses, loss_of_process
+from sweeps.runner.process_main import die_with
 from sweeps.runner.signals import stop_on_signals
 from sweeps.runner.trainable import Job, attempt
 from sweeps.store import Store
@@ -204,6 +205,7 @@ def _gpus(trials: Sequence[Trial]) -> dict[int, float]:
 def _work(job: Job, pipe: Connection, gpus: tuple[int, ...]) -> None:
     """What a worker does: attempts, one after the other, until the pool is gone."""
     os.setsid()  # Ctrl-C is for the parent, which asks us to stop through the store
+    die_with(multiprocessing.parent_process().pid)
     if gpus:
         given = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = given.split(",") if given else None

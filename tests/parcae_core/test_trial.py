@@ -148,6 +148,7 @@ def test_planned_flops_are_tokens_times_the_rule():
             ),
             "512 ids",
         ),
+        (lambda: Parent(trial_id="../" * 4, step=1), "must be 12 hexadecimal digits"),
         (lambda: EvalConfig(loops=(2, 1), n_sequences=1), "rising numbers"),
         (lambda: EvalConfig(loops=(0, 1), n_sequences=1), "rising numbers"),
         (lambda: OptimConfig(cooldown_share=1.5), "cooldown_share is 1.5"),
