@@ -45,22 +45,31 @@ def _spin(what: str, done: threading.Event) -> None:
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = SpinnerColumn(), TextColumn(what, markup=False), TimeElapsedColumn()
-    console = Console(stderr=True)
+    console = Console(file=sys.stderr)
     plain = {"redirect_stdout": False, "redirect_stderr": False}
     with Progress(*columns, console=console, transient=True, **plain) as bar, ExitStack() as above:
         bar.add_task("", total=None)
-        above.enter_context(redirect_stderr(_above(console, sys.stderr)))
+        # stderr is no terminal meanwhile: a second bar there would be drawn over this one
+        above.enter_context(redirect_stderr(_above(console, sys.stderr, terminal=False)))
         if sys.stdout.isatty():  # into a pipe it goes as it is
-            above.enter_context(redirect_stdout(_above(console, sys.stdout)))
+            above.enter_context(redirect_stdout(_above(console, sys.stdout, terminal=True)))
         done.wait()
 
 
-def _above(console: Console, stream: TextIO) -> TextIO:
+def _above(console: Console, stream: TextIO, *, terminal: bool) -> TextIO:
     """Takes what is printed and shows it above the spinner."""
     from rich.file_proxy import FileProxy
 
     class Above(FileProxy):
-        # without them typer looks for the stream below, and writes into the spinner's line
+        # without the first two typer, with the third another console of rich would write to the stream
+        # below, into the spinner's line
         encoding, errors = stream.encoding, stream.errors
+
+        @property
+        def rich_proxied_file(self) -> TextIO:
+            raise AttributeError
+
+        def isatty(self) -> bool:
+            return terminal
 
     return Above(console, stream)
