@@ -1,6 +1,6 @@
 """From records to laws: fits, figures, reports. Needs no GPU and no torch.
 
-from analysis import load, fit, predict, optimal
+from analysis import load, fit, predict, optimal, plot
 fit(df, "chinchilla", columns={"N": "params", "D": "tokens", "loss": "loss"}).to_frame()
 """
 
@@ -11,6 +11,7 @@ _NAMES = {  # public name -> (module, its name there); imported when asked for
     "fit": ("analysis.api", "fit_source"),
     "predict": ("analysis.api", "predict_source"),
     "optimal": ("analysis.api", "optimal_source"),
+    "plot": ("analysis.api", "plot_source"),
     "study": ("analysis.api", "study_source"),
     "compare": ("analysis.comparison", "compare"),
     "InputError": ("analysis.errors", "InputError"),

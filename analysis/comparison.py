@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from analysis.choices import Reading
 from analysis.errors import InputError
 from analysis.table import load
-from analysis.table.columns import LETTERS, parse_columns
+from analysis.table.columns import LETTERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +46,16 @@ class Comparison:
             "speed_up": self.speed,
             "notes": list(self.notes),
         }
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        tables = {f"relative quality by {self.metric}": self.quality, "speed-up": self.speed}
+        return "".join(
+            f"<p>{name}</p>{pd.DataFrame(rows).to_html(float_format='{:.4g}'.format, na_rep='')}"
+            for name, rows in tables.items()
+            if rows
+        )
 
     def report(self, as_text: Callable[[list[dict]], str]) -> str:
         parts = [f"relative quality by {self.metric} (0: its size, 1: the next size)"]
@@ -87,19 +98,23 @@ def relative_quality(
 
 
 def compare(
-    looped: str | Path, plain: str | Path, metric: str = "loss", columns: str | None = None
+    looped: str | Path,
+    plain: str | Path,
+    metric: str = "loss",
+    reading: Reading | None = None,
+    **options,
 ) -> Comparison:
     """Looped models of one table against the Transformers of another.
 
     Args:
         metric: loss, or a column of both tables; a perplexity is compared by its logarithm.
-        columns: as `--columns`, of both tables.
+        reading: how both tables are read; or its parts by name, as columns="N=params,loss=loss".
 
     Raises:
         InputError: columns missing, or no looped model whose size and next size are both there.
     """
-    mapping = None if columns is None else parse_columns(columns)
-    tables = [load.load(s, mapping, (), (metric,)) for s in (looped, plain)]
+    reading = reading or Reading(**options)
+    tables = [reading.table(s, own=(metric,)) for s in (looped, plain)]
     loops, plain_rows = (_rows(t, metric) for t in tables)
     quality, notes = [], []
     for size, values in sorted(loops.items()):

@@ -19,18 +19,25 @@ from analysis.laws import library
 from analysis.prediction import Answer
 
 if TYPE_CHECKING:
+    from analysis.laws.law import Law
     from analysis.table.load import Table
 
 _UNIT = "loops"
 
 
 def loops_to_reach(
-    table: Table, target: float, at: dict[str, float] | None = None, confidence: float = 0.95
+    table: Table,
+    target: float,
+    at: dict[str, float] | None = None,
+    law: Law | None = None,
+    **options,
 ) -> Answer:
     """Loops T at which the loss falls to `target` (nats per token).
 
     Args:
         at: mean_recurrence and n_tokens for the unified law; without them, every run's own curve.
+        law: the unified law with parameters tied, held or bounded.
+        options: of `FitOptions`; each run's own curve takes the confidence alone.
 
     Raises:
         InputError: a target that is no loss, or that no number of loops reaches.
@@ -38,8 +45,8 @@ def loops_to_reach(
     if not (target > 0 and np.isfinite(target)):
         raise InputError(f"--loss is {target}; a loss in nats per token above 0 is needed.")
     if at is not None:
-        return _by_unified(table, target, at, confidence)
-    return _by_curves(table, target, confidence)
+        return _by_unified(table, target, at, law or library.get("unified"), options)
+    return _by_curves(table, target, options.get("confidence", 0.95))
 
 
 def inverted(values: dict[str, np.ndarray], target: float) -> np.ndarray:
@@ -106,9 +113,12 @@ def _one(curve, target: float, confidence: float) -> tuple[float, float | None, 
     return value, None if np.isinf(low) else low, None if np.isinf(high) else high
 
 
-def _by_unified(table: Table, target: float, at: dict[str, float], confidence: float) -> Answer:
-    law = library.get("unified")
-    fitted = fit_table(table, law, confidence=confidence)
+def _by_unified(
+    table: Table, target: float, at: dict[str, float], law: Law, options: dict
+) -> Answer:
+    options.pop("n_resamples", None)
+    fitted = fit_table(table, law, **options)
+    confidence = fitted.options.confidence
     point = prediction.point_of(law, at | {"n_loops": 1.0}, table)
     value = float(inverted(_curve_at(fitted, fitted.params, point), target))
     if np.isinf(value):

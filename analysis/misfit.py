@@ -36,13 +36,16 @@ def misfit(law: Law, values: Mapping[str, float], loops: np.ndarray, loss: np.nd
     loops, loss = loops[order], loss[order]
     if len(loops) < MIN_POINTS:
         return ""
-    residual = np.log(loss) - np.log(law.predict(values, {"n_loops": loops}))
+    fitted, slopes = law.with_slopes(values, {"n_loops": loops})
+    residual = np.log(loss / fitted)
     scatter, fall = np.sqrt(np.mean(residual**2)), np.log(loss.max() / loss.min())
     lowest = int(np.argmin(loss))
     rise = np.log(loss[lowest:].max() / loss[lowest])
     if scatter <= MATERIAL * fall and rise <= RISE * fall:
         return ""
-    taken = np.linalg.qr(_jacobian(law, values, loops))[0]
+    jacobian = np.column_stack([slopes[name] / fitted for name in law.names])
+    size = np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300)
+    taken = np.linalg.qr(jacobian / size)[0]
 
     def gain(directions: np.ndarray) -> float:
         return _p_value(residual, taken, directions)
@@ -75,20 +78,6 @@ def misfit(law: Law, values: Mapping[str, float], loops: np.ndarray, loss: np.nd
             "with `parcae judge --law test-time`"
         )
     return ""
-
-
-def _jacobian(law: Law, values: Mapping[str, float], loops: np.ndarray) -> np.ndarray:
-    """Derivatives of the log prediction by each parameter, (n, P), by central differences."""
-    columns = []
-    for name, value in values.items():
-        step = 1e-5 * max(abs(value), 1e-3)
-        ends = [
-            np.log(law.predict({**values, name: value + s}, {"n_loops": loops}))
-            for s in (step, -step)
-        ]
-        columns.append((ends[0] - ends[1]) / (2 * step))
-    jacobian = np.column_stack(columns)
-    return jacobian / np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300)
 
 
 def _p_value(residual: np.ndarray, taken: np.ndarray, directions: np.ndarray) -> float:

@@ -18,7 +18,7 @@ from analysis.fitting.fit import Fit, fit_table
 from analysis.fitting.result import FitResult, Param, interval
 from analysis.laws import library
 from analysis.table import load
-from analysis.table.columns import info
+from analysis.table.columns import info, written
 
 if TYPE_CHECKING:
     from analysis.laws.law import Law
@@ -54,6 +54,21 @@ class Answer:
             "fit": json.loads(self.fit.to_json()),
         }
         return json.dumps(data, indent=2, sort_keys=True, allow_nan=False)
+
+    def to_frame(self):
+        """The numbers as a pandas table."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(v) for v in self.values]).set_index("name")
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        place = "" if self.inside else " (extrapolated)"
+        frame = self.to_frame()[["value", "ci_low", "ci_high", "unit"]]
+        said = "".join(f"<p>{escape(n)}</p>" for n in self.notes)
+        table = frame.to_html(float_format="{:.5g}".format, na_rep="")
+        return f"<p>{escape(self.question)}{place}</p>{table}{said}"
 
     def report(self) -> str:
         lines = [self.question]
@@ -230,7 +245,8 @@ def _refuse_other_cost(table: Table) -> None:
     if not 0.8 < ratio < 1.25:
         raise InputError(
             f"{table.source}: FLOPs are {ratio:.3g} times 6 N D, so an optimum along 6 N D would not be one of "
-            "this count. Use --law isoflop --over N, or leave C out of --columns and state the budget as 6 N D."
+            "this count. Use --law isoflop --over N, or leave C out and state the budget as 6 N D: "
+            f"{written({n: c for n, c in table.columns.items() if n != 'train_flops'})}."
         )
 
 

@@ -24,13 +24,15 @@ from analysis.table.columns import info
 if TYPE_CHECKING:
     from analysis.table.load import Table
 
+_BRIEF = 6  # curves on which a page compares the forms
 DELTA = 1e-3  # of the Huber errors compared, as in the paper's table
 
 
-def judge(table: Table, law: str | Law, **options) -> dict[str, list[dict]]:
+def judge(table: Table, law: str | Law, *, brief: bool = False, **options) -> dict[str, list[dict]]:
     """The judgements that fit a law: name of the table -> rows.
 
     Args:
+        brief: for a page: few curves, and no other law for comparison.
         options: of `FitOptions`; intervals are not made here.
     """
     if law == "recurrence":
@@ -39,7 +41,7 @@ def judge(table: Table, law: str | Law, **options) -> dict[str, list[dict]]:
     law = chosen.name
     settings = FitOptions(**options | {"interval": "none"})
     if chosen.per_run:
-        return {"test-time forms": compare_forms(table)}
+        return _forms(table, _BRIEF if brief else None)
     heaviest = influence(table, chosen, settings)[:10]
     tables = {"weight of single rows (jackknife, standard errors)": heaviest}
     ahead = held_out_largest(table, chosen, settings)
@@ -49,13 +51,22 @@ def judge(table: Table, law: str | Law, **options) -> dict[str, list[dict]]:
         return tables
     held = held_out_budgets(table, chosen, settings)
     tables = {"errors on a budget held out": held} | tables
-    if law in ("training", "iso-depth"):
-        tables["laws of the same rows compared"] = compare_laws(table)
+    if law in ("training", "iso-depth") and not brief:
+        tables["laws of the same rows compared"] = compare_laws(table, n_starts=settings.n_starts)
     if law == "training":
         values = fit(prepare(table, chosen), chosen, settings).params
         title = "bias of the parabola on this grid, were the law true"
         tables[title] = bias.parabola_bias(values, table)
     return tables
+
+
+def _forms(table: Table, most: int | None) -> dict[str, list[dict]]:
+    runs = _curves(table)
+    if most is None or len(runs) <= most:
+        return {"test-time forms": compare_forms(table)}
+    title = f"test-time forms, of {most} of the {len(runs)} curves"
+    chosen = [runs[i] for i in np.linspace(0, len(runs) - 1, most).round().astype(int)]
+    return {title: compare_forms(table, chosen)}
 
 
 def held_out_budgets(table: Table, law: Law, options: FitOptions | None = None) -> list[dict]:
@@ -126,14 +137,14 @@ def leave_one_budget_out(table: Table, confidence: float = 0.95) -> list[dict]:
     return rows
 
 
-def compare_forms(table: Table) -> list[dict]:
+def compare_forms(table: Table, runs: list | None = None) -> list[dict]:
     """The test-time forms on every run: all loops, T > mu after a fit to T <= mu, and AICc.
 
     Errors are mean Huber (delta 1e-3) of log-loss residuals per point, averaged over runs.
     Source: Parcae (arXiv:2604.12946), comparison of test-time forms.
     """
     table = load.need(table, ("n_loops", "val_loss"), "test-time")
-    runs = _curves(table)
+    runs = runs or _curves(table)
     if not runs:
         raise InputError(
             f"{table.source}: no run has six numbers of loops; comparing forms needs that many."
@@ -157,7 +168,9 @@ def compare_forms(table: Table) -> list[dict]:
     return sorted(rows, key=lambda r: r["mean_huber"])
 
 
-def compare_laws(table: Table, names: tuple[str, ...] = ("training", "iso-depth")) -> list[dict]:
+def compare_laws(
+    table: Table, names: tuple[str, ...] = ("training", "iso-depth"), n_starts: int = 16
+) -> list[dict]:
     """Laws of the same rows against each other: AICc, and errors on budgets held out.
 
     AICc is of least squares on log loss; a lower one by 10 leaves the other law hardly any support
@@ -168,10 +181,12 @@ def compare_laws(table: Table, names: tuple[str, ...] = ("training", "iso-depth"
         law = library.get(name)
         row = {"law": name, "n_params": len(law.params)}
         try:
-            fitted = fit(prepare(table, law), law, FitOptions(loss="log-lsq", interval="none"))
+            options = FitOptions(loss="log-lsq", interval="none", n_starts=n_starts)
+            fitted = fit(prepare(table, law), law, options)
             n = len(fitted.dataset)
             row["aicc"] = _aicc(2 * fitted.search.objective, n, len(law.params))
-            held = held_out_budgets(table, law)
+            settings = FitOptions(interval="none", n_starts=min(n_starts, 8))
+            held = held_out_budgets(table, law, settings)
             row["mean_abs_error"] = float(np.mean([h["mean_abs_error"] for h in held]))
             ahead = [h["mean_abs_error"] for h in held if h["extrapolates"]]
             row["largest_budget_error"] = ahead[0] if ahead else None

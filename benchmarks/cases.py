@@ -3,7 +3,8 @@
     eager            the sorted loop with the plain definitions of every op
     compile          the same in static shapes, torch.compile
     ours             the sorted loop with the ops as parcae_core/kernels dispatches them
-    ours compiled    the same in static shapes, torch.compile
+    ours apart       the same, relu^2 in passes of its own; on a CPU it always is
+    ours compiled    "ours" in static shapes, torch.compile
     ours replayed    the same in static shapes, as CUDA graphs (on a CPU: as functions)
     masked           the masked definition (benchmarks/masked.py), plain ops, all logits held
     masked compiled  the same, each block compiled for static shapes: the public way
@@ -44,7 +45,8 @@ from parcae_core.trial import DataConfig, EvalConfig, OptimConfig, Trial
 MEAN_RECURRENCE, MEAN_BACKPROP_DEPTH = 8, 4
 DEPTH = PoissonDepth(mean_recurrence=MEAN_RECURRENCE, mean_backprop_depth=MEAN_BACKPROP_DEPTH)
 VARIANTS = (
-    "eager", "compile", "ours", "ours compiled", "ours replayed", "masked", "masked compiled",
+    "eager", "compile", "ours", "ours apart", "ours compiled", "ours replayed", "masked",
+    "masked compiled",
 )  # fmt: skip
 COMPILED = ("compile", "ours compiled", "masked compiled")
 # The step is timed at rates that leave the weights what they are: the work is the same at any rate
@@ -86,6 +88,13 @@ class Case:
         """The same weights, for variants that do not take the kernels' dispatch."""
         model = copy.deepcopy(self.model)
         model.use(TORCH)
+        return model
+
+    @cached_property
+    def apart(self) -> Parcae:
+        """The same weights, products without epilogues."""
+        model = copy.deepcopy(self.model)
+        model.use(replace(self.model.kernels, mlp="apart"))
         return model
 
     @cached_property
@@ -141,13 +150,14 @@ class Case:
         return DEPTH.sample(self.batch, seed=0, step=step)
 
     def model_of(self, variant: str) -> Parcae:
-        compiled = {
+        copies = {
+            "ours apart": "apart",
             "compile": "compiled",
             "ours compiled": "ours_compiled",
             "masked compiled": "masked_compiled",
         }
-        if variant in compiled:
-            return getattr(self, compiled[variant])
+        if variant in copies:
+            return getattr(self, copies[variant])
         return self.model if variant.startswith("ours") else self.plain
 
 

@@ -1,14 +1,14 @@
 """Everything that needs a card, in one command, in the order of what it is worth.
 
-    python -m benchmarks.gpu_session --out DIR --call 1      then --call 2, 3, 4; each under 560 s
-    python -m benchmarks.gpu_session --out DIR --resume      goes on with what is not done
+    python -m benchmarks.gpu_session --out DIR --seconds 560     what fits into so much time
+    python -m benchmarks.gpu_session --out DIR --resume --seconds 280    goes on with what is not done
     python -m benchmarks.gpu_session --out DIR --rehearse    all of it on a CPU, tiny, in minutes
     python -m benchmarks.gpu_session --collect DIR           at home: rows to benchmarks/results, the
                                                              law's trials to runs/gpu-law
 
-Each stage is a process with a time box of its own. One that fails or runs over is a row of state.json
-with its last words, and the next one begins. Nothing here imports ray or pydantic; without .git the
-commit comes from PARCAE_COMMIT. What comes back is at most 8 files: state.json, log.txt, probe.json,
+Each stage is a process with a time box of its own, and begins if its box fits into what is left. One that
+fails or runs over is a row of state.json with its last words, and the next one begins. Nothing here
+imports ray or pydantic; without .git the commit comes from PARCAE_COMMIT. What comes back is at most 8 files: state.json, log.txt, probe.json,
 speed.csv, ops.csv, packing.csv, profile.txt, law.tar.xz.
 """
 
@@ -17,17 +17,17 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import os
-import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-CALL_LIMIT_S = 560  # of one call, in a lease of ten minutes
+from benchmarks import forked
+from benchmarks.forked import ROOT
+
 MAX_FILES, MAX_BYTES = 8, 16 << 20
 REHEARSED_BOX = 5  # times the box: a CPU that others use as well
 NO_TESTS = 5  # pytest's status where none was selected, as on a CPU
@@ -39,10 +39,10 @@ class Stage:
     """One process of the session."""
 
     name: str
-    call: int
     box_s: float
-    command: Sequence[str]  # after `python -m`
+    command: Sequence[str]  # a module with a `main`, and its arguments
     accepted: tuple[int, ...] = (0,)
+    least_s: float | None = None  # takes less than its box where less is left, down to this
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class Sizes:
 REHEARSAL = Sizes(
     large="nano", larger="nano", small="nano", batch=4, larger_batch=2, small_batch=4, curve_batch=2,
     context=32, small_context=32, steps=2, packed_steps=60, concurrent=(1, 2), cpus=1,
-    budgets=(1e8, 2e8, 1e18), means=(1, 2, 4), law_s=180.0, rate_s=3.0, loops=4, n_sequences=4,
+    budgets=(1e8, 2e8, 1e14), means=(1, 2, 4), law_s=180.0, rate_s=1.0, loops=4, n_sequences=4,
 )  # fmt: skip
 
 
@@ -82,17 +82,17 @@ def stages(s: Sizes, out: Path) -> list[Stage]:
     length = [] if s.context is None else ["--seq-len", str(s.context)]
     rows = ["--results", str(out), "--steps", str(s.steps), *length]
 
-    def speed(name: str, call: int, box_s: float, preset: str, batch: int, *more: str) -> Stage:
+    def speed(name: str, box_s: float, preset: str, batch: int, *more: str) -> Stage:
         command = ["benchmarks.speed", "--preset", preset, "--batch", str(batch), *rows, *more]
-        return Stage(name=name, call=call, box_s=box_s, command=command)
+        return Stage(name=name, box_s=box_s, command=command)
 
-    def step(name: str, call: int, box_s: float, variant: str, *more: str) -> Stage:
+    def step(name: str, box_s: float, variant: str, *more: str) -> Stage:
         what = ["--what", "step", "--variants", variant, *more]
-        return speed(name, call, box_s, s.large, s.batch, *what)
+        return speed(name, box_s, s.large, s.batch, *what)
 
-    def own(name: str, call: int, box_s: float) -> Stage:
+    def own(name: str, box_s: float, least_s: float | None = None) -> Stage:
         command = ["benchmarks.gpu_session", "--out", str(out), "--stage", name]
-        return Stage(name=name, call=call, box_s=box_s, command=command)
+        return Stage(name=name, box_s=box_s, command=command, least_s=least_s)
 
     small = ["--preset", s.small, "--batch", str(s.small_batch)]
     tests = ["pytest", "-q", "--no-header", "-m", "gpu", "-p", "no:cacheprovider", *TESTS]
@@ -101,29 +101,27 @@ def stages(s: Sizes, out: Path) -> list[Stage]:
     small_step = ["benchmarks.speed", *small, "--results", str(out), "--steps", str(s.steps)]
     small_step += ["--seq-len", str(s.small_context), "--what", "optimizer", "--variants"]
     return [
-        own("probe", 1, 40),
-        Stage(name="tests", call=1, box_s=120, command=tests, accepted=(0, NO_TESTS)),
-        own("on-off", 1, 60),
-        step("step-ours", 1, 80, "ours"),
-        step("step-masked-compiled", 1, 120, "masked compiled"),
-        step("step-ours-flash", 1, 60, "ours", "--attention", "flash"),
+        own("probe", 40),
+        Stage(name="tests", box_s=120, command=tests, accepted=(0, NO_TESTS)),
+        own("on-off", 60),
+        step("step-ours", 80, "ours"),
+        step("step-masked-compiled", 120, "masked compiled"),
+        step("step-ours-flash", 60, "ours", "--attention", "flash"),
+        step("step-ours-apart", 60, "ours apart"),
         Stage(
-            name="profile", call=1, box_s=60,
+            name="profile", box_s=60,
             command=[*profile, "--top", "50", "--table", str(out / "profile.txt")],
         ),
-        step("step-eager", 2, 60, "eager"),
-        step("step-compile", 2, 140, "ours compiled"),
-        step("step-replayed", 2, 70, "ours replayed"),
-        speed("larger", 2, 80, s.larger, s.larger_batch, "--what", "step", "--variants", "ours"),
-        Stage(name="small-eager", call=2, box_s=40, command=[*small_step, "ours"]),
-        Stage(name="small-replayed", call=2, box_s=50, command=[*small_step, "ours replayed"]),
+        Stage(name="small-eager", box_s=40, command=[*small_step, "ours"]),
+        Stage(name="small-replayed", box_s=50, command=[*small_step, "ours replayed"]),
+        step("step-replayed", 70, "ours replayed"),
+        step("step-compile", 140, "ours compiled"),
         speed(
-            "curve", 2, 110, s.large, s.batch, "--what", "curve", "--curve-batch",
+            "curve", 110, s.large, s.batch, "--what", "curve", "--curve-batch",
             str(s.curve_batch), "--variants", "ours", "masked",
         ),
-        speed("ops", 3, 120, s.large, s.batch, "--what", "ops"),
         Stage(
-            name="packing", call=3, box_s=400,
+            name="packing", box_s=240,
             command=[
                 "benchmarks.packing", *small, "--context", str(s.small_context), "--steps",
                 str(s.packed_steps), "--concurrent", *map(str, s.concurrent), "--cpus", str(s.cpus),
@@ -131,11 +129,14 @@ def stages(s: Sizes, out: Path) -> list[Stage]:
                 "--results", str(out),
             ],
         ),
-        own("law", 4, s.law_s + 30),
+        own("law", s.law_s + 30, 150),
+        step("step-eager", 60, "eager"),
+        speed("ops", 120, s.large, s.batch, "--what", "ops"),
+        speed("larger", 80, s.larger, s.larger_batch, "--what", "step", "--variants", "ours"),
     ]  # fmt: skip
 
 
-def run_stage(name: str, s: Sizes, out: Path) -> None:
+def run_stage(name: str, s: Sizes, out: Path, box_s: float) -> None:
     """A stage that is a function here, in the process that the session started for it."""
     from benchmarks import session_stages as own
     from parcae_core.presets import preset
@@ -152,25 +153,32 @@ def run_stage(name: str, s: Sizes, out: Path) -> None:
     elif name == "law":
         own.law(
             out, preset=s.small, corpus="state-reveals", context=s.small_context,
-            batch=s.small_batch, budgets=list(s.budgets), means=list(s.means), seconds=s.law_s,
+            batch=s.small_batch, budgets=list(s.budgets), means=list(s.means), seconds=box_s - 30,
             rate_s=s.rate_s, loops=s.loops, n_sequences=s.n_sequences, threads=s.cpus,
         )  # fmt: skip
     else:
         raise SystemExit(f"--stage {name}: no such stage of this module")
 
 
-def run(wanted: Sequence[Stage], out: Path, *, rehearsed: bool) -> bool:
-    """Run stages that are not done; whether all are done in the end."""
+def run(wanted: Sequence[Stage], out: Path, *, seconds: float = math.inf, longer: int = 1) -> bool:
+    """Run the stages that are not done and whose box fits into the seconds left.
+
+    Args:
+        longer: times each box.
+
+    Returns:
+        Whether all are done in the end.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    state = read_state(out)
-    env, longer = dict(os.environ), REHEARSED_BOX if rehearsed else 1
-    if rehearsed:  # a CPU's compiler takes minutes, and what it does is not what is rehearsed
-        env["TORCHDYNAMO_DISABLE"] = "1"
-        env["OMP_NUM_THREADS"] = "1"  # threads that wait for each other stand still on a busy CPU
+    state, began = read_state(out), time.monotonic()
     for stage in wanted:
         if state.get(stage.name, {}).get("status") == "done":
             continue
-        state[stage.name] = row = _run_one(stage, out, env, stage.box_s * longer)
+        left = seconds - (time.monotonic() - began)
+        if left < longer * (stage.least_s or stage.box_s):
+            print(f"{stage.name:22s} waits: {left:.0f} s are left", flush=True)
+            continue
+        state[stage.name] = row = _run_one(stage, out, min(stage.box_s * longer, left))
         # written after each stage, so that a call that is cut off leaves what it did
         temporary = out / "state.tmp"
         temporary.write_text(json.dumps(state, indent=1) + "\n")
@@ -184,40 +192,25 @@ def run(wanted: Sequence[Stage], out: Path, *, rehearsed: bool) -> bool:
     return all(state.get(s.name, {}).get("status") == "done" for s in wanted)
 
 
-def _run_one(stage: Stage, out: Path, env: dict[str, str], box_s: float) -> dict:
+def _run_one(stage: Stage, out: Path, box_s: float) -> dict:
     began = time.monotonic()
-    with (out / "log.txt").open("a+", encoding="utf-8") as log:
-        log.write(f"\n==== {stage.name}: {' '.join(stage.command)}\n")
-        log.flush()
-        start = log.tell()
-        # a group of its own, so that what it has started ends with it
-        process = subprocess.Popen(
-            [sys.executable, "-m", *stage.command], cwd=ROOT, env=env, stdout=log,
-            stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-        try:
-            code = process.wait(box_s)
-            status = "done" if code in stage.accepted else "failed"
-        except subprocess.TimeoutExpired:
-            code, status = None, "timed out"
-        finally:
-            _end_group(process)
-        log.seek(start)
-        said = log.read().strip().splitlines()[-12:]
+    module, *arguments = stage.command
+    if stage.least_s is not None:
+        arguments += ["--seconds", str(box_s)]
+    log = out / "log.txt"
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"\n==== {stage.name}: {module} {' '.join(arguments)}\n")
+    start = log.stat().st_size
+    process = forked.start(module, arguments, log, leads=True)
+    process.join(box_s)
+    code = process.exitcode
+    status = "timed out" if code is None else "done" if code in stage.accepted else "failed"
+    forked.end(process)
+    with log.open("rb") as file:
+        file.seek(start)
+        said = file.read().decode(errors="replace").strip().splitlines()[-12:]
     seconds = round(time.monotonic() - began, 1)
-    return {
-        "status": status, "code": code, "seconds": seconds, "box_s": box_s,
-        "call": stage.call, "said": said,
-    }  # fmt: skip
-
-
-def _end_group(process: subprocess.Popen) -> None:
-    import contextlib
-    import signal
-
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    return {"status": status, "code": code, "seconds": seconds, "box_s": box_s, "said": said}
 
 
 def read_state(out: Path) -> dict[str, dict]:
@@ -260,7 +253,7 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, help="folder for what comes back")
-    parser.add_argument("--call", type=int, nargs="+", help="only the stages of these calls")
+    parser.add_argument("--seconds", type=float, help="of this call (default: no limit)")
     parser.add_argument("--only", nargs="+", help="only these stages, by name")
     parser.add_argument("--resume", action="store_true", help="skip what state.json calls done")
     parser.add_argument("--rehearse", action="store_true", help="tiny, on a CPU")
@@ -274,20 +267,21 @@ def main(argv: list[str] | None = None) -> None:
     # the stages' own processes read the session's sizes where it left them
     sizes_file = args.out / "work" / "sizes.json"
     if args.stage:
-        return run_stage(
-            args.stage, Sizes(**json.loads(sizes_file.read_text())), args.out.resolve()
-        )
+        sizes = Sizes(**json.loads(sizes_file.read_text()))
+        return run_stage(args.stage, sizes, args.out.resolve(), args.seconds or math.inf)
     sizes, out = REHEARSAL if args.rehearse else Sizes(), args.out.resolve()
-    if read_state(out) and not (args.resume or args.call or args.only):
+    if read_state(out) and not (args.resume or args.only):
         raise SystemExit(f"{out}: holds a session already; add --resume to go on with it")
     sizes_file.parent.mkdir(parents=True, exist_ok=True)
     sizes_file.write_text(json.dumps(asdict(sizes)))
-    wanted = [
-        stage
-        for stage in stages(sizes, out)
-        if (not args.call or stage.call in args.call) and (not args.only or stage.name in args.only)
-    ]
-    done = run(wanted, out, rehearsed=args.rehearse)
+    wanted = [s for s in stages(sizes, out) if not args.only or s.name in args.only]
+    longer = 1
+    if args.rehearse:  # read where torch is loaded, which is not here
+        longer = REHEARSED_BOX
+        # a CPU's compiler takes minutes, and what it does is not what is rehearsed; threads that
+        # wait for each other stand still on a busy CPU
+        os.environ |= {"TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+    done = run(wanted, out, seconds=args.seconds or math.inf, longer=longer)
     for path in what_comes_back(out):
         print(f"{path.stat().st_size:>10,} bytes  {path.name}")
     if not done:

@@ -204,7 +204,7 @@ def _parametric(name, truth, columns, y, loss="huber", runs=None, label=None) ->
     kind = default_interval(law, data)
     # of the 1,000 resamples of the default 200 are drawn, as the authors of iso-depth's law did
     given = None if kind == "block" else "none"
-    found = fit(data, law, FitOptions(loss=loss, n_starts=4, n_resamples=200, interval=given))
+    found = fit(data, law, FitOptions(loss=loss, n_starts=2, n_resamples=200, interval=given))
     for p, true in truth.items():
         inside = _within(found, p, true) if kind == "block" else _profile_holds(found, p, true)
         yield label or f"{name} ({loss})", kind, p, inside
@@ -228,7 +228,8 @@ def _profile_holds(found: Fit, name: str, true: float) -> bool:
     allowed = float(stdtrit(shape.dof[index], 0.975)) ** 2 / (2 * shape.deviance[index])
 
     def inside(begin) -> bool:
-        return held.descend(begin).cost <= found.search.objective + allowed
+        refit = held.minimise(begin, tolerance=1e-8, ftol=1e-6)
+        return refit.cost <= found.search.objective + allowed
 
     return inside(start) or inside(project(held, start).x)
 

@@ -6,16 +6,17 @@ python -m benchmarks.processes TASK.json      trains one trial; its folder gets 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks import forked
 from parcae_core.data.manifest import read_manifest
 from parcae_core.data.prepare import prepare
 from parcae_core.data.sources import resolve
@@ -34,7 +35,6 @@ from parcae_core.trial import (
     trial_from_dict,
 )
 
-ROOT = Path(__file__).parents[1]
 TIMES_FILE = "times.jsonl"
 POLL_S = 0.2
 
@@ -81,8 +81,8 @@ def prepared(
     return DataConfig(
         corpus=corpus,
         fingerprint=source.fingerprint,
-        tokenizer=made.tokenizer["name"],
-        vocab_size=made.tokenizer["vocab_size"],
+        tokenizer=made.tokenizer.name,
+        vocab_size=made.tokenizer.vocab_size,
     ), folder
 
 
@@ -135,7 +135,7 @@ def side_by_side(
         trial_id -> exit status; None for those that the deadline met.
     """
     waiting, codes = list(tasks), dict.fromkeys((t.trial.trial_id for t in tasks), None)
-    running: dict[str, subprocess.Popen] = {}
+    running: dict[str, BaseProcess] = {}
     try:
         while waiting or running:
             if deadline is not None and time.monotonic() > deadline:
@@ -144,20 +144,18 @@ def side_by_side(
                 task = waiting.pop(0)
                 running[task.trial.trial_id] = _start(task)
             for trial_id, process in list(running.items()):
-                if process.poll() is not None:
-                    codes[trial_id] = running.pop(trial_id).returncode
+                if process.exitcode is not None:
+                    codes[trial_id] = running.pop(trial_id).exitcode
             time.sleep(POLL_S)
     finally:
         for process in running.values():
-            process.kill()
-            process.wait()
+            forked.end(process)
     return codes
 
 
-def _start(task: Task) -> subprocess.Popen:
-    command = [sys.executable, "-m", "benchmarks.processes", str(task.write())]
-    with (task.run_dir / "log.txt").open("w") as log:
-        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+def _start(task: Task) -> BaseProcess:
+    path = task.write()
+    return forked.start("benchmarks.processes", [str(path)], task.run_dir / "log.txt")
 
 
 def read_times(folder: Path) -> list[tuple[float, int]]:

@@ -11,8 +11,8 @@ import torch
 
 from benchmarks.common import synchronise
 
-_SIDE = {"cuda": 8192, "cpu": 1536}  # of the square matrices: large enough to reach the plateau
-_COPY_BYTES = {"cuda": 1 << 31, "cpu": 1 << 28}  # far beyond any cache
+_SIDE = {"cuda": 8192, "cpu": 1024}  # of the square matrices: large enough to reach the plateau
+_COPY_BYTES = {"cuda": 1 << 31, "cpu": 1 << 27}  # far beyond any cache
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -139,7 +139,11 @@ def _step_rows(case: Case, args, rates: Rates, save: Save, *, optimizer: bool) -
     n_bytes = float(np.median([step_bytes(case, d) for d in draws]))
     what = "train step + optimizer" if optimizer else "train step"
     for v in args.variants:
-        memory = peak_mib(case, steps[v]) if case.device.type == "cuda" else _memory(args, case, v)
+        memory = None
+        if case.device.type == "cuda":
+            memory = peak_mib(case, steps[v])
+        elif args.record:  # takes a process for each variant
+            memory = _memory(args, case, v)
         per_s = median(f / s for f, s in zip(flops, seconds[v], strict=True))
         row = _row(case, what, v, seconds, per_s, rates)
         row |= _floors(rates, median(flops), n_bytes) | {

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.api import Changes
+from analysis.choices import Changes
 from analysis.design.pool import Choice, Options, Pool, choose
 from analysis.errors import InputError
 from analysis.laws import formula, library
 from analysis.laws.law import Law
-from analysis.table import files, filters, numbers
+from analysis.table import filters, numbers, sources
 from analysis.table.columns import LETTERS, canonical
 
 _SPLIT, _TARGET = "split", "test"  # the column that says which rows are wanted, and its word for it
@@ -72,7 +72,7 @@ def design(
     """
     if not 0 < share <= 1:
         raise InputError(f"--share is {share:g}; a share of the pool's cost in (0, 1] is needed.")
-    frame = files.read(files.find(path)).frame
+    frame = sources.read(path).frame
     where = str(path)
     cells = {str(c): numbers.floats(numbers.parse(frame[c])).to_numpy(float) for c in frame}
     numeric = {c: v for c, v in cells.items() if np.isfinite(v).any()}

@@ -1,10 +1,14 @@
-"""One door for every figure: PNG to look at, PDF to print, CSV of exactly what is drawn.
+"""One door for every figure: PNG to look at, PDF to print, CSV of exactly what is drawn, and its caption.
 
 Made without pyplot: no global state, nothing to close, the same bytes from the same inputs.
 """
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,17 +16,25 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.backend_bases import get_registered_canvas_class
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from analysis.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.typing import RcKeyType
 
-# Okabe and Ito's set, safe for the common colour-vision deficiencies; black is kept for fits
-CYCLE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+# Told apart by common colour-vision deficiencies (after Okabe and Ito), each at least 3:1 on white;
+# black is kept for fits
+CYCLE = ("#0072B2", "#C75000", "#00805E", "#B0508A", "#6F5FB5", "#8C6D00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")  # colour never carries a distinction alone
 FIT = "#000000"
+FORMATS = ("png", "pdf", "svg")
+MU = "\u03bc"
+_PANEL = 2.6  # inches: narrower, panels stand one below the other
 STYLE: dict[RcKeyType, Any] = {
     "figure.dpi": 120,
     "savefig.dpi": 160,
@@ -30,11 +42,70 @@ STYLE: dict[RcKeyType, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.titlesize": 8,
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "legend.fontsize": 7.5,
+    "legend.title_fontsize": 7.5,
     "pdf.fonttype": 42,
+    "svg.hashsalt": "parcae",
 }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Look:
+    """What a page or a journal asks of every figure."""
+
+    width: float | None = None  # inches; None: what the panels need
+    style: str | Path | None = None  # a matplotlib style, by name or file
+
+    @property
+    def rc(self) -> dict[RcKeyType, Any]:
+        """`STYLE`, and over it what the style says.
+
+        Raises:
+            InputError: no such style, or a file that is none.
+        """
+        if self.style is None:
+            return STYLE
+        from matplotlib import style
+
+        name = str(self.style)
+        if name in style.library:
+            return {**STYLE, **style.library[name]}
+        if not Path(name).is_file():
+            known = tuple(style.available)
+            raise InputError(
+                f"--style {name}: no such file or style{nearest(name, known)}; give a .mplstyle file, or a "
+                "name of matplotlib's like seaborn-v0_8-paper."
+            )
+        try:
+            given = mpl.rc_params_from_file(name, use_default_template=False)
+        except (ValueError, UnicodeDecodeError) as error:
+            raise InputError(f"--style {name}: is no matplotlib style ({error}).") from error
+        return {**STYLE, **given}
+
+
+_LOOK: ContextVar[Look] = ContextVar("look", default=Look())  # noqa: B039 - frozen
+
+
+@contextmanager
+def looking(look: Look) -> Iterator[None]:
+    """Every figure begun inside has this look.
+
+    Raises:
+        InputError: a width or a style that cannot be.
+    """
+    if look.width is not None and not 1 <= look.width <= 100:
+        raise InputError(
+            f"--width is {look.width}; inches between 1 and 100 are needed, like 3.25."
+        )
+    token = _LOOK.set(look)
+    try:
+        with mpl.rc_context(look.rc):
+            yield
+    finally:
+        _LOOK.reset(token)
 
 
 @dataclass
@@ -46,8 +117,18 @@ class Drawing:
     figure: Figure
     axes: list[Axes]
     rows: list[pd.DataFrame] = field(default_factory=list)
+    rc: dict[RcKeyType, Any] = field(default_factory=lambda: STYLE)
+    whole: bool = True  # the figure is ours; else we draw in axes of the caller's
+    _settled: bool = False
 
-    def points(self, ax, panel, series, x, y, *, color, marker, filled=True, label=None, size=26):
+    def first_of_row(self, place: int) -> bool:
+        """Whether a panel has none to its left, so that a shared y axis is named there."""
+        spec = self.axes[place].get_subplotspec()
+        return not self.whole or spec is None or spec.is_first_col()
+
+    def points(
+        self, ax, panel, series, x, y, *, color, marker, filled=True, label=None, size=26, kind=None
+    ):
         """Measured points; hollow where they are outside the fit."""
         ax.scatter(
             x,
@@ -60,7 +141,7 @@ class Drawing:
             label=label,
             zorder=3,
         )
-        self._note(panel, series, "points" if filled else "points outside the fit", x, y)
+        self._note(panel, series, kind or ("points" if filled else "points outside the fit"), x, y)
 
     def line(
         self, ax, panel, series, x, y, *, color=FIT, dashed=False, label=None, width=1.2, kind=None
@@ -76,7 +157,7 @@ class Drawing:
 
     def contours(self, ax, panel, x, y, z, *, label: str):
         """Lines of equal z over a grid, labelled; every vertex is noted."""
-        drawn = ax.contour(x, y, z, levels=12, cmap="viridis", linewidths=0.9)
+        drawn = ax.contour(x, y, z, levels=12, colors=shades(14)[1:], linewidths=0.9)
         ax.clabel(drawn, fontsize=6, fmt="%.2f")
         for level, segments in zip(drawn.levels, drawn.allsegs, strict=True):
             for segment in segments:
@@ -88,26 +169,52 @@ class Drawing:
         ax.vlines(x, low, high, color=color, lw=1.0, zorder=2)
         self._note(panel, series, "interval", x, low, high)
 
+    def title(self, ax, text: str) -> None:
+        """A panel's title in the figure's own style, whatever style rules where it is called."""
+        ax.set_title(text, fontsize=self.rc.get("axes.titlesize", 8))
+
+    def mark(self, ax, panel, series, *, x=None, y=None, span=None, color=FIT, label=None):
+        """A thin dotted line at a value of one axis, over all of the other or its `span`."""
+        style = {"color": color, "lw": 0.8, "ls": ":", "label": label, "zorder": 1.5}
+        if x is not None:
+            ax.axvline(x, **style)
+            self._note(panel, series, "mark", x, np.nan)
+        elif span is None:
+            ax.axhline(y, **style)
+            self._note(panel, series, "mark", np.nan, y)
+        else:
+            ax.plot(span, [y, y], **style)
+            self._note(panel, series, "mark", span, y)
+
     def legend(self, axes, title: str | None = None, columns: int = 6, order=None) -> None:
         """The legend of one panel or several, below the whole figure, where it hides nothing.
 
         Args:
             order: key of a label by which the entries are sorted; None: as drawn.
         """
+        axes = axes if isinstance(axes, list) else [axes]
         found: dict[str, Artist] = {}
-        for ax in axes if isinstance(axes, list) else [axes]:
+        for ax in axes:
             handles, labels = ax.get_legend_handles_labels()
             found = dict(zip(labels, handles, strict=True)) | found
+        if not found:
+            return
         labels = sorted(found, key=order) if order is not None else list(found)
         handles = [found[label] for label in labels]
-        with mpl.rc_context(STYLE):
+        with mpl.rc_context(self.rc):
+            if not self.whole:
+                axes[-1].legend(handles, labels, title=title)
+                return
+            longest = max(len(label) for label in labels)
+            fit = int(
+                self.figure.get_figwidth() * 14 // (longest + 6)
+            )  # letters of this size on a line
             self.figure.legend(
                 handles,
                 labels,
                 loc="outside lower center",
-                ncols=min(len(labels), columns),
+                ncols=max(1, min(len(labels), columns, fit)),
                 title=title,
-                title_fontsize=7.5,
             )
 
     @property
@@ -115,17 +222,53 @@ class Drawing:
         """panel, series, kind, x, y, y_high: one row per point of every mark, as drawn."""
         return pd.concat(self.rows, ignore_index=True)
 
-    def save(self, folder: str | Path) -> list[Path]:
-        """Write NAME.png, NAME.pdf and NAME.csv; the bytes depend on the inputs only."""
+    def save(self, folder: str | Path, formats: Sequence[str] = ("png",)) -> list[Path]:
+        """Write NAME in each format, NAME.csv and NAME.txt, its caption; the bytes depend on the inputs only."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        png, pdf, csv = (folder / f"{self.name}.{suffix}" for suffix in ("png", "pdf", "csv"))
-        with mpl.rc_context(STYLE):
-            self.figure.savefig(png, metadata={"Software": None})
-            bare = {"CreationDate": None, "Creator": None, "Producer": None}
-            self.figure.savefig(pdf, metadata=bare)
+        out = []
+        for suffix in formats:
+            path = folder / f"{self.name}.{suffix}"
+            path.write_bytes(self.picture(suffix))
+            out.append(path)
+        csv, caption = folder / f"{self.name}.csv", folder / f"{self.name}.txt"
         self.drawn.to_csv(csv, index=False, float_format="%.8g", lineterminator="\n")
-        return [png, pdf, csv]
+        caption.write_text(self.caption + "\n", encoding="utf-8")
+        return [*out, csv, caption]
+
+    def picture(self, suffix: str = "png") -> bytes:
+        """The figure as a file of that format."""
+        bare: dict[str, dict[str, Any]] = {
+            "png": {"Software": None},
+            "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+            "svg": {"Date": None, "Creator": None},
+        }
+        buffer = io.BytesIO()
+        with mpl.rc_context(self.rc):
+            if not self.whole:
+                self.figure.savefig(buffer, format=suffix, metadata=bare[suffix])
+                return buffer.getvalue()
+            self._settle()
+            # `savefig` draws once more for the layout, which is made
+            if suffix == "png":
+                self.figure.set_dpi(mpl.rcParams["savefig.dpi"])
+                FigureCanvasAgg(self.figure).print_png(buffer, metadata=bare[suffix])
+            else:
+                canvas = get_registered_canvas_class(suffix)(self.figure)
+                getattr(canvas, f"print_{suffix}")(buffer, metadata=bare[suffix])
+        return buffer.getvalue()
+
+    def _settle(self) -> None:
+        """Lay the panels out, once for all formats."""
+        if not self._settled:
+            engine = self.figure.get_layout_engine()
+            assert engine is not None, "our figures are begun with one"
+            engine.execute(self.figure)
+            self.figure.set_layout_engine("none")
+            self._settled = True
+
+    def _repr_png_(self) -> bytes:
+        return self.picture()
 
     def _note(self, panel, series, kind, x, y, y_high=np.nan) -> None:
         x, y, y_high = np.broadcast_arrays(np.atleast_1d(np.asarray(x, dtype=float)), y, y_high)
@@ -136,41 +279,120 @@ class Drawing:
         )
 
 
-def new(name: str, caption: str, n_panels: int = 1, columns: int = 3, **axes_kw) -> Drawing:
-    """An empty drawing of n_panels axes in rows of at most `columns`."""
-    width = min(n_panels, columns)
-    height = -(-n_panels // width)
-    size = (4.6 if n_panels == 1 else 3.5 * width, 3.4 if height == 1 else 2.8 * height)
-    with mpl.rc_context(STYLE):
+def new(
+    name: str, caption: str, n_panels: int = 1, columns: int = 3, ax=None, **axes_kw
+) -> Drawing:
+    """An empty drawing of n_panels axes in rows of at most `columns`.
+
+    Args:
+        ax: axes of the caller's to draw in, one a panel, instead of a new figure.
+
+    Raises:
+        InputError: another number of axes than the figure has panels.
+    """
+    look = _LOOK.get()
+    if ax is not None:
+        given = list(np.ravel(ax))
+        if len(given) != n_panels:
+            raise InputError(
+                f"ax: figure {name} has {n_panels} panels and {len(given)} axes were given."
+            )
+        return Drawing(name, caption, given[0].figure, given, rc=look.rc, whole=False)
+    if look.width is not None:
+        columns = min(columns, max(1, int(look.width // _PANEL)))
+    across = min(n_panels, columns)
+    down = -(-n_panels // across)
+    natural = (4.6 if n_panels == 1 else 3.5 * across, 3.4 if down == 1 else 2.8 * down)
+    size = natural
+    if look.width is not None:
+        size = (look.width, max(natural[1] * look.width / natural[0], 2.5 * down))
+    with mpl.rc_context(look.rc):
         figure = Figure(figsize=size, layout="constrained")
-        grid = figure.subplots(height, width, squeeze=False, **axes_kw)
+        grid = figure.subplots(down, across, squeeze=False, **axes_kw)
     flat = list(grid.ravel())
     for spare in flat[n_panels:]:
         spare.remove()
-    return Drawing(name=name, caption=caption, figure=figure, axes=flat[:n_panels])
+    return Drawing(name=name, caption=caption, figure=figure, axes=flat[:n_panels], rc=look.rc)
 
 
 def shades(n: int) -> list[str]:
-    """n colours of a sequential map, for an ordered quantity such as the budget."""
-    colormap = mpl.colormaps["viridis"]
-    return [mpl.colors.to_hex(colormap(v)) for v in np.linspace(0.0, 0.88, n)]
+    """n colours of a sequential map, the last the darkest: for an ordered quantity such as the budget.
+
+    The palest has 3:1 on white.
+    """
+    colormap = mpl.colormaps["inferno"]
+    ends = np.linspace(0.64, 0.06, n) if n > 1 else [0.3]
+    return [mpl.colors.to_hex(colormap(v)) for v in ends]
+
+
+def contrast(color: str) -> float:
+    """Of a colour on white, by WCAG's relative luminance: 1 to 21."""
+    rgb = np.array(mpl.colors.to_rgb(color))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return 1.05 / (float(linear @ [0.2126, 0.7152, 0.0722]) + 0.05)
 
 
 def plain_ticks(ax, axis: str) -> None:
-    """A log axis labelled 200k, 500k, 1M: few enough not to collide over less than two decades."""
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+    """A log axis labelled 200k, 500k, 1M, 1B: few enough not to collide over less than two decades."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     target = ax.xaxis if axis == "x" else ax.yaxis
-    target.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    target.set_major_formatter(EngFormatter(sep=""))
+    low, high = np.log10(ax.get_xlim() if axis == "x" else ax.get_ylim())
+    target.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high - low < 2 else (1.0,)))
+    target.set_major_formatter(FuncFormatter(lambda v, _: amount(v)))
     target.set_minor_formatter(NullFormatter())
 
 
+def power_ticks(ax, axis: str) -> None:
+    """A log axis of FLOPs: 10^18, or 2 x 10^18 where less than a decade is shown, and never two that touch."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    target = ax.xaxis if axis == "x" else ax.yaxis
+    low, high = np.log10(ax.get_xlim() if axis == "x" else ax.get_ylim())
+    target.set_major_locator(
+        LogLocator(subs=(1.0, 3.0) if high - low < 1.5 else (1.0,), numticks=6)
+    )
+    target.set_major_formatter(FuncFormatter(_scientific))
+    target.set_minor_formatter(NullFormatter())
+
+
+def _scientific(value: float, _: int) -> str:
+    exponent = int(np.floor(np.log10(value) + 1e-9)) if value > 0 else 0
+    factor = value / 10.0**exponent
+    head = "" if abs(factor - 1) < 1e-6 else f"{factor:.3g}\\times "
+    return f"${head}10^{{{exponent}}}$"
+
+
+def amount(value: float) -> str:
+    """A count as people say it: 31M, 1.5B."""
+    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size * (1 - 1e-9):
+            return f"{value / size:.3g}{suffix}"
+    return f"{value:.3g}"
+
+
+def flops(value: float) -> str:
+    """A budget in a legend: 2e18."""
+    return f"{value:.3g}".replace("e+", "e")
+
+
 def log_ticks(ax, axis: str, values) -> None:
-    """A log axis whose ticks are the values that were run."""
+    """A log axis whose ticks are values that were run; where they stand too close, fewer of them."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     target = ax.xaxis if axis == "x" else ax.yaxis
-    target.set_major_locator(FixedLocator(sorted(set(map(float, values)))))
-    target.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    low, high = np.log10(ax.get_xlim() if axis == "x" else ax.get_ylim())
+    runs = {float(v) for v in values if v > 0 and low <= np.log10(v) <= high}
+    apart = (high - low) / (11 if axis == "x" else 9)  # a label's size on a panel
+    kept: list[float] = []
+    for value in sorted(runs, key=_roundness):
+        if all(abs(np.log10(value / other)) >= apart for other in kept):
+            kept.append(float(value))
+    target.set_major_locator(FixedLocator(sorted(kept)))
+    target.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.3g}"))
     target.set_minor_locator(NullLocator())
+
+
+def _roundness(value: float) -> tuple[bool, float]:
+    """Powers of two first: 2, 4, 8 tell loops better than 6 and 10."""
+    return float(np.log2(value)) % 1 != 0, value

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from analysis import known
 from analysis.errors import InputError
 from analysis.figures import drawing as figures
-from analysis.figures.drawing import CYCLE, MARKERS, Drawing
+from analysis.figures import words
+from analysis.figures.drawing import CYCLE, MARKERS, MU, Drawing
 
 if TYPE_CHECKING:
     from analysis.table.table import Table
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 _MAX_CURVES = 7
 
 
-def equal_flops(table: Table) -> Drawing:
+def equal_flops(table: Table, ax=None) -> Drawing:
     """Fixed depth and the best looped model at each budget, with the floor drawn in.
 
     Raises:
@@ -26,10 +27,10 @@ def equal_flops(table: Table) -> Drawing:
         "equal_flops",
         "Validation loss of the fixed-depth Transformer and of the best looped model of the same "
         "layers, for equal training FLOPs, mean over seeds; beside each, its mean recurrence.",
+        ax=ax,
     )
     [ax] = drawing.axes
-    ax.set(xscale="log", xlabel="training budget (FLOPs)")
-    ax.set_ylabel("validation loss (nats per token)")
+    ax.set(xscale="log", xlabel=words.label("budget_flops"), ylabel=words.label("val_loss"))
     budgets = [r.budget_flops for r in rows]
     for i, (label, losses) in enumerate(
         {
@@ -41,7 +42,7 @@ def equal_flops(table: Table) -> Drawing:
         drawing.line(ax, "", label, budgets, losses, color=color, kind="measured")
         drawing.points(ax, "", label, budgets, losses, color=color, marker=marker, label=label)
     for r in rows:
-        text = f"{r.mean_recurrence:g}"
+        text = f"{MU} {r.mean_recurrence:g}"
         place = (r.budget_flops, r.looped_loss)
         ax.annotate(text, place, (0, -10), textcoords="offset points", fontsize=7, ha="center")
     if rows[0].floor is not None:
@@ -49,12 +50,12 @@ def equal_flops(table: Table) -> Drawing:
         drawing.line(
             ax, "", "floor", budgets, floor, dashed=True, label="floor, known", kind="known"
         )
-    figures.log_ticks(ax, "x", budgets)
+    figures.power_ticks(ax, "x")
     drawing.legend(ax)
     return drawing
 
 
-def loss_by_gap(table: Table) -> Drawing:
+def loss_by_gap(table: Table, ax=None) -> Drawing:
     """The model thinks longer and is right: loss of a state by gap, for more and more loops.
 
     The looped model is the best of the largest budget, the same weights throughout; beside it the
@@ -72,6 +73,7 @@ def loss_by_gap(table: Table) -> Drawing:
         f"{top.mean_recurrence:g}, read out after T loops; and the fixed-depth Transformer. A guess among "
         "the states lies at their logarithm; where the longest gap is near, the loss above the floor is "
         "of a surprise that few rows teach: that the gap must end.",
+        ax=ax,
     )
     [ax] = drawing.axes
     ax.set(xscale="log", xlabel="gap: actions since the last revealed state")
@@ -81,7 +83,7 @@ def loss_by_gap(table: Table) -> Drawing:
         rows = looped[looped.n_loops == n_loops]
         _curve(drawing, ax, f"T = {n_loops}", rows, color, MARKERS[i % len(MARKERS)])
     fixed = known.by_gap(table, top.budget_flops, 1)
-    _curve(drawing, ax, "fixed depth", fixed, CYCLE[5], "<", dashed=True)
+    _curve(drawing, ax, "fixed depth", fixed, CYCLE[0], "<", dashed=True)
     figures.log_ticks(ax, "x", [1, 2, 4, 8, 16, 32])
     drawing.legend(ax, columns=4)
     return drawing

@@ -8,7 +8,8 @@ import numpy as np
 
 from analysis import prediction
 from analysis.figures import drawing as figures
-from analysis.figures.drawing import CYCLE, MARKERS, Drawing
+from analysis.figures import words
+from analysis.figures.drawing import CYCLE, MARKERS, MU, Drawing
 from analysis.table import load
 
 if TYPE_CHECKING:
@@ -16,33 +17,33 @@ if TYPE_CHECKING:
     from analysis.table.load import Table
 
 
-def observed(fitted: Fit) -> Drawing:
-    """Observed against predicted loss, and the relative error along compute or rows."""
+def observed(fitted: Fit, ax=None) -> Drawing:
+    """Observed against predicted loss (or what the law gives), and the relative error of each row."""
     law, data, result = fitted.law, fitted.dataset, fitted.result
     y, predicted = data.target, fitted.predict(data.columns)
     error = 100 * (predicted / y - 1)
+    what, unit = ("loss", " (nats per token)") if law.target == "val_loss" else (law.target, "")
     drawing = figures.new(
         f"observed_{law.name}",
-        f"{law.formula}: observed against predicted loss, and the error of each row. "
+        f"{words.formula(law.formula)}: observed against predicted {what}, and the error of each row. "
         f"Mean absolute error {np.abs(error).mean():.3g} %. Rows: {result.source}.",
         n_panels=2,
+        ax=ax,
     )
     left, right = drawing.axes
-    left.set(xlabel="predicted loss (nats per token)", ylabel="observed loss (nats per token)")
-    right.set(xlabel="predicted loss (nats per token)", ylabel="predicted / observed - 1 (%)")
+    left.set(xlabel=f"predicted {what}{unit}", ylabel=f"observed {what}{unit}")
+    right.set(xlabel=f"predicted {what}{unit}", ylabel="predicted / observed - 1 (%)")
     ends = np.array([min(y.min(), predicted.min()), max(y.max(), predicted.max())])
     drawing.line(left, "observed", "equality", ends, ends, kind="reference")
     drawing.line(right, "error", "equality", ends, np.zeros(2), kind="reference")
-    frame = data.table.frame
-    depths = frame.mean_recurrence.to_numpy(float) if "mean_recurrence" in frame else None
-    groups = [None] if depths is None else sorted(set(depths))
-    for i, depth in enumerate(groups):
-        rows = slice(None) if depth is None else depths == depth
-        name = "rows" if depth is None else f"mu {depth:g}"
+    by, groups = _groups(data)
+    for i, group in enumerate(groups):
+        rows = slice(None) if group is None else by == group
+        name = "rows" if group is None else f"mu {group:g}"
         style = {
             "color": figures.shades(len(groups))[i],
             "marker": MARKERS[i % len(MARKERS)],
-            "label": name,
+            "label": None if group is None else f"{MU} = {group:g}",
         }
         drawing.points(left, "observed", name, predicted[rows], y[rows], **style)
         drawing.points(right, "error", name, predicted[rows], error[rows], **style)
@@ -50,30 +51,49 @@ def observed(fitted: Fit) -> Drawing:
     return drawing
 
 
-def profiles(fitted: Fit) -> Drawing:
+def _groups(data) -> tuple[np.ndarray, list]:
+    """Rows by mean recurrence, where there are several of them."""
+    frame = data.table.frame
+    if "mean_recurrence" not in frame or frame.mean_recurrence.nunique() < 2:
+        return np.zeros(len(data)), [None]
+    by = frame.mean_recurrence.to_numpy(float)
+    return by, sorted(set(by))
+
+
+def profiles(fitted: Fit, ax=None) -> Drawing:
     """How much worse the fit gets as each parameter is held away from its best value."""
     law, confidence = fitted.law, fitted.options.confidence
     drawing = figures.new(
         f"profiles_{law.name}",
-        f"{law.formula}: profile likelihoods. Dashed: the limit of the {confidence:.0%} interval; a "
-        f"curve that never crosses it leaves the parameter open. Rows: {fitted.dataset.table.source}.",
+        f"{words.formula(law.formula)}: profile likelihoods. Dashed: the limit of the {confidence:.0%} "
+        "interval; a curve that never crosses it leaves the parameter open. Rows: "
+        f"{fitted.dataset.table.source}.",
         n_panels=len(law.params),
-        columns=4,
+        columns=3,
+        ax=ax,
+        sharey=True,
     )
-    for ax, p in zip(drawing.axes, law.params, strict=True):
+    for i, (panel, p) in enumerate(zip(drawing.axes, law.params, strict=True)):
         found = fitted.profile(p.name)
         near = found.deviance <= 4 * found.limit
-        ax.set(xlabel=p.name, ylabel="deviance")
+        panel.set_xlabel(words.parameter(p.name))
+        if drawing.first_of_row(i):
+            panel.set_ylabel("deviance")
         values = found.values[near]
-        if p.kind == "coefficient" and values[-1] > 10 * values[0]:
-            ax.set_xscale("log")
-        drawing.line(ax, p.name, "profile", values, found.deviance[near])
+        wide = p.kind == "coefficient" and values[-1] > 10 * values[0] > 0
+        if wide:
+            panel.set_xscale("log")
+        drawing.line(panel, p.name, "profile", values, found.deviance[near])
         ends, limit = values[[0, -1]], [found.limit] * 2
-        drawing.line(ax, p.name, "limit", ends, limit, color=CYCLE[5], dashed=True, kind="limit")
+        drawing.line(panel, p.name, "limit", ends, limit, color=CYCLE[1], dashed=True, kind="limit")
+        if wide:
+            figures.power_ticks(panel, "x")
+        else:
+            panel.locator_params(axis="x", nbins=5)
     return drawing
 
 
-def contours(fitted: Fit) -> Drawing:
+def contours(fitted: Fit, ax=None) -> Drawing:
     """Iso-loss lines of the training law over compute and mu, and the efficient frontier.
 
     Raises:
@@ -97,13 +117,14 @@ def contours(fitted: Fit) -> Drawing:
         "contours",
         "Lines of equal loss of the fitted training law over compute and mean recurrence; black: the "
         f"mean recurrence of lowest loss at each compute; dots: the runs. Rows: {result.source}.",
+        ax=ax,
     )
     ax = drawing.axes[0]
     ax.set(
         xscale="log",
         yscale="log",
-        xlabel="training compute (FLOPs)",
-        ylabel="mean recurrence (loops)",
+        xlabel=words.label("train_flops"),
+        ylabel=words.label("mean_recurrence"),
     )
     drawing.contours(ax, "contours", flops, mu, loss, label="loss")
     best = mu[loss.argmin(axis=0)]
@@ -119,15 +140,17 @@ def contours(fitted: Fit) -> Drawing:
         "runs",
         frame.train_flops,
         frame.mean_recurrence,
-        color=CYCLE[5],
+        color=CYCLE[0],
         marker=".",
         size=14,
     )
-    figures.log_ticks(ax, "y", frame.mean_recurrence)
+    ax.set_xlim(flops[0] / 1.1, flops[-1] * 1.1)
+    figures.log_ticks(ax, "y", [1, *frame.mean_recurrence])
+    figures.power_ticks(ax, "x")
     return drawing
 
 
-def frontiers(table: Table) -> Drawing:
+def frontiers(table: Table, ax=None) -> Drawing:
     """The lowest loss at each budget, looped against fixed depth (mu_rec = 1).
 
     Raises:
@@ -144,11 +167,10 @@ def frontiers(table: Table) -> Drawing:
     drawing = figures.new(
         "frontiers",
         f"Lowest loss at each compute, looped against fixed depth. Hollow: the other runs. Rows: {table.source}.",
+        ax=ax,
     )
     ax = drawing.axes[0]
-    ax.set(
-        xscale="log", xlabel="training compute (FLOPs)", ylabel="validation loss (nats per token)"
-    )
+    ax.set(xscale="log", xlabel=words.label("train_flops"), ylabel=words.label("val_loss"))
     for i, (name, rows) in enumerate(
         (
             ("fixed depth", frame[frame.mean_recurrence == 1]),
@@ -172,5 +194,6 @@ def frontiers(table: Table) -> Drawing:
             size=10,
             **style,
         )
+    figures.power_ticks(ax, "x")
     drawing.legend(ax)
     return drawing

@@ -2,47 +2,44 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from analysis.errors import InputError
 from analysis.figures import drawing as figures
-from analysis.figures.drawing import MARKERS, Drawing
+from analysis.figures import words
+from analysis.figures.drawing import MARKERS, MU, Drawing
 
 if TYPE_CHECKING:
     from analysis.isoflop.parabolas import Parabola, Recurrence
     from analysis.test_time import Curve, TestTime
 
-_LABEL = {
-    "mean_recurrence": "mean recurrence (loops)",
-    "n_tokens": "training tokens",
-    "val_loss": "validation loss (nats per token)",
-    "budget": "training budget (FLOPs)",
-    "n_loops": "loops at evaluation, T",
-}
 _MAX_PANELS = 9
 
 
-def isoflop(recurrence: Recurrence) -> Drawing:
-    """Loss per budget against mu_rec and against tokens, the parabolas and their minima."""
+def isoflop(recurrence: Recurrence, ax=None) -> Drawing:
+    """Loss per budget against the axis (mu_rec, N, ...) and against tokens, the parabolas and their minima."""
+    axes = list(dict.fromkeys(p.axis for p in recurrence.parabolas))
     drawing = figures.new(
         "isoflop",
-        "Validation loss of each budget against mean recurrence and tokens, with a parabola per "
-        "budget. Stars: minima that the grid encloses; hollow stars: minima it does not, which "
+        f"Validation loss of each budget against {' and '.join(words.label(a) for a in axes)}, with a parabola "
+        "per budget. Stars: minima that the grid encloses; hollow stars: minima it does not, which "
         f"enter no power law. Points: {recurrence.result.source}.",
-        n_panels=2,
+        n_panels=len(axes),
+        ax=ax,
+        sharey=True,
     )
-    for ax, axis in zip(drawing.axes, ("mean_recurrence", "n_tokens"), strict=True):
+    rows = recurrence.table.frame
+    for place, (panel, axis) in enumerate(zip(drawing.axes, axes, strict=True)):
         own = [p for p in recurrence.parabolas if p.axis == axis]
-        colors = figures.shades(len(own))
-        ax.set(xscale="log", xlabel=_LABEL[axis], ylabel=_LABEL["val_loss"])
-        for i, (parabola, color) in enumerate(zip(own, colors, strict=True)):
-            _budget(drawing, ax, recurrence, parabola, color, MARKERS[i % len(MARKERS)])
-        if axis == "mean_recurrence":
-            figures.log_ticks(ax, "x", recurrence.table.frame.mean_recurrence)
-        else:
-            figures.plain_ticks(ax, "x")
+        panel.set(xscale="log", xlabel=words.label(axis))
+        if drawing.first_of_row(place):
+            panel.set_ylabel(words.label("val_loss"))
+        for i, (parabola, color) in enumerate(zip(own, figures.shades(len(own)), strict=True)):
+            _budget(drawing, panel, recurrence, parabola, color, MARKERS[i % len(MARKERS)])
+        words.ticks(panel, "x", axis, rows[axis])
     drawing.legend(drawing.axes[0], "budget (FLOPs)")
     return drawing
 
@@ -50,7 +47,7 @@ def isoflop(recurrence: Recurrence) -> Drawing:
 def _budget(drawing: Drawing, ax, recurrence, p: Parabola, color, marker) -> None:
     rows = recurrence.table.frame
     rows = rows[rows.budget_flops == p.budget_flops].sort_values(p.axis)
-    label = f"{p.budget_flops:.3g}"
+    label = figures.flops(p.budget_flops)
     fitted = p.sse > 0 or p.c != 0
     drawing.points(
         ax,
@@ -86,43 +83,57 @@ def _budget(drawing: Drawing, ax, recurrence, p: Parabola, color, marker) -> Non
     )
 
 
-def power_laws(recurrence: Recurrence) -> Drawing:
-    """mu* and D* against compute, with the fitted line and its band where an exponent follows.
+def power_laws(recurrence: Recurrence, ax=None, to: float | None = None) -> Drawing:
+    """The optimum (mu*, N*, D*) against compute, with the fitted line and its band where an exponent follows.
+
+    Args:
+        to: FLOPs up to which the line is drawn, dashed beyond the budgets.
 
     Raises:
         InputError: when no budget has a minimum to draw.
     """
-    if all(p.optimum is None for p in recurrence.parabolas):
+    axes = list(dict.fromkeys(p.axis for p in recurrence.parabolas if p.optimum is not None))
+    if not axes:
         raise InputError(
             f"{recurrence.result.source}: no parabola has a minimum on its grid, so there is none to draw "
-            "against compute. Widen the grid of mean_recurrence."
+            f"against compute. Widen the grid of {recurrence.parabolas[0].axis}."
         )
     percent = f"{recurrence.result.confidence:.0%}"
+    names = " and ".join(f"{words.letter(a)}*" for a in axes)
     drawing = figures.new(
         "power_laws",
-        f"Optimal mean recurrence and tokens against the budget. Bars: {percent} Fieller intervals "
+        f"Compute-optimal {names} against the budget. Bars: {percent} Fieller intervals "
         f"of each minimum; band: {percent} Student t interval of the line; hollow: minima that the "
         "grid does not enclose. Dashed: extrapolation.",
-        n_panels=2,
+        n_panels=len(axes),
+        ax=ax,
     )
-    letters = {"mean_recurrence": "mu", "n_tokens": "D"}
-    for ax, axis in zip(drawing.axes, letters, strict=True):
-        ax.set(xscale="log", yscale="log", xlabel=_LABEL["budget"])
-        ax.set_ylabel(f"optimal {_LABEL[axis]}")
+    for panel, axis in zip(drawing.axes, axes, strict=True):
+        panel.set(xscale="log", yscale="log", xlabel=words.label("budget_flops"))
+        panel.set_ylabel(f"optimal {words.label(axis)}")
+        seen = [p.optimum for p in recurrence.parabolas if p.axis == axis and p.optimum is not None]
         for p in recurrence.parabolas:
             if p.axis == axis and p.optimum is not None:
-                _optimum(drawing, ax, p)
+                _optimum(drawing, panel, p)
         line = recurrence.lines.get(axis)
         if line is None:
-            ax.set_title("no exponent: too few enclosed minima", fontsize=8)
-            continue
-        low, high = line.gamma_interval
-        text = f"C^{line.gamma:.3f} [{low:.3f}, {high:.3f}]"
-        for x, dashed in _spans(line.x_low, line.x_high, recurrence.table.frame.budget_flops):
-            middle, below, above = line.predict(x)
-            drawing.line(ax, axis, text, x, middle, dashed=dashed)
-            drawing.band(ax, axis, text, x, below, above)
-        ax.set_title(f"{letters[axis]}* ~ {text}", fontsize=8)
+            drawing.title(panel, "no exponent: too few enclosed minima")
+        else:
+            low, high = line.gamma_interval
+            text = f"C^{line.gamma:.3f} [{low:.3f}, {high:.3f}]"
+            budgets = recurrence.table.frame.budget_flops
+            for x, dashed in _spans(
+                line.x_low, line.x_high, budgets.min(), max(budgets.max(), to or 0)
+            ):
+                middle, below, above = line.predict(x)
+                drawing.line(panel, axis, text, x, middle, dashed=dashed)
+                drawing.band(panel, axis, text, x, below, above)
+            drawing.title(
+                panel, f"{words.letter(axis)}* ~ $C^{{{line.gamma:.3f}}}$ [{low:.3f}, {high:.3f}]"
+            )
+        powers = 2.0 ** np.arange(12)  # of loops; a line goes on beyond those that were run
+        words.ticks(panel, "y", axis, powers if axis == "mean_recurrence" else seen)
+        figures.power_ticks(panel, "x")
     return drawing
 
 
@@ -137,38 +148,53 @@ def _optimum(drawing: Drawing, ax, p: Parabola) -> None:
         drawing.bar(ax, p.axis, series, [p.budget_flops], [p.ci_low], [p.ci_high], color=color)
 
 
-def _spans(low: float, high: float, budgets):
-    """The fitted range, and the measured budgets beyond it on either side."""
+def _spans(low: float, high: float, lowest: float, highest: float):
+    """The fitted range, and what lies beyond it on either side."""
     yield np.geomspace(low, high, 50), False
-    if budgets.min() < low:
-        yield np.geomspace(budgets.min(), low, 30), True
-    if budgets.max() > high:
-        yield np.geomspace(high, budgets.max(), 30), True
+    if lowest < low:
+        yield np.geomspace(lowest, low, 30), True
+    if highest > high:
+        yield np.geomspace(high, highest, 30), True
 
 
-def test_time(curves: TestTime) -> Drawing:
-    """Loss against loops at evaluation, one panel per budget, one series per mean recurrence."""
+def test_time(curves: TestTime, ax=None) -> Drawing:  # noqa: PT028 - no test
+    """Loss against loops at evaluation, one panel per budget, one series per run."""
     groups: dict[float | None, list[Curve]] = {}
     for curve in curves.curves:
         groups.setdefault(curve.budget_flops, []).append(curve)
     shown = sorted(groups, key=lambda b: -np.inf if b is None else b)[-_MAX_PANELS:]
     left_out = "" if len(shown) == len(groups) else f" The {_MAX_PANELS} largest budgets only."
+    marks = " Dotted: the fitted floor L_inf."
+    if any(c.mean_recurrence is not None for c in curves.curves):
+        marks += f" Rings: T = {MU}, the mean of training."
     drawing = figures.new(
         curves.law.name,
-        f"Loss against loops run at evaluation; lines: {curves.law.formula}, fitted to each run by "
-        f"itself. Hollow: no curve follows.{left_out}",
+        f"Loss against loops run at evaluation; lines: {words.formula(curves.law.formula)}, fitted to each run "
+        f"by itself. Hollow: no curve follows.{marks}{left_out}",
         n_panels=len(shown),
+        ax=ax,
     )
     depths = sorted({c.mean_recurrence for c in curves.curves if c.mean_recurrence is not None})
-    colors: dict[float | None, str] = dict(zip(depths, figures.shades(len(depths)), strict=True))
-    for ax, budget in zip(drawing.axes, shown, strict=True):
-        panel = "all" if budget is None else f"{budget:.3g} FLOPs"
-        ax.set(xlabel=_LABEL["n_loops"], ylabel=_LABEL["val_loss"])
-        ax.set_title(panel, fontsize=8)
-        for curve in sorted(groups[budget], key=lambda c: (c.mean_recurrence or 0, c.run)):
-            place = depths.index(curve.mean_recurrence) if curve.mean_recurrence in depths else 0
-            color = colors.get(curve.mean_recurrence, figures.CYCLE[0])
-            _curve(drawing, ax, panel, curve, curves.law, color, MARKERS[place % len(MARKERS)])
+    keys: list = depths or sorted(c.run for c in curves.curves)
+    colors = dict(zip(keys, figures.shades(len(keys)), strict=True))
+    for panel, budget in zip(drawing.axes, shown, strict=True):
+        name = "all" if budget is None else f"{figures.flops(budget)} FLOPs"
+        panel.set(xscale="log", xlabel=words.label("n_loops"), ylabel=words.label("val_loss"))
+        if budget is not None:
+            drawing.title(panel, name)
+        own = sorted(groups[budget], key=lambda c: (c.mean_recurrence or 0, c.run))
+        several = Counter(c.mean_recurrence for c in own)
+        for curve in own:
+            key = curve.run if curve.mean_recurrence is None else curve.mean_recurrence
+            place = keys.index(key)
+            label = curve.run
+            if curve.mean_recurrence is not None:
+                label = f"{MU} = {key:g}"
+                if several[curve.mean_recurrence] > 1 and len(curves.curves) <= len(MARKERS):
+                    label += f" ({curve.run})"
+            marker = MARKERS[place % len(MARKERS)]
+            _curve(drawing, panel, name, curve, curves.law, colors[key], marker, label)
+        figures.log_ticks(panel, "x", np.concatenate([c.n_loops for c in own]))
     drawing.legend(drawing.axes, order=lambda label: (len(label), label))  # mu 4 before mu 16
     return drawing
 
@@ -176,9 +202,9 @@ def test_time(curves: TestTime) -> Drawing:
 test_time.__test__ = False  # type: ignore[attr-defined] # tells pytest: a figure, not a test
 
 
-def _curve(drawing: Drawing, ax, panel, curve: Curve, law, color, marker) -> None:
-    mu = curve.run if curve.mean_recurrence is None else f"mu {curve.mean_recurrence:g}"
-    series = f"{mu} ({curve.run})"
+def _curve(drawing: Drawing, ax, panel, curve: Curve, law, color, marker, label: str) -> None:
+    mu = "" if curve.mean_recurrence is None else f"mu {curve.mean_recurrence:g} "
+    series = f"{mu}({curve.run})" if mu else curve.run
     drawing.points(
         ax,
         panel,
@@ -188,9 +214,37 @@ def _curve(drawing: Drawing, ax, panel, curve: Curve, law, color, marker) -> Non
         color=color,
         marker=marker,
         filled=curve.values is not None,
-        label=mu,
+        label=label,
     )
+    low, high = curve.n_loops.min(), curve.n_loops.max()
     if curve.values is not None:
-        grid = np.linspace(curve.n_loops.min(), curve.n_loops.max(), 200)
+        grid = np.geomspace(low, high, 200)
         loss = law.predict(curve.values, {"n_loops": grid})
         drawing.line(ax, panel, series, grid, loss, color=color)
+        if "L_inf" in curve.values:
+            span = np.array([np.sqrt(low * high), high])  # the right half, where the curve nears it
+            drawing.mark(
+                ax, panel, f"L_inf {series}", y=curve.values["L_inf"], span=span, color=color
+            )
+    trained = curve.mean_recurrence
+    if trained is not None and low <= trained <= high:
+        at = float(np.interp(trained, *_sorted(curve.n_loops, curve.val_loss)))
+        if curve.values is not None:
+            at = float(law.predict(curve.values, {"n_loops": np.array([trained])})[0])
+        drawing.points(
+            ax,
+            panel,
+            f"T = mu {series}",
+            [trained],
+            [at],
+            color=color,
+            marker="o",
+            filled=False,
+            size=90,
+            kind="mark",
+        )
+
+
+def _sorted(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    order = np.argsort(x)
+    return x[order], y[order]

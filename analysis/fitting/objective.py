@@ -260,8 +260,10 @@ class Objective:
         all would start outside it, where Huber's function has no curvature to steer by.
         """
         r, jacobian = self.residuals_and_jacobian(theta)
-        inside = np.abs(r) <= wide
-        step = np.linalg.lstsq(jacobian[inside], -(1 - narrow / wide) * r[inside])[0]
+        inside, free = np.abs(r) <= wide, np.arange(len(theta)) != self.held
+        step = np.zeros(len(theta))
+        rows = jacobian[np.ix_(inside, free)]
+        step[free] = np.linalg.lstsq(rows, -(1 - narrow / wide) * r[inside])[0]
         moved = np.clip(theta + step, self.lower, self.upper)
         at = replace(self, delta=narrow)
         return moved if at.value(moved) < at.value(theta) else theta

@@ -179,11 +179,6 @@ class FitResult:
         return f"{self.law} [{self.source}]: {text}{more}{verdict}"
 
 
-def none_if_nan(x: float) -> float | None:
-    """For values that may not exist: None in place of NaN."""
-    return None if x is None or math.isnan(x) else float(x)
-
-
 def _table(result: FitResult, marks: tuple[str, str, str], rule: str) -> str:
     begin, between, end = marks
     rows: list[tuple[str, ...]] = [("parameter", "value", f"low, {result.confidence:.0%}", "high")]

@@ -101,7 +101,12 @@ def fit_line(x, y, confidence: float = 0.95, weights=None) -> PowerLine:
 
 
 def fit_power(table: Table, confidence: float = 0.95) -> FitResult:
-    """y = k x^gamma over the columns x, y and, when given, weight (1/variance of log y).
+    """y = k x^gamma over the columns x, y and, when given, weight (1/variance of log y)."""
+    return fit_power_line(table, confidence)[0]
+
+
+def fit_power_line(table: Table, confidence: float = 0.95) -> tuple[FitResult, PowerLine]:
+    """The same with the line that a figure draws.
 
     Raises:
         InputError: fewer than three different x, or values that have no logarithm.
@@ -117,7 +122,7 @@ def fit_power(table: Table, confidence: float = 0.95) -> FitResult:
         )
     line = fit_line(columns["x"], columns["y"], confidence, columns.get("weight"))
     weighted = "weighted " if "weight" in columns else ""
-    return FitResult(
+    result = FitResult(
         law="power",
         formula="y = k x^gamma",
         source=table.source,
@@ -135,6 +140,7 @@ def fit_power(table: Table, confidence: float = 0.95) -> FitResult:
         notes=table.notes,
         problems=tuple(line.problems("gamma")),
     )
+    return result, line
 
 
 def too_few(letter: str, n_inside: int, n_all: int, needed: int) -> str:

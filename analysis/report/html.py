@@ -1,13 +1,13 @@
 """One self-contained HTML page: for each source its tables, figures, hashes and every problem.
 
 Sources are told apart by who measured them: a reader must never take points from a paper's figure
-for this sweep's. The page carries no date, so the same inputs give the same bytes.
+for this sweep's. The page carries its day, so the same inputs give the same bytes on one day.
 """
 
 from __future__ import annotations
 
 import base64
-import io
+import datetime
 import platform
 from collections.abc import Iterable
 from importlib import metadata
@@ -23,17 +23,23 @@ if TYPE_CHECKING:
 _LIBRARIES = ("numpy", "scipy", "pandas", "matplotlib", "parcae-scaling")
 
 
-def write_report(sources: Iterable[str | Path | Study], out: str | Path) -> Path:
+TOP = 2  # figures under a source's headline
+
+
+def write_report(
+    sources: Iterable[str | Path | Study], out: str | Path, day: str | None = None
+) -> Path:
     """Fit and draw every source and write one HTML page.
 
     Args:
         sources: sweep folders, records files, `bundled:NAME`, or studies already made.
+        day: on the page; today without it.
 
     Raises:
         InputError: for a source that cannot be read or has nothing to fit.
     """
     studies = [s if isinstance(s, Study) else load(s) for s in sources]
-    html = render(studies)
+    html = render(studies, day or datetime.date.today().isoformat())
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
@@ -42,7 +48,7 @@ def write_report(sources: Iterable[str | Path | Study], out: str | Path) -> Path
     return out
 
 
-def render(studies: list[Study]) -> str:
+def render(studies: list[Study], day: str) -> str:
     """The page as text."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -55,6 +61,7 @@ def render(studies: list[Study]) -> str:
     )
     environment.filters["number"] = number
     return environment.get_template("report.html.j2").render(
+        day=day,
         sections=[_section(s) for s in studies],
         versions={"Python": platform.python_version()}
         | {n: metadata.version(n) for n in _LIBRARIES},
@@ -71,7 +78,11 @@ def number(x: Any) -> str:
 
 
 def _section(study: Study) -> dict[str, Any]:
+    figures = [_figure(d) for d in study.drawings()]
     return {
+        "headline": study.headline(),
+        "notes": study.table.notes,
+        "top": figures[:TOP],
         "source": study.table.source,
         "origin": study.table.origin,
         "kind": study.table.kind,
@@ -83,7 +94,7 @@ def _section(study: Study) -> dict[str, Any]:
         "results": [_result(r) for r in study.results],
         "refusals": study.refusals,
         "judgements": study.judgements(),
-        "figures": [_figure(d) for d in study.drawings()],
+        "figures": figures[TOP:],
     }
 
 
@@ -114,15 +125,8 @@ def _result(result: FitResult) -> dict[str, Any]:
 
 
 def _figure(drawing: Drawing) -> dict[str, str]:
-    import matplotlib as mpl
-
-    from analysis.figures.drawing import STYLE
-
-    buffer = io.BytesIO()
-    with mpl.rc_context(STYLE):
-        drawing.figure.savefig(buffer, format="png", metadata={"Software": None})
     return {
         "name": drawing.name,
         "caption": drawing.caption,
-        "png": base64.b64encode(buffer.getvalue()).decode(),
+        "png": base64.b64encode(drawing.picture("png")).decode(),
     }

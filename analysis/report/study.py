@@ -1,67 +1,183 @@
-"""Everything that follows from one source: each law that its columns allow, and its figures."""
+"""Everything that follows from one source: each law that its columns allow, and its figures.
+
+Fits are made when they are first asked for, so that one figure costs one fit.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from analysis import known, test_time, validate
-from analysis.errors import InputError
+from analysis.choices import Choices
+from analysis.errors import InputError, nearest
 from analysis.figures import known as known_figures
+from analysis.figures import laws as law_figures
 from analysis.figures import parametric as parametric_figures
-from analysis.figures import sweeps
+from analysis.figures import sweeps, words
 from analysis.fitting.fit import Fit, fit_table
 from analysis.fitting.result import FitResult
-from analysis.isoflop import bias, parabolas
+from analysis.isoflop import bias, parabolas, power_law
 from analysis.laws import library
+from analysis.table import guess
 from analysis.table import load as table_load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from analysis.figures.drawing import Drawing
     from analysis.table.load import Table
 
+_JUDGED_STARTS = 4  # a judgement is dozens of refits near one that sixteen starts found
+_PROFILED = 5  # parameters, at most: a profile is a hundred refits of each
+_PROFILED_ROWS = 1000
+
 
 @dataclass(frozen=True, slots=True)
+class PowerFit:
+    """y = k x^gamma: the result, and what the figure draws."""
+
+    result: FitResult
+    line: power_law.PowerLine
+    table: Table
+
+
+Fitted = parabolas.Recurrence | test_time.TestTime | Fit | PowerFit
+
+
+@dataclass(eq=False)
 class Study:
     """One source, analysed. `refusals` says in words which law could not be tried, and why."""
 
     table: Table
-    recurrence: parabolas.Recurrence | None
-    test_time: test_time.TestTime | None
-    parametric: dict[
-        str, Fit
-    ]  # training, unified; of a table without loops chinchilla, or L(D), L(N)
-    refusals: dict[str, str]  # law -> sentence
+    laws: tuple[str, ...] = ()  # those asked for; without any, what the columns allow
+    choices: Choices = field(default_factory=Choices)
+    intervals: bool = False  # figures need none of the parametric fits'
+    refusals: dict[str, str] = field(default_factory=dict)  # law -> sentence
+    _fits: dict[str, Fitted | None] = field(default_factory=dict)
+
+    def fitted(self, law: str) -> Fitted | None:
+        """The fit of a law, made once; None when it is refused."""
+        if law not in self._fits:
+            try:
+                self._fits[law] = self._fit(law)
+            except InputError as error:
+                self._fits[law] = None
+                self.refusals[law] = str(error)
+        return self._fits[law]
+
+    def _fit(self, law: str) -> Fitted:
+        form, options = self.choices.law(law, self.table), self.choices.options
+        if form == "recurrence":
+            found = parabolas.fit_recurrence(self.table, options.confidence)
+            return bias.judged(found) if self.intervals else found
+        if form == "isoflop":
+            over = self.choices.over or "N"
+            return parabolas.fit_isoflop(self.table, over, options.confidence)
+        if isinstance(form, str):
+            return PowerFit(*power_law.fit_power_line(self.table, options.confidence), self.table)
+        if form.per_run:
+            return test_time.fit_test_time(self.table, law, options.confidence)
+        if options.interval is None and not self.intervals:
+            options = replace(options, interval="none")
+        elif options.interval is None and len(form.params) > _PROFILED:
+            options = replace(options, interval="linear")  # profiles: `parcae fit`, ten seconds
+        return fit_table(self.table, form, options)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The laws that are tried: those asked for, or what the columns allow."""
+        if self.laws:
+            return self.laws
+        frame = self.table.frame
+        looped: tuple[str, ...] = ()
+        if "mean_recurrence" in frame:
+            looped = ("recurrence", "test-time", "training")
+            looped += ("unified",) if "n_loops" in frame else ()
+        elif "n_loops" in frame:
+            looped = ("test-time",)
+        if looped and any(self.fitted(law) is not None for law in looped[:3]):
+            return looped
+        return self._of_any_table() or looped
+
+    def _of_any_table(self) -> tuple[str, ...]:
+        """The laws of a table without loops: the first of N, D that can be fitted, and isoFLOP."""
+        before, self.refusals = self.refusals, {}
+        if {"x", "y"} <= set(self.table.frame) and self.fitted("power") is not None:
+            return ("power",)
+        closed = (
+            ("isoflop",)
+            if guess.has_isoflops({str(n): self.table.frame[n] for n in self.table.frame})
+            else ()
+        )
+        for law in ("chinchilla", "data-only", "params-only", "frontier"):
+            if self.fitted(law) is not None:
+                self.refusals = {}
+                return (*closed, law)
+        found = tuple(law for law in closed if self.fitted(law) is not None)
+        if not found:
+            self.refusals = before | self.refusals
+        return found
+
+    # -- what was fitted
+
+    @property
+    def recurrence(self) -> parabolas.Recurrence | None:
+        law = next((n for n in self.names if n in ("recurrence", "isoflop")), None)
+        found = None if law is None else self.fitted(law)
+        return found if isinstance(found, parabolas.Recurrence) else None
+
+    @property
+    def test_time(self) -> test_time.TestTime | None:
+        found = [self.fitted(n) for n in self.names if n in library.TEST_TIME_FORMS]
+        return next((f for f in found if isinstance(f, test_time.TestTime)), None)
+
+    @property
+    def parametric(self) -> dict[str, Fit]:
+        """training, unified; of a table without loops chinchilla, or L(D), L(N)."""
+        found = {n: self.fitted(n) for n in self.names}
+        return {n: f for n, f in found.items() if isinstance(f, Fit)}
+
+    @property
+    def results(self) -> tuple[FitResult, ...]:
+        found = (self.fitted(n) for n in self.names)
+        return tuple(f.result for f in found if f is not None)
+
+    def require(self) -> Study:
+        """Itself, once something has been fitted.
+
+        Raises:
+            InputError: when no law at all can be fitted, with the reason of each.
+        """
+        if not self.results:
+            raise InputError("; ".join(f"{law}: {why}" for law, why in self.refusals.items()))
+        return self
 
     def judgements(self) -> dict[str, list[dict]]:
         """Tables on whether the laws hold where they were not fitted, by title; as `parcae judge`."""
         out: dict[str, list[dict]] = {}
-        for result in self.results:
-            if result.law == "unified":  # a minute of refits: `parcae judge --law unified`
-                continue
+        for name in self.names:
+            found = self.fitted(name)
+            if name in ("unified", "isoflop", "power") or found is None:
+                continue  # unified: a minute of refits, `parcae judge --law unified`
             try:
-                tables = validate.judge(self.table, result.law)
+                form = self.choices.law(name, self.table)
+                few = {"n_starts": _JUDGED_STARTS} | self.choices.fitting
+                tables = validate.judge(self.table, form, brief=True, **few)
             except InputError as error:
-                out[f"{result.law}: {error}"] = []
+                out[f"{name}: {error}"] = []
                 continue
             # the recurrence law's own tables hold it already
-            out |= {f"{result.law}: {t}": r for t, r in tables.items() if "parabola" not in t}
+            out |= {f"{name}: {t}": r for t, r in tables.items() if "parabola" not in t}
         return out
-
-    @property
-    def results(self) -> tuple[FitResult, ...]:
-        closed = tuple(f.result for f in (self.recurrence, self.test_time) if f is not None)
-        return (*closed, *(f.result for f in self.parametric.values()))
 
     def summaries(self) -> list[str]:
         """One line per law: exponents with intervals, or why there are none."""
         return [
             *self.headlines(),
             *(f.result.summary() for f in self.parametric.values()),
+            *(f.result.summary() for n in self.names if isinstance(f := self.fitted(n), PowerFit)),
             *(f"{law} [{self.table.source}]: {why}" for law, why in self.refusals.items()),
         ]
 
@@ -70,71 +186,137 @@ class Study:
         lines = [] if self.recurrence is None else [self.recurrence.result.summary()]
         return lines if self.test_time is None else [*lines, self.test_time.summary()]
 
-    def drawings(self) -> list[Drawing]:
-        """The figures that the fits allow; of the others `refusals` says why not."""
-        draws: dict[str, Callable[[], Drawing]] = {}
-        if known.has_floor(self.table):
-            draws["loss_by_gap"] = lambda: known_figures.loss_by_gap(self.table)
-            draws["equal_flops"] = lambda: known_figures.equal_flops(self.table)
-        if self.recurrence is not None:
-            draws["isoflop"] = partial(sweeps.isoflop, self.recurrence)
-            draws["power_laws"] = partial(sweeps.power_laws, self.recurrence)
-        if self.test_time is not None:
-            draws["test-time"] = partial(sweeps.test_time, self.test_time)
-        for name, fitted in self.parametric.items():
-            draws[f"observed_{name}"] = partial(parametric_figures.observed, fitted)
-        if "training" in self.parametric:
-            fitted = self.parametric["training"]
-            draws["profiles_training"] = lambda: parametric_figures.profiles(fitted)
-            draws["contours"] = lambda: parametric_figures.contours(fitted)
-            draws["frontiers"] = lambda: parametric_figures.frontiers(self.table)
+    def headline(self) -> str:
+        """One sentence: the main law's exponents or answer, on how many rows, and whether it stands."""
+        results = self.results
+        if not results:
+            return "No law could be fitted."
+        main = results[0]
+        if main.law.startswith("test-time") and self.test_time is not None:
+            return f"{self.test_time.summary().partition(']: ')[2]}."
+        exponents = [p for p in main.params if p.name.startswith("gamma")] or main.params
+        said = ", ".join(
+            f"{words.parameter(p.name)} = "
+            + ("no estimate" if p.value is None else f"{p.value:.3g}")
+            + (
+                ""
+                if p.ci_low is None or p.ci_high is None
+                else f" [{p.ci_low:.3g}, {p.ci_high:.3g}]"
+            )
+            for p in exponents
+            if not p.name.endswith("_enclosed")
+        )
+        verdict = "valid" if main.valid else f"not valid: {main.problems[0]}"
+        return f"{main.law.capitalize()} law: {said}; {main.n_obs} rows, {verdict}."
+
+    # -- figures
+
+    def figures(self) -> dict[str, Callable[..., Drawing]]:
+        """Every figure that the laws allow, by name; a call makes it, fit included."""
+        draws: dict[str, Callable[..., Drawing]] = {}
+        if known.has_floor(self.table) and not self.laws:
+            draws["loss_by_gap"] = partial(known_figures.loss_by_gap, self.table)
+            draws["equal_flops"] = partial(known_figures.equal_flops, self.table)
+        for law in self.names:
+            form = self._form(law)
+            if law in ("recurrence", "isoflop"):
+                draws["isoflop"] = self._of(law, sweeps.isoflop)
+                draws["power_laws"] = self._of(law, sweeps.power_laws, goes_on=True)
+            elif law == "power":
+                draws["law_power"] = self._of(law, _power, goes_on=True)
+            elif form is not None and form.per_run:
+                draws[law] = self._of(law, sweeps.test_time)
+            elif form is not None:
+                if law_figures.can_draw(form):
+                    draws[f"law_{form.name}"] = self._of(law, law_figures.law, goes_on=True)
+                draws[f"observed_{form.name}"] = self._of(law, parametric_figures.observed)
+                if len(form.params) <= _PROFILED and len(self.table.frame) <= _PROFILED_ROWS:
+                    draws[f"profiles_{form.name}"] = self._of(law, parametric_figures.profiles)
+            if law == "training":
+                draws["contours"] = self._of(law, parametric_figures.contours)
+                draws["frontiers"] = partial(parametric_figures.frontiers, self.table)
+        return draws
+
+    def _form(self, law: str):
+        try:
+            form = self.choices.law(law, self.table)
+        except InputError as error:
+            self.refusals[law] = str(error)
+            return None
+        return None if isinstance(form, str) else form
+
+    def _of(self, law: str, draw: Callable, *, goes_on: bool = False) -> Callable[..., Drawing]:
+        """A figure of a law's fit; one that goes on beyond the rows takes `to`."""
+
+        def drawn(ax=None, to=None) -> Drawing:
+            found = self.fitted(law)
+            if found is None:
+                raise InputError("")  # the law's own refusal says why
+            return draw(found, ax=ax, to=to) if goes_on else draw(found, ax=ax)
+
+        drawn.goes_on = goes_on  # type: ignore[attr-defined]
+        return drawn
+
+    def drawings(
+        self, only: Sequence[str] = (), to: float | None = None, ax: Any = None
+    ) -> list[Drawing]:
+        """The figures that the fits allow; of the others `refusals` says why not.
+
+        Args:
+            only: their names, or beginnings of them; all without any.
+            to: FLOPs up to which laws over compute are drawn.
+            ax: matplotlib axes to draw the one figure in.
+
+        Raises:
+            InputError: a name that fits no figure, or axes for several figures.
+        """
+        draws = _chosen(self.figures(), only)
+        if ax is not None and len(draws) != 1:
+            raise InputError(
+                f"ax: one figure fits there and {len(draws)} are asked for: {', '.join(draws)}. Name one by only."
+            )
         out = []
         for name, draw in draws.items():
+            goes_on = getattr(draw, "goes_on", False)
             try:
-                out.append(draw())
+                out.append(draw(ax=ax, to=to) if goes_on else draw(ax=ax))
             except InputError as error:
-                self.refusals[f"figure {name}"] = str(error)
+                if str(error):
+                    self.refusals[f"figure {name}"] = str(error)
         return out
 
 
-def study(table: Table, confidence: float = 0.95) -> Study:
-    """Fit what the table's columns allow.
+def _power(found: PowerFit, ax=None, to: float | None = None) -> Drawing:
+    table = table_load.need(found.table, ("x", "y"), "power")
+    columns = table_load.columns_of(table, ("x", "y"))
+    return law_figures.power(columns["x"], columns["y"], found.line, table.source, ax, to)
+
+
+def _chosen(draws: dict[str, Callable[..., Drawing]], only: Sequence[str]):
+    if not only:
+        return draws
+    out: dict[str, Callable[..., Drawing]] = {}
+    for wanted in only:
+        plain = wanted.replace("-", "_")
+        here = {n: d for n, d in draws.items() if n.replace("-", "_").startswith(plain)}
+        if not here:
+            raise InputError(
+                f"--only {wanted}: no figure of that name{nearest(wanted, tuple(draws))}. This source allows "
+                f"{', '.join(draws)}."
+            )
+        out |= here
+    return out
+
+
+def study(table: Table, laws: Sequence[str] = (), choices: Choices | None = None) -> Study:
+    """Fit what the table's columns allow, or the laws named, with their intervals.
 
     Raises:
         InputError: when no law at all can be fitted, with the reason of each.
     """
-    refusals: dict[str, str] = {}
-    recurrence = curves = None
-    try:
-        recurrence = bias.judged(parabolas.fit_recurrence(table, confidence))
-    except InputError as error:
-        refusals["recurrence"] = str(error)
-    try:
-        curves = test_time.fit_test_time(table, confidence=confidence)
-    except InputError as error:
-        refusals["test-time"] = str(error)
-    parametric = {}
-    for name in ("training", "unified"):
-        if name == "unified" and "n_loops" not in table.frame:
-            continue  # the same rows as the training law, which says what is missing
-        try:
-            parametric[name] = fit_table(table, library.get(name), confidence=confidence)
-        except InputError as error:
-            refusals[name] = str(error)
-    if recurrence is None and curves is None and not parametric:  # not looped: any table of N and D
-        for name in ("chinchilla", "data-only", "params-only"):
-            try:
-                parametric[name] = fit_table(table, library.get(name), confidence=confidence)
-            except InputError as error:
-                refusals[name] = str(error)
-                continue
-            refusals.clear()
-            break
-    if recurrence is None and curves is None and not parametric:
-        raise InputError("; ".join(f"{law}: {why}" for law, why in refusals.items()))
-    return Study(table, recurrence, curves, parametric, refusals)
+    return Study(table, tuple(laws), choices or Choices(), intervals=True).require()
 
 
-def load(source: str | Path, **options) -> Study:
+def load(source: str | Path, **options: Any) -> Study:
     """`study` of a source; options as for `table.load.load`."""
     return study(table_load.load(source, **options))

@@ -116,18 +116,6 @@ def _protected(column: str) -> str:
     return f'"{column}"' if re.search(r"[,=]", column) else column
 
 
-def own_names(names: list[str], where: str) -> dict[str, str]:
-    """Columns that already carry our names, or the papers' letters."""
-    found = {n: n for n in LAW_COLUMNS if n in names}
-    found |= {n: s for s, n in LETTERS.items() if s in names and n not in found}
-    if not set(found) - {"trial_id", "seed"}:
-        raise InputError(
-            f"{where}: has columns {', '.join(names)}; none is a name of ours. "
-            'Say which is which with --columns, like N="Model Size",C="Training FLOP",loss=loss.'
-        )
-    return found
-
-
 def mapped(raw: Raw, columns: dict[str, str], where: str) -> Mapped:
     """The named columns under our names, and beside them the labels that the file has.
 

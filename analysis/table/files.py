@@ -6,28 +6,26 @@ which columns are quantities. Nothing is guessed that the file does not show.
 
 from __future__ import annotations
 
-import atexit
 import csv
 import io
 import json
-import shlex
-import shutil
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from analysis.errors import InputError
+from analysis.table import exports
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FOLDER_HOLDS = "records.parquet"
 _TEXT = (".csv", ".tsv", ".tab", ".txt")
 _JSON = (".jsonl", ".ndjson", ".json")
+_BINARY = (".parquet", ".xlsx")
 _PACKED = (".gz", ".bz2", ".xz")
-KINDS = ".parquet, .csv, .tsv, .txt, .jsonl or .json, the text files also as .gz, .bz2 or .xz"
+KINDS = (
+    ".parquet, .csv, .tsv, .txt, .jsonl, .json or .xlsx, the text files also as .gz, .bz2 or .xz"
+)
 _SEPARATORS = (",", ";", "\t", "|")
 _SAMPLE = 50  # lines that the separator is read from
 
@@ -39,30 +37,7 @@ class Raw:
     frame: pd.DataFrame
     decimal_comma: bool = False  # the file separates its cells by ";", as where a comma is decimal
     notes: tuple[str, ...] = ()
-
-
-def find(source: str | Path) -> Path:
-    """The file that a source names: itself, or records.parquet in a sweep folder or URL.
-
-    Raises:
-        InputError: nothing is there, or a folder without records.
-    """
-    if "://" in str(source):
-        return _download(str(source))
-    path = Path(source)
-    if path.is_dir():
-        inside = path / FOLDER_HOLDS
-        if inside.is_file():
-            return inside
-        tables = sorted(p for p in path.iterdir() if p.is_file() and _suffix(p)[0])
-        held = ", ".join(shlex.quote(str(p)) for p in tables[:5])
-        raise InputError(
-            f"{path}: the folder holds no {FOLDER_HOLDS}; a finished `parcae run` or `parcae collect` "
-            f"writes it there. Give {f'one of its files: {held}' if held else 'a sweep folder or a file'}."
-        )
-    if not path.is_file():
-        raise InputError(f"{path}: no such file or folder; give a sweep folder, or a {KINDS} file.")
-    return path
+    where: str = ""  # the source as messages name it
 
 
 def read(path: Path) -> Raw:
@@ -71,55 +46,84 @@ def read(path: Path) -> Raw:
     Raises:
         InputError: a container that is not known, or content that does not parse.
     """
-    suffix, packing = _suffix(path)
-    try:
-        if suffix == ".parquet":
-            import pandas as pd
+    kind, packing = suffix(path)
+    if not kind:
+        raise InputError(
+            f"{path}: the suffix is {path.suffix!r}; {KINDS} is needed. Save the table as .csv."
+        )
+    return parsed(path.read_bytes(), kind, packing, str(path))
 
-            return Raw(pd.read_parquet(path))
-        if suffix in _TEXT:
-            return _reshaped(_separated(_text(path, packing), path))
-        if suffix in _JSON:
-            return Raw(_json(_text(path, packing), path))
+
+def parsed(data: bytes, kind: str, packing: str, where: str) -> Raw:
+    """The rows in the bytes of a file; `where` names it in messages.
+
+    Raises:
+        InputError: content that does not parse.
+    """
+    import pandas as pd
+
+    try:
+        data = _unpacked(data, packing)
+        if kind == ".parquet":
+            return Raw(pd.read_parquet(io.BytesIO(data)), where=where)
+        if kind == ".xlsx":
+            return Raw(_sheet(data, where), where=where)
+        text = _decoded(data)
+        if kind in _JSON:
+            return Raw(_json(text, where), where=where)
+        raw = _separated(text, where)
+        frame, note = exports.reshaped(raw.frame)
+        return Raw(frame, raw.decimal_comma, (note,) if note else (), where)
     except InputError:
         raise
     except Exception as error:  # a damaged file can fail in any step of pyarrow, pandas or zlib
         said = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(
-            f"{path}: cannot be read as {suffix[1:]} ({said}); write it again."
+            f"{where}: cannot be read as {kind[1:]} ({said}); write it again."
         ) from error
-    raise InputError(
-        f"{path}: the suffix is {path.suffix!r}; {KINDS} is needed. Save the table as .csv."
-    )
 
 
-def _suffix(path: Path) -> tuple[str, str]:
+def suffix(path: Path) -> tuple[str, str]:
     """(kind, packing), both lower case and empty when unknown."""
     endings = [s.lower() for s in path.suffixes]
     packing = endings.pop() if endings and endings[-1] in _PACKED else ""
     kind = endings[-1] if endings else ""
-    if kind == ".parquet" and not packing:
+    if kind in _BINARY and not packing:
         return kind, ""
     return (kind, packing) if kind in _TEXT + _JSON else ("", packing)
 
 
-def _text(path: Path, packing: str) -> str:
-    """The decoded text: by its byte-order mark, as UTF-8, as UTF-16 without a mark, else Windows'."""
+def sniffed(data: bytes) -> tuple[str, str]:
+    """(kind, packing) of bytes without a name, as a pipe gives them."""
+    packing = next((p for mark, p in _MAGIC.items() if data.startswith(mark)), "")
+    start = _unpacked(data, packing)[:4096] if packing else data[:4096]
+    if start.startswith(b"PAR1"):
+        return ".parquet", packing
+    if start.startswith(b"PK"):
+        return ".xlsx", packing
+    return (
+        ".json" if start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[") else ".csv"
+    ), packing
+
+
+_MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ": ".xz"}
+
+
+def _unpacked(data: bytes, packing: str) -> bytes:
     import bz2
     import gzip
     import lzma
 
-    openers: dict[str, Callable[..., Any]] = {
-        "": open,
-        ".gz": gzip.open,
-        ".bz2": bz2.open,
-        ".xz": lzma.open,
-    }
+    if not packing:
+        return data
     try:
-        with openers[packing](path, "rb") as file:
-            data = file.read()
+        return {".gz": gzip, ".bz2": bz2, ".xz": lzma}[packing].decompress(data)
     except lzma.LZMAError as error:
         raise ValueError(error) from error
+
+
+def _decoded(data: bytes) -> str:
+    """The text: by its byte-order mark, as UTF-8, as UTF-16 without a mark, else Windows'."""
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return data.decode("utf-16")
     if data[1:40:2].count(0) > 8:  # Latin letters in UTF-16 have a zero in every second byte
@@ -130,7 +134,24 @@ def _text(path: Path, packing: str) -> str:
         return data.decode("cp1252", errors="replace")
 
 
-def _separated(text: str, path: Path) -> Raw:
+def _sheet(data: bytes, where: str) -> pd.DataFrame:
+    """The first sheet of a workbook, its cells as they are."""
+    import pandas as pd
+
+    try:
+        import openpyxl  # noqa: F401 - pandas reads through it
+    except ImportError as error:
+        raise InputError(
+            f"{where}: a workbook is read by openpyxl, which is not installed: pip install 'parcae-scaling[xlsx]', or "
+            "save the sheet as .csv."
+        ) from error
+    frame = pd.read_excel(io.BytesIO(data), dtype=object, engine="openpyxl")
+    if frame.empty and not len(frame.columns):
+        raise InputError(f"{where}: the first sheet is empty; a header and rows are needed.")
+    return frame.dropna(how="all").rename(columns=lambda c: str(c).strip()).reset_index(drop=True)
+
+
+def _separated(text: str, path: str) -> Raw:
     import pandas as pd
 
     lines = text.splitlines()
@@ -195,7 +216,7 @@ def _without_twins(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def _json(text: str, path: Path) -> pd.DataFrame:
+def _json(text: str, path: str) -> pd.DataFrame:
     """Records as a list, one a line, columns by name, or a Trainer's log."""
     import pandas as pd
 
@@ -206,7 +227,7 @@ def _json(text: str, path: Path) -> pd.DataFrame:
     except json.JSONDecodeError:
         data = [json.loads(line) for line in text.splitlines() if line.strip()]
     if isinstance(data, dict) and isinstance(data.get("log_history"), list):
-        data = data["log_history"]
+        return exports.trainer_log(data)
     if isinstance(data, dict) and data and all(isinstance(v, (list, dict)) for v in data.values()):
         return pd.DataFrame(data)
     rows = [data] if isinstance(data, dict) else data
@@ -216,51 +237,3 @@ def _json(text: str, path: Path) -> pd.DataFrame:
             '{"N": 1e8, "D": 1e9, "loss": 3.1}.'
         )
     return pd.json_normalize(rows, sep="/")
-
-
-def _reshaped(raw: Raw) -> Raw:
-    """Two exports that hold no row per run are turned: TensorBoard's long one, W&B's wide one."""
-    import pandas as pd
-
-    frame = raw.frame
-    lower = {c.lower(): c for c in frame.columns}
-    if {"tag", "step", "value"} <= set(lower):
-        tag, value = lower["tag"], lower["value"]
-        index = [lower[c] for c in ("run", "step") if c in lower]
-        wide = frame.pivot_table(index=index, columns=tag, values=value, aggfunc="last", sort=False)
-        wide = wide.rename_axis(columns=None).reset_index()
-        note = f"a column per {tag!r}, a row per {' and '.join(index)}"
-        return Raw(wide, raw.decimal_comma, (note,))
-    charted = [c for c in frame.columns if {f"{c}__MIN", f"{c}__MAX"} <= set(frame.columns)]
-    if not charted:
-        return raw
-    spread = {f"{c}{end}" for c in charted for end in ("__MIN", "__MAX")}
-    index = [c for c in frame.columns if c not in spread and c not in charted]
-    parts = []
-    for column in charted:
-        run, _, metric = column.rpartition(" - ")
-        part = frame[[*index, column]].rename(columns={column: metric}).dropna(subset=[metric])
-        parts.append(part.assign(run=run))
-    by = ["run", *index]
-    long = pd.concat(parts).groupby(by, sort=False, dropna=False).first().reset_index()
-    return Raw(long, raw.decimal_comma, (f"a row per run and {' and '.join(index)}",))
-
-
-def _download(url: str) -> Path:
-    """A copy of a records file behind a URL, removed when the process ends."""
-    import fsspec
-
-    name = url.rpartition("/")[2]
-    target = url if _suffix(Path(name))[0] else f"{url.rstrip('/')}/{FOLDER_HOLDS}"
-    folder = Path(tempfile.mkdtemp(prefix="parcae-records-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    path = folder / target.rpartition("/")[2]
-    try:
-        with fsspec.open(target, "rb") as file:
-            path.write_bytes(file.read())
-    except (OSError, ImportError, ValueError) as error:
-        raise InputError(
-            f"{target}: cannot be read ({error}); give the URL of a sweep's folder that "
-            "`parcae collect` has been run on, or of a .parquet or .csv file."
-        ) from error
-    return path

@@ -1,45 +1,174 @@
-"""Which column of a stranger's table is which, by names that are common; and the command that follows."""
+"""Which column of a stranger's table is which, by names that are common; and the command that follows.
+
+Our own names and the papers' letters come first. Of the common names a tier is taken as a whole: two
+columns of one tier are ambiguous unless they hold the same cells, and then neither is taken.
+"""
 
 from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from analysis.table import files
-from analysis.table.columns import LAW_COLUMNS, LETTERS, written
+from analysis.table import sources
+from analysis.table.columns import LAW_COLUMNS, LETTERS, info, written
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-# written as `_plain` leaves a name; the first that a table has is taken
-COMMON = {
-    "val_loss": "val_loss eval_loss validation_loss valid_loss test_loss final_loss loss train_loss",
-    "n_tokens": "tokens train_tokens training_tokens num_tokens tokens_seen n_tokens_seen d",
-    "n_params": "params parameters num_params model_size total_params n_total size n",
-    "train_flops": "flops train_flop training_flop training_flops total_flops compute c",
-    "budget_flops": "budget flop_budget compute_budget",
-    "mean_recurrence": "mu_rec recurrence recurrences r mu",
-    "n_loops": "loops num_loops t",
-    "trial_id": "run run_id run_name name id",
-    "seed": "random_seed rng_seed",
+    import pandas as pd
+
+# our name -> tiers, each of names as `_plain` leaves them; the first tier that a table has is taken
+COMMON: dict[str, tuple[str, ...]] = {
+    "val_loss": (
+        "val_loss validation_loss valid_loss eval_loss test_loss heldout_loss held_out_loss dev_loss "
+        "loss_val loss_valid loss_eval loss_test",
+        "loss lm_loss nll cross_entropy ce_loss xent",
+        "train_loss training_loss",
+    ),
+    "n_tokens": (
+        "n_tokens tokens train_tokens training_tokens num_tokens total_tokens tokens_seen tokens_trained "
+        "n_train_tokens n_tokens_seen num_tokens_seen num_input_tokens_seen token_count consumed_tokens dataset_tokens",
+        "d",
+    ),
+    "n_params": (
+        "n_params params parameters num_params n_parameters num_parameters total_params total_parameters "
+        "params_total n_total parameter_count param_count model_params model_parameters model_size",
+        "size n",
+    ),
+    "train_flops": (
+        "train_flops training_flops flops train_flop training_flop flop total_flops total_flop "
+        "achieved_flops compute train_compute training_compute total_compute total_flos",
+        "c",
+    ),
+    "budget_flops": (
+        "budget_flops budget flop_budget flops_budget compute_budget target_flops isoflop_budget",
+    ),
+    "mean_recurrence": (
+        "mean_recurrence mu_rec recurrence recurrences num_recurrences r_train train_loops "
+        "train_recurrence",
+        "r mu",
+    ),
+    "n_loops": ("n_loops loops num_loops eval_loops test_loops", "t"),
+    "unique_tokens": ("unique_tokens n_unique_tokens unique_train_tokens",),
+    "trial_id": ("run", "run_id", "run_name trial"),
+    "x": (),
+    "y": (),
 }
+_OF_CURVES = ("name", "id")  # a run's name where rows are a curve of it; else it may be a family's
+# a size in its name: params_m, tokens_b, total_gflops
+_SCALES = {"k": "1e3", "m": "1e6", "mm": "1e6", "b": "1e9", "bn": "1e9", "t": "1e12"}
+_SCALES |= {"millions": "1e6", "million": "1e6", "billions": "1e9", "billion": "1e9"}
+_SCALES |= {"thousands": "1e3", "trillions": "1e12", "trillion": "1e12"}
+_FLOPS = {"g": "1e9", "t": "1e12", "p": "1e15", "e": "1e18", "z": "1e21"}
 
 
-def columns(names: list[str]) -> dict[str, str]:
-    """Our name -> the table's column, for those recognised; our own names and letters come first."""
-    found = {n: n for n in LAW_COLUMNS if n in names}
-    found |= {n: letter for letter, n in LETTERS.items() if letter in names and n not in found}
-    plain: dict[str, str] = {}
-    for name in names:
-        plain.setdefault(_plain(name), name)
-    for ours, spellings in COMMON.items():
-        here = [
-            plain[s] for s in spellings.split() if s in plain and plain[s] not in found.values()
+@dataclass(frozen=True, slots=True)
+class Recognised:
+    """What the names of a table's columns say."""
+
+    columns: dict[str, str]  # our name -> the table's column, or a conversion of it
+    by_name: tuple[str, ...] = ()  # of those, taken for a common name and not for ours
+    unsure: dict[str, tuple[str, ...]] = field(default_factory=dict)  # our name -> several columns
+
+
+def recognised(frame: pd.DataFrame) -> Recognised:
+    """Which column is which, as far as the names say so without doubt."""
+    names = list(map(str, frame.columns))
+    own = {n: n for n in LAW_COLUMNS if n in names}
+    own |= {n: letter for letter, n in LETTERS.items() if letter in names and n not in own}
+    held_out = COMMON["val_loss"][0].split()
+    if own.get("val_loss") == "loss" and any(_plain(n) in held_out for n in names):
+        del own["val_loss"]  # beside a held-out one, `loss` is that of training
+    found = dict(own)
+    unsure: dict[str, tuple[str, ...]] = {}
+    for ours, tiers in COMMON.items():
+        if ours in found:
+            continue
+        for candidates in _candidates(ours, tiers, names):
+            here = [c for c in candidates if c not in found.values()]
+            if not here:
+                continue
+            if len(here) == 1 or _same_cells(frame, here):
+                found[ours] = here[0]
+            else:
+                unsure[ours] = tuple(here)
+            break
+    if "n_loops" in found and "trial_id" not in found:
+        named = [n for n in names if _plain(n) in _OF_CURVES and n not in found.values()]
+        if len(named) == 1:
+            found["trial_id"] = named[0]
+    return Recognised(found, tuple(n for n in found if n not in own), unsure)
+
+
+def _candidates(ours: str, tiers: tuple[str, ...], names: list[str]):
+    """The table's columns for a name of ours, tier by tier; a folder before a name (eval/loss) may count."""
+    plain = {name: _plain(name) for name in names}
+    last = {name: _plain(re.split(r"[/.]", name)[-1]) for name in names}
+    for tier in tiers:
+        known = tier.split()
+        yield [n for n in names if plain[n] in known]
+        if ours != "val_loss" or len(known) > 1:  # train/loss is no loss without a folder
+            yield [n for n in names if last[n] in known and not _of_training(n, ours)]
+    if ours in ("n_params", "n_tokens"):
+        known = " ".join(tiers).split()
+        yield [
+            f"{name}*{_SCALES[unit]}"
+            for name, text in plain.items()
+            for base, _, unit in [text.rpartition("_")]
+            if base in known and unit in _SCALES
         ]
-        if ours not in found and here:
-            found[ours] = here[0]
-    return found
+    if ours == "train_flops":
+        yield [
+            f"{name}*{_FLOPS[scaled[1]]}"
+            for name, text in plain.items()
+            if (scaled := re.fullmatch(r"(?:\w+_)?([gtpez])flops?", text))
+        ]
+
+
+def _of_training(name: str, ours: str) -> bool:
+    return ours == "val_loss" and re.match(r"train", name, re.IGNORECASE) is not None
+
+
+def _same_cells(frame: pd.DataFrame, names: list[str]) -> bool:
+    """Whether columns hold the same, so that it does not matter which is taken."""
+    return all(n in frame and frame[n].equals(frame[names[0]]) for n in names)
+
+
+def law_of(values: Mapping[str, pd.Series]) -> str:
+    """The law that a table looks like, by its columns under our names; "" where none follows."""
+
+    def several(name: str, least: int = 2) -> bool:
+        return name in values and values[name].nunique() >= least
+
+    if several("n_loops", 4) and not (several("budget_flops", 3) and several("mean_recurrence", 4)):
+        return "test-time"
+    if "x" in values and "y" in values and "val_loss" not in values:
+        return "power"
+    if "val_loss" not in values:
+        return ""
+    if several("mean_recurrence", 4) and several("budget_flops", 3) and "n_tokens" in values:
+        return "recurrence"
+    if several("mean_recurrence") and ("n_params_unrolled" in values or "n_params_core" in values):
+        return "training"
+    spent = several("n_tokens") or ("n_tokens" not in values and several("train_flops"))
+    if several("n_params") and spent:
+        return "isoflop" if has_isoflops(values) else "chinchilla"
+    if several("n_tokens"):
+        return "data-only"
+    if several("n_params"):
+        return "params-only"
+    return "frontier" if several("train_flops") else ""
+
+
+def has_isoflops(values: Mapping[str, pd.Series]) -> bool:
+    """Whether there are budgets, three of them and four runs in each, over sizes."""
+    budgets = values.get("budget_flops")
+    return (
+        budgets is not None and "n_params" in values and len(budgets) >= 4 * budgets.nunique() >= 12
+    )
 
 
 def shown(source: str | Path) -> str:
@@ -48,44 +177,60 @@ def shown(source: str | Path) -> str:
     Raises:
         InputError: a file that is absent or cannot be read.
     """
-    frame = files.read(files.find(source)).frame
+    frame = sources.read(source).frame
     names = list(map(str, frame.columns))
-    found = columns(names)
-    ours = {column: name for name, column in found.items()}
+    found = recognised(frame)
+    ours = {column: name for name, column in found.columns.items()}
+    ours |= {c.rpartition("*")[0]: n for c, n in ours.items() if c not in names}
+    maybe = {
+        c.rpartition("*")[0] if c not in names else c: n
+        for n, cs in found.unsure.items()
+        for c in cs
+    }
     lines = []
     for name in names:
         values = frame[name].dropna()
         example = "" if values.empty else f"like {str(values.iloc[0])[:24]}"
-        meant = ours.get(name)
-        word = (
-            "-" if meant is None else f"{LAW_COLUMNS[meant][0]} ({meant}, {LAW_COLUMNS[meant][1]})"
-        )
+        meant, word = ours.get(name), "-"
+        if meant is not None:
+            letter, unit, _ = info(meant)
+            word = f"{letter} ({meant}, {unit})"
+            if found.columns[meant] != name:
+                word += f" as {found.columns[meant]}"
+        elif name in maybe:
+            word = f"{info(maybe[name])[0]}? (one of {len(found.unsure[maybe[name]])})"
         lines.append((name, example, word))
     width = [max(len(line[i]) for line in lines) for i in (0, 1)]
     text = [f"  {a:<{width[0]}}  {b:<{width[1]}}  {c}" for a, b, c in lines]
-    return "\n".join([*text, "", _next(str(source), found)])
+    return "\n".join([*text, "", _next(str(source), found, frame)])
 
 
-def _next(source: str, found: dict[str, str]) -> str:
+def _next(source: str, found: Recognised, frame: pd.DataFrame) -> str:
     """The command that follows, or what is still missing for one."""
-    have = set(found)
-    if "val_loss" not in have:
+    from analysis.table import numbers
+
+    values = {
+        n: numbers.floats(numbers.parse(frame[c], "thousands")) if n != "trial_id" else frame[c]
+        for n, column in found.columns.items()
+        for c in [column if column in frame else column.rpartition("*")[0]]
+    }
+    law = law_of(values)
+    choice = {n: columns[0] for n, columns in found.unsure.items()}
+    if not law and "val_loss" not in {**values, **choice}:
         return "no loss is recognised: map it with --columns loss=COLUMN"
-    sized = "n_params" in have and {"n_tokens", "train_flops"} & have
-    law = (
-        "recurrence"
-        if {"budget_flops", "mean_recurrence", "n_tokens"} <= have
-        else "test-time" if {"n_loops", "trial_id"} <= have
-        else "chinchilla" if sized
-        else "data-only" if "n_tokens" in have
-        else "params-only" if "n_params" in have
-        else "frontier" if "train_flops" in have
-        else ""
-    )  # fmt: skip
+    if choice:
+        several = "; ".join(
+            f"{info(n)[0]} may be {' or '.join(c)}" for n, c in found.unsure.items()
+        )
+        law = law or law_of({**values, **{n: frame[c] for n, c in choice.items() if c in frame}})
+        tail = f"--law {law} " if law else ""
+        return f"{several}. Choose, like\nparcae fit {shlex.quote(source)} {tail}{written(found.columns | choice)}"
     if not law:
         return "no parameters, tokens, FLOPs or loops are recognised: map them with --columns N=COLUMN,D=COLUMN"
-    return f"parcae fit {shlex.quote(source)} --law {law} {written(found)}"
+    return f"parcae fit {shlex.quote(source)} --law {law} {written(found.columns)}"
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", name.strip().lower()).strip("_")
+    """Lower case, words joined by _; `final` says when and not what."""
+    words = re.sub(r"[^a-z0-9]+", "_", name.strip().lower()).strip("_")
+    return re.sub(r"^final_|_final$", "", words)

@@ -1,5 +1,5 @@
-"""Where rows come from: a sweep folder, a records file, any CSV with a column map, the bundled points,
-and whatever else a reader is registered for (W&B, by sweeps.tracking.reader).
+"""Where rows come from: a sweep folder, a records file, any table of runs, the bundled points, and whatever
+else a reader is registered for (W&B, by sweeps.tracking.reader; a sweep that runs, by sweeps.cli.laws).
 
 Whatever the source, a law sees one table with the names of `LAW_COLUMNS`; rows left out are listed
 with reasons, and units, counting rules and tokenizers may not be mixed.
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from analysis.errors import InputError, nearest
 from analysis.fitting.result import Dropped
-from analysis.table import checks, files, filters, numbers, records, units
-from analysis.table.columns import LETTERS, canonical, info, mapped, own_names, written
+from analysis.table import checks, filters, guess, numbers, records, sources, units
+from analysis.table.columns import LETTERS, canonical, info, mapped, written
+from analysis.table.files import Raw
 from analysis.table.table import Table
 
 if TYPE_CHECKING:
@@ -31,12 +32,13 @@ BUNDLED = {
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class Found:
-    """What a registered reader hands over: rows of a records table, and what it had to leave out."""
+    """What a registered reader hands over: rows, and what it had to leave out."""
 
-    frame: pd.DataFrame  # with the columns of analysis.table.records; checked here
+    frame: pd.DataFrame  # with the columns of analysis.table.records, checked here; or `own` ones
     where: str  # the source as messages name it
     dropped: tuple[Dropped, ...] = ()
     notes: tuple[str, ...] = ()
+    own: bool = False  # runs of others, under names of their own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,15 +62,18 @@ def load(
     columns: dict[str, str] | None = None,
     where: tuple[str, ...] = (),
     own: tuple[str, ...] = (),
+    unit: str | None = None,
 ) -> Table:
     """The table of a source.
 
     Args:
-        source: a pandas DataFrame, `bundled:NAME`, a sweep folder, a .parquet or .csv file, or what a registered
-            reader claims.
-        columns: our name or letter -> the file's column, for a file that is not a records table.
+        source: a pandas DataFrame, `bundled:NAME`, what a registered reader claims, or what
+            `analysis.table.sources` reads: a file, a pipe, a pattern, a folder.
+        columns: our name or letter -> the file's column, for a file that is not a records table; without it,
+            columns are taken for their names where those are common, and a note says which.
         where: conditions that rows must meet, like "mean_recurrence>1" or "preset=140m".
         own: names that a formula uses; those that are columns of the file keep their name.
+        unit: of the file's losses, as `units.UNITS` says; nats per token without it.
 
     Raises:
         InputError: when the source is missing, does not parse, or mixes what cannot be mixed.
@@ -76,30 +81,38 @@ def load(
     import pandas as pd
 
     if isinstance(source, pd.DataFrame):
-        raw = files.Raw(source.reset_index(drop=True))
-        return _points(raw, columns, where, Path("DataFrame"), own)
+        raw = Raw(source.reset_index(drop=True), where="DataFrame")
+        return _points(raw, columns, where, own, unit)
     text = str(source)
     if text.startswith("bundled:"):
+        _refuse_options(text, columns, unit)
         table = _bundled(text.removeprefix("bundled:"))
     elif (reader := _reader_of(text)) is not None:
-        if columns:
-            raise InputError(
-                f"--columns: {text} holds records with names of their own; leave it out."
-            )
         found = reader.read(text)
+        if found.own:
+            table = _points(Raw(found.frame, where=found.where), columns, where, own, unit)
+            return replace(table, dropped=(*found.dropped, *table.dropped)).noting(*found.notes)
+        _refuse_options(text, columns, unit)
         table = from_records(found.frame, found.where)
         table = replace(table, dropped=(*found.dropped, *table.dropped)).noting(*found.notes)
     else:
-        path = files.find(source)
-        raw = files.read(path)
+        raw = sources.read(source)
         if columns or not set(records.NAMES) <= set(raw.frame.columns):
-            return _points(raw, columns, where, path, own)
-        table = from_records(raw.frame, str(path))
+            return _points(raw, columns, where, own, unit)
+        _refuse_options(raw.where, columns, unit)
+        table = from_records(raw.frame, raw.where)
     for condition in where:
         met = filters.keep(condition, table.frame, None, table.source)
         table = table.keep(met, f"not {condition}")
     checks.refuse_mixtures(table)
     return table
+
+
+def _refuse_options(where: str, columns, unit: str | None) -> None:
+    if columns:
+        raise InputError(f"--columns: {where} holds records with names of their own; leave it out.")
+    if unit not in (None, "nats"):
+        raise InputError(f"--unit {unit}: {where} holds records in nats per token; leave it out.")
 
 
 def from_records(frame: pd.DataFrame, where: str) -> Table:
@@ -211,7 +224,19 @@ def _missing(table: Table, name: str, law: str) -> str:
     unit = info(name)[1]
     known = ", ".join(table.frame.columns)
     others = f"; its other columns are {', '.join(table.unmapped)}" if table.unmapped else ""
+    if name in table.unsure:
+        choice = table.unsure[name]
+        return (
+            f"{table.source}: law {law!r} needs {name} ({unit}), and {' and '.join(choice)} may both be it. "
+            f"Say which, like {written(table.columns, **{name: choice[0]})}."
+        )
     cure = f"Map it with {written(table.columns, **{name: 'COLUMN'})}"
+    step = next((c for c in table.unmapped if c.lower().endswith("step")), "")
+    if name == "n_tokens" and step:
+        per = written(table.columns, n_tokens=f"{step}*NUMBER")
+        cure += f", or from steps, NUMBER being the tokens of one, with {per}"
+    if name == "val_loss" and (unit_there := units.named(table.unmapped)):
+        cure += f"; {unit_there[0]!r} is taken with --unit {unit_there[1]}"
     if name == "n_tokens" and "n_params" in table.frame:
         log = next((c for c in table.unmapped if "log" in c.lower()), "")
         spent = f"10**{log}" if log else "COLUMN"
@@ -258,7 +283,7 @@ def _bundled(name: str) -> Table:
     path = Path(__file__).parents[1] / "bundled" / BUNDLED[name]
     if path.suffix == ".parquet":
         return replace(
-            from_records(files.read(path).frame, str(path)),
+            from_records(pd.read_parquet(path), str(path)),
             source=f"bundled:{name}",
             origin=f"measured by this project: its sweep sweeps/specs/{name}.yaml",
         )
@@ -277,32 +302,38 @@ def _bundled(name: str) -> Table:
 
 
 def _points(
-    raw: files.Raw,
+    raw: Raw,
     columns: dict[str, str] | None,
     where: tuple[str, ...],
-    path: Path,
     own: tuple[str, ...] = (),
+    unit: str | None = None,
 ) -> Table:
     """A file's rows under our names; conditions act before anything is judged."""
     names = list(map(str, raw.frame.columns))
     if not len(raw.frame):
-        raise InputError(f"{path}: has a header ({', '.join(names)}) and no rows; add the runs.")
-    columns = _mapping(names, columns, path, own)
-    found = mapped(raw, columns, str(path))
+        raise InputError(
+            f"{raw.where}: has a header ({', '.join(names)}) and no rows; add the runs."
+        )
+    columns, words, unsure = _mapping(raw, columns, own, unit)
+    found = mapped(raw, columns, raw.where)
     for name in own:
         if name in names and LETTERS.get(name, name) not in found.frame:
             values = numbers.parse(raw.frame[name], "decimal" if raw.decimal_comma else None)
             found.frame[name] = values
             found.own[name] = name
+    if unit is not None:
+        said = units.to_nats(found.frame, raw.frame, unit, raw.where)
+        words = (*words, *said)
     table = Table(
         frame=found.frame,
-        source=str(path),
+        source=raw.where,
         kind="points",
-        origin=f"rows of {path.name} as given",
+        origin=f"rows of {Path(raw.where).name} as given",
         own=found.own,
         unmapped=tuple(n for n in names if n not in found.own.values()),
+        unsure=unsure,
         columns=columns,
-        notes=raw.notes,
+        notes=(*raw.notes, *words),
     )
     rows = raw.frame
     for condition in where:
@@ -311,22 +342,37 @@ def _points(
     # one measurement listed twice; two measurements differ in the last digits of the loss
     table = table.keep(~rows.astype("str").duplicated(), "equal to another row in every cell")
     table = _with_run_names(table)
-    table = table.noting(*units.check_mapped(table.frame, columns, str(path)), *_unfinished(rows))
+    notes = units.check_mapped(table.frame, columns, raw.where, unit)
+    table = table.noting(*notes, *_unfinished(rows))
     checks.refuse_mixtures(table)
     return checks.with_grouped_budgets(table) if "budget_flops" in table.frame else table
 
 
-def _mapping(names: list[str], columns, path: Path, own: tuple[str, ...]) -> dict[str, str]:
-    """Our name -> the file's column; a formula's letters need no mapping where the file has them."""
-    if columns is None and any(n in names and n not in LETTERS for n in own):
-        columns = own_names([*names, "x"], str(path))
-        columns.pop("x", None) if "x" not in names else None
-    columns = {canonical(k): v for k, v in (columns or own_names(names, str(path))).items()}
+def _mapping(raw: Raw, given: dict[str, str] | None, own: tuple[str, ...], unit: str | None):
+    """(our name -> the file's column, notes, what is ambiguous); given columns are all that count."""
+    names = list(map(str, raw.frame.columns))
+    columns, unsure = dict(given or {}), {}
+    words: tuple[str, ...] = ()
+    if given is None:
+        found = guess.recognised(raw.frame)
+        columns, unsure = dict(found.columns), found.unsure
+        taken = {n: columns[n] for n in found.by_name}
+        if unit is not None and "val_loss" not in columns and (loss := units.named(names)):
+            columns["val_loss"] = taken["val_loss"] = loss[0]
+        if not set(columns) - {"trial_id", "seed"} and not (unsure or set(own) & set(names)):
+            raise InputError(
+                f"{raw.where}: has columns {', '.join(names)}; none is a name of ours. "
+                'Say which is which with --columns, like N="Model Size",C="Training FLOP",loss=loss.'
+            )
+        if taken:
+            pairs = ", ".join(f"{info(n)[0]} = {c}" for n, c in taken.items())
+            words = (f"columns are taken by their names: {pairs}; the same as {written(columns)}",)
+    columns = {canonical(k): v for k, v in columns.items()}
     for name in own:
         ours = LETTERS.get(name, "")
         if ours and name in names and ours not in columns and name not in columns.values():
             columns[ours] = name
-    return columns
+    return columns, words, unsure
 
 
 def _with_run_names(table: Table) -> Table:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from analysis.errors import InputError, nearest
-from analysis.table import files
+from analysis.table import sources
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 STATUSES = ("done", "diverged", "stopped", "failed")
 ARCHITECTURES = ("parcae", "transformer")
 FLOPS_RULES = ("paper", "code", "exact")
-FILE_NAME = files.FOLDER_HOLDS
+FILE_NAME = sources.FOLDER_HOLDS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,8 +180,8 @@ def load(source: str | Path) -> pd.DataFrame:
     Raises:
         InputError: no such source, not readable, or not a records table.
     """
-    path = files.find(source)
-    return validate(files.read(path).frame, where=str(path))
+    raw = sources.read(source)
+    return validate(raw.frame, where=raw.where)
 
 
 def save(df: pd.DataFrame, path: str | Path) -> Path:

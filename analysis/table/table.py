@@ -25,6 +25,7 @@ class Table:
     notes: tuple[str, ...] = ()
     own: dict[str, str] = field(default_factory=dict)  # our name -> the file's own column
     unmapped: tuple[str, ...] = ()  # the file's other columns
+    unsure: dict[str, tuple[str, ...]] = field(default_factory=dict)  # our name -> several columns
     columns: dict[str, str] = field(default_factory=dict)  # the mapping, as `--columns` gives it
 
     @property

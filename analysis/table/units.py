@@ -27,30 +27,88 @@ _SMALLEST = {
     "train_flops": (1e9, "FLOPs", "petaFLOPs, or their logarithm"),
     "budget_flops": (1e9, "FLOPs", "petaFLOPs, or their logarithm"),
 }
+UNITS = "nats, bits, ppl (perplexity), or bpb=BYTES (bits per byte, BYTES per token: a number or a column)"
 _BITS = re.compile(r"(^|[^a-z])(bpb|bits?|bpc)([^a-z]|$)", re.IGNORECASE)
 _PERPLEXITY = re.compile(r"(^|[^a-z])(ppl|perplexity)([^a-z]|$)", re.IGNORECASE)
 _LOGARITHM = re.compile(r"(?:^|[^a-z])(log10|log2|log|lg|ln)(?:[^a-z]|$)", re.IGNORECASE)
 _BASES = {"log10": "10", "lg": "10", "log2": "2", "ln": "e", "log": "10"}
 
 
-def check_mapped(frame: pd.DataFrame, columns: dict[str, str], where: str) -> tuple[str, ...]:
+def to_nats(frame: pd.DataFrame, raw: pd.DataFrame, unit: str, where: str) -> tuple[str, ...]:
+    """The losses of a table in nats per token, changed in place; a note says from what.
+
+    Args:
+        raw: the same rows under the file's own names, for a column of bytes per token.
+
+    Raises:
+        InputError: an unknown unit, or bits per byte without bytes per token.
+    """
+    import numpy as np
+
+    kind, _, bytes_per_token = unit.strip().partition("=")
+    if "val_loss" not in frame or kind == "nats":
+        if kind not in ("nats", "bits", "bpb", "ppl"):
+            raise InputError(f"--unit {unit!r} is unknown; it must be {UNITS}.")
+        return ()
+    loss = numeric(frame.val_loss)
+    if kind == "bits":
+        nats, words = loss * np.log(2), "bits per token"
+    elif kind == "ppl":
+        nats, words = loss.where(loss > 0).transform(np.log), "perplexities"
+    elif kind == "bpb":
+        nats = loss * np.log(2) * _bytes_per_token(bytes_per_token, raw, where)
+        words = f"bits per byte at {bytes_per_token or 'bytes_per_token'} bytes per token"
+    else:
+        raise InputError(f"--unit {unit!r} is unknown; it must be {UNITS}.")
+    frame["val_loss"] = nats.where(loss.notna(), frame.val_loss) if loss.isna().any() else nats
+    return (f"losses are read as {words} and fitted in nats per token",)
+
+
+def _bytes_per_token(text: str, raw: pd.DataFrame, where: str):
+    name = text or "bytes_per_token"
+    if name in raw:
+        return numbers.floats(numbers.parse(raw[name]))
+    number = numbers.one(name)
+    if number is None or not 0 < number < 64:
+        raise InputError(
+            f"{where}: --unit bpb needs the bytes of a token, a number or a column of the file, like "
+            "--unit bpb=4.2: nats per token are bits per byte * ln 2 * bytes per token."
+        )
+    return number
+
+
+def named(names) -> tuple[str, str] | None:
+    """The one column that its name says to hold losses in another unit, and the `--unit` for it."""
+    bits = [n for n in names if _BITS.search(n)]
+    others = [n for n in names if _PERPLEXITY.search(n)]
+    held_out = [n for n in (bits or others) if "train" not in n.lower()]
+    if len(held_out) != 1:
+        return None
+    if not bits:
+        return held_out[0], "ppl"
+    of_bytes = re.search("bpb|byte", held_out[0], re.IGNORECASE)
+    return held_out[0], "bpb=BYTES_PER_TOKEN" if of_bytes else "bits"
+
+
+def check_mapped(
+    frame: pd.DataFrame, columns: dict[str, str], where: str, unit: str | None = None
+) -> tuple[str, ...]:
     """Notes on the mapped columns of a file that is not a records table.
 
     Args:
         columns: our name -> the file's column, or a conversion of it.
+        unit: of the losses, where it was given: then their column may be called as it likes.
 
     Raises:
         InputError: for a column that is certainly in another unit.
     """
     column = columns.get("val_loss", "")
-    for pattern, what, cure in (
-        (_BITS, "bits", "nats per token are bits per byte * ln 2 * bytes per token"),
-        (_PERPLEXITY, "a perplexity", "nats per token are its natural logarithm"),
-    ):
-        if pattern.search(column):
+    for pattern, what in ((_BITS, "bits"), (_PERPLEXITY, "a perplexity")):
+        if unit is None and pattern.search(column):
+            cure = (named([column]) or ("", "nats"))[1]
             raise InputError(
                 f"{where}: column {column!r} for the loss says it holds {what}; the laws take nats "
-                f"per token ({cure}). Map another column, or rename this one if the name misleads."
+                f"per token. Convert it with --unit {cure}, or say --unit nats if its name misleads."
             )
     if (
         "n_loops" not in frame
@@ -115,7 +173,7 @@ def refuse_diverged(frame: pd.DataFrame, where: str) -> None:
         f"{where}: the largest loss is {loss.max():.4g}; nats per token never exceed {MAX_NATS:g}."
     )
     if loss.median() > MAX_NATS:
-        raise InputError(f"{found} Is it a perplexity? Store its natural logarithm.")
+        raise InputError(f"{found} Is it a perplexity? Then add --unit ppl.")
     raise InputError(
         f"{found} {int((loss > MAX_NATS).sum())} of {len(loss)} rows are that high, as runs that diverged "
         f'are. Leave them out with --where "val_loss<{MAX_NATS:g}".'

@@ -21,6 +21,7 @@ class Kernels:
     """Implementations, resolved; each is what the op of that name is called with."""
 
     ops: Literal["torch", "triton"] = "torch"
+    mlp: Literal["apart", "joined"] = "apart"  # relu^2 in the epilogues of the MLP's products
     cross_entropy: CrossEntropy = "torch"
 
 
@@ -48,5 +49,6 @@ def choose(device: torch.device, impl: Impl = "auto", *, width: int = 1) -> Kern
         raise UserError(f"kernels: impl='triton' {problem}; use impl='torch'")
     return Kernels(
         ops="torch" if problem else "triton",
+        mlp="apart" if problem else "joined",
         cross_entropy="liger" if on_gpu and has_liger() else "torch",
     )

@@ -53,6 +53,24 @@ def launched(kernel: Any) -> Any:
     return kernel if INTERPRETED else torch.library.wrap_triton(kernel)
 
 
+def only_real_gradients(ctx: Any, *outputs: Tensor) -> None:
+    """Let a backward pass meet None instead of zeros that torch would make, a launch each.
+
+    Args:
+        outputs: those that may have a gradient; `or_zeros` fills in where one of them has none.
+    """
+    ctx.set_materialize_grads(False)
+    ctx.empty = [(t.shape, t.dtype, t.device) for t in outputs]
+
+
+def or_zeros(ctx: Any, *gradients: Tensor | None) -> list[Tensor]:
+    """The gradients of `only_real_gradients`' outputs, zeros for those that nobody read."""
+    return [
+        torch.zeros(shape, dtype=dtype, device=device) if g is None else g
+        for g, (shape, dtype, device) in zip(gradients, ctx.empty, strict=True)
+    ]
+
+
 def check_impl(op: str, impl: str) -> None:
     """Raise ValueError unless `impl` is a known one."""
     if impl not in get_args(Impl):
@@ -118,6 +136,18 @@ def row_blocks(n_rows: int, width: int, *, tensors: int = 1) -> tuple[int, int, 
     padded = triton.next_power_of_2(width)
     rows = max(1, min(triton.next_power_of_2(n_rows), _TILE // tensors // padded))
     return rows, padded, triton.cdiv(n_rows, rows)
+
+
+def head_rows(x: Tensor) -> tuple[Tensor, int]:
+    """x (B, T, H, K) as kernels read it, and elements from a token to the next.
+
+    A part of each row of a wider tensor, as one product for several gives it, is read where it is.
+    """
+    _, T, H, K = x.shape
+    token = x.stride(1)
+    if x.stride() != (T * token, token, K, 1) or token < H * K:
+        x, token = x.contiguous(), H * K
+    return x, token
 
 
 def n_programs(device: torch.device, n_blocks: int) -> int:

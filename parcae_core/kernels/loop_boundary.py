@@ -20,7 +20,9 @@ from parcae_core.kernels.dispatch import (
     Impl,
     launched,
     n_programs,
+    only_real_gradients,
     operator,
+    or_zeros,
     row_blocks,
     tl,
     triton,
@@ -148,11 +150,13 @@ if triton is not None:
         )
 
     def _keep(ctx, inputs, output) -> None:
+        only_real_gradients(ctx, *output[:2])
         h, a_bar, injected, weight, _, ctx.rows_active, _ = inputs
         ctx.save_for_backward(h, a_bar, injected, weight, output[2])
 
-    def _gradient(ctx, dx: Tensor, du: Tensor, dr: Tensor | None):
+    def _gradient(ctx, dx: Tensor | None, du: Tensor | None, dr: None):
         _, a_bar, _, weight, _ = ctx.saved_tensors
+        dx, du = or_zeros(ctx, dx, du)
         dh, dinjected, parts = _loop_boundary_bwd(dx, du, *ctx.saved_tensors, ctx.rows_active)
         da, dw = parts.sum(1)
         return dh, da.to(a_bar.dtype), dinjected, dw.to(weight.dtype), None, None, None

@@ -18,7 +18,9 @@ from parcae_core.kernels.dispatch import (
     Impl,
     launched,
     n_programs,
+    only_real_gradients,
     operator,
+    or_zeros,
     row_blocks,
     tl,
     triton,
@@ -134,11 +136,13 @@ if triton is not None:
         )
 
     def _keep(ctx, inputs, output) -> None:
+        only_real_gradients(ctx, *output[:2])
         ctx.save_for_backward(output[0], output[2], inputs[2])
         ctx.delta_dtype = inputs[1].dtype
 
-    def _gradient(ctx, ds: Tensor, du: Tensor, dr: Tensor | None):
+    def _gradient(ctx, ds: Tensor | None, du: Tensor | None, dr: None):
         s, r, weight = ctx.saved_tensors
+        ds, du = or_zeros(ctx, ds, du)
         dx, ddelta, dw_part = _residual_norm_bwd(ds, du, s, r, weight, ctx.delta_dtype)
         ddelta = ddelta if ddelta.numel() else dx
         return dx, ddelta, dw_part.sum(0).to(weight.dtype), None, None

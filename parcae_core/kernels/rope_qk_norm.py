@@ -19,8 +19,11 @@ from torch import Tensor
 from parcae_core.kernels.dispatch import (
     LAUNCH,
     Impl,
+    head_rows,
     launched,
+    only_real_gradients,
     operator,
+    or_zeros,
     row_blocks,
     tl,
     triton,
@@ -63,7 +66,7 @@ if triton is not None:
 
     @triton.jit
     def _turn_rows(
-        x, y, r, turn, T, HEADS, M, K, eps,
+        x, y, r, turn, T, HEADS, TOKEN, M, K, eps,
         NORM: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
     ):  # fmt: skip
         rows = tl.program_id(0) * BM + tl.arange(0, BM)  # (b, t, head)
@@ -71,7 +74,8 @@ if triton is not None:
         mask = (rows < M)[:, None] & (cols < K)[None, :]
         offs = rows.to(tl.int64)[:, None] * K + cols[None, :]
         place = (rows // HEADS % T)[:, None] * K + cols[None, :]
-        b_a, b_b = _pairs(x, offs, mask, BM, BK)
+        at = (rows // HEADS).to(tl.int64) * TOKEN + rows % HEADS * K
+        b_a, b_b = _pairs(x, at[:, None] + cols[None, :], mask, BM, BK)
         b_cos, b_sin = _pairs(turn, place, mask, BM, BK)
         b_r = 1.0
         if NORM:
@@ -109,13 +113,13 @@ if triton is not None:
 
     @triton.jit
     def _rope_qk_norm_fwd_kernel(
-        q, k, yq, yk, rq, rk, turn, T, H, G, MQ, MK, K, eps,
+        q, k, yq, yk, rq, rk, turn, T, H, G, MQ, MK, K, TOKEN_Q, TOKEN_K, eps,
         NORM: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
     ):  # fmt: skip
         if tl.program_id(1) == 0:
-            _turn_rows(q, yq, rq, turn, T, H, MQ, K, eps, NORM, BM, BK)
+            _turn_rows(q, yq, rq, turn, T, H, TOKEN_Q, MQ, K, eps, NORM, BM, BK)
         else:
-            _turn_rows(k, yk, rk, turn, T, G, MK, K, eps, NORM, BM, BK)
+            _turn_rows(k, yk, rk, turn, T, G, TOKEN_K, MK, K, eps, NORM, BM, BK)
 
     @triton.jit
     def _rope_qk_norm_bwd_kernel(
@@ -132,14 +136,15 @@ if triton is not None:
         q: Tensor, k: Tensor, turn: Tensor, norm: bool, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """q and k turned and normed, and r of each of their rows for the backward."""
-        q, k, turn = q.contiguous(), k.contiguous(), turn.contiguous()
-        sizes = _sizes(q, k)
-        yq, yk = torch.empty_like(q), torch.empty_like(k)
+        (q, token_q), (k, token_k), turn = head_rows(q), head_rows(k), turn.contiguous()
+        sizes, rows = _sizes(q, k), torch.contiguous_format
+        yq, yk = (torch.empty_like(t, memory_format=rows) for t in (q, k))
         rq, rk = (torch.empty(m, device=q.device, dtype=torch.float32) for m in sizes[3:5])
         bm, bk, n_blocks = row_blocks(sizes[3], sizes[-1], tensors=2)
         launched(_rope_qk_norm_fwd_kernel)[(n_blocks, 2)](
-            q, k, yq, yk, rq, rk, turn, *sizes, eps, NORM=norm, BM=bm, BK=bk, **LAUNCH
-        )
+            q, k, yq, yk, rq, rk, turn, *sizes, token_q, token_k, eps,
+            NORM=norm, BM=bm, BK=bk, **LAUNCH,
+        )  # fmt: skip
         return yq, yk, rq, rk
 
     @operator
@@ -174,13 +179,15 @@ if triton is not None:
         return T, H, k.shape[2], q.numel() // K, k.numel() // K, K
 
     def _keep(ctx, inputs, output) -> None:
+        only_real_gradients(ctx, *output[:2])
         (q, k, turn, ctx.norm, _), (yq, yk, rq, rk) = inputs, output
         ctx.kept_y = q.shape[-1] >= _KEEP_Y_FROM
         kept = () if not ctx.norm else (yq, yk) if ctx.kept_y else (q, k)
         ctx.save_for_backward(rq, rk, turn, *kept)
 
-    def _gradient(ctx, dyq: Tensor, dyk: Tensor, drq: Tensor | None, drk: Tensor | None):
+    def _gradient(ctx, dyq: Tensor | None, dyk: Tensor | None, drq: None, drk: None):
         rq, rk, turn, *kept = ctx.saved_tensors
+        dyq, dyk = or_zeros(ctx, dyq, dyk)
         kept = kept or (dyq, dyk)  # not read without the norm
         found = _rope_qk_norm_bwd(dyq, dyk, *kept, rq, rk, turn, ctx.norm, ctx.kept_y)
         return *found, None, None, None

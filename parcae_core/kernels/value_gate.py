@@ -17,6 +17,7 @@ from torch import Tensor
 from parcae_core.kernels.dispatch import (
     LAUNCH,
     Impl,
+    head_rows,
     launched,
     operator,
     row_blocks,
@@ -41,14 +42,15 @@ if triton is not None:
         return tl.where(b_x < 0, b_e, 1.0) / (1 + b_e)
 
     @triton.jit
-    def _value_gate_fwd_kernel(v, gate, e, y, M, K, BM: tl.constexpr, BK: tl.constexpr):
+    def _value_gate_fwd_kernel(v, gate, e, y, G, TOKEN, M, K, BM: tl.constexpr, BK: tl.constexpr):
         rows = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64)
         cols = tl.arange(0, BK)
         mask = (rows < M)[:, None] & (cols < K)[None, :]
         offs = rows[:, None] * K + cols[None, :]
         b_gate = tl.load(gate + rows, mask=rows < M, other=0.0).to(tl.float32)
         b_scale = 2 * _sigmoid(b_gate)[:, None]
-        b_v = tl.load(v + offs, mask=mask, other=0.0).to(tl.float32)
+        at = (rows // G * TOKEN + rows % G * K)[:, None] + cols[None, :]
+        b_v = tl.load(v + at, mask=mask, other=0.0).to(tl.float32)
         b_e = tl.load(e + offs, mask=mask, other=0.0).to(tl.float32)
         tl.store(y + offs, (b_v + b_scale * b_e).to(y.dtype.element_ty), mask=mask)
 
@@ -69,12 +71,12 @@ if triton is not None:
 
     @operator
     def _value_gate(v: Tensor, gate: Tensor, embedding: Tensor) -> Tensor:
-        v, gate, embedding = v.contiguous(), gate.contiguous(), embedding.contiguous()
-        K, M = v.shape[-1], gate.numel()
-        y = torch.empty_like(v)
+        (v, token), gate, embedding = head_rows(v), gate.contiguous(), embedding.contiguous()
+        (G, K), M = v.shape[2:], gate.numel()
+        y = torch.empty_like(v, memory_format=torch.contiguous_format)
         bm, bk, n_blocks = row_blocks(M, K, tensors=2)
         launched(_value_gate_fwd_kernel)[(n_blocks,)](
-            v, gate, embedding, y, M, K, BM=bm, BK=bk, **LAUNCH
+            v, gate, embedding, y, G, token, M, K, BM=bm, BK=bk, **LAUNCH
         )
         return y
 

@@ -14,6 +14,7 @@ from parcae_core.accounting.params import kv_width
 from parcae_core.config import ModelConfig
 from parcae_core.kernels.dispatch import product_dtype
 from parcae_core.kernels.relu_squared import relu_squared
+from parcae_core.kernels.relu_squared_mlp import relu_squared_mlp
 from parcae_core.kernels.residual_norm import residual_norm
 from parcae_core.kernels.rms_norm import RMSNorm
 from parcae_core.kernels.rope_qk_norm import rope_qk_norm
@@ -110,9 +111,10 @@ class Attention(nn.Module):
             past: of the tokens before, which u's attend to as well; u is then either the first tokens
                 or one further token.
         """
-        q = self.q(u).unflatten(-1, (self.n_head, -1))  # (B, T, H, K)
-        k = self.k(u).unflatten(-1, (self.n_kv_head, -1))  # (B, T, G, K)
-        v = self.v(u).unflatten(-1, (self.n_kv_head, -1))
+        q, k, v = self._project(u)
+        q = q.unflatten(-1, (self.n_head, -1))  # (B, T, H, K)
+        k = k.unflatten(-1, (self.n_kv_head, -1))  # (B, T, G, K)
+        v = v.unflatten(-1, (self.n_kv_head, -1))
         if self.value_gate is not None:
             gate = self.value_gate(u[..., : self.gate_width])  # (B, T, G)
             v = value_gate(v, gate, value_embedding, impl=self.impl)
@@ -129,17 +131,27 @@ class Attention(nn.Module):
         )
         return self.out(y.transpose(1, 2).flatten(-2))
 
+    def _project(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of u; with kernels, which read parts of rows, by one product."""
+        if self.impl == "torch":
+            return self.q(u), self.k(u), self.v(u)
+        parts = (self.q, self.k, self.v)
+        together = F.linear(u, torch.cat([part.weight for part in parts]))
+        return together.split([part.out_features for part in parts], -1)
+
 
 class ReLU2Mlp(nn.Module):
     """W_down(0.5 * relu(W_up u)^2)."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.impl = "torch"
+        self.impl, self.joined = "torch", False
         self.up = Linear(width, hidden, bias=False)
         self.down = Linear(hidden, width, bias=False)
 
     def forward(self, u: Tensor) -> Tensor:
+        if self.joined:
+            return relu_squared_mlp(u, self.up.weight, self.down.weight, impl=self.impl)
         return self.down(relu_squared(self.up(u), impl=self.impl))
 
 

@@ -26,6 +26,7 @@ from parcae_core.depth import DepthDraw
 from parcae_core.kernels.choice import TORCH, Kernels, choose
 from parcae_core.kernels.dispatch import Impl
 from parcae_core.kernels.linear_cross_entropy import linear_cross_entropy
+from parcae_core.kernels.lookup import lookup
 from parcae_core.kernels.rms_norm import RMSNorm
 from parcae_core.model.injection import build_injection, identity_or_orthogonal_, orthogonal_
 from parcae_core.model.layers import Block, Embedding, Linear, Rotary
@@ -91,6 +92,7 @@ class Parcae(nn.Module):
         self.kernels = kernels
         for block in (*self.prelude, *self.core, *self.coda):
             block.attn.impl = block.mlp.impl = kernels.ops
+            block.mlp.joined = kernels.mlp == "joined"
 
     # ---- weights -------------------------------------------------------------------------------
 
@@ -227,12 +229,13 @@ class Parcae(nn.Module):
         return self._through(self.coda, self.rotary, values, x, then=self.norm_final)[1]
 
     def _run_prelude(self, ids: Tensor) -> tuple[Tensor, list[Tensor | None]]:
-        tables = self.value_embeddings
-        values = [
-            tables[str(i)](ids) if str(i) in tables else None for i in range(self.config.n_layers)
-        ]
-        first = values[: self.config.n_prelude]
-        return self._through(self.prelude, self.rotary, first, self.embedding(ids))[0], values
+        tables = [self.embedding.weight, *(t.weight for t in self.value_embeddings.values())]
+        x, *rows = lookup(ids, tables, impl=self.kernels.ops)
+        found = dict(zip(self.value_embeddings, rows, strict=True))
+        values = [found.get(str(i)) for i in range(self.config.n_layers)]
+        return self._through(self.prelude, self.rotary, values[: self.config.n_prelude], x)[
+            0
+        ], values
 
     def _through(
         self,

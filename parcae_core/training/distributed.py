@@ -55,6 +55,14 @@ class Distributed:
             parts = flat.split([t.numel() for t in piece])
             torch._foreach_copy_(piece, [p.view_as(t) for p, t in zip(parts, piece, strict=True)])
 
+    def gather(self, value: object) -> list:
+        """Every process's value of a small picklable object, in order of rank, on every process."""
+        if self.n == 1:
+            return [value]
+        box: list = [None] * self.n
+        dist.all_gather_object(box, value)
+        return box
+
     def from_first(self, value: object) -> object:
         """The first process's value of a small picklable object, on every process."""
         if self.n == 1:

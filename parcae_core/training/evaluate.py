@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from parcae_core.kernels.linear_cross_entropy import token_losses
 from parcae_core.model.parcae import Parcae
 from parcae_core.result import EvalRow
+from parcae_core.training.distributed import Distributed
 
 
 class Rows(Protocol):
@@ -39,13 +41,17 @@ def evaluate(
     n_sequences: int,
     batch_sequences: int = 32,
     seed: int = 0,
+    group: Distributed | None = None,
 ) -> tuple[EvalRow, ...]:
     """Mean validation loss at every requested number of loops, and by label where there are labels.
+
+    The processes of a group take turns at the batches, and all get the whole result.
 
     Args:
         reader: validation rows of context + 1 ids; the first `n_sequences` are used.
         loops: numbers of loop steps, each >= 1; a Transformer has only 1.
         seed: of the initial states, which depend on the row and not on the batching.
+        group: None: the default process group's, or this process alone.
 
     Raises:
         ValueError: no loops, a number below 1, other than 1 for a Transformer, or fewer
@@ -62,59 +68,74 @@ def evaluate(
         )
     device = model.embedding.weight.device
     token_bytes = torch.as_tensor(np.asarray(reader.token_bytes, dtype=np.int64), device=device)
-    nats = dict.fromkeys(wanted, 0.0)
-    text_nats = dict.fromkeys(wanted, 0.0)
-    by_label = {t: _LabelSums() for t in wanted}
-    n_tokens = n_bytes = 0
-    for start in range(0, n_sequences, batch_sequences):
+    group, sums = group or Distributed(), {t: _Sums() for t in wanted}
+    for start in range(group.rank * batch_sequences, n_sequences, group.n * batch_sequences):
         n = min(batch_sequences, n_sequences - start)
         stored = np.asarray(reader.rows(start, n), dtype=np.int64)
         labels = reader.labels(stored)
         rows = torch.from_numpy(stored).to(device)
         ids, targets = rows[:, :-1], rows[:, 1:]
         in_text = token_bytes[targets]
-        n_tokens += targets.numel()
-        n_bytes += int(in_text.sum())
         for t, final in _finals(model, ids, range(start, start + n), wanted, seed):
             losses = token_losses(final, model.head_weight, targets).double()
-            nats[t] += losses.sum().item()
-            text_nats[t] += losses[in_text > 0].sum().item()
-            if labels is not None:
-                by_label[t].add(labels, losses.cpu().numpy())
-    return tuple(
-        EvalRow(
-            n_loops=t,
-            val_loss=nats[t] / n_tokens,
-            val_bpb=text_nats[t] / (math.log(2) * n_bytes) if n_bytes else math.nan,
-            n_tokens=n_tokens,
-            by_label=by_label[t].means(),
+            sums[t].add(losses, in_text, labels)
+    shares = group.gather(sums)
+    return tuple(sum((share[t] for share in shares), _Sums()).row(t) for t in wanted)
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Of tokens' losses after one number of loops, over batches and processes."""
+
+    n_tokens: int = 0
+    n_bytes: int = 0
+    nats: float = 0.0
+    text_nats: float = 0.0  # of tokens that stand for bytes
+    # by label, where there are labels, and 0 is not one
+    label_tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    label_nats: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+    def add(self, losses: Tensor, in_text: Tensor, labels: np.ndarray | None) -> None:
+        """A batch: nats and bytes of each token, (B, T), and its labels."""
+        self.n_tokens += losses.numel()
+        self.n_bytes += int(in_text.sum())
+        self.nats += losses.sum().item()
+        self.text_nats += losses[in_text > 0].sum().item()
+        if labels is not None:
+            flat = labels.ravel()
+            counts = np.bincount(flat)
+            nats = np.bincount(flat, weights=losses.cpu().numpy().ravel())
+            self.label_tokens = _padded_sum(self.label_tokens, counts)
+            self.label_nats = _padded_sum(self.label_nats, nats)
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums(
+            self.n_tokens + other.n_tokens,
+            self.n_bytes + other.n_bytes,
+            self.nats + other.nats,
+            self.text_nats + other.text_nats,
+            _padded_sum(self.label_tokens, other.label_tokens),
+            _padded_sum(self.label_nats, other.label_nats),
         )
-        for t in wanted
-    )
 
-
-class _LabelSums:
-    """Tokens and nats by label, over batches."""
-
-    def __init__(self) -> None:
-        self.n, self.nats = np.zeros(0, np.int64), np.zeros(0)
-
-    def add(self, labels: np.ndarray, losses: np.ndarray) -> None:
-        flat = labels.ravel()
-        length = max(len(self.n), int(flat.max()) + 1)
-        self.n = np.bincount(flat, minlength=length) + np.pad(self.n, (0, length - len(self.n)))
-        nats = np.bincount(flat, weights=losses.ravel(), minlength=length)
-        self.nats = nats + np.pad(self.nats, (0, length - len(self.nats)))
-
-    def means(self) -> dict[str, tuple[int, float]] | None:
-        """label -> (tokens, nats per token); None if no batch had labels, and 0 is not one."""
-        if not len(self.n):
-            return None
-        return {
-            str(i): (int(self.n[i]), float(self.nats[i] / self.n[i]))
-            for i in range(1, len(self.n))
-            if self.n[i]
+    def row(self, n_loops: int) -> EvalRow:
+        by_label = {
+            str(i): (int(n), float(self.label_nats[i] / n))
+            for i, n in enumerate(self.label_tokens)
+            if i and n
         }
+        return EvalRow(
+            n_loops=n_loops,
+            val_loss=self.nats / self.n_tokens,
+            val_bpb=self.text_nats / (math.log(2) * self.n_bytes) if self.n_bytes else math.nan,
+            n_tokens=self.n_tokens,
+            by_label=by_label if len(self.label_tokens) else None,
+        )
+
+
+def _padded_sum(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    n = max(len(a), len(b))
+    return np.pad(a, (0, n - len(a))) + np.pad(b, (0, n - len(b)))
 
 
 def _finals(model: Parcae, ids: Tensor, rows: range, wanted: list[int], seed: int):

@@ -360,10 +360,7 @@ class _Run:
 
     def _finish(self) -> TrainResult:
         """Evaluate the final weights."""
-        rows: tuple[EvalRow, ...] = ()
-        if self.group.is_first:
-            rows = self._evaluate()
-        rows = self.group.from_first(rows)
+        rows = self._evaluate()
         wrong = [row for row in rows if not math.isfinite(row.val_loss)]
         if wrong:
             reason = f"validation loss after {wrong[0].n_loops} loops is {wrong[0].val_loss}"
@@ -374,14 +371,16 @@ class _Run:
         wanted = self.trial.evaluation
         # Without gradient a portion may be larger: tiny models spend their time between the products
         portion = max(self.progress.micro_batch, EVALUATED_TOKENS // self.trial.context)
+        share = -(-wanted.n_sequences // self.group.n)
         with autocast(self.device, self.trial.precision):
             return evaluate(
                 self.model,
                 self.validation,
                 loops=wanted.loops,
                 n_sequences=wanted.n_sequences,
-                batch_sequences=min(portion, wanted.n_sequences),
+                batch_sequences=min(portion, share),
                 seed=self.trial.seed,
+                group=self.group,
             )
 
     def _result(

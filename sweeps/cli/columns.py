@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import typer
 
 from sweeps.design.plan import short
 
@@ -73,6 +78,24 @@ def print_table(console: Console, title: str, columns: Sequence[Column]) -> None
 
 def _width(columns: Sequence[Column]) -> int:
     return sum(c.width + _GAP for c in columns)
+
+
+def echo(text: str) -> None:
+    """Print a report; a terminal gets its long lines broken between words, never within a number."""
+    if sys.stdout.isatty():
+        text = "\n".join(
+            _wrapped(line, shutil.get_terminal_size().columns) for line in text.splitlines()
+        )
+    typer.echo(text)
+
+
+def _wrapped(line: str, width: int) -> str:
+    if len(line) <= width:
+        return line
+    indent = " " * (len(line) - len(line.lstrip()) + 4)
+    return textwrap.fill(
+        line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 # ---- numbers as people write them ----------------------------------------------------------------

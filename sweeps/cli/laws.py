@@ -1,4 +1,4 @@
-"""The verbs of this room: fit, plot, report. `register` adds them to the one command `parcae`.
+"""The verbs of this room: fit, predict, plot, report, ... `register` adds them to the one command `parcae`.
 
 Results go to stdout, progress to stderr. Exit code 0: done; 1: the fit is not valid; 2 is the
 caller's, for the `InputError` that wrong input raises. The libraries load inside the verbs.
@@ -8,37 +8,72 @@ from __future__ import annotations
 
 import functools
 import inspect
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from analysis.choices import Choices
+    from analysis.table.load import Table
 
 Source = Annotated[
     str,
     typer.Argument(
-        help="bundled:parcae-140m, a sweep folder, a .parquet, .csv, .tsv or .jsonl file, "
-        "wandb:ENTITY/PROJECT, or a folder of W&B runs."
+        help="A sweep's folder, also while it runs; a .csv, .tsv, .jsonl, .parquet or .xlsx file; - for a pipe; "
+        'a pattern in quotes, "runs/*.csv"; a folder of tables, Trainer states or TensorBoard events; '
+        "wandb:ENTITY/PROJECT; bundled:parcae-140m."
     ),
 ]
-Columns = Annotated[
-    str | None,
-    typer.Option(help='Which column is which, like N="Model Size",C="Training FLOP",loss=loss.'),
+Json = Annotated[bool, typer.Option("--json", help="The answer as JSON.")]
+Law = Annotated[
+    str,
+    typer.Option(
+        help="recurrence, isoflop, test-time, training, chinchilla, ..., or a formula like "
+        '"E + A*N**-alpha + B*D**-beta".'
+    ),
 ]
-Where = Annotated[
+MaybeLaw = Annotated[
+    str | None,
+    typer.Option(help="As for fit; without it, the law that the table looks like."),
+]
+Laws = Annotated[
     list[str] | None,
     typer.Option(
-        help='Keep rows that meet it, like "mu>1" or "State=finished"; the file\'s own columns too.'
+        "--law", help="As for fit, also several; without it, every law that the columns allow."
     ),
 ]
 
 
-def _choices(
-    columns: Columns = None,
-    where: Where = None,
+def _reading(
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            help='Which column is which, like N="Model Size",C="Training FLOP",loss=loss; without it, columns '
+            "with common names are recognised."
+        ),
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='Keep rows that meet it, like "mu>1" or "State=finished"; the file\'s own columns too.'
+        ),
+    ] = None,
+    unit: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the file's losses: nats, bits, ppl, or bpb=BYTES with bytes per token."
+        ),
+    ] = None,
     drop_highest: Annotated[
         int, typer.Option(help="Leave out rows with loss at or above the K-th highest.")
     ] = 0,
+) -> None:
+    """The options that mean the same in every verb that reads a table."""
+
+
+def _fitting(
     fix: Annotated[str | None, typer.Option(help="Hold parameters, like E=1.7,gamma=1.")] = None,
     tie: Annotated[
         str | None, typer.Option(help="Parameters that take one value, like alpha=beta.")
@@ -68,72 +103,78 @@ def _choices(
     """The options that mean the same in every verb that fits."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """What the options of `_choices` ask for, once for every verb that fits."""
-
-    columns: str | None
-    where: tuple[str, ...]
-    drop_highest: int
-    changes: dict[str, str | None]  # fix, tie, bound
-    over: str | None
-    options: dict  # of FitOptions
-
-    def table(self, source: str, law: str = ""):
-        """The rows; a law that is a formula may use the file's own columns."""
-        from analysis import api
-
-        read = api.Source(
-            name=source, columns=self.columns, where=self.where, drop_highest=self.drop_highest
-        )
-        own = (self.over,) if self.over else ()
-        return read.table(law, own)
-
-    def law(self, law: str, table):
-        """A name that has a fitter of its own stays one; any other is a `Law`, changed as asked."""
-        from analysis import api
-        from analysis.laws import library
-
-        changes = api.Changes(**self.changes)
-        if law in library.OTHER_LAWS and not changes:
-            return law
-        return api.law_of(law, table, changes)
+_NAMED = {"starts": "n_starts", "resamples": "n_resamples"}  # as `FitOptions` calls them
 
 
-def fits(verb):
-    """Give a verb the options of `_choices`; it takes them as one `Chosen`, its last argument."""
-    own, shared = (inspect.signature(f, eval_str=True) for f in (verb, _choices))
-    wanted = [p.replace(kind=p.KEYWORD_ONLY) for p in shared.parameters.values()]
-    mine = [p.replace(kind=p.KEYWORD_ONLY) for p in list(own.parameters.values())[:-1]]
-    mine = [p for p in mine if p.name not in shared.parameters]
-    clash = {p for p in own.parameters if p in shared.parameters}
-    wanted = [
-        own.parameters[p.name].replace(kind=p.KEYWORD_ONLY) if p.name in clash else p
-        for p in wanted
-    ]
+def _with(*groups: Callable) -> Callable[[Callable], Callable]:
+    """Give a verb the options of `groups`; it takes them as one `Choices`, its last argument.
 
-    @functools.wraps(verb)
-    def run(**given):
-        rest = {p.name: given.pop(p.name) for p in wanted if p.name not in clash}
-        changes = {n: rest.pop(n) for n in ("fix", "tie", "bound")}
-        named = {"starts": "n_starts", "resamples": "n_resamples"}
-        read = {n: rest.pop(n) for n in ("columns", "drop_highest", "over")}
-        where = tuple(rest.pop("where") or ())
-        options = {named.get(n, n): v for n, v in rest.items()}
-        return verb(**given, chosen=Chosen(where=where, changes=changes, options=options, **read))
+    An option that the verb has of its own under the same name stays the verb's.
+    """
+    wanted = [p for g in groups for p in inspect.signature(g, eval_str=True).parameters.values()]
 
-    ordered = sorted((*mine, *wanted), key=lambda p: p.default is not p.empty)
-    run.__signature__ = own.replace(parameters=ordered)
-    return run
+    def decorate(verb: Callable) -> Callable:
+        signature = inspect.signature(verb, eval_str=True, locals={"Choices": object})
+        own = list(signature.parameters.values())[:-1]
+        taken = {p.name for p in own}
+        shared = [p for p in wanted if p.name not in taken]
+
+        @functools.wraps(verb)
+        def run(**given: Any) -> Any:
+            from analysis.choices import Choices
+
+            rest = {_NAMED.get(p.name, p.name): given.pop(p.name) for p in shared}
+            rest["where"] = tuple(rest["where"] or ())
+            return verb(**given, choices=Choices.of(**rest))
+
+        ordered = [p.replace(kind=p.KEYWORD_ONLY) for p in (*own, *shared)]
+        ordered.sort(key=lambda p: p.default is not p.empty)
+        run.__signature__ = signature.replace(parameters=ordered)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in ordered}  # what typer reads
+        return run
+
+    return decorate
+
+
+reads, fits = _with(_reading), _with(_reading, _fitting)
 
 
 def register(app: typer.Typer) -> None:
-    """Add this room's verbs to an application."""
-    for verb in (columns, fit, predict, optimal, loops, judge, compare, plot, report):
+    """Add this room's verbs to an application, and let `load` collect a sweep that runs."""
+    from analysis.table import load
+
+    load.register("sweep", load.Reader(claims=_is_sweep, read=_collected))
+    for verb in (columns, fit, predict, optimal, loops, judge, compare, plot, curves, report):
         app.command(verb.__name__)(verb)
 
 
-def columns(source: Annotated[str, typer.Argument(help="A file with a table.")]) -> None:
+def _is_sweep(text: str) -> bool:
+    return (Path(text) / "sweep.json").is_file()
+
+
+def _collected(text: str):
+    """What has ended of a sweep, from its trials' folders: its table may be older, or not there yet."""
+    from analysis.errors import InputError
+    from analysis.table import load
+    from sweeps.records import records_of
+    from sweeps.store import open_sweep
+
+    store = open_sweep(text)
+    frame = records_of(store)
+    planned = len((store.sweep or {}).get("trials", ()))
+    if frame is None:
+        raise InputError(
+            f"{text}: none of its {planned} trials has ended yet; `parcae status {text}` shows them."
+        )
+    ended = frame.trial_id.nunique()
+    notes = [f"{ended} of {planned} trials have ended; the others are not in this table"]
+    damaged = [f"{trial}: {problem}" for trial, problem in store.problems().items()]
+    return load.Found(
+        frame=frame, where=text, notes=(*(notes if ended < planned else ()), *damaged)
+    )
+
+
+def columns(source: Source) -> None:
     """Show what each column of a file was taken for, and the command that fits it.
 
     Examples:
@@ -145,18 +186,8 @@ def columns(source: Annotated[str, typer.Argument(help="A file with a table.")])
     typer.echo(guess.shown(source))
 
 
-Law = Annotated[
-    str,
-    typer.Option(
-        help="recurrence, isoflop, test-time, training, chinchilla, ..., or a formula like "
-        '"E + A*N**-alpha + B*D**-beta".'
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="The answer as JSON.")]
-
-
 @fits
-def fit(source: Source, law: Law, json: Json = False, chosen: Chosen = None) -> None:
+def fit(source: Source, law: MaybeLaw = None, json: Json = False, choices: Choices = None) -> None:
     """Fit one law to a source: values, intervals, how the search went, and what is wrong.
 
     Exit code 0 when the fit is valid, 1 when it is not: then it says why.
@@ -175,22 +206,33 @@ def fit(source: Source, law: Law, json: Json = False, chosen: Chosen = None) -> 
     """
     from analysis import api
 
-    table = chosen.table(source, law)
-    result = api.fit_table(
-        table, law, api.Changes(**chosen.changes), over=chosen.over, **chosen.options
-    )
+    table, law = _table_and_law(source, law, choices)
+    result = api.fit_table(table, law, choices)
     typer.echo(result.to_json() if json else result.report())
     if not result.valid:
         raise typer.Exit(1)
 
 
+def _table_and_law(source: str, law: str | None, choices: Choices) -> tuple[Table, str]:
+    """The rows and the law; one that the table looks like is said on stderr."""
+    from analysis.choices import law_of
+    from analysis.table.columns import LAW_COLUMNS, info
+
+    table = choices.table(source, law)
+    if law is None:
+        law = law_of(table)
+        has = ", ".join(info(n)[0] for n in LAW_COLUMNS if n in table.frame)
+        typer.echo(f"no --law: a table of {has} looks like {law}", err=True)
+    return table, law
+
+
 @fits
 def predict(
     source: Source,
-    law: Law,
     at: Annotated[str, typer.Option(help="The setting, like mu=8,D=1e10,T=4.")],
+    law: MaybeLaw = None,
     json: Json = False,
-    chosen: Chosen = None,
+    choices: Choices = None,
 ) -> None:
     """The loss that a fitted law gives at one setting, with its interval.
 
@@ -200,21 +242,20 @@ def predict(
 
         parcae predict points.csv --law "E + A*N**-a + B*D**-a" --at N=1e9,D=2e10
     """
-    from analysis import api
-    from analysis import prediction as answers
+    from analysis import api, prediction
 
-    table = chosen.table(source, law)
-    form = chosen.law(law, table)
-    _answer(answers.predict(table, form, api.parse_setting(at), **chosen.options), json)
+    table, law = _table_and_law(source, law, choices)
+    form = choices.law(law, table)
+    _answer(prediction.predict(table, form, api.parse_setting(at), **choices.fitting), json)
 
 
 @fits
 def optimal(
     source: Source,
     budget: Annotated[float, typer.Option(help="FLOPs, by the source's counting rule.")],
-    law: Law = "recurrence",
+    law: MaybeLaw = None,
     json: Json = False,
-    chosen: Chosen = None,
+    choices: Choices = None,
 ) -> None:
     """The best setting for a budget, with intervals: mu* and D*, or N* and D*.
 
@@ -228,14 +269,15 @@ def optimal(
 
         parcae optimal points.csv --budget 1e23 --law chinchilla
     """
-    from analysis import prediction as answers
+    from analysis import prediction
 
-    table = chosen.table(source, law)
-    form = chosen.law(law, table)
-    options = chosen.options | ({"over": chosen.over} if chosen.over else {})
-    _answer(answers.optimal(table, budget, form, **options), json)
+    table, law = _table_and_law(source, law, choices)
+    over = {"over": choices.over} if choices.over else {}
+    form = choices.law(law, table)
+    _answer(prediction.optimal(table, budget, form, **choices.fitting, **over), json)
 
 
+@fits
 def loops(
     source: Source,
     loss: Annotated[float, typer.Option(help="The loss to reach, nats per token.")],
@@ -244,8 +286,7 @@ def loops(
         typer.Option(help="mu=8,D=1e10: by the unified law, instead of each run's own curve."),
     ] = None,
     json: Json = False,
-    columns: Columns = None,
-    where: Where = None,
+    choices: Choices = None,
 ) -> None:
     """How many loops at test time reach a loss, by each run's own curve, with intervals.
 
@@ -258,12 +299,16 @@ def loops(
     from analysis import api
     from analysis.loops import loops_to_reach
 
-    table = api.load(source, columns, tuple(where or ()))
-    _answer(loops_to_reach(table, loss, None if at is None else api.parse_setting(at)), json)
+    table = choices.table(source)
+    setting = None if at is None else api.parse_setting(at)
+    law = choices.law("unified" if at is not None else "test-time", table)
+    _answer(loops_to_reach(table, loss, setting, law, **choices.fitting), json)
 
 
 @fits
-def judge(source: Source, law: Law, json: Json = False, chosen: Chosen = None) -> None:
+def judge(
+    source: Source, law: MaybeLaw = None, json: Json = False, choices: Choices = None
+) -> None:
     """Whether a law holds where it was not fitted: held-out errors, forms compared, single runs' weight.
 
     Examples:
@@ -272,13 +317,17 @@ def judge(source: Source, law: Law, json: Json = False, chosen: Chosen = None) -
 
         parcae judge bundled:nano-isoflop --law test-time --where "mean_recurrence>1"
     """
+    from analysis.validate import judge as judged
+
+    table, law = _table_and_law(source, law, choices)
+    _tables(judged(table, choices.law(law, table), **choices.fitting), json)
+
+
+def _tables(tables: dict[str, list[dict]], json: bool) -> None:
     import json as json_module
 
     from analysis import api
-    from analysis.validate import judge as judged
 
-    table = chosen.table(source, law)
-    tables = judged(table, chosen.law(law, table), **chosen.options)
     if json:
         typer.echo(json_module.dumps(tables, indent=2))
         return
@@ -286,14 +335,15 @@ def judge(source: Source, law: Law, json: Json = False, chosen: Chosen = None) -
         typer.echo(f"{name}\n{api.as_text(rows)}\n")
 
 
+@reads
 def compare(
     looped: Annotated[str, typer.Argument(help="A table of looped models.")],
     plain: Annotated[str, typer.Argument(help="A table of Transformers, at least two sizes.")],
     metric: Annotated[
         str, typer.Option(help="loss, or another column of both tables, like perplexity or core.")
     ] = "loss",
-    columns: Columns = None,
     json: Json = False,
+    choices: Choices = None,
 ) -> None:
     """What looping gains: relative quality between sizes, and the speed-up at equal loss.
 
@@ -308,7 +358,7 @@ def compare(
     from analysis import api
     from analysis.comparison import compare as compared
 
-    found = compared(looped, plain, metric, columns)
+    found = compared(looped, plain, metric, choices.reading)
     typer.echo(json_module.dumps(found.to_dict(), indent=2) if json else found.report(api.as_text))
 
 
@@ -318,36 +368,119 @@ def _answer(answer, json: bool) -> None:
         raise typer.Exit(1)
 
 
+Formats = Annotated[
+    list[str] | None,
+    typer.Option("--format", help="png (the default), pdf or svg; CSV and caption come always."),
+]
+Width = Annotated[float | None, typer.Option(help="Of each figure, in inches, like 3.25.")]
+Style = Annotated[str | None, typer.Option(help="A matplotlib style: a .mplstyle file or a name.")]
+
+
+@fits
 def plot(
     source: Source,
     out: Annotated[Path, typer.Option(help="Folder for the figures.")],
-    columns: Columns = None,
-    where: Where = None,
+    law: Laws = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Figures by name, or how it begins, like isoflop.")
+    ] = None,
+    format: Formats = None,
+    width: Width = None,
+    style: Style = None,
+    to: Annotated[
+        float | None, typer.Option(help="FLOPs up to which laws over compute are drawn.")
+    ] = None,
+    choices: Choices = None,
 ) -> None:
-    """Draw every figure that a source allows, as PNG, PDF and CSV; print the files written.
+    """Draw every figure that a source allows, with the CSV of what it draws and its caption.
 
     Examples:
 
         parcae plot bundled:parcae-140m --out figures
+
+        parcae plot points.csv --out figures --law chinchilla --to 1e24 --format pdf --width 6.75
     """
-    from analysis import api
+    from analysis.figures.drawing import Look
+    from analysis.figures.gallery import gallery
+    from analysis.report.study import Study
 
-    study = api.study_source(source, columns=columns, where=tuple(where or ()))
-    drawings = study.drawings()
-    for law, why in study.refusals.items():
-        typer.echo(f"{law}: not drawn: {why}", err=True)
-    for drawing in drawings:
-        for path in drawing.save(out):
-            typer.echo(str(path))
+    laws = tuple(law or ())
+    study = Study(choices.table(source, *laws), laws, choices)
+    found = gallery(study, tuple(only or ()), Look(width=width, style=style), to=to)
+    for name, why in found.refusals.items():
+        typer.echo(f"{name}: not drawn: {why}", err=True)
+    for path in found.save(out, tuple(format or ("png",))):
+        typer.echo(str(path))
 
 
+@fits
+def curves(
+    source: Source,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the figures; without it none is drawn.")
+    ] = None,
+    x: Annotated[str, typer.Option("--x", help="flops or tokens, of the figure's axis.")] = "flops",
+    format: Formats = None,
+    width: Width = None,
+    style: Style = None,
+    to: Annotated[float | None, typer.Option(help="FLOPs up to which the law is drawn.")] = None,
+    json: Json = False,
+    choices: Choices = None,
+) -> None:
+    """Learning curves: training loss, learning rate and stability over training, and the law of their envelope.
+
+    Of a sweep's folder, also while it runs, or of a table with a row per run and step. The envelope is the lowest
+    smoothed training loss of any run at each compute.
+
+    Examples:
+
+        parcae curves runs/demo --out figures
+
+        parcae curves history.csv --columns run=Name,D=tokens,N=params,loss=train/loss --json
+    """
+    from analysis import curves as learning
+    from analysis.errors import InputError
+    from analysis.figures import curves as curve_figures
+    from analysis.figures.drawing import Look, looking
+    from analysis.figures.gallery import Gallery
+    from analysis.laws import library
+
+    axes = {"flops": "train_flops", "tokens": "n_tokens"}
+    if x not in axes:
+        raise InputError(f"--x {x}: it must be flops or tokens.")
+    if _is_sweep(source):
+        from sweeps.history import curves_of
+        from sweeps.store import open_sweep
+
+        found = curves_of(open_sweep(source))
+    else:
+        found = learning.of_table(choices.table(source))
+    if axes[x] not in found.frame:
+        raise InputError(f"--x {x}: {found.source} has no {axes[x]}; map it with --columns.")
+    fitted = learning.fit_envelope(
+        found, choices.changes.of(library.get("frontier")), **choices.fitting
+    )
+    typer.echo(fitted.result.to_json() if json else fitted.result.report())
+    if out is not None:
+        with looking(Look(width=width, style=style)):
+            drawn = (
+                curve_figures.curves(found, axes[x]),
+                curve_figures.envelope(found, fitted, to=to),
+            )
+        for path in Gallery(drawn).save(out, tuple(format or ("png",))):
+            typer.echo(str(path), err=json)
+    if not fitted.result.valid:
+        raise typer.Exit(1)
+
+
+@fits
 def report(
     source: Annotated[
         list[str], typer.Argument(help="One or more sources, told apart on the page.")
     ],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")],
-    columns: Columns = None,
-    where: Where = None,
+    law: Laws = None,
+    choices: Choices = None,
 ) -> None:
     """Write one self-contained HTML page on one or more sources; print a line per law and the path.
 
@@ -355,12 +488,13 @@ def report(
 
         parcae report bundled:parcae-140m runs/demo --out report.html
     """
-    from analysis import api
     from analysis.report.html import write_report
+    from analysis.report.study import study
 
-    studies = [api.study_source(s, columns=columns, where=tuple(where or ())) for s in source]
+    laws = tuple(law or ())
+    studies = [study(choices.table(s, *laws), laws, choices) for s in source]
     write_report(studies, out)
-    for study in studies:
-        for line in study.summaries():
+    for found in studies:
+        for line in found.summaries():
             typer.echo(line)
     typer.echo(str(out))

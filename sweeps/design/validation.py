@@ -27,7 +27,7 @@ MAX_TRIALS = 10_000  # of one spec; more is a slip of the pen, and would be plan
 class Section(BaseModel):
     """A mapping of a spec: immutable, no unknown keys, no conversion between types."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
 
 
 def _to_float(value: Any) -> Any:

@@ -61,7 +61,8 @@ def test_the_command_that_columns_shows_works(frame, tmp_path):
 
 
 def test_letters_come_before_common_names():
-    assert guess.columns(["N", "params", "loss"]) == {"val_loss": "loss", "n_params": "N"}
+    frame = pd.DataFrame({"N": [1], "params": [2], "loss": [3]})
+    assert guess.recognised(frame).columns == {"val_loss": "loss", "n_params": "N"}
 
 
 def test_importing_the_door_opens_nothing():
@@ -77,5 +78,10 @@ def test_no_public_function_has_the_name_of_a_module():
 def test_a_table_without_loops_is_studied_by_a_law_of_sizes_and_tokens(frame, tmp_path):
     found = analysis.study(frame, columns=COLUMNS)
     assert list(found.parametric) == ["chinchilla"]
-    assert [d.name for d in found.drawings()] == ["observed_chinchilla"]
-    assert (found.drawings()[0].save(tmp_path)[0]).stat().st_size > 10_000
+    assert list(found.figures()) == [
+        "law_chinchilla",
+        "observed_chinchilla",
+        "profiles_chinchilla",
+    ]
+    [drawing] = found.drawings(["law"])
+    assert drawing.save(tmp_path)[0].stat().st_size > 10_000

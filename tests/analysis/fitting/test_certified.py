@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import api
+from analysis.choices import without_highest
 from analysis.fitting import intervals
 from analysis.fitting.dataset import Dataset, prepare
 from analysis.fitting.fit import fit
@@ -36,7 +36,7 @@ LAW = library.get("chinchilla")
 
 def read(drop_highest: int) -> Dataset:
     table = load.load(need("chinchilla_245.csv"), parse_columns(COLUMNS))
-    return prepare(api._without_highest(table, drop_highest), LAW)
+    return prepare(without_highest(table, drop_highest), LAW)
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ def test_a_mapped_column_that_is_absent_is_named(tmp_path):
     with pytest.raises(InputError, match="no column 'Model size'; did you mean 'Model Size'"):
         load.load(path, {"N": "Model size"})
     with pytest.raises(InputError, match="none is a name of ours"):
-        load.load(tmp_path / "b.csv" if (tmp_path / "b.csv").write_text("q,r\n1,2\n") else "")
+        load.load(tmp_path / "b.csv" if (tmp_path / "b.csv").write_text("q,s\n1,2\n") else "")
 
 
 def test_tokens_follow_from_flops_and_the_note_says_so(tmp_path):
@@ -127,8 +127,12 @@ def test_values_may_be_written_to(tmp_path):
 @pytest.mark.parametrize(
     ("header", "row", "message"),
     [
-        ("D,val_bpb", "1e9,1.1", "says it holds bits; the laws take nats per token"),
-        ("D,ppl", "1e9,20", "says it holds a perplexity"),
+        (
+            "D,val_bpb",
+            "1e9,1.1",
+            "says it holds bits; .* Convert it with --unit bpb=BYTES_PER_TOKEN",
+        ),
+        ("D,ppl", "1e9,20", "says it holds a perplexity; .* --unit ppl"),
         ("D,loss", "1e9,31.5", "the largest loss is 31.5; nats per token never exceed 25"),
     ],
 )

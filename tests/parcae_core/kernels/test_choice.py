@@ -21,14 +21,14 @@ def test_a_cpu_runs_torch_unless_told(tiny, device):
     assert choose(CPU) == choose(CPU, "torch") == TORCH
     assert build_model(tiny(), seed=0).kernels == TORCH
     if dispatch.INTERPRETED:
-        assert choose(CPU, "triton") == Kernels(ops="triton", cross_entropy="torch")
+        assert choose(CPU, "triton") == Kernels(ops="triton", mlp="joined", cross_entropy="torch")
 
 
 @pytest.mark.parametrize(
     ("triton", "liger", "wanted"),
     [
-        (object(), True, Kernels(ops="triton", cross_entropy="liger")),
-        (object(), False, Kernels(ops="triton", cross_entropy="torch")),
+        (object(), True, Kernels(ops="triton", mlp="joined", cross_entropy="liger")),
+        (object(), False, Kernels(ops="triton", mlp="joined", cross_entropy="torch")),
         (None, False, TORCH),
     ],
 )

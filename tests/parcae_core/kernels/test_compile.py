@@ -21,3 +21,5 @@ def test_every_kernel_compiles_for_a_gpu(device, tmp_path):
     for name in ("residual_norm", "loop_boundary", "value_gate", "relu_squared", "rope_qk_norm"):
         assert f"_{name}_fwd_kernel" in done.stdout
         assert f"_{name}_bwd_kernel" in done.stdout
+    for name in ("product_epilogue", "lookup_bwd", "lookup_join"):
+        assert f"_{name}_kernel" in done.stdout

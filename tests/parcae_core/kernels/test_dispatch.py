@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from parcae_core.kernels import dispatch
+from parcae_core.kernels.lookup import lookup
 from parcae_core.kernels.loop_boundary import loop_boundary
 from parcae_core.kernels.relu_squared import relu_squared
+from parcae_core.kernels.relu_squared_mlp import relu_squared_mlp
 from parcae_core.kernels.residual_norm import residual_norm
 from parcae_core.kernels.rope_qk_norm import rope_qk_norm
 from parcae_core.kernels.value_gate import value_gate
@@ -19,6 +21,10 @@ OPS = {
     "loop_boundary": lambda z, impl: loop_boundary(
         z(1, 2, 3), z(3), z(1, 2, 3), z(3), 1e-5, impl=impl
     ),
+    "lookup": lambda z, impl: lookup(
+        torch.zeros(1, 2, dtype=torch.int64, device=z(1).device), [z(3, 2), z(3, 4)], impl=impl
+    ),
+    "relu_squared_mlp": lambda z, impl: relu_squared_mlp(z(2, 3), z(4, 3), z(3, 4), impl=impl),
     "value_gate": lambda z, impl: value_gate(z(1, 2, 1, 4), z(1, 2, 1), z(1, 2, 4), impl=impl),
     "rope_qk_norm": lambda z, impl: rope_qk_norm(
         z(1, 2, 1, 4), z(1, 2, 1, 4), z(2, 2, 2), impl=impl
@@ -102,7 +108,7 @@ def test_the_compiler_sees_each_op_whole(op, device):
 
     def call(x):
         out = OPS[op](lambda *shape: x[: math.prod(shape)].view(shape), "triton")
-        return sum(t.sum() for t in (out if isinstance(out, tuple) else (out,)))
+        return sum(t.sum() for t in (out if isinstance(out, (tuple, list)) else (out,)))
 
     names = []
 

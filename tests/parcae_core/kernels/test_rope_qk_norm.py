@@ -3,15 +3,16 @@
 import pytest
 import torch
 
+from parcae_core.kernels.dispatch import head_rows
 from parcae_core.kernels.rope_qk_norm import rope_qk_norm, rope_qk_norm_ref, rotate
 from parcae_core.model.layers import Rotary
-from tests.support.kernel_accuracy import DTYPES, check, normal
+from tests.support.kernel_accuracy import DTYPES, check, normal, run
 from tests.support.plain_forward import rotate as rotate_by_angles
 
 
 # batch, time, query heads, key heads, head width
 @pytest.mark.parametrize(
-    "shape", [(1, 1, 1, 1, 2), (2, 63, 3, 1, 50), (3, 32, 4, 2, 64), (1, 5, 2, 2, 96)], ids=str
+    "shape", [(1, 1, 1, 1, 2), (2, 63, 3, 1, 50), (3, 32, 4, 2, 64), (1, 5, 2, 1, 128)], ids=str
 )
 @pytest.mark.parametrize("norm", [True, False], ids=["norm", "turn-only"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -26,6 +27,25 @@ def test_outputs_and_gradients(shape, norm, dtype, device, poison_empty):
         dtype,
         device,
     )
+
+
+@pytest.mark.parametrize("k", [8, 64], ids=["x kept", "y kept"])
+def test_parts_of_wider_rows_are_read_where_they_are(k, device):
+    """As one product for q, k and v hands them on; nothing is copied first."""
+    turn = Rotary(k, 7, 50_000.0).turn.to(device)
+    wide = normal(2, 7, 6 * k, seed=0).to(device, torch.float32)
+
+    def parts(x):
+        q, key, _ = x.split((3 * k, 2 * k, k), -1)
+        return q.unflatten(-1, (3, k)), key.unflatten(-1, (2, k))
+
+    assert [head_rows(t)[0].data_ptr() for t in parts(wide)] == [t.data_ptr() for t in parts(wide)]
+    found = [
+        run(lambda x, impl=impl: rope_qk_norm(*parts(x), turn, eps=1e-6, impl=impl), [wide])
+        for impl in ("triton", "torch")
+    ]
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_the_definition_is_the_rotation_by_cos_and_sin():

@@ -7,7 +7,7 @@ from parcae_core.kernels.value_gate import value_gate, value_gate_ref
 from tests.support.kernel_accuracy import DTYPES, check, normal, run
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 63, 3, 33), (3, 32, 2, 64)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 63, 3, 33), (3, 32, 2, 128)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_outputs_and_gradients(shape, dtype, device, poison_empty):
     b, t, g, k = shape
@@ -19,6 +19,19 @@ def test_outputs_and_gradients(shape, dtype, device, poison_empty):
         dtype,
         device,
     )
+
+
+def test_values_inside_wider_rows(device):
+    wide = normal(2, 5, 24, seed=0).to(device, torch.float32)
+    gate, e = normal(2, 5, 2, seed=1).to(wide), normal(2, 5, 8, seed=2).to(wide)
+    found = [
+        run(
+            lambda x, i=impl: value_gate(x[..., 16:].unflatten(-1, (2, 4)), gate, e, impl=i), [wide]
+        )
+        for impl in ("triton", "torch")
+    ]
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 class _RoundedOnce(torch.autograd.Function):

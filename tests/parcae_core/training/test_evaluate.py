@@ -8,6 +8,7 @@ import torch
 
 from parcae_core.kernels.linear_cross_entropy import token_losses
 from parcae_core.model.parcae import build_model
+from parcae_core.training.distributed import Distributed
 from parcae_core.training.evaluate import evaluate
 from tests.parcae_core.conftest import randomise
 
@@ -58,6 +59,31 @@ def test_batching_changes_nothing(model):
         evaluate(model, Rows(), loops=[1, 3], n_sequences=11, batch_sequences=n) for n in (3, 11)
     )
     assert [r.val_loss for r in a] == pytest.approx([r.val_loss for r in b], rel=1e-12)
+
+
+class Share(Distributed):
+    """One of several processes, run one after the other: what it gathers is kept."""
+
+    def __init__(self, rank, kept, n=3):
+        self.rank, self.n, self.kept, self.together = rank, n, kept, False
+
+    def gather(self, value):
+        self.kept.append(value)
+        return self.kept
+
+
+def test_processes_share_out_the_rows(model):
+    whole = evaluate(model, Rows(), loops=[1, 3], n_sequences=11, batch_sequences=2)
+    kept = []
+    for rank in range(3):
+        rows = evaluate(
+            model, Rows(), loops=[1, 3], n_sequences=11, batch_sequences=2, group=Share(rank, kept)
+        )
+    assert [k[1].n_tokens for k in kept] == [4 * 8, 4 * 8, 3 * 8]
+    for a, b in zip(rows, whole, strict=True):
+        assert (a.n_tokens, a.n_loops) == (b.n_tokens, b.n_loops)
+        assert a.val_loss == pytest.approx(b.val_loss, rel=1e-14)
+        assert a.val_bpb == pytest.approx(b.val_bpb, rel=1e-14)
 
 
 def test_transformer_has_one_depth(tiny):

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from parcae_core.model.parcae import build_model
+from parcae_core.model.parcae import Parcae, build_model
 from parcae_core.training.batching import depths_of_step
 from parcae_core.training.gradient import local_gradient
 from parcae_core.training.graphs import Graphs
@@ -56,6 +57,36 @@ def test_a_replayed_step_gives_the_losses_and_gradients(device, micro_batch, tra
         for x, y in zip(grads_a, grads_b, strict=True):
             # float32; sums over other numbers of rows
             assert (x - y).abs().max() <= 1e-5 * x.abs().max() + 1e-8
+
+
+class Operations(TorchDispatchMode):
+    """Counts every operation below autograd, and those that hand a number to Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n = self.n_waits = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.n += 1
+        self.n_waits += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("replayed", [False, True])
+def test_forward_and_backward_ask_the_device_for_no_number(replayed, monkeypatch):
+    """On a GPU each such number waits for all that was launched before."""
+    monkeypatch.setattr(Parcae, "_check", lambda *_: None)  # looks at the ids on a CPU alone
+    trial = tiny_trial()
+    model = build_model(trial.model, seed=0)
+    rows = torch.randint(0, 264, (8, 17), generator=torch.Generator().manual_seed(0))
+    graphs = Graphs(model, trial) if replayed else None
+    with Operations() as seen:
+        local_gradient(
+            model, trial, rows=rows, draw=depths_of_step(trial, 1), share=np.arange(8),
+            micro_batch=4, step=1, graphs=graphs,
+        )  # fmt: skip
+    assert seen.n > 100
+    assert seen.n_waits == 0
 
 
 def test_gradients_add_to_those_that_are_there():

@@ -160,8 +160,8 @@ def test_a_missing_extra_is_named_with_the_way_to_get_it(monkeypatch, capsys):
     for name in [n for n in sys.modules if n.partition(".")[0] == "ray"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "sweeps.runner.jobs", raising=False)
-    monkeypatch.delattr("sweeps.runner.jobs", raising=False)
+    monkeypatch.delitem(sys.modules, "sweeps.runner.cluster.jobs", raising=False)
+    monkeypatch.delattr("sweeps.runner.cluster.jobs", raising=False)
     code, _, err = in_process(monkeypatch, capsys, "logs", "x", "--address", "http://127.0.0.1:9")
     assert code == 2
     assert err == (
@@ -195,7 +195,8 @@ def test_every_verb_teaches_by_example(monkeypatch, capsys):
         assert verb in shown
     sweep = ("plan", "run", "submit", "status", "logs", "stop", "retry", "collect", "sync", "demo")
     laws = ("fit", "predict", "optimal", "loops", "judge", "plot", "report")
-    for verb in (*sweep, *laws, "init", "spec"):
+    trained = ("eval", "sample", "export", "score")
+    for verb in (*sweep, *laws, *trained, "init", "spec"):
         code, text, _ = in_process(monkeypatch, capsys, verb, "--help")
         assert code == 0
         assert f"parcae {verb}" in text

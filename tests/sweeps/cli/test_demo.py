@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from analysis.isoflop import parabolas
 from analysis.report.study import Study
 from analysis.table import load
 from sweeps.cli.demo import told
@@ -10,7 +9,7 @@ from sweeps.cli.demo import told
 
 def study_of(source, *where):
     table = load.load(source, where=where)
-    return Study(table, parabolas.fit_recurrence(table), None, {}, {})
+    return Study(table, ("recurrence",))
 
 
 def test_the_end_of_the_demonstration_is_a_law_and_what_it_is_a_law_of():

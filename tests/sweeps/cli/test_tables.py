@@ -153,3 +153,16 @@ def test_a_corpus_that_is_there_is_counted(tmp_path):
     assert bytes_per_token(259) == 1.0
     assert bytes_per_token(32_768) == pytest.approx(4.2)
     assert 3.2 < bytes_per_token(8192) < 4.2
+
+
+def test_a_long_line_of_a_report_is_broken_between_words(monkeypatch, capsys):
+    line = "  note: 1e+18 FLOPs: the vertex is at mu = 2.17, inside the grid; the lowest is at 2, grid 2 to 12"
+    columns.echo(line)
+    assert capsys.readouterr().out == line + "\n"  # a pipe gets it as it is
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    columns.echo(line)
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 40
+    assert shown.split() == line.split()
+    assert shown.splitlines()[1].startswith(" " * 6)

@@ -1,0 +1,202 @@
+"""What the options that all verbs share say: how a source is read, which law is meant, how it is changed.
+
+The command line and the Python door both come through here, so that an option means one thing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from analysis.errors import InputError, nearest
+from analysis.fitting.options import FitOptions
+from analysis.laws import formula, library
+from analysis.table import guess
+from analysis.table import load as table_load
+from analysis.table.columns import parse_columns
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from analysis.laws.law import Law
+    from analysis.table.load import Table
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """How a table is read: `--columns`, `--where`, `--drop-highest`, `--unit`."""
+
+    columns: str | dict[str, str] | None = None
+    where: tuple[str, ...] = ()
+    drop_highest: int = 0
+    unit: str | None = None
+
+    def table(
+        self, source: str | Path | pd.DataFrame, *laws: str | None, own: tuple[str, ...] = ()
+    ) -> Table:
+        """The rows of a source; a law that is a formula may use the file's own columns, and so may an axis.
+
+        Raises:
+            InputError: as `table.load.load`.
+        """
+        for law in laws:
+            if law is not None and formula.is_formula(law):
+                own = (*own, *formula.names_in(law))
+        columns = self.columns
+        if isinstance(columns, str):
+            columns = parse_columns(columns)
+        where = (self.where,) if isinstance(self.where, str) else tuple(self.where)
+        table = table_load.load(source, columns, where, own, self.unit)
+        return without_highest(table, self.drop_highest)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Changes:
+    """What is asked of a law's parameters: `--fix`, `--tie`, `--bound`, as text or as mappings."""
+
+    fix: str | dict[str, float] | None = None
+    tie: str | dict[str, str] | None = None
+    bound: str | dict[str, tuple[float, float]] | None = None
+
+    def of(self, law: Law) -> Law:
+        """The law changed.
+
+        Raises:
+            InputError: text that is no change, or a name that is no parameter of the law.
+        """
+        if not self:
+            return law
+        if law.per_run:
+            form = law.formula.split(" = ")[1].replace(" exp", "*exp").replace("z T", "z*T")
+            raise InputError(
+                f"--fix, --tie, --bound: law {law.name!r} is fitted to each run by itself and takes none; write "
+                f'it as a formula over one run, like --law "{form}".'
+            )
+        tied = _pairs(self.tie, "--tie", "alpha=beta", str)
+        fixed = _pairs(self.fix, "--fix", "gamma=1", float)
+        bounded = _pairs(self.bound, "--bound", "alpha=0:3", _range)
+        return law.tying(**tied).fixing(**fixed).bounding(**bounded)
+
+    def __bool__(self) -> bool:
+        return bool(self.fix or self.tie or self.bound)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choices:
+    """All of it, as one verb was asked."""
+
+    reading: Reading = Reading()
+    changes: Changes = Changes()
+    over: str | None = None  # the axis of `isoflop`
+    fitting: dict[str, Any] = field(default_factory=dict)  # of FitOptions, where given
+
+    @classmethod
+    def of(cls, **given: Any) -> Choices:
+        """From options by name, each of `Reading`, `Changes`, `FitOptions`, or `over`.
+
+        Raises:
+            InputError: an option that is none of these, or a value that cannot be.
+        """
+        parts: list[dict[str, Any]] = []
+        for kind in (Reading, Changes, FitOptions):
+            names = {f.name for f in fields(kind)}
+            parts.append({n: given.pop(n) for n in list(given) if n in names})
+        over = given.pop("over", None)
+        if given:
+            known = [f.name for kind in (Reading, Changes, FitOptions) for f in fields(kind)]
+            name = next(iter(given))
+            raise InputError(
+                f"{name!r} is no option{nearest(name, known)}. Options: {', '.join(known)}."
+            )
+        FitOptions(**parts[2])
+        return cls(
+            reading=Reading(**parts[0]), changes=Changes(**parts[1]), over=over, fitting=parts[2]
+        )
+
+    @property
+    def options(self) -> FitOptions:
+        return FitOptions(**self.fitting)
+
+    def table(self, source: str | Path | pd.DataFrame, *laws: str | None) -> Table:
+        """The rows of a source, with the axis and the names of formulas among its columns."""
+        return self.reading.table(source, *laws, own=(self.over,) if self.over else ())
+
+    def law(self, text: str, table: Table) -> Law | str:
+        """A `Law`, changed as asked; the name alone of one that is fitted in closed form.
+
+        Raises:
+            InputError: an unknown law, or a change or an axis that it does not take.
+        """
+        if self.over is not None and text != "isoflop":
+            raise InputError(
+                f"--over {self.over}: only --law isoflop has an axis to choose; leave it out."
+            )
+        if text in library.OTHER_LAWS:
+            if self.changes:
+                raise InputError(
+                    f"--fix, --tie, --bound: law {text!r} is fitted in closed form and takes none."
+                )
+            return text
+        form = formula.of_table(text, table) if formula.is_formula(text) else library.get(text)
+        return self.changes.of(form)
+
+
+def law_of(table: Table) -> str:
+    """The law that a table looks like.
+
+    Raises:
+        InputError: when it looks like none.
+    """
+    law = guess.law_of({str(n): table.frame[n] for n in table.frame})
+    if not law:
+        raise InputError(
+            f"{table.source}: no law follows from its columns {', '.join(table.frame.columns)}; name one with "
+            "--law, or map further columns with --columns."
+        )
+    return law
+
+
+def _pairs(given, option: str, example: str, read) -> dict:
+    """`alpha=1,beta=2` as a mapping.
+
+    Raises:
+        InputError: a part that is not NAME=VALUE, or a name given twice.
+    """
+    if given is None or not isinstance(given, str):
+        return dict(given or {})
+    out = {}
+    for part in given.split(","):
+        name, sign, value = (x.strip() for x in part.partition("="))
+        if name in out:
+            raise InputError(f"{option}: {name} is given twice; keep one.")
+        try:
+            if not (sign and name and value):
+                raise ValueError
+            out[name] = read(value)
+        except ValueError as error:
+            raise InputError(
+                f"{option}: {part.strip()!r} cannot be read; write it like {example}."
+            ) from error
+    return out
+
+
+def _range(text: str) -> tuple[float, float]:
+    low, sign, high = text.partition(":")
+    ends = (float(low) if low else -float("inf"), float(high) if high else float("inf"))
+    if not sign or not ends[0] < ends[1]:
+        raise ValueError
+    return ends
+
+
+def without_highest(table: Table, k: int) -> Table:
+    if k == 0:
+        return table
+    if k < 0 or k >= len(table.frame) or "val_loss" not in table.frame:
+        raise InputError(
+            f"--drop-highest {k}: needs a number from 1 to {len(table.frame) - 1} and a val_loss column."
+        )
+    limit = table.frame.val_loss.nlargest(k).iloc[-1]
+    return table.keep(
+        table.frame.val_loss < limit, f"loss at or above the {k}th highest, {limit:.4f}"
+    )

@@ -1,0 +1,195 @@
+"""A law over what it is a law of: one variable, or parameters and tokens; extrapolated with a band.
+
+Bands are percentiles of the linearised law (`Fit.student_draws`): of the law's mean, not of one more run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from analysis.errors import InputError
+from analysis.figures import drawing as figures
+from analysis.figures import words
+from analysis.figures.drawing import CYCLE, MARKERS, Drawing
+
+if TYPE_CHECKING:
+    from analysis.fitting.fit import Fit
+    from analysis.isoflop.power_law import PowerLine
+    from analysis.laws.law import Law
+
+_DRAWS = 1000
+_MAX_SIZES = 6
+_SIZES = ("n_params", "n_params_unrolled")
+
+
+def can_draw(form: Law) -> bool:
+    """Whether one of the two figures here is of this law."""
+    columns = set(form.columns)
+    return len(columns) == 1 or any(columns == {size, "n_tokens"} for size in _SIZES)
+
+
+def law(fitted: Fit, ax=None, to: float | None = None) -> Drawing:
+    """The figure that fits the law's variables.
+
+    Args:
+        to: FLOPs up to which a law over compute is drawn; of a law in N or D alone, the value itself.
+
+    Raises:
+        InputError: a law in other variables.
+    """
+    if len(fitted.law.columns) == 1:
+        return one_variable(fitted, ax, to)
+    if can_draw(fitted.law):
+        return sizes_and_tokens(fitted, ax, to)
+    raise InputError(
+        f"law {fitted.law.name!r} has the variables {', '.join(fitted.law.columns)}; a figure over one of them "
+        "would hide the others."
+    )
+
+
+def one_variable(fitted: Fit, ax=None, to: float | None = None) -> Drawing:
+    """The target against the law's only variable: rows, law, band."""
+    form, data, result = fitted.law, fitted.dataset, fitted.result
+    [column] = form.columns
+    x, y = data.columns[column], data.target
+    drawing = figures.new(
+        f"law_{form.name}",
+        f"{words.formula(form.formula)}, fitted to {len(data)} rows of {result.source}. Band: "
+        f"{fitted.options.confidence:.0%} interval of the law's mean, linearised; dashed: extrapolation.",
+        ax=ax,
+    )
+    [panel] = drawing.axes
+    logged = bool((x > 0).all()) and x.max() > 5 * x.min()
+    panel.set(xlabel=words.label(column), ylabel=words.label(form.target))
+    if logged:
+        panel.set_xscale("log")
+    drawing.points(panel, column, "rows", x, y, color=CYCLE[0], marker="o", label="rows")
+    space = np.geomspace if logged else np.linspace
+    parts = [(space(x.min(), x.max(), 100), False)]
+    if to is not None and to > x.max():
+        parts.append((space(x.max(), to, 50), True))
+    for grid, dashed in parts:
+        values, low, high = _band(fitted, {column: grid})
+        drawing.line(
+            panel, column, form.name, grid, values, dashed=dashed, label=None if dashed else "law"
+        )
+        drawing.band(panel, column, form.name, grid, low, high)
+    if logged:
+        words.ticks(panel, "x", column, x)
+    drawing.legend(panel)
+    return drawing
+
+
+def sizes_and_tokens(fitted: Fit, ax=None, to: float | None = None) -> Drawing:
+    """Loss against tokens, a curve per size; and against C = 6 N D, with the lowest loss at each compute."""
+    form, data, result = fitted.law, fitted.dataset, fitted.result
+    size = next(s for s in _SIZES if s in form.columns)
+    n, d, loss = data.columns[size], data.columns["n_tokens"], data.target
+    plain = size == "n_params"  # unrolled parameters do not cost 6 N D
+    groups = _grouped(np.unique(n))
+    caption = (
+        f"{words.formula(form.formula)}, fitted to {len(data)} rows of {result.source}. Left: the law at each "
+        f"size{'' if max(map(len, groups)) == 1 else ', of several sizes at their geometric mean'}."
+    )
+    if plain:
+        caption += (
+            " Right: the lowest loss at each compute C = 6 N D by the law; band: "
+            f"{fitted.options.confidence:.0%} interval, linearised; dashed: extrapolation."
+        )
+    drawing = figures.new(f"law_{form.name}", caption, n_panels=1 + plain, ax=ax, sharey=True)
+    left, right = drawing.axes[0], drawing.axes[-1]
+    left.set(xscale="log", xlabel=words.label("n_tokens"), ylabel=words.label(form.target))
+    for i, (sizes, color) in enumerate(zip(groups, figures.shades(len(groups)), strict=True)):
+        rows = np.isin(n, sizes)
+        name = "-".join(dict.fromkeys(figures.amount(v) for v in (sizes[0], sizes[-1])))
+        style = {"color": color, "marker": MARKERS[i % len(MARKERS)], "size": 16, "label": name}
+        drawing.points(left, "tokens", name, d[rows], loss[rows], **style)
+        if len(np.unique(d[rows])) > 1:
+            grid = np.geomspace(d[rows].min(), d[rows].max(), 60)
+            middle = np.full(60, np.exp(np.log(sizes).mean()))
+            curve = fitted.predict({size: middle, "n_tokens": grid})
+            drawing.line(left, "tokens", name, grid, curve, color=color)
+        if plain:
+            drawing.points(right, "compute", name, 6 * n[rows] * d[rows], loss[rows], **style)
+    if plain:
+        right.set(xscale="log", xlabel="training compute C = 6 N D (FLOPs)")
+        if drawing.first_of_row(1):
+            right.set_ylabel(words.label(form.target))
+        _frontier(drawing, right, fitted, 6 * n * d, to)
+        figures.power_ticks(right, "x")
+    figures.plain_ticks(left, "x")
+    drawing.legend(drawing.axes, words.letter(size))
+    return drawing
+
+
+def _frontier(drawing: Drawing, panel, fitted: Fit, spent: np.ndarray, to: float | None) -> None:
+    """The law's lowest loss along C = 6 N D, where it turns."""
+    budgets = np.geomspace(spent.min(), spent.max(), 60)
+    parts = [(budgets, False)]
+    if to is not None and to > spent.max():
+        parts.append((np.geomspace(spent.max(), to, 30), True))
+    for compute, dashed in parts:
+        values, low, high = _band(fitted, None, compute)
+        drawing.line(panel, "compute", "frontier", compute, values, dashed=dashed, width=1.8)
+        drawing.band(panel, "compute", "frontier", compute, low, high)
+
+
+def _band(fitted: Fit, columns=None, compute: np.ndarray | None = None):
+    """(value, low, high) of the law at columns, or of its minimum along each compute."""
+    draws = fitted.student_draws(_DRAWS)
+    names = list(draws)
+    size = 100 * (1 - fitted.options.confidence) / 2
+
+    def at(params) -> np.ndarray:
+        if compute is None:
+            return fitted.law.predict(params, columns)
+        return _lowest(fitted.law, params, compute)
+
+    sets = zip(*draws.values(), strict=True)
+    every = np.array([at(dict(zip(names, row, strict=True))) for row in sets])
+    with np.errstate(all="ignore"):
+        low, high = np.nanpercentile(every, [size, 100 - size], axis=0)
+    return at(fitted.params), low, high
+
+
+def _lowest(form, params, compute: np.ndarray) -> np.ndarray:
+    """The least loss over N along 6 N D = C, (len(compute),)."""
+    shares = np.linspace(0.15, 0.85, 120)  # log N over log(C / 6)
+    log_n = shares[:, None] * np.log(compute / 6)[None, :]
+    n = np.exp(log_n).ravel()
+    d = (compute[None, :] / 6 / np.exp(log_n)).ravel()
+    loss = form.predict(params, {"n_params": n, "n_tokens": d})
+    return loss.reshape(len(shares), len(compute)).min(axis=0)
+
+
+def _grouped(values: np.ndarray) -> list[np.ndarray]:
+    """Each size by itself, or at most `_MAX_SIZES` groups of neighbours."""
+    return [g for g in np.array_split(values, min(len(values), _MAX_SIZES)) if len(g)]
+
+
+def power(x: np.ndarray, y: np.ndarray, line: PowerLine, source: str, ax=None, to=None) -> Drawing:
+    """y = k x^gamma with its band."""
+    low, high = line.gamma_interval
+    drawing = figures.new(
+        "law_power",
+        f"y = k x^{words.parameter('gamma')}, {words.parameter('gamma')} = {line.gamma:.3f} [{low:.3f}, {high:.3f}], "
+        f"by regression of the logarithms. Band: {line.confidence:.0%} Student t interval of the line; dashed: "
+        f"extrapolation. Points: {source}.",
+        ax=ax,
+    )
+    [panel] = drawing.axes
+    panel.set(xscale="log", yscale="log", xlabel="x", ylabel="y")
+    drawing.points(panel, "power", "points", x, y, color=CYCLE[0], marker="o")
+    parts = [(np.geomspace(line.x_low, line.x_high, 50), False)]
+    if to is not None and to > line.x_high:
+        parts.append((np.geomspace(line.x_high, to, 30), True))
+    for grid, dashed in parts:
+        middle, below, above = line.predict(grid)
+        drawing.line(panel, "power", "line", grid, middle, dashed=dashed)
+        drawing.band(panel, "power", "line", grid, below, above)
+    drawing.title(panel, f"y ~ $x^{{{line.gamma:.3f}}}$ [{low:.3f}, {high:.3f}]")
+    for axis, values in (("x", x), ("y", y)):
+        words.ticks(panel, axis, axis, values)
+    return drawing

@@ -1,0 +1,72 @@
+"""What axes, ticks and legends call a quantity: the papers' letters, mu as a Greek one, the unit once."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from analysis.figures import drawing as figures
+from analysis.figures.drawing import MU
+from analysis.table.columns import info
+
+_LABELS = {
+    "mean_recurrence": f"mean recurrence {MU} (loops)",
+    "n_tokens": "training tokens D",
+    "n_params": "parameters N",
+    "n_params_unrolled": f"unrolled parameters N({MU})",
+    "val_loss": "validation loss (nats per token)",
+    "train_flops": "training compute C (FLOPs)",
+    "budget_flops": "training budget C (FLOPs)",
+    "n_loops": "loops at evaluation T",
+}
+_COUNTS = (
+    "n_tokens",
+    "n_params",
+    "n_params_unrolled",
+    "n_params_core",
+    "n_params_once",
+    "unique_tokens",
+)
+_LOOPS = ("mean_recurrence", "n_loops")
+_GREEK = {
+    "alpha": "\u03b1",
+    "beta": "\u03b2",
+    "gamma": "\u03b3",
+    "phi": "\u03c6",
+    "mu": MU,
+    "delta": "\u03b4",
+}
+
+
+def label(column: str) -> str:
+    """An axis label; a file's own column keeps its name."""
+    return _LABELS.get(column, column.replace("_", " "))
+
+
+def letter(column: str) -> str:
+    """Of a legend: N, D, \u03bc, T."""
+    found = info(column)[0]
+    return {"mu": MU, "N_mu": f"N({MU})"}.get(found, found)
+
+
+def parameter(name: str) -> str:
+    """A parameter as papers print it: gamma_mu as \u03b3_\u03bc."""
+    return "_".join(_GREEK.get(part, part) for part in name.split("_"))
+
+
+def formula(text: str) -> str:
+    """A law's formula with mu and the exponents in Greek."""
+    import re
+
+    return re.sub(r"[A-Za-z]+", lambda m: _GREEK.get(m[0], m[0]), text)
+
+
+def ticks(ax, axis: str, column: str, values) -> None:
+    """Ticks that fit a log axis of this quantity: loops as 2, 4, 8; counts as 1M, 10M; FLOPs as powers."""
+    if column in _LOOPS:
+        figures.log_ticks(ax, axis, values)
+    elif column in _COUNTS:
+        figures.plain_ticks(ax, axis)
+    elif np.max(values) / np.min(values) < 100 and column not in ("train_flops", "budget_flops"):
+        figures.log_ticks(ax, axis, values)
+    else:
+        figures.power_ticks(ax, axis)

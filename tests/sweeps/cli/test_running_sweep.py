@@ -1,0 +1,49 @@
+"""The laws of a sweep that still runs: what has ended is read from its folders, never an older table."""
+
+import math
+
+import pytest
+import typer
+
+from analysis.errors import InputError
+from analysis.table import load
+from sweeps.cli.laws import register
+from sweeps.records import collect
+from sweeps.store import Store
+from tests.support.tiny import tiny_plan, write_spec
+from tests.sweeps.test_store import good_result, put
+
+
+@pytest.fixture
+def running(tmp_path, monkeypatch):
+    """Four trials planned: (folder, a function that ends the next of them)."""
+    monkeypatch.setattr(load, "_READERS", {})
+    register(typer.Typer())
+    plan, store = tiny_plan(), Store(tmp_path / "runs", "tiny")
+    store.write_plan(plan, write_spec(tmp_path))
+    left = list(plan.trials)
+
+    def end():
+        trial = left.pop(0)
+        result = good_result(trial)
+        for row in result["evaluation"]:
+            row["val_bpb"] = row["val_loss"] / math.log(2)
+        put(store, trial, result)
+
+    return store, end
+
+
+def test_what_has_ended_is_collected_and_counted(running):
+    store, end = running
+    with pytest.raises(InputError, match="none of its 4 trials has ended yet"):
+        load.load(store.root)
+    end()
+    collect(store)  # a table that is soon too old
+    end()
+    end()
+    table = load.load(store.root)
+    assert table.frame.trial_id.nunique() == 3
+    assert "3 of 4 trials have ended; the others are not in this table" in table.notes
+    assert table.flops_rule == "paper"
+    end()
+    assert not any("have ended" in note for note in load.load(store.root).notes)
