@@ -1,7 +1,8 @@
 """Kills during sweeps on a Ray cluster of two nodes: when the sweep goes on, what it says, and whether
 its records are those of an undisturbed one.
 
-    python -m benchmarks.kills worker --kills 20
+    python -m benchmarks.kills --kills 20
+    python -m benchmarks.kills --kinds gcs --kills 1
 
 worker      the process of a trial at work
 driver      `parcae run`; the same command is given again at once
@@ -24,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from sweeps.store import Store
 KINDS = ("worker", "driver", "raylet", "node", "gcs")
 NAME = "kills"
 N_NODES = 2  # beside the head, which holds no trials
+KILLS_A_SWEEP = 5
 HANG_S = 120.0  # is given up; the bar is 60
 # Alike in every run of the same trials; times and the number of restarts are not
 COMPARED = ["trial_id", "n_loops", "val_loss", "val_bpb", "status", "n_tokens", "train_flops_exact"]
@@ -60,10 +62,9 @@ class Cluster:
     """Ray's processes on this machine, every port on loopback."""
 
     cluster: Any = None
-    lost: int = 0
 
-    def start(self) -> str:
-        """A head and its nodes; their address."""
+    def start(self) -> None:
+        """A head and its nodes."""
         from ray.cluster_utils import Cluster as RayCluster
 
         # a port of its own, so that several clusters may be on this machine
@@ -71,7 +72,6 @@ class Cluster:
         self.cluster = RayCluster(initialize_head=True, head_node_args=head)
         for _ in range(N_NODES):
             self.add_node()
-        return self.cluster.address
 
     def add_node(self) -> None:
         self.cluster.add_node(num_cpus=1)
@@ -80,7 +80,8 @@ class Cluster:
         return self.cluster.head_node.all_processes["gcs_server"][0].process.pid
 
     def shutdown(self) -> None:
-        self.cluster.shutdown()
+        if self.cluster is not None:
+            self.cluster.shutdown()
 
 
 @dataclass
@@ -89,8 +90,7 @@ class Sweep:
 
     spec: Path
     out: Path
-    address: str
-    log: list[str] = field(default_factory=list)
+    cluster: Cluster
     process: subprocess.Popen | None = None
     n_starts: int = 0
 
@@ -103,7 +103,7 @@ class Sweep:
         self.file = (self.out.parent / f"{self.out.name}-{self.n_starts}.log").open("w+")
         command = [
             *(sys.executable, "-m", "sweeps.cli", "run", str(self.spec), "--out", str(self.out)),
-            *("--address", self.address, "--checkpoint-every", "1"),
+            *("--address", self.cluster.cluster.address, "--checkpoint-every", "1"),
         ]
         self.process = subprocess.Popen(command, stdout=self.file, stderr=subprocess.STDOUT)
 
@@ -138,34 +138,31 @@ class Sweep:
         return lines[-1]["step"] if lines else 0
 
 
-def sweep_with_kills(
-    kind: str, n: int, until: float, spec: Path, out: Path, truth: Any
-) -> list[dict[str, Any]]:
-    """Run one sweep to its end, with up to n kills on the way, none after `until`; a row for each."""
-    cluster, rows, killed = Cluster(), [], {}
-    sweep = Sweep(spec, out, cluster.start())
+def sweep_with_kills(sweep: Sweep, kinds: list[str], until: float) -> list[dict[str, Any]]:
+    """Run one sweep to its end with a kill of each kind on the way, none after `until`; their rows."""
+    rows: list[dict[str, Any]] = []
+    killed: dict[str, int] = {}
     try:
         sweep.run()
         while not sweep.finished():
             if sweep.process.poll() is not None:
                 sweep.run()
-            more = len(rows) < n and time.monotonic() < until
+            more = len(rows) < len(kinds) and time.monotonic() < until
             trial = sweep.target(killed) if more else None
             if trial is None:
                 time.sleep(0.1)
                 continue
-            rows.append(one_kill(kind, cluster, sweep, trial))
+            rows.append(one_kill(kinds[len(rows)], sweep, trial))
             print(rows[-1], flush=True)
         sweep.process.wait(timeout=HANG_S)
     finally:
         if sweep.process.poll() is None:
             sweep.process.kill()
-        cluster.shutdown()
-    equal = records_of(sweep.store)[COMPARED].equals(truth)
-    return [row | {"records_equal": equal, "driver_starts": sweep.n_starts} for row in rows]
+    return rows
 
 
-def one_kill(kind: str, cluster: Cluster, sweep: Sweep, trial: Trial) -> dict[str, Any]:
+def one_kill(kind: str, sweep: Sweep, trial: Trial) -> dict[str, Any]:
+    cluster = sweep.cluster
     report, step = sweep.store.report(trial.trial_id), sweep.step(trial)
     pid = report.pid
     n_said, began = len(sweep.said()), time.monotonic()
@@ -191,7 +188,7 @@ def one_kill(kind: str, cluster: Cluster, sweep: Sweep, trial: Trial) -> dict[st
     told = [line for line in sweep.said()[n_said:] if any(word in line for word in REASONS[kind])]
     if kind == "gcs":
         cluster.shutdown()
-        sweep.address = cluster.start()
+        cluster.start()
     return {
         "kind": kind,
         "step": step,
@@ -256,31 +253,42 @@ def undisturbed(spec: Path, out: Path) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--per-sweep", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=2_500)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--kills", type=int, default=20, help="of each kind")
+    parser.add_argument("--steps", type=int, default=1_500)
     parser.add_argument("--seconds", type=float, default=1e9, help="no kill is made after them")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that clusters are shut down
     os.environ |= {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
+    until = time.monotonic() + args.seconds
+    left = [kind for _ in range(args.kills) for kind in args.kinds]
+    cluster = Cluster()
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
         spec = Path(folder) / "kills.yaml"
         spec.write_text(SPEC.format(n_tokens=64 * args.steps))
         write_corpus(spec.parent / "text")
         truth = undisturbed(spec, Path(folder) / "alone")
-        made, until = 0, time.monotonic() + args.seconds
-        while made < args.kills and time.monotonic() < until:
-            n = min(args.per_sweep, args.kills - made)
-            rows = sweep_with_kills(args.kind, n, until, spec, Path(folder) / f"out-{made}", truth)
-            load = {"load_1min": round(os.getloadavg()[0], 1)}
-            if rows:
-                append_rows("kills", [row | load | provenance() for row in rows], args.results)
-            made += len(rows)
+        try:
+            cluster.start()
+            while left and time.monotonic() < until:
+                sweep = Sweep(spec, Path(folder) / f"out-{len(left)}", cluster)
+                rows = sweep_with_kills(sweep, left[:KILLS_A_SWEEP], until)
+                left = left[len(rows) :]
+                about = {
+                    "records_equal": records_of(sweep.store)[COMPARED].equals(truth),
+                    "driver_starts": sweep.n_starts,
+                    "load_1min": round(os.getloadavg()[0], 1),
+                    **provenance(),
+                }
+                if rows:
+                    append_rows("kills", [row | about for row in rows], args.results)
+        finally:
+            cluster.shutdown()
 
 
 if __name__ == "__main__":

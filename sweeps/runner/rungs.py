@@ -19,8 +19,8 @@ from parcae_core.trial import Trial
 from sweeps.storage.files import read_json
 
 if TYPE_CHECKING:
-    from sweeps.runner.trainable import Job
     from sweeps.storage.base import Lease
+    from sweeps.store import Store
 
 FACTOR = 3  # of the trials at a rung, one in so many goes on (ASHA's reduction factor)
 N_RUNGS = 2
@@ -52,20 +52,25 @@ class Rungs:
 
     Args:
         announce: to Tune, which answers once the scheduler has decided; of a driver that is gone it
-            never returns, so it is called in a thread.
+            never returns, so it is called in a thread. None: the trial is not compared.
 
     Attributes:
         halt: why the scheduler wants the trial to end; None while it does not.
     """
 
     def __init__(
-        self, job: Job, trial: Trial, held: Lease, announce: Callable[[dict[str, Any]], None]
+        self,
+        store: Store,
+        trial: Trial,
+        held: Lease,
+        stop_file: Path,
+        announce: Callable[[dict[str, Any]], None] | None,
     ) -> None:
-        self.job, self.held, self.announce = job, held, announce
-        self.files = job.store.files(trial.trial_id)
-        made = self.files.newest_step()
-        self.left = [rung for rung in rungs_of(trial) if rung > made] if job.early_stopping else []
-        self.halt = self._read_halt() if job.early_stopping else None  # of an attempt before
+        self.storage, self.files = store.storage, store.files(trial.trial_id)
+        self.held, self.stop_file, self.announce = held, stop_file, announce
+        made, compared = self.files.newest_step(), announce is not None
+        self.left = [rung for rung in rungs_of(trial) if rung > made] if compared else []
+        self.halt = self._read_halt() if compared else None  # of an attempt before
 
     def on_report(self, line: dict[str, Any]) -> None:
         """A line of the metrics, which is in the file by now."""
@@ -78,11 +83,11 @@ class Rungs:
         said = {"state": "running", "step": step, "loss": loss}
         thread = threading.Thread(target=self.announce, args=(said,), daemon=True)
         thread.start()
-        while thread.is_alive() and not self.job.stop_file.exists():
+        while thread.is_alive() and not self.stop_file.exists():
             thread.join(LOOK_EVERY_S)
             self.held.require()
         with suppress(OSError):  # training does not end because the store is away
-            self.job.store.storage.pull([self.files.halt])
+            self.storage.pull([self.files.halt])
         self.halt = self._read_halt()
 
     def _read_halt(self) -> str | None:

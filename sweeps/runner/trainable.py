@@ -115,7 +115,8 @@ def attempt(job: Job, trial_id: str, announce: Callable[[dict[str, Any]], None])
         ):
             branches = HandOver(store, trial, job.branches.get(trial_id), held)
             with Heartbeat(job, trial, held) as heartbeat, branches:
-                rungs = Rungs(job, trial, held, announce)
+                asked = announce if job.early_stopping else None
+                rungs = Rungs(store, trial, held, job.stop_file, asked)
                 outcome = _train(job, trial, held, heartbeat, rungs, branches.keep_steps)
             report = _record(store.files(trial_id), held, heartbeat, outcome, rungs.halt)
             if report.state in ENDED:

@@ -110,7 +110,8 @@ def test_a_killed_driver_is_started_again_past_a_damaged_checkpoint(undisturbed,
     for file in newest.iterdir():
         os.truncate(file, file.stat().st_size // 2)
     # At once: the orphans of the killed driver may still be at work
-    finish(start(undisturbed[0], tmp_path))
+    said = finish(start(undisturbed[0], tmp_path))
+    assert "trials were at work when the last `parcae run` here ended" in said
     require_same_records(tmp_path, undisturbed)
     assert not left.exists()  # its temporary folder
 
@@ -155,9 +156,9 @@ def test_a_full_disk_loses_nothing_that_was_finished(undisturbed, tmp_path):
 
 
 def test_the_loss_of_the_gcs_ends_the_driver_with_a_reason_and_loses_nothing(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.kills", "gcs", "--kills", "1"]
+    command = [sys.executable, "-m", "benchmarks.kills", "--kinds", "gcs", "--kills", "1"]
     done = subprocess.run(
-        [*command, "--steps", "2500", "--results", str(tmp_path)],
+        [*command, "--results", str(tmp_path)],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -94,6 +94,25 @@ def worker_of(store, trial) -> int:
     return read_json(store.folder(trial.trial_id) / "state.json")["pid"]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a worker ends with its trial")
+def test_a_killed_driver_leaves_no_worker_behind(tmp_path):
+    spec = write_spec(tmp_path, name="orphans", mean_recurrence=[2], budgets_flops=[4e10])
+    process = start("run", spec, "--no-ray", "--cpus", 1, cwd=tmp_path)
+    store = Store(tmp_path / "runs", "orphans")
+    until = time.monotonic() + 60
+    while not list(store.root.glob("*/metrics.jsonl")) and time.monotonic() < until:
+        time.sleep(0.05)
+    [trial] = store.stored_trials()
+    worker = store.report(trial.trial_id).pid
+    process.kill()
+    process.communicate()
+    until = time.monotonic() + 5
+    while os.path.exists(f"/proc/{worker}") and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not os.path.exists(f"/proc/{worker}")
+
+
 @pytest.mark.parametrize(
     ("wanted", "taken"),
     [
