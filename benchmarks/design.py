@@ -7,7 +7,7 @@
 The yardstick is ScaleBench (arXiv:2604.22753; its tables are CC-BY-4.0 and not part of this project): rows of
 `split` train are candidates, rows of `split` test the target; R2 clipped to [-1, 1], groups' predictions
 concatenated, mean over laws and repeats. A repeat is a seed of every start. Runs are chosen by
-`analysis.design.pool`; what is scored is a fit of the chosen runs alone (Huber, 1e-3, on log loss) from fresh
+`analysis.design.pool`; what is scored is a fit of the chosen runs alone (Huber, 1e-2, on log loss) from fresh
 starts. data_constrained publishes no boxes; its law here is `repeated` of the registry, written out.
 """
 
@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.api import Changes
+from analysis.choices import Changes
 from analysis.design.basins import Basins
 from analysis.design.descent import descend
 from analysis.design.pool import Options, Pool, choose, whole
@@ -32,7 +32,8 @@ from analysis.laws import formula
 from analysis.laws.law import Law
 from benchmarks.common import RESULTS, commit
 
-_STARTS = 32  # of the fit that is scored
+_STARTS = 96  # of the fit that is scored,
+_DELTA = 1e-2  # and its Huber threshold on log loss
 _C, _A = "-5:5", "0.01:3"  # boxes of the logarithms of coefficients, and of exponents
 _CROSS = "exp(c*log(P)*log(N_active))"
 
@@ -126,12 +127,12 @@ def _law(part: pd.DataFrame, text: str, boxes: str) -> Law:
 
 def predicted(pool: Pool, rows: np.ndarray, seed: int) -> np.ndarray:
     """Losses of the target by a fit to the rows alone, (m,)."""
-    everything = whole(pool, 1e-3)
+    everything = whole(pool, _DELTA)
     part = everything.rows(rows)
     wide = replace(part, delta=np.inf)
     rng = np.random.default_rng([seed, 1])
     starts = Basins(wide, pool.target, np.empty(0), rng).promising(wide, _STARTS)
-    for keep, rounds in ((6, 60), (1, 300)):
+    for keep, rounds in ((24, 20), (10, 60), (1, 400)):
         thetas, costs = descend(wide, starts, rounds=rounds)
         starts = thetas[np.argsort(costs, kind="stable")[:keep]]
     found = part.descend(starts[0], tolerance=1e-10)
@@ -169,7 +170,7 @@ def score(pools: list[Pool], share: float, seed: int) -> Score:
     )
 
 
-def rows(folder: Path, tasks, laws, repeats: int) -> Iterator[dict]:
+def rows(folder: Path, tasks, laws, only, repeats: int) -> Iterator[dict]:
     """A row for each task, law and share: the mean over the repeats and its range."""
     for name in tasks:
         for law in TASKS[name].laws:
@@ -177,6 +178,8 @@ def rows(folder: Path, tasks, laws, repeats: int) -> Iterator[dict]:
                 continue
             pools = pools_of(folder, name, law)
             for share, best in zip(TASKS[name].shares, TASKS[name].published, strict=True):
+                if only and share not in only:
+                    continue
                 scores = [score(pools, share, seed) for seed in range(repeats)]
                 r2 = [s.r2 for s in scores]
                 yield {
@@ -217,6 +220,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="the folder with the yardstick's tables")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--laws", nargs="+", help="names of laws; default: all of a task")
+    parser.add_argument("--shares", nargs="+", type=float, help="default: all of a task")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--out", type=Path, default=RESULTS / "design.csv")
     parser.add_argument("--summary", action="store_true", help="only sum up --out")
@@ -224,15 +228,14 @@ def main() -> None:
     if not given.summary:
         if given.data is None:
             parser.error("give --data FOLDER, or --summary")
-        for row in rows(given.data, given.tasks, given.laws, given.repeats):
-            _write(given.out, row)
+        for row in rows(given.data, given.tasks, given.laws, given.shares, given.repeats):
+            write_row(given.out, row, ("task", "law", "share"))
             print(row, flush=True)
     print(summary(pd.read_csv(given.out)).to_string(index=False))
 
 
-def _write(path: Path, row: dict) -> None:
-    """Put a row in the place of an earlier one of the same task, law and share."""
-    keys = ("task", "law", "share")
+def write_row(path: Path, row: dict, keys: tuple[str, ...]) -> None:
+    """Put a row in the place of an earlier one with the same keys."""
     before = list(csv.DictReader(path.open())) if path.exists() else []
     kept = [r for r in before if any(str(r[k]) != str(row[k]) for k in keys)]
     with path.open("w", newline="") as file:

@@ -73,7 +73,7 @@ class Sizes:
 REHEARSAL = Sizes(
     large="nano", larger="nano", small="nano", batch=4, larger_batch=2, small_batch=4, curve_batch=2,
     context=32, small_context=32, steps=2, packed_steps=60, concurrent=(1, 2), cpus=1,
-    budgets=(1e8, 2e8, 1e18), means=(1, 2, 4), law_s=180.0, rate_s=3.0, loops=4, n_sequences=4,
+    budgets=(1e8, 2e8, 1e14), means=(1, 2, 4), law_s=180.0, rate_s=1.0, loops=4, n_sequences=4,
 )  # fmt: skip
 
 

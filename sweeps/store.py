@@ -7,6 +7,7 @@
                   <trial_id>/trial.json       the planned trial (sweeps)
                              state.json, result.json         what its worker reports (sweeps.reports)
                              error.txt        traceback of a failure (sweeps)
+                             scores.json      of its model on tasks (sweeps.scoring.scores)
                              metrics.jsonl, checkpoints/, branches/     (parcae_core.training.train)
                              wandb/           mirror (sweeps.tracking)
                   wandb/          the sweep's own run (sweeps.tracking.sweep_run)

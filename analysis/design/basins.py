@@ -17,7 +17,7 @@ from analysis.design.descent import descend, parts
 from analysis.fitting import search
 from analysis.fitting.objective import Objective
 
-KEPT = 5  # basins that are followed
+KEPT = 6  # basins that are followed
 _FIRST, _LATER = (
     12,
     3,

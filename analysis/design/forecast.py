@@ -14,11 +14,12 @@ import numpy as np
 from scipy.special import ndtr, stdtrit
 
 from analysis.design.descent import descend
-from analysis.design.optimum import LAW, Quantity, Size, enclosed, quantities
+from analysis.design.optimum import LAW, Quantity, Size, draws_of, enclosed, quantities
 from analysis.design.priors import Prior
 from analysis.errors import InputError
 from analysis.fitting import objective
 from analysis.fitting.dataset import Dataset
+from analysis.fitting.intervals import by_name
 from analysis.fitting.options import FitOptions
 
 SIMULATIONS = 400
@@ -58,6 +59,7 @@ def forecast(
     prior: Prior,
     names: tuple[str, ...],
     *,
+    budgets: np.ndarray | None = None,
     simulations: int = SIMULATIONS,
     seed: int = 0,
 ) -> list[Forecast]:
@@ -65,15 +67,17 @@ def forecast(
 
     Args:
         names: see `analysis.design.optimum.quantities`.
+        budgets: over which exponents are taken; None: those of the runs whose optimum is enclosed.
         simulations: 0 leaves them out.
 
     Raises:
         InputError: too few runs, or runs that do not determine the law.
     """
-    budgets = enclosed(prior.values, runs.size, runs.budget_flops)
+    if budgets is None:
+        budgets = enclosed(prior.values, runs.size, runs.budget_flops)
     wanted = quantities(names, prior.values, runs.size, budgets)
     halves = half_widths(runs, prior, wanted)
-    ends = simulated(runs, prior, names, simulations, seed) if simulations else None
+    ends = simulated(runs, prior, names, budgets, simulations, seed) if simulations else None
     out = []
     for i, (q, half) in enumerate(zip(wanted, halves, strict=True)):
         line = [q.value, q.value - half, q.value + half]
@@ -140,20 +144,18 @@ def huber_variance(k: float) -> float:
     return float(square / inside**2)
 
 
-def simulated(runs: Runs, prior: Prior, names: tuple[str, ...], n: int, seed: int) -> np.ndarray:
+def simulated(
+    runs: Runs, prior: Prior, names: tuple[str, ...], budgets: np.ndarray, n: int, seed: int
+) -> np.ndarray:
     """(low, high) of each quantity over n simulated sweeps, (Q, 2), widened as Student's t is."""
     rng = np.random.default_rng(seed)
-    budgets = enclosed(prior.values, runs.size, runs.budget_flops)
     truth = LAW.predict(prior.values, runs.columns)
     widen = stdtrit(_dof(runs), 0.975) / _NORMAL
     whole = objective.build(LAW, Dataset.of(runs.columns, truth), FitOptions())
     start = theta_of(whole, prior.values)
     logs = np.log(truth) + prior.noise * rng.standard_normal((n, len(truth)))
     found, _ = descend(whole, np.tile(start, (n, 1)), logs=logs, rounds=200)
-    draws = [
-        [q.value for q in quantities(names, whole.natural(theta), runs.size, budgets)]
-        for theta in found
-    ]
+    draws = draws_of(names, by_name(whole, found), runs.size, budgets)
     middle = np.median(draws, axis=0)
     ends = np.percentile(draws, [2.5, 97.5], axis=0)
     return (middle + (ends - middle) * widen).T

@@ -51,26 +51,58 @@ class Quantity:
     log: bool = False  # value is the logarithm of what the name says
 
 
+def log_optima(values: Mapping[str, np.ndarray], size: Size, budgets) -> np.ndarray:
+    """u = log mu* (S, B) at each budget, for S sets of parameters, each value (S,).
+
+    Where the law has no minimum, u is an end of the range.
+    """
+    budgets = np.asarray(budgets, dtype=float)
+    across = {n: np.asarray(v, dtype=float)[:, None] for n, v in values.items()}
+    grid = LAW.predict(across, _flat(size, _GRID[None, :], budgets[:, None]))
+    lowest = grid.reshape(len(grid), len(budgets), -1).argmin(axis=2)
+    inside = (lowest > 0) & (lowest < len(_GRID) - 1)
+    u, each = _GRID[lowest], np.broadcast_to(budgets, lowest.shape)
+    flat = {n: np.broadcast_to(v, lowest.shape).ravel() for n, v in across.items()}
+    for _ in range(5):  # Newton, from within a grid step
+        low, mid, high = (
+            LAW.predict(flat, _flat(size, u + s, each)).reshape(u.shape) for s in _around()
+        )
+        slope, bend = (high - low) / (2 * _STEP), (high - 2 * mid + low) / _STEP**2
+        step = np.where(bend > 0, -slope / np.where(bend > 0, bend, 1.0), 0.0)
+        u = np.where(inside, np.clip(u + np.clip(step, -0.1, 0.1), _GRID[0], _GRID[-1]), u)
+    return u
+
+
 def log_optimum(values: Mapping[str, float], size: Size, budgets) -> tuple[np.ndarray, np.ndarray]:
     """u = log mu* (B,) at each budget, and du/dq (B, P), q natural parameters in the law's order.
 
     Where the law has no minimum, u is an end of the range and its slopes are 0.
     """
     budgets = np.asarray(budgets, dtype=float)
-    grid = LAW.predict(values, _flat(size, _GRID[None, :], budgets[:, None]))
-    lowest = grid.reshape(len(budgets), -1).argmin(axis=1)
-    inside = (lowest > 0) & (lowest < len(_GRID) - 1)
-    u = _GRID[lowest]
-    for _ in range(6):  # Newton, from within a grid step
-        low, mid, high = (LAW.predict(values, _flat(size, u + s, budgets)) for s in _around())
-        slope, bend = (high - low) / (2 * _STEP), (high - 2 * mid + low) / _STEP**2
-        step = np.where(bend > 0, -slope / np.where(bend > 0, bend, 1.0), 0.0)
-        u = np.where(inside, np.clip(u + np.clip(step, -0.1, 0.1), _GRID[0], _GRID[-1]), u)
+    u = log_optima({n: np.array([v]) for n, v in values.items()}, size, budgets)[0]
     ends = [LAW.with_slopes(values, _flat(size, u + s, budgets)) for s in _around()]
     bend = (ends[2][0] - 2 * ends[1][0] + ends[0][0]) / _STEP**2
     across = np.stack([(ends[2][1][n] - ends[0][1][n]) / (2 * _STEP) for n in LAW.names], axis=1)
-    safe = inside & (bend > 0)
+    safe = (bend > 0) & (u > _GRID[0]) & (u < _GRID[-1])
     return u, np.where(safe[:, None], -across / np.where(safe, bend, 1.0)[:, None], 0.0)
+
+
+def draws_of(names: tuple[str, ...], values: Mapping[str, np.ndarray], size: Size, budgets):
+    """The values of `quantities`, without slopes, for S sets of parameters: (S, Q)."""
+    budgets = np.unique(np.asarray(budgets, dtype=float))
+    z = np.log(budgets) - np.log(budgets).mean()
+    u = log_optima(values, size, budgets)
+    out = []
+    for kind, at in map(parse_target, names):
+        if kind == "gamma_mu":
+            out.append(u @ z / (z @ z))
+        elif kind == "gamma_D":
+            out.append((np.log(budgets) - np.log(size.flops_per_token(np.exp(u)))) @ z / (z @ z))
+        else:
+            there = log_optima(values, size, np.array([at]))[:, 0]
+            loss = LAW.predict(values, _flat(size, there, np.full(len(there), at)))
+            out.append(there if kind == "mu" else np.log(loss))
+    return np.stack(out, axis=1)
 
 
 def _around() -> tuple[float, float, float]:

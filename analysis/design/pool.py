@@ -50,8 +50,10 @@ class Options:
     """How runs are chosen; the defaults are what the yardstick was reached with."""
 
     power: float = 0.4  # of the cost that a gain is divided by
-    first: float = 1.0  # cheapest runs for each parameter, before anything is fitted
-    temper: float = 1.0  # of the basins' weights
+    first: float = 1.0  # cheapest runs for each parameter, before anything is fitted,
+    most: float = 2.5  # and up to so many while all of them cost less than
+    cheap: float = 0.05  # this share of the budget
+    temper: float = 2.0  # of the basins' weights
     delta: float = 1e-2  # Huber's threshold
     length: float = 1.0  # of the misfit's process, by the pool's spread of each log column
     stop: bool = True
@@ -85,6 +87,15 @@ class _Group:
         )
         self.gains: tuple[np.ndarray, np.ndarray] | None = None
 
+    def first(self, allowed: float) -> list[int]:
+        """The cheapest runs, which come before any fit: more of them where they cost next to nothing."""
+        least, most = (
+            int(np.ceil(each * len(self.pool.law.params))) - len(self.chosen)
+            for each in (self.options.first, self.options.most)
+        )
+        cheap = np.searchsorted(np.cumsum(self.pool.cost[self.left]), allowed)
+        return self.left[: max(0, least, min(most, cheap))].tolist()
+
     def take(self, row: int) -> None:
         self.chosen.append(row)
         self.left = self.left[self.left != row]
@@ -116,15 +127,14 @@ def choose(
     """
     options = options or Options()
     groups = [_Group(p, options, options.seed + i) for i, p in enumerate(pools)]
+    allowed = options.cheap * budget / len(groups)
     for i, group in enumerate(groups):
-        n_first = int(np.ceil(options.first * len(group.pool.law.params)))
-        for _ in range(n_first - len(group.chosen)):
-            if not len(group.left) or (cost := group.pool.cost[group.left[0]]) > budget:
+        for row in group.first(allowed):
+            if (cost := float(group.pool.cost[row])) > budget:
                 break
-            row = int(group.left[0])
             group.take(row)
             budget -= cost
-            yield Choice(i, row, float(cost), "cheapest")
+            yield Choice(i, row, cost, "cheapest")
     while True:
         offers = [(o, i) for i, g in enumerate(groups) if (o := g.best(budget)) is not None]
         if not offers:

@@ -75,45 +75,39 @@ def curvature(objective: Objective, theta: np.ndarray, runs: np.ndarray | None) 
         weak = str(names[np.abs(vectors[:, 0]).argmax()])
         values = np.maximum(values, 1e-10 * values[-1])
     inverse = (vectors / values) @ vectors.T
-    independent = to_q @ inverse @ to_q.T * square / bend**2
+    independent = inverse * square / bend**2
     covariance, dof = independent, np.full(p, float(n - p))
     if runs is not None:
-        slopes = jacobian[:, free] * slope[:, None]
-        covariance, dof[free] = _over_runs(rows, slopes, runs, inverse, to_q, p)
-        dof[~free] = dof[free].min(initial=1.0)
-        covariance = covariance / bend**2
+        count = int(runs.max()) + 1
+        scores = np.zeros((count, rows.shape[1]))
+        np.add.at(scores, runs, jacobian[:, free] * slope[:, None])
+        meat = scores.T @ scores * count / max(count - p, 1)
+        covariance = inverse @ meat @ inverse / bend**2
+        dof[:] = max(count - p, 1)
+        if count <= _FEW:
+            # `meat` is scaled up for all parameters alike; where a few runs leave one degree of freedom
+            # by that count, each parameter's own are more
+            dof[free] = np.maximum(dof[free], _dof_of_runs(rows, runs, inverse, to_q @ inverse))
+    in_q = [to_q @ c @ to_q.T for c in (independent, covariance)]
     full, ratio = np.zeros((p, p)), np.ones(p)
-    full[np.ix_(free, free)] = covariance
-    ratio[free] = np.diag(independent) / np.maximum(np.diag(covariance), 1e-300)
+    full[np.ix_(free, free)] = in_q[1]
+    ratio[free] = np.diag(in_q[0]) / np.maximum(np.diag(in_q[1]), 1e-300)
     return Curvature(full, bend / square * ratio, dof, weak)
 
 
-def _over_runs(rows, slopes, runs, inverse, to_q, n_params) -> tuple[np.ndarray, np.ndarray]:
-    """Covariance of q from the spread of the slopes between runs, and its degrees of freedom.
+def _dof_of_runs(rows, runs, inverse, directions) -> np.ndarray:
+    """Degrees of freedom of a variance taken over runs, for each parameter, (P,).
 
-    Fitting takes from the spread, from each parameter's by its own share; runs less parameters are left.
-    A run of many rows tells of some parameters by itself, though: where runs are so few that Bell and
-    McCaffrey's (2002, Survey Methodology 28, 169) are more degrees of freedom, these are taken, with the
-    cruder and larger correction of runs / (runs - parameters).
+    A run of many rows tells of some parameters by itself, so that runs less parameters are not all that is
+    left to judge the others by. Source: Bell and McCaffrey (2002), Survey Methodology 28, 169.
     """
-    count = int(runs.max()) + 1
-    scores = np.zeros((count, rows.shape[1]))
-    np.add.at(scores, runs, slopes)
-    directions = to_q @ inverse
-    spread = directions @ scores.T @ scores @ directions.T
-    left = max(count - n_params, 1)
-    dof, scale = np.full(len(spread), float(left)), np.full(len(spread), count / left)
-    if count <= _FEW:
-        grams = np.array([rows[runs == g].T @ rows[runs == g] for g in range(count)])
-        for i, one in enumerate(directions):
-            reach = grams @ one
-            shared = np.diag(reach @ one) - reach @ inverse @ reach.T
-            own = np.trace(shared) ** 2 / (shared**2).sum()
-            if own > left:
-                dof[i] = own
-            else:
-                scale[i] = (reach @ one).sum() / np.trace(shared)
-    return spread * np.sqrt(np.outer(scale, scale)), dof
+    grams = np.array([rows[runs == g].T @ rows[runs == g] for g in range(int(runs.max()) + 1)])
+    out = []
+    for one in directions:
+        reach = grams @ one
+        shared = np.diag(reach @ one) - reach @ inverse @ reach.T
+        out.append(np.trace(shared) ** 2 / (shared**2).sum())
+    return np.array(out)
 
 
 def _bend(r: np.ndarray, delta: float, dof: int) -> float:

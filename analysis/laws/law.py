@@ -99,10 +99,9 @@ class Law:
         Args:
             values: every parameter by name, as printed in the paper.
         """
-        size = len(next(iter(columns.values())))
         if self.gradient is not None:
             return np.array(self.gradient(values, columns)[0], dtype=float)
-        total = np.zeros(size)
+        total = np.zeros(shape_of(values, columns))
         for term in self.terms:
             value: float | np.ndarray = values[term.coefficient]
             if term.exponent is not None:

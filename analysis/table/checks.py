@@ -123,7 +123,10 @@ def repeated(table: Table) -> list[str]:
     if "trial_id" not in table.frame:
         return []
     frame = table.frame
-    key = ["trial_id", *(c for c in (*_SETTING, *_SEEDS) if c in frame)]
+    along = (
+        () if "n_tokens" in frame else ("train_flops",)
+    )  # a run's progress, where tokens are not given
+    key = ["trial_id", *(c for c in (*_SETTING, *along, *_SEEDS) if c in frame)]
     twice = frame[frame.duplicated(key, keep=False)]
     out = []
     for run, rows in twice.groupby("trial_id", sort=False):

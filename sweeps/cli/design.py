@@ -29,7 +29,29 @@ def design(
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option(help="With --pool: the rows to predict, like 'N>1e9'; default: split=test."),
+        typer.Option(
+            help="gamma_mu (default), gamma_D, mu@C or loss@C; with --pool: the rows to predict, like "
+            "'N>1e9' (default: split=test)."
+        ),
+    ] = None,
+    flops: Annotated[float | None, typer.Option(help="What a sweep may spend: its spec.")] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(help="With --flops: an isoflop spec, whose other keys the new one takes."),
+    ] = None,
+    prior: Annotated[
+        str | None,
+        typer.Option(help="With --flops: paper:140m, parameters (E=..,X=..) or records."),
+    ] = None,
+    noise: Annotated[
+        float | None, typer.Option(help="With --flops: of one run's log loss, like 0.002.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="With --flops: the spec file to write.")] = None,
+    largest: Annotated[
+        float | None, typer.Option(help="With --flops: FLOPs that no single run exceeds.")
+    ] = None,
+    memory: Annotated[
+        float | None, typer.Option(help="With --flops: GiB that no run exceeds.")
     ] = None,
     by: Annotated[
         str | None, typer.Option(help="With --pool: a column of groups, fitted each by itself.")
@@ -46,15 +68,28 @@ def design(
     """Choose runs that tell most for their cost.
 
     With --pool: rows of a table of candidates, in the order they should be run, counted from 0.
+    With --flops: a spec for `parcae run`, beside the grid of the spec that it follows.
 
     Examples:
+
+        parcae design --flops 5e19 --like sweeps/specs/paper-140m-isoflop.yaml --prior paper:140m --out my.yaml
 
         parcae design --pool runs.csv --law chinchilla --cost 6*N*D --share 0.1 --target "N>1e9"
 
         parcae design --pool runs.csv --law "E + A*N**-a + B*D**-b" --cost flops --share 0.1 --json
     """
-    if pool is None:
-        raise InputError("design: give --pool FILE.")
+    if (pool is None) == (flops is None):
+        raise InputError("design: give either --pool FILE or --flops TOTAL.")
+    if flops is not None:
+        given = (("--like", like), ("--prior", prior), ("--out", out))
+        if missing := [name for name, value in given if value is None]:
+            raise InputError(f"design --flops: {missing[0]} is missing; give it.")
+        assert like is not None, "checked above"
+        assert prior is not None, "checked above"
+        assert out is not None, "checked above"
+        _of_flops(flops, like, prior, noise, target or "gamma_mu", out, largest, memory, json)
+        return
+    assert pool is not None, "one of the two is given"
     for name, value in (("--law", law), ("--cost", cost), ("--share", share)):
         if not value:
             raise InputError(f"design --pool {pool}: {name} is missing; give it.")
@@ -81,3 +116,27 @@ def design(
     typer.echo(f"{len(found.rows)} runs for {spent}; target: {found.target}")
     for row, choice in zip(found.rows, found.choices, strict=True):
         typer.echo(f"row {row:>5}  cost {choice.cost:<10.4g} {choice.reason}")
+
+
+def _of_flops(flops, like: Path, prior: str, noise, target: str, out: Path, largest, memory, json):
+    """The spec file, and what it and the grid will tell."""
+    from analysis.design import priors
+    from analysis.design.optimum import parse_target
+    from sweeps.cli.sweep import load_plan
+    from sweeps.design.proposal import Limits, propose
+
+    parse_target(target)
+    if not flops > 0:
+        raise InputError(f"--flops is {flops:g}; FLOPs above 0 are needed, like 1e19.")
+    believed = priors.read(prior, noise)
+    limits = Limits(largest_flops=largest, memory_bytes=None if memory is None else memory * 2**30)
+    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in out.stem.lower())
+    found = propose(load_plan(like), believed, target, flops, limits, name)
+    command = f"parcae design --flops {flops:g} --like {like} --prior {prior} --target {target}"
+    found.write(out, command, like)
+    if json:
+        typer.echo(json_module.dumps(found.to_dict() | {"file": str(out)}, indent=1))
+        return
+    for line in found.lines():
+        typer.echo(line)
+    typer.echo(str(out))

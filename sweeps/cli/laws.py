@@ -146,7 +146,7 @@ def register(app: typer.Typer) -> None:
     from analysis.table import load
 
     load.register("sweep", load.Reader(claims=_is_sweep, read=_collected))
-    for verb in (columns, fit, predict, optimal, loops, judge, compare, plot, report):
+    for verb in (columns, fit, predict, optimal, loops, judge, compare, plot, curves, report):
         app.command(verb.__name__)(verb)
 
 
@@ -415,6 +415,66 @@ def plot(
         typer.echo(f"{name}: not drawn: {why}", err=True)
     for path in found.save(out, tuple(format or ("png",))):
         typer.echo(str(path))
+
+
+@fits
+def curves(
+    source: Source,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the figures; without it none is drawn.")
+    ] = None,
+    x: Annotated[str, typer.Option("--x", help="flops or tokens, of the figure's axis.")] = "flops",
+    format: Formats = None,
+    width: Width = None,
+    style: Style = None,
+    to: Annotated[float | None, typer.Option(help="FLOPs up to which the law is drawn.")] = None,
+    json: Json = False,
+    choices: Choices = None,
+) -> None:
+    """Learning curves: training loss, learning rate and stability over training, and the law of their envelope.
+
+    Of a sweep's folder, also while it runs, or of a table with a row per run and step. The envelope is the lowest
+    smoothed training loss of any run at each compute.
+
+    Examples:
+
+        parcae curves runs/demo --out figures
+
+        parcae curves history.csv --columns run=Name,D=tokens,N=params,loss=train/loss --json
+    """
+    from analysis import curves as learning
+    from analysis.errors import InputError
+    from analysis.figures import curves as curve_figures
+    from analysis.figures.drawing import Look, looking
+    from analysis.figures.gallery import Gallery
+    from analysis.laws import library
+
+    axes = {"flops": "train_flops", "tokens": "n_tokens"}
+    if x not in axes:
+        raise InputError(f"--x {x}: it must be flops or tokens.")
+    if _is_sweep(source):
+        from sweeps.history import curves_of
+        from sweeps.store import open_sweep
+
+        found = curves_of(open_sweep(source))
+    else:
+        found = learning.of_table(choices.table(source))
+    if axes[x] not in found.frame:
+        raise InputError(f"--x {x}: {found.source} has no {axes[x]}; map it with --columns.")
+    fitted = learning.fit_envelope(
+        found, choices.changes.of(library.get("frontier")), **choices.fitting
+    )
+    typer.echo(fitted.result.to_json() if json else fitted.result.report())
+    if out is not None:
+        with looking(Look(width=width, style=style)):
+            drawn = (
+                curve_figures.curves(found, axes[x]),
+                curve_figures.envelope(found, fitted, to=to),
+            )
+        for path in Gallery(drawn).save(out, tuple(format or ("png",))):
+            typer.echo(str(path), err=json)
+    if not fitted.result.valid:
+        raise typer.Exit(1)
 
 
 @fits

@@ -19,6 +19,7 @@ from sweeps.cli.columns import (
     print_table,
     span,
 )
+from sweeps.design.adaptive import decisions
 from sweeps.design.corpora import UNREAD
 from sweeps.design.estimate import duration, longest_first, makespan, rate_of
 from sweeps.design.plan import Plan, short
@@ -323,8 +324,12 @@ def status_data(store: Store) -> dict[str, Any]:
     order = (store.sweep or {}).get("trials", [])
     trials = []
     made = {"separate": 0.0, "own": 0.0}
+    lines = decisions(store.root)
+    chosen = {line.get("trial_id") for line in lines}
     for trial in store.stored_trials():
         state = store.state(trial)
+        if lines and trial.trial_id not in chosen and state.state == "planned":
+            continue  # a candidate of an adaptive sweep
         result = store.result(trial)
         shared = _shared_steps(trial, state, result)
         per_step = trial.train_flops("paper") / trial.n_steps
@@ -363,6 +368,7 @@ def status_data(store: Store) -> dict[str, Any]:
         "folder": store.where,
         "counts": dict(counts),
         "made_flops_paper": made,
+        "design": lines,
         "trials": trials,
         "damaged": damaged,
     }
@@ -373,6 +379,24 @@ def _shared_steps(trial: Trial, state: TrialState, result: TrainResult | None) -
     if result is not None:
         return result.shared_steps
     return min(trial.shared_steps, state.step)
+
+
+def _decision_words(line: dict[str, Any]) -> str:
+    """One decision of an adaptive sweep, and what was known when it was made."""
+    if "stop" in line:
+        words = f"the design ended: {line['stop']}"
+    else:
+        words = (
+            f"chosen {line['n']}: {line['trial_id']}, {short(line['budget_flops'])} FLOPs, mu_rec "
+            f"{line['mean_recurrence']}, seed {line['seed']}: {line['reason']}"
+        )
+    now = line["estimate"]
+    if now is None:
+        return words
+    return (
+        f"{words}; {now['target']} {now['value']:.4g} [{now['low']:.4g}, {now['high']:.4g}] by "
+        f"{now['n_runs']} runs of {short(now['flops'])} FLOPs"
+    )
 
 
 def print_status(data: dict[str, Any], *, every_trial: bool = False) -> None:
@@ -395,6 +419,8 @@ def print_status(data: dict[str, Any], *, every_trial: bool = False) -> None:
             console.print(f"    {line}")
     for trial_id, problem in data["damaged"].items():
         console.print(f"{trial_id}: damaged: {problem}")
+    for line in data["design"]:
+        console.print(_decision_words(line))
     console.print(", ".join(f"{n} {s}" for s, n in data["counts"].items()))
     made = data["made_flops_paper"]
     if made["own"] < made["separate"]:

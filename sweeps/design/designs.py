@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from parcae_core.errors import UserError
 from sweeps.design.spec import (
+    AdaptiveSpec,
     DataSection,
     DepthSection,
     GridSpec,
@@ -41,6 +42,7 @@ class Cell:
     depth: DepthSection | None = None  # None: the spec's
     model: dict[str, Any] = field(default_factory=dict)
     optim: dict[str, Any] = field(default_factory=dict)
+    seeds: tuple[int, ...] | None = None  # None: the spec's
     variant: str | None = None  # added to the preset's label
 
 
@@ -68,6 +70,12 @@ def cells(spec: SweepSpec, where: str) -> list[Cell]:
             return list(_stability(spec))
         case IsoDepthSpec():
             return list(_iso_depth(spec))
+        case AdaptiveSpec():
+            return [
+                Cell(mean_recurrence=mu, budget_flops=c)
+                for c in sorted(set(spec.budgets_flops))
+                for mu in sorted(set(spec.mean_recurrence))
+            ]
         case GridSpec():
             return _checked(spec, _grid(spec, where), where)
         case ListSpec():
@@ -86,6 +94,8 @@ def _n_trials(spec: SweepSpec) -> int:
             n_cells = len(spec.variants) * len(spec.learning_rates)
         case IsoDepthSpec():
             n_cells = len(spec.budgets_flops) * len(spec.widths) * len(spec.mean_recurrence)
+        case AdaptiveSpec():
+            n_cells = len(set(spec.budgets_flops)) * len(set(spec.mean_recurrence))
         case GridSpec():
             n_cells = math.prod(map(len, spec.axes.values()))
         case ListSpec():
@@ -152,6 +162,7 @@ def given_fields(variation: Variation) -> dict[str, Any]:
         "context",
         "data",
         "depth",
+        "seeds",
     )
     return {n: v for n in names if (v := getattr(variation, n)) is not None}
 
@@ -170,6 +181,8 @@ def _checked(spec: SweepSpec, variations: list[Variation], where: str) -> list[C
         if not problems and v.mean_recurrence is not None:
             cell = Cell(mean_recurrence=v.mean_recurrence)
             plain = given_fields(v) | {"model": given(v.model), "optim": given(v.optim)}
+            if v.seeds is not None:
+                plain["seeds"] = tuple(v.seeds)
             if v.depth is not None:  # its keys over the spec's
                 said = {k: getattr(v.depth, k) for k in v.depth.model_fields_set}
                 plain["depth"] = DepthSection(**(spec.depth.model_dump() | said))

@@ -52,7 +52,7 @@ def plan(spec: SweepSpec, data: Corpora | DataConfig, where: str = "plan") -> Pl
     trials: dict[str, Trial] = {}
     problems: list[str] = []
     for cell in cells(spec, where):
-        for seed in spec.seeds:
+        for seed in cell.seeds or spec.seeds:
             try:
                 trial = _trial(spec, cell, seed, *_read(spec, cell, data))
             except ValueError as error:  # UserError too

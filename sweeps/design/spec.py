@@ -235,6 +235,9 @@ class Variation(Section):
     budget_flops: Positive | None = Field(None, description="FLOPs above 0, such as 1e18")
     n_tokens: Count | None = Field(None, description=_TOKENS)
     batch_sequences: Count | None = Field(None, description="a number of sequences >= 1")
+    seeds: Annotated[list[Seed], Field(min_length=1)] | None = Field(
+        None, description="a list of whole numbers >= 0 (default: the spec's)"
+    )
     model: ModelOverrides = Field(ModelOverrides(), description="model keys to override")
     optim: OptimOverrides = Field(OptimOverrides(), description="optimiser keys to override")
 
@@ -344,6 +347,9 @@ class _Common(Section):
             del data["trunks"]
         if data["scheduler"] == "fifo":
             del data["scheduler"]
+        for variation in (data.get("base"), *(data.get("trials") or ())):
+            if variation and variation["seeds"] is None:
+                del variation["seeds"]
         text = json.dumps(data, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -480,6 +486,52 @@ class IsoDepthSpec(_Common):
         return self
 
 
+class AdaptiveSpec(_Common):
+    """Budgets x mean_recurrence are candidates; the next runs follow from the finished ones.
+
+    Each of `seeds` is one replica that a setting may have. See analysis/design/adaptive.py.
+    """
+
+    design: Literal["adaptive"] = Field(description="adaptive")
+    budgets_flops: Budgets = Field(description=_BUDGETS)
+    mean_recurrence: Loops = Field(description="a list of whole numbers of loops, each >= 2")
+    total_flops: Positive = Field(description="FLOPs above 0 that the sweep may spend, like 1e19")
+    target: str = Field(
+        "gamma_mu", description="gamma_mu, gamma_D, mu@C or loss@C, C in FLOPs like mu@1e20"
+    )
+    half_width: Positive | None = Field(
+        None,
+        description="a number above 0: half the 95 % interval at which the sweep stops",
+    )
+    prior: str = Field(
+        min_length=1,
+        description="paper:140m, paper:370m, parameters like E=2.7,X=5e5,x=0.8,Y=2e4,y=0.5, or records",
+    )
+    noise: Annotated[Number, Field(gt=0, lt=1)] | None = Field(
+        None, description="the standard deviation of one run's log loss, like 0.002"
+    )
+
+    @model_validator(mode="after")
+    def _can_plan(self) -> AdaptiveSpec:
+        from analysis.design.optimum import parse_target  # it loads the laws
+
+        parse_target(self.target)
+        if self.trunks or self.scheduler != "fifo":
+            raise ValueError("an adaptive sweep has no trunks and no scheduler; leave them out.")
+        if min(self.mean_recurrence) < 2:
+            raise ValueError("mean_recurrence: 1 is no looped model; give values of 2 or more.")
+        if len(set(self.budgets_flops)) < 2 or len(set(self.mean_recurrence)) < 3:
+            raise ValueError(
+                "an adaptive sweep needs at least 2 budgets_flops and 3 values of mean_recurrence."
+            )
+        cheapest = min(self.budgets_flops)
+        if self.total_flops < cheapest:
+            raise ValueError(
+                f"total_flops: {self.total_flops:g} buys nothing: the cheapest run costs {cheapest:g}."
+            )
+        return self
+
+
 class GridSpec(_Common):
     """The Cartesian product of named axes over one base."""
 
@@ -505,12 +557,15 @@ class ListSpec(_Common):
     )
 
 
-SweepSpec = IsoflopSpec | TestTimeSpec | StabilitySpec | IsoDepthSpec | GridSpec | ListSpec
+SweepSpec = (
+    IsoflopSpec | TestTimeSpec | StabilitySpec | IsoDepthSpec | AdaptiveSpec | GridSpec | ListSpec
+)
 DESIGNS: dict[str, type[SweepSpec]] = {
     "isoflop": IsoflopSpec,
     "test_time": TestTimeSpec,
     "stability": StabilitySpec,
     "iso_depth": IsoDepthSpec,
+    "adaptive": AdaptiveSpec,
     "grid": GridSpec,
     "list": ListSpec,
 }

@@ -7,7 +7,7 @@ left, so a killed driver, a new spec and a second start are all the same case.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -17,10 +17,12 @@ from typing import Any, NamedTuple
 from parcae_core.errors import UserError
 from parcae_core.trial import Resources, Trial
 from sweeps.branches import Waiting, hand_over_ended
+from sweeps.design.adaptive import chosen, is_adaptive
 from sweeps.design.estimate import longest_first
 from sweeps.design.plan import Plan
 from sweeps.design.trunks import branches_of
 from sweeps.reports import FINISHED, State
+from sweeps.runner.adaptive import Choosing
 from sweeps.runner.cluster.connect import must_send_aws_keys, ray_cluster
 from sweeps.runner.cluster.placement import gpus_here, require_local, require_placeable
 from sweeps.runner.losses import LOST_WORKERS_ALLOWED
@@ -109,8 +111,9 @@ def run(
         if left:
             data_dirs = prepare_data(plan, store, left)
             job = make_job(plan, store, data_dirs, options)
+            waits = partial(Choosing, plan=plan) if is_adaptive(plan) else Waiting
             if options.ray:
-                stopped = schedule(job, longest_first(left), options, store)
+                stopped = schedule(job, longest_first(left), options, store, waits)
             else:
                 from sweeps.runner.pool import run_pool
 
@@ -120,9 +123,11 @@ def run(
                     store,
                     cpus=options.cpus,
                     lost_workers=options.lost_workers,
+                    waits=waits,
                 )
             store.refresh()
-        states = {t.trial_id: store.state(t).state for t in plan.trials}
+        wanted = chosen(store.root, plan) if is_adaptive(plan) else plan.trials
+        states = {t.trial_id: store.state(t).state for t in wanted}
         if not stopped:  # who stops a sweep does not wait for its figures
             for problem in mirror_sweep(
                 store,
@@ -191,8 +196,18 @@ def make_job(plan: Plan, store: Store, data_dirs: dict[str, str], options: Optio
     )
 
 
-def schedule(job: Job, trials: list[Trial], options: Options, store: Store | None = None) -> bool:
-    """Run the trials in the given order on a cluster; True if a signal ended it."""
+def schedule(
+    job: Job,
+    trials: list[Trial],
+    options: Options,
+    store: Store | None = None,
+    waits: Callable[..., Waiting] = Waiting,
+) -> bool:
+    """Run the trials in the given order on a cluster; True if a signal ended it.
+
+    Args:
+        waits: what holds them until they start; see `sweeps.runner.adaptive`.
+    """
     store = store or job.store
     private = options.address is None
     send_aws_keys = not private and must_send_aws_keys(store.storage.place)
@@ -211,7 +226,7 @@ def schedule(job: Job, trials: list[Trial], options: Options, store: Store | Non
                 stop_on_signals(request_stop) as stopped,
                 watched_cluster(request_stop, gcs_patience_s=0 if private else GCS_PATIENCE_S),
             ):
-                _fit(job, trials, bundles, options, store, str(tempdir.path), stopped)
+                _fit(job, trials, bundles, options, store, waits, str(tempdir.path), stopped)
         except ClusterLost as lost:
             say(f"{lost}; checkpoints are kept")
             wait_until(lambda: not _any_running(store, trials), WORKERS_END_S)
@@ -228,6 +243,7 @@ def _fit(
     bundles: dict[Resources, list[dict[str, float]]],
     options: Options,
     store: Store,
+    waits: Callable[..., Waiting],
     tempdir: str,
     stopped: list[int],
 ) -> None:
@@ -240,7 +256,9 @@ def _fit(
     by_id = {t.trial_id: t for t in trials}
     reuse = options.address is None if options.reuse_workers is None else options.reuse_workers
     with Progress(store, trials, lost_workers=options.lost_workers) as progress:
-        in_order = _in_order(Waiting(store, trials, progress.say))
+        if waits is not Waiting:
+            waits = partial(waits, slots=_slots(trials))
+        in_order = _in_order(waits(store, trials, progress.say))
         tune.Tuner(
             tune.with_resources(
                 run_trial if reuse else _named(),
@@ -279,11 +297,23 @@ def _in_order(waiting: Waiting) -> _Given:
     from sweeps.runner.progress import InOrder
 
     trials = waiting.trials
-    if not any(t.parent for t in trials):
+    if not any(t.parent for t in trials) and not isinstance(waiting, Choosing):
         return _Given({"trial_id": tune.grid_search([t.trial_id for t in trials])}, 1, None)
     n = len(trials)
     # without a limit of its own, Tune lets one trial at a time wait for its place
     return _Given({}, n, ConcurrencyLimiter(InOrder(waiting), max_concurrent=min(n, MOST_AT_ONCE)))
+
+
+def _slots(trials: Sequence[Trial]) -> int:
+    """Trials that the cluster as it is now runs side by side."""
+    import ray
+
+    there = ray.cluster_resources()
+    wanted = {
+        "CPU": max(t.resources.cpus for t in trials),
+        "GPU": max(t.resources.gpus for t in trials),
+    }
+    return int(min(there.get(k, 0.0) // n for k, n in wanted.items() if n))
 
 
 class _Given(NamedTuple):

@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection, wait
@@ -59,6 +59,12 @@ class _Machine:
         self._add(-wanted.cpus, free, -each)
         return tuple(free)
 
+    def slots(self, trials: Sequence[Trial]) -> int:
+        """Trials that run here side by side, by the largest request."""
+        slots = int(self.cpus // max(t.resources.cpus for t in trials))
+        most = max(t.resources.gpus for t in trials)
+        return min(slots, int(len(self.gpus) // most)) if most else slots
+
     def give_back(self, trial: Trial, gpus: tuple[int, ...]) -> None:
         self._add(trial.resources.cpus, gpus, min(trial.resources.gpus, 1.0))
 
@@ -75,6 +81,7 @@ def run_pool(
     *,
     cpus: int | None = None,
     lost_workers: int = LOST_WORKERS_ALLOWED,
+    waits: Callable[..., Waiting] = Waiting,
 ) -> bool:
     """Run the trials in the given order, as many at a time as the machine holds.
 
@@ -84,12 +91,18 @@ def run_pool(
     Args:
         cpus: cores to use; None: all that this process may use.
         lost_workers: losses without progress that a trial may have.
+        waits: what holds the trials until they start; see `sweeps.runner.adaptive`.
 
     Returns:
         Whether a signal ended it.
     """
     display = Display(store, trials)
-    pool = _Pool(job, trials, cpus, Losses(store, trials, lost_workers), display)
+    machine = _Machine(cpus or usable_cpus(), _gpus(trials))
+    if waits is not Waiting:
+        waits = partial(waits, slots=machine.slots(trials))
+    # an adaptive sweep chooses its own order
+    waiting = waits(store, sorted(trials, key=lambda t: t.seed), display.say)
+    pool = _Pool(job, waiting, machine, Losses(store, trials, lost_workers), display)
     try:
         with (
             display,
@@ -108,15 +121,14 @@ class _Pool:
     def __init__(
         self,
         job: Job,
-        trials: Sequence[Trial],
-        cpus: int | None,
+        waiting: Waiting,
+        machine: _Machine,
         losses: Losses,
         display: Display,
     ) -> None:
         self.job, self.losses, self.display = job, losses, display
-        self.waiting = Waiting(display.store, sorted(trials, key=lambda t: t.seed), display.say)
+        self.waiting, self.machine = waiting, machine
         self.workers: list[_Worker] = []
-        self.machine = _Machine(cpus or usable_cpus(), _gpus(trials))
 
     def run(self, stopped: Sequence[int]) -> None:
         while (self.waiting and not stopped) or self._busy():

@@ -52,9 +52,10 @@ class Scores:
             harness=newer.harness,
         )
 
-    def columns(self, n_loops: int) -> dict[str, float]:
-        """column of the records -> value, at a number of loops."""
-        return {s.column: s.value for s in self.by_loops.get(str(n_loops), ())}
+    def columns(self, n_loops: int) -> dict[str, float | None]:
+        """column of the records -> value at a number of loops; every column, None where not scored."""
+        every = dict.fromkeys(s.column for rows in self.by_loops.values() for s in rows)
+        return every | {s.column: s.value for s in self.by_loops.get(str(n_loops), ())}
 
     def write(self, folder: Path) -> None:
         """Replace the file."""

@@ -66,12 +66,13 @@ CASES = [
     (relu_squared._relu_squared_bwd_kernel, {"BN": 2048, "KEPT_Y": True}),
     (relu_squared._relu_squared_bwd_kernel, {"BN": 2048, "KEPT_Y": False}),
     *(
+        # strides of 1 are compiled as such, as when the kernel is launched
         (
             relu_squared_mlp._product_epilogue_kernel,
-            relu_squared_mlp._TILES | {"BACK": b, "EVEN": e},
+            relu_squared_mlp._TILES | {"BACK": back, "EVEN": even, "B_N" if back else "B_K": 1},
         )
-        for b in (False, True)
-        for e in (False, True)
+        for back in (False, True)
+        for even in (False, True)
     ),
     (lookup._lookup_bwd_kernel, {"CHUNK": 32, "BW": 256}),
     (lookup._lookup_join_kernel, {"CHUNK": 32, "BW": 256}),
@@ -94,15 +95,25 @@ def type_of(name: str) -> str:
 def main() -> None:
     for kernel, constants in CASES:
         names = kernel.arg_names
+        types = {n: "constexpr" if n in constants else type_of(n) for n in names}
+        # torch's tensors begin at multiples of 16 bytes, and so do whole tiles
+        aligned = [
+            n for n in names if types[n][0] == "*" or (constants.get("EVEN") and types[n] == "i32")
+        ]
         source = ASTSource(
             fn=kernel,
-            signature={n: "constexpr" if n in constants else type_of(n) for n in names},
+            signature=types,
             constexprs={(names.index(n),): value for n, value in constants.items()},
+            attrs={(names.index(n),): [["tt.divisibility", 16]] for n in aligned},
         )
         options = dict(LAUNCH)
         if kernel is relu_squared_mlp._product_epilogue_kernel:
             options |= relu_squared_mlp._COMPILED
-        assert "cubin" in triton_compile(source, target=TARGET, options=options).asm
+        made = triton_compile(source, target=TARGET, options=options)
+        assert "cubin" in made.asm
+        if constants.get("EVEN"):  # the product runs on tensor cores, and copies while it does
+            assert "wgmma" in made.asm["ptx"]
+            assert "cp.async" in made.asm["ptx"]
         print(kernel.__name__, constants)
 
 

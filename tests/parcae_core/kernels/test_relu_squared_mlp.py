@@ -6,8 +6,8 @@ import torch
 from parcae_core.kernels.relu_squared_mlp import relu_squared_mlp, relu_squared_mlp_ref
 from tests.support.kernel_accuracy import check, normal, run
 
-# rows, D, F: tiles of 128 x 128 and steps of 64, over and under their edges
-SHAPES = [(1, 1, 1), (63, 30, 100), (300, 64, 130), (129, 128, 256)]
+# rows, D, F: tiles of 128 x 256 and steps of 64, over and under their edges
+SHAPES = [(1, 1, 1), (63, 30, 100), (300, 64, 130), (129, 128, 260)]
 # not float16: see the file
 DTYPES = [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
 

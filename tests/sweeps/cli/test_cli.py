@@ -195,7 +195,8 @@ def test_every_verb_teaches_by_example(monkeypatch, capsys):
         assert verb in shown
     sweep = ("plan", "run", "submit", "status", "logs", "stop", "retry", "collect", "sync", "demo")
     laws = ("fit", "predict", "optimal", "loops", "judge", "plot", "report")
-    for verb in (*sweep, *laws, "init", "spec"):
+    trained = ("eval", "sample", "export", "score")
+    for verb in (*sweep, *laws, *trained, "init", "spec"):
         code, text, _ = in_process(monkeypatch, capsys, verb, "--help")
         assert code == 0
         assert f"parcae {verb}" in text

@@ -1,6 +1,7 @@
 """scores.json, and how it becomes columns of the records."""
 
 import json
+import math
 
 import pandas as pd
 import pytest
@@ -9,10 +10,13 @@ from analysis import comparison
 from analysis.errors import InputError
 from analysis.table import load, records
 from parcae_core.errors import UserError
-from sweeps.records import evaluated
+from parcae_core.trial import planned_to_dict
+from sweeps.records import records_of
 from sweeps.scoring.scores import Score, Scores
+from sweeps.storage.files import sealed, write_json
 from sweeps.store import Store
-from tests.support.training import tiny_trial
+from tests.support.tiny import tiny_plan
+from tests.sweeps.test_store import good_result
 
 
 def scores(value=0.5, loops=("1", "3"), step=12, task="copy"):
@@ -28,8 +32,9 @@ def test_the_file_comes_back_and_newer_scores_replace_those_of_the_same_task(tmp
     )
     assert both.columns(1) == {"score_copy_acc": 0.5, "score_my_task_2shot_acc": 0.5}
     assert both.columns(3)["score_copy_acc"] == 0.75
-    assert both.columns(6) == {"score_copy_acc": 0.75}
-    assert both.columns(2) == {}
+    other = "score_my_task_2shot_acc"
+    assert both.columns(6) == {"score_copy_acc": 0.75, other: None}
+    assert both.columns(2) == {"score_copy_acc": None, other: None}
     later = scores(step=20)
     assert scores().merged(later) == later  # another checkpoint is another model
     assert Scores.read(tmp_path / "elsewhere") is None
@@ -46,11 +51,17 @@ def test_a_damaged_file_is_one_sentence_that_says_what_to_do(tmp_path):
         Scores.read(tmp_path)
 
 
-def test_an_evaluated_number_of_loops_has_its_scores(tmp_path):
-    store, trial = Store(tmp_path, "sweep"), tiny_trial()
-    store.folder(trial.trial_id).mkdir(parents=True)
-    scores().write(store.folder(trial.trial_id))
-    assert "score_copy_acc" not in evaluated(store, trial)[0]  # nothing was evaluated
+def test_each_evaluation_of_a_trial_has_the_scores_at_its_loops(tmp_path):
+    store = Store(tmp_path, "tiny")
+    trial = tiny_plan().trials[-1]  # of two loops, evaluated at 1, 2 and 3
+    files = store.files(trial.trial_id)
+    files.folder.mkdir(parents=True)
+    write_json(files.trial, sealed(planned_to_dict(trial)))
+    write_json(files.result, good_result(trial))
+    scores().write(files.folder)
+    table = records_of(store)
+    assert table.n_loops.tolist() == [1, 2, 3]
+    assert table.score_copy_acc.tolist() == pytest.approx([0.5, math.nan, 0.5], nan_ok=True)
 
 
 def test_records_keep_scores_and_compare_uses_them(tmp_path):

@@ -1,0 +1,148 @@
+"""Learning curves of runs, and their lower envelope: the least loss that any run reached with a compute.
+
+The envelope is Chinchilla's first approach (arXiv:2203.15556, section 3.1): at each compute the run with the lowest
+smoothed training loss. `frontier` fitted to it is a law of training loss in compute, from curves that were not
+cooled down at that compute: an upper bound of what runs planned for it reach.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from analysis.errors import InputError
+from analysis.fitting.fit import Fit, fit_table
+from analysis.laws import library
+from analysis.table import units
+from analysis.table.table import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from analysis.laws.law import Law
+
+SMOOTH = 0.02  # of a run's points, the width of the running mean
+MIN_POINTS = 5  # of a run: fewer are no curve
+SHARE = 0.1  # of a run that is left out at its start, where the learning rate warms up
+# column: what an axis calls it; those that a source has are drawn
+SHOWN = {
+    "loss": "training loss (nats per token)",
+    "lr": "learning rate",
+    "spectral_radius": "spectral radius",
+    "state_norm": "state norm",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """Rows of runs over training: run, n_tokens, train_flops, loss, and of `SHOWN` what was logged."""
+
+    frame: pd.DataFrame
+    source: str
+    measured: pd.DataFrame | None = (
+        None  # run, n_tokens, train_flops, val_loss: where it was evaluated
+    )
+
+    @property
+    def runs(self) -> list[tuple[str, pd.DataFrame]]:
+        """Each run's rows by compute, runs with the most compute last."""
+        groups = [
+            (str(run), rows.sort_values("train_flops")) for run, rows in self.frame.groupby("run")
+        ]
+        return sorted(groups, key=lambda g: float(g[1].train_flops.iloc[-1]))
+
+
+def of_table(table: Table) -> Curves:
+    """The curves in a table with several rows per run; C = 6 N D where it gives no FLOPs.
+
+    Raises:
+        InputError: without runs, tokens or FLOPs, or when no run has enough rows.
+    """
+    frame = table.frame
+    if "trial_id" not in frame or "val_loss" not in frame:
+        raise InputError(
+            f"{table.source}: curves need a row per run and step; map the run and the loss with "
+            "--columns run=COLUMN,loss=COLUMN,D=COLUMN."
+        )
+    out = frame.assign(run=frame.trial_id, loss=units.numeric(frame.val_loss))
+    numbers = {
+        n: units.numeric(frame[n]) for n in ("n_params", "n_tokens", "train_flops") if n in frame
+    }
+    if "train_flops" not in numbers and {"n_params", "n_tokens"} <= set(numbers):
+        numbers["train_flops"] = 6 * numbers["n_params"] * numbers["n_tokens"]
+        table = table.noting("no FLOPs given: C taken as 6 N D")
+    if "train_flops" not in numbers:
+        raise InputError(
+            f"{table.source}: curves need compute; map FLOPs with C=COLUMN, or parameters and tokens."
+        )
+    out = out.assign(**numbers).dropna(subset=["loss", "train_flops"])
+    long = out.groupby("run").loss.transform("size") >= MIN_POINTS
+    if not long.any():
+        raise InputError(f"{table.source}: no run has {MIN_POINTS} rows, so there are no curves.")
+    return Curves(out[long].reset_index(drop=True), table.source)
+
+
+def smoothed(rows: pd.DataFrame) -> pd.DataFrame:
+    """A run's rows without its start, its loss a running mean."""
+    return averaged(rows.iloc[int(SHARE * len(rows)) :])
+
+
+def averaged(rows: pd.DataFrame) -> pd.DataFrame:
+    """The loss as a running mean over `SMOOTH` of the rows."""
+    width = max(1, round(SMOOTH * len(rows)))
+    return rows.assign(loss=rows.loss.rolling(width, center=True, min_periods=1).mean())
+
+
+def envelope(curves: Curves, n: int = 60) -> Table:
+    """The lowest smoothed loss at each of n computes, and the run that had it.
+
+    Raises:
+        InputError: when the curves have no compute in common.
+    """
+    import pandas as pd
+
+    runs = [(name, smoothed(rows)) for name, rows in curves.runs]
+    low = min(float(r.train_flops.min()) for _, r in runs)
+    high = max(float(r.train_flops.max()) for _, r in runs)
+    if not 0 < low < high:
+        raise InputError(
+            f"{curves.source}: every row has the same compute, so there is no envelope."
+        )
+    grid = np.geomspace(low, high, n)
+    losses = np.array(
+        [
+            np.interp(np.log(grid), np.log(r.train_flops), r.loss, left=np.inf, right=np.inf)
+            for _, r in runs
+        ]
+    )
+    best = losses.argmin(axis=0)
+    least = losses.min(axis=0)
+    falling = np.isfinite(least) & (least < np.minimum.accumulate(np.r_[np.inf, least[:-1]]))
+    frame = pd.DataFrame(
+        {
+            "train_flops": grid[falling],
+            "val_loss": least[falling],
+            "trial_id": [runs[i][0] for i in best[falling]],
+        }
+    )
+    return Table(
+        frame=frame,
+        source=curves.source,
+        kind="points",
+        origin="lower envelope of the training curves",
+        notes=(
+            f"the lower envelope of {len(runs)} runs' smoothed training losses at {n} computes: of runs not "
+            "cooled down there, so an upper bound of what a run planned for that compute reaches",
+        ),
+    )
+
+
+def fit_envelope(curves: Curves, law: Law | None = None, **options) -> Fit:
+    """L_inf + A C^-a through the envelope.
+
+    Raises:
+        InputError: too few points on the envelope.
+    """
+    return fit_table(envelope(curves), law or library.get("frontier"), **options)

@@ -1,0 +1,367 @@
+"""The next runs of a sweep: the rest of its FLOPs laid out so that one quantity of the law is known best.
+
+`Planner.next` is a function of what has ended, what is under way and a seed, and of nothing else: a sweep that
+was killed asks again and gets the same answer.
+
+1. Bracket: at the cheapest budgets three values of mu about the optimum that the prior expects.
+2. Fit the training law from several starts; optima that fit about equally well are basins with weights.
+3. Edge: where the lowest loss of a budget lies at an end of what was tried there, and the law says so too,
+   the next value beyond that end.
+4. Lay out what is left: spend s_i on setting i, minimise the target's variance over the basins,
+       sum_k w_k g_k' (M_k + sum_i s_i / c_i j_ki j_ki' / v)^-1 g_k,    sum_i s_i = what is left,
+   by multiplicative steps (Titterington 1976; c-optimality with costs), and take the cheapest settings first:
+   what they say may change where the dear ones belong. A setting that was run before is a replica.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.special import stdtrit
+
+from analysis.design.descent import descend, parts
+from analysis.design.forecast import slopes_of, theta_of
+from analysis.design.optimum import LAW, Size, draws_of, log_optimum, quantities
+from analysis.design.priors import Prior
+from analysis.fitting import objective
+from analysis.fitting.dataset import Dataset
+from analysis.fitting.intervals import by_name
+from analysis.fitting.options import FitOptions
+
+_BRACKETED = 3  # cheapest budgets that are bracketed
+_APART = 2.5  # of the bracket's values about the optimum, and of their ends
+_STARTS, _KEPT = 10, 4
+_PRIOR_DOF = 4.0  # residuals that the stated noise counts as
+_ROUNDS = 120
+_JUDGED = 3  # runs for each parameter before an interval may end a sweep
+_REFITS = 200
+_WIDE = 3.0  # standard deviation of a logarithm that is not known at all
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Grid:
+    """Settings that a sweep may run, sorted by cost."""
+
+    size: Size
+    budget_flops: np.ndarray  # (n,)
+    mean_recurrence: np.ndarray  # (n,)
+    columns: dict[str, np.ndarray]  # of the training law, (n,) each
+
+    @classmethod
+    def of(cls, size: Size, budgets, depths) -> Grid:
+        """Every budget with every depth."""
+        budgets, depths = np.unique(budgets).astype(float), np.unique(depths).astype(float)
+        budget, mu = np.repeat(budgets, len(depths)), np.tile(depths, len(budgets))
+        return cls(
+            size=size,
+            budget_flops=budget,
+            mean_recurrence=mu,
+            columns=size.columns(mu, budget),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One run to make: a row of the grid, its replica's number, and why."""
+
+    row: int
+    replica: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """The target by the runs so far."""
+
+    value: float
+    half: float  # of the 95 % interval
+    n_runs: int
+    flops: float
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return self.value - self.half, self.value + self.half
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Planner:
+    """How the next runs are chosen; see the module."""
+
+    grid: Grid
+    prior: Prior
+    target: str  # gamma_mu, gamma_D, mu@C or loss@C
+    total_flops: float
+    budgets: np.ndarray  # over which an exponent is taken
+    half: float | None = None  # of the interval at which it stops; of a logarithm for mu@C, loss@C
+    most: int = 99  # runs of one setting
+    seed: int = 0
+    _bracket: list[int] = field(init=False)
+    _known: dict = field(init=False, default_factory=dict)  # the basins of this call
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_bracket", self._bracketing())
+
+    # -- what is asked
+
+    def next(
+        self,
+        done: list[tuple[int, float]],
+        running: list[int],
+        n: int,
+        lost: Sequence[int] = (),
+    ) -> tuple[list[Decision], str]:
+        """Up to n runs to start now, and in words why there are no more, or "".
+
+        Args:
+            done: (row, loss) of runs that ended, replicas included.
+            running: rows under way.
+            lost: rows of runs without a loss (diverged, failed): paid for, and not tried again.
+        """
+        done, running = sorted(done), sorted(running)
+        out: list[Decision] = []
+        self._known.clear()
+        for _ in range(n):
+            pending = [*running, *(d.row for d in out)]
+            taken = [*(r for r, _ in done), *pending]
+            spent = self.grid.budget_flops[[*taken, *lost]].sum()
+            row, reason = self._one(done, pending, self.total_flops - spent, lost)
+            if row is None:
+                return out, reason
+            out.append(Decision(row, Counter(taken)[row], reason))
+        return out, ""
+
+    def estimate(self, done: list[tuple[int, float]]) -> Estimate | None:
+        """The target with its interval, or None while the runs do not determine the law.
+
+        The wider of two: of the linearised law, and of refits of data drawn from the fitted law.
+        """
+        if len(done) <= len(LAW.params) + 1:
+            return None
+        rows, losses = _split(sorted(done))
+        thetas, _, noise, whole = self._basins(rows, losses)
+        value, half = self._linear(rows, thetas[0], noise, whole)
+        if half == 0:  # no optimum within any budget by this fit: the target feels no parameter
+            return None
+        half = max(half, self._refitted(rows, thetas[0], noise, whole))
+        return Estimate(value, half, len(rows), float(self.grid.budget_flops[rows].sum()))
+
+    def _reached(self, done) -> bool:
+        """Whether the interval is as narrow as wanted, by runs that can say so."""
+        if self.half is None or len(done) < _JUDGED * len(LAW.params):
+            return False
+        rows, losses = _split(done)
+        thetas, weights, noise, whole = self._basins(rows, losses)
+        half = self._linear(rows, thetas[0], noise, whole)[1]
+        if len(weights) > 1 or not 0 < half <= self.half:
+            return False
+        return self._refitted(rows, thetas[0], noise, whole) <= self.half
+
+    def _linear(self, rows, theta, noise: float, whole) -> tuple[float, float]:
+        values = whole.natural(theta)
+        (wanted,) = quantities((self.target,), values, self.grid.size, self.budgets)
+        slopes = slopes_of(values, {k: v[rows] for k, v in self.grid.columns.items()})
+        variance = _variance(_information(slopes, noise, values), wanted.slopes * _scales(values))
+        return wanted.value, float(self._t(rows) * np.sqrt(variance))
+
+    def _refitted(self, rows, theta, noise: float, whole) -> float:
+        """Half the range of the target over refits of data drawn from the law at theta."""
+        rng = np.random.default_rng([self.seed, len(rows), 1])
+        logs = parts(whole, theta[None])[0] + noise * rng.standard_normal((_REFITS, len(rows)))
+        found, _ = descend(whole, np.tile(theta, (_REFITS, 1)), logs=logs)
+        draws = draws_of((self.target,), by_name(whole, found), self.grid.size, self.budgets)
+        low, high = np.percentile(draws, [2.5, 97.5])
+        return float(0.5 * (high - low) * self._t(rows) / 1.959964)
+
+    def _t(self, rows) -> float:
+        return float(stdtrit(len(rows) - len(LAW.params) + _PRIOR_DOF, 0.975))
+
+    def at_once(self) -> Counter[int]:
+        """The whole sweep by the prior alone: how often each row is run."""
+        costs, left = self.grid.budget_flops, self.total_flops
+        out: Counter[int] = Counter()
+        for row in self._bracket:
+            if costs[row] <= left:
+                out[row] += 1
+                left -= costs[row]
+        while (affordable := costs <= left * (1 + 1e-9)).any():
+            affordable[[r for r, k in out.items() if k >= self.most]] = False
+            if not affordable.any():
+                break
+            there = list(out.elements())
+            spend, _, _ = self._layout(
+                [self.prior.values], np.ones(1), self.prior.noise, there, left, affordable
+            )
+            # the dearest first: what it leaves, cheaper runs fill
+            counts = np.floor(spend / costs)
+            likely = (
+                np.flatnonzero(counts) if counts.any() else np.array([np.argmax(spend / costs)])
+            )
+            row = int(likely[np.argmax(costs[likely])])
+            out[row] += 1
+            left -= costs[row]
+        return out
+
+    # -- how
+
+    def _one(self, done, pending: list[int], left: float, lost) -> tuple[int | None, str]:
+        taken = Counter([*(r for r, _ in done), *pending])
+        affordable = self.grid.budget_flops <= left * (1 + 1e-9)
+        affordable[[*lost, *(r for r, k in taken.items() if k >= self.most)]] = False
+        for row in self._bracket:
+            if row not in taken and affordable[row]:
+                return row, "bracket"
+        if not affordable.any():
+            return None, "the FLOPs are spent"
+        if len(done) <= len(LAW.params) + 1:
+            return None, "waiting for the bracket" if pending else "too few runs have ended"
+        rows, losses = _split(done)
+        if "basins" not in self._known:
+            self._known["basins"] = self._basins(rows, losses)
+            self._known["reached"] = self._reached(done)
+        if self._known["reached"]:
+            return None, "the interval is reached"
+        thetas, weights, noise, whole = self._known["basins"]
+        basins = [whole.natural(t) for t in thetas]
+        if (row := self._edge(basins[0], rows, losses, pending, affordable)) is not None:
+            return row, "edge"
+        spend, within, between = self._layout(
+            basins, weights, noise, [*rows, *pending], left, affordable
+        )
+        counts = spend / self.grid.budget_flops
+        if not counts.max() > 0:  # nothing that can be run bears on the target by this fit
+            repeats = np.array([taken[r] for r in range(len(counts))])
+            order = np.lexsort((self.grid.budget_flops, repeats, ~affordable))
+            return int(order[0]), "the law is not determined"
+        likely = np.flatnonzero(counts >= min(0.5, 0.999 * counts.max()))
+        row = int(likely[np.lexsort((-counts[likely], self.grid.budget_flops[likely]))[0]])
+        if row in taken:
+            return row, "replica"
+        return row, "basins disagree" if between > within else "spread"
+
+    def _bracketing(self) -> list[int]:
+        budgets = np.unique(self.grid.budget_flops)[:_BRACKETED]
+        u, _ = log_optimum(self.prior.values, self.grid.size, budgets)
+        out: list[int] = []
+        for budget, best in zip(budgets, np.exp(u), strict=True):
+            here = np.flatnonzero(self.grid.budget_flops == budget)
+            depths = np.log(self.grid.mean_recurrence[here])
+            middle = np.clip(np.log(best), depths[0] + np.log(_APART), depths[-1] - np.log(_APART))
+            for shift in (-1, 0, 1):
+                nearest = here[np.abs(depths - middle - shift * np.log(_APART)).argmin()]
+                if nearest not in out:
+                    out.append(int(nearest))
+        return out
+
+    def _basins(self, rows: np.ndarray, losses: np.ndarray):
+        """Optima (K, P), weights (K,), noise, and the objective whose coordinates they have."""
+        columns = {k: v[rows] for k, v in self.grid.columns.items()}
+        whole = objective.build(LAW, Dataset.of(columns, losses), FitOptions(loss="log-lsq"))
+        rng = np.random.default_rng([self.seed, len(rows)])
+        first = theta_of(whole, self.prior.values)
+        # about the prior, a factor in every parameter
+        starts = first * np.exp(0.4 * rng.standard_normal((_STARTS, len(first))))
+        thetas, costs = descend(whole, np.concatenate([first[None], starts]), rounds=200)
+        order = np.argsort(costs, kind="stable")
+        thetas, costs = thetas[order], costs[order]
+        dof = max(len(rows) - len(first), 0)
+        square = (2 * costs[0] + _PRIOR_DOF * self.prior.noise**2) / (dof + _PRIOR_DOF)
+        kept = [0]
+        for i in range(1, len(thetas)):
+            near = np.abs(thetas[kept] - thetas[i]).max(axis=1).min() < 0.02
+            if len(kept) < _KEPT and costs[i] < costs[0] + 4 * square and not near:
+                kept.append(i)
+        weights = np.exp(-(costs[kept] - costs[0]) / square)
+        return thetas[kept], weights / weights.sum(), float(np.sqrt(square)), whole
+
+    def _edge(self, values, rows, losses, pending, affordable) -> int | None:
+        """A setting beyond the end of a budget's values, where measurement and law put the optimum."""
+        for budget in np.unique(self.grid.budget_flops[rows])[:_BRACKETED]:
+            here = self.grid.budget_flops[rows] == budget
+            mine = rows[here]
+            if len(set(mine)) < 3 or (self.grid.budget_flops[pending] == budget).any():
+                continue
+            depths = self.grid.mean_recurrence[mine]
+            lowest = depths[losses[here].argmin()]
+            best = np.exp(log_optimum(values, self.grid.size, np.array([budget]))[0][0])
+            options = np.flatnonzero((self.grid.budget_flops == budget) & affordable)
+            ladder = self.grid.mean_recurrence[options]
+            if lowest == depths.max() < best and (beyond := options[ladder > lowest]).size:
+                return int(beyond[0])
+            if lowest == depths.min() > best and (below := options[ladder < lowest]).size:
+                return int(below[-1])
+        return None
+
+    def _layout(self, basins, weights, noise: float, there: list[int], left: float, affordable):
+        """FLOPs for every setting (n,), and the target's variance within and between basins."""
+        jacobians, targets, informations, values = [], [], [], []
+        for basin in basins:
+            (wanted,) = quantities((self.target,), basin, self.grid.size, self.budgets)
+            slopes = slopes_of(basin, self.grid.columns)
+            informations.append(_information(slopes[there], noise, basin))
+            jacobians.append(slopes * _scales(basin) / noise)
+            targets.append(wanted.slopes * _scales(basin))
+            values.append(wanted.value)
+        within = sum(
+            w * _variance(m, g) for w, m, g in zip(weights, informations, targets, strict=True)
+        )
+        middle = weights @ np.array(values)
+        between = float(weights @ (np.array(values) - middle) ** 2)
+        spend = layout(
+            np.array(jacobians),
+            np.array(targets),
+            np.array(informations),
+            weights,
+            np.where(affordable, self.grid.budget_flops, np.inf),
+            left,
+        )
+        return spend, within, between
+
+
+def layout(jacobians, targets, informations, weights, costs, total: float) -> np.ndarray:
+    """Spend (n,) that minimises the mean variance of the targets, sum `total`.
+
+    Args:
+        jacobians: (K, n, P) of each setting's log loss over its noise.
+        targets: (K, P) slopes of the quantity.
+        informations: (K, P, P) that are there already.
+        weights: (K,) of the basins.
+        costs: (n,) of one run; infinite for settings that cannot be run.
+    """
+    spend = np.where(np.isfinite(costs), total / np.isfinite(costs).sum(), 0.0)
+    usable = np.isfinite(jacobians).all(axis=(1, 2)) & np.isfinite(targets).all(axis=1)
+    if not usable.any():
+        return np.zeros(len(costs))
+    jacobians, targets, informations = (x[usable] for x in (jacobians, targets, informations))
+    weights = weights[usable] / weights[usable].sum()
+    for _ in range(_ROUNDS):
+        runs = spend / costs
+        inner = informations + np.einsum("knp,n,knq->kpq", jacobians, runs, jacobians)
+        pull = np.linalg.solve(inner, targets[:, :, None])[:, :, 0]
+        gain = weights @ np.square(np.einsum("knp,kp->kn", jacobians, pull)) / costs
+        spend = spend * np.sqrt(gain / gain.max()) if gain.max() > 0 else 0 * spend
+        if not spend.sum() > 0:
+            break
+        spend *= total / spend.sum()
+    return spend
+
+
+def _split(done) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([r for r, _ in done]), np.array([v for _, v in done], dtype=float)
+
+
+def _scales(values) -> np.ndarray:
+    """What each parameter is measured by: itself, so that all are of order one."""
+    return np.array([values[n] for n in LAW.names])
+
+
+def _information(slopes, noise: float, values) -> np.ndarray:
+    """(P, P) of rows of slopes, parameters by their scales, and next to nothing before."""
+    scaled = slopes * _scales(values) / noise
+    return scaled.T @ scaled + np.eye(scaled.shape[1]) / _WIDE**2
+
+
+def _variance(information, target) -> float:
+    return float(target @ np.linalg.solve(information, target))

@@ -1,0 +1,118 @@
+"""Figures of learning curves: what was logged over training, and the envelope with its law."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from analysis import curves as learning
+from analysis.figures import drawing as figures
+from analysis.figures import words
+from analysis.figures.drawing import MARKERS, Drawing
+
+if TYPE_CHECKING:
+    from analysis.curves import Curves
+    from analysis.fitting.fit import Fit
+
+_NAMED = 12  # runs in a legend, at most
+
+
+def curves(found: Curves, over: str = "train_flops", ax=None) -> Drawing:
+    """Training loss, learning rate, spectral radius and state norm of every run, those that were logged.
+
+    Args:
+        over: train_flops or n_tokens.
+    """
+    shown = [c for c in learning.SHOWN if c in found.frame and found.frame[c].notna().any()]
+    drawing = figures.new(
+        "curves",
+        f"Learning curves of {len(found.runs)} runs: {', '.join(learning.SHOWN[c] for c in shown)}; the darkest "
+        f"has the most compute. Losses are running means; markers: validation loss. Rows: {found.source}.",
+        n_panels=len(shown),
+        columns=2,
+        ax=ax,
+    )
+    runs = found.runs
+    for panel, column in zip(drawing.axes, shown, strict=True):
+        panel.set(xscale="log", xlabel=words.label(over), ylabel=learning.SHOWN[column])
+        for i, ((run, rows), color) in enumerate(zip(runs, figures.shades(len(runs)), strict=True)):
+            if column == "loss":
+                rows = learning.averaged(rows)
+            rows = rows.dropna(subset=[column])
+            label = run if len(runs) <= _NAMED else None
+            drawing.line(
+                panel,
+                column,
+                run,
+                rows[over],
+                rows[column],
+                color=color,
+                width=0.8,
+                label=label,
+                kind="measured",
+            )
+            if column == "loss" and found.measured is not None:
+                own = found.measured[found.measured.run == run]
+                marker = MARKERS[i % len(MARKERS)]
+                drawing.points(
+                    panel,
+                    "val_loss",
+                    run,
+                    own[over],
+                    own.val_loss,
+                    color=color,
+                    marker=marker,
+                    size=16,
+                )
+        words.ticks(panel, "x", over, found.frame[over])
+    drawing.axes[0].set_ylim(top=float(found.frame.loss.quantile(0.98)))
+    drawing.legend(drawing.axes[0], columns=3)
+    return drawing
+
+
+def envelope(found: Curves, fitted: Fit, ax=None, to: float | None = None) -> Drawing:
+    """The smoothed curves, their lower envelope, and the law through it."""
+    law, rows = fitted.law, fitted.dataset.table.frame
+    drawing = figures.new(
+        "envelope",
+        f"Smoothed training losses of {len(found.runs)} runs and their lower envelope (dots), with "
+        f"{words.formula(law.formula)}. Dashed: extrapolation. Rows: {found.source}.",
+        ax=ax,
+    )
+    [panel] = drawing.axes
+    panel.set(xscale="log", xlabel=words.label("train_flops"), ylabel=learning.SHOWN["loss"])
+    runs = found.runs
+    for (run, every), color in zip(runs, figures.shades(len(runs)), strict=True):
+        smooth = learning.smoothed(every)
+        drawing.line(
+            panel,
+            "curves",
+            run,
+            smooth.train_flops,
+            smooth.loss,
+            color=color,
+            width=0.7,
+            kind="measured",
+        )
+    drawing.points(
+        panel,
+        "envelope",
+        "envelope",
+        rows.train_flops,
+        rows.val_loss,
+        color=figures.CYCLE[0],
+        marker="o",
+        size=8,
+    )
+    low, high = rows.train_flops.min(), rows.train_flops.max()
+    parts = [(np.geomspace(low, high, 80), False)]
+    if to is not None and to > high:
+        parts.append((np.geomspace(high, to, 40), True))
+    for grid, dashed in parts:
+        drawing.line(
+            panel, "law", law.name, grid, fitted.predict({"train_flops": grid}), dashed=dashed
+        )
+    panel.set_ylim(top=float(rows.val_loss.max()) * 1.05)
+    figures.power_ticks(panel, "x")
+    return drawing

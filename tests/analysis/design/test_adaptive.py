@@ -1,0 +1,132 @@
+"""The planner of adaptive sweeps on simulated runs of the paper's 140M law."""
+
+import numpy as np
+import pytest
+
+from analysis.design import priors
+from analysis.design.adaptive import Grid, Planner, layout
+from analysis.design.optimum import LAW, Size, enclosed, quantities
+
+SIZE = Size(
+    n_params=144_323_136, n_params_core=14_159_040, flops_at_zero=3.963e8, flops_per_loop=8.179e7
+)
+BUDGETS = (1e18, 2e18, 4e18, 8e18, 16e18, 64e18)
+GRID = Grid.of(SIZE, BUDGETS, (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64))
+PRIOR = priors.read("paper:140m", 2e-3)
+OVER = enclosed(PRIOR.values, SIZE, BUDGETS)
+TRUTH = LAW.predict(PRIOR.values, GRID.columns)
+(GAMMA,) = quantities(("gamma_mu",), PRIOR.values, SIZE, OVER)
+
+
+def planner(**changes) -> Planner:
+    given = {"grid": GRID, "prior": PRIOR, "target": "gamma_mu", "total_flops": 4e19}
+    return Planner(**given | {"budgets": OVER} | changes)
+
+
+def measured(row: int, replica: int = 0) -> float:
+    rng = np.random.default_rng([row, replica])
+    return float(TRUTH[row] * np.exp(2e-3 * rng.standard_normal()))
+
+
+def swept(plan: Planner, batch: int = 6) -> tuple[list, list, str]:
+    """(row, loss) of a whole sweep, its decisions, and why it ended."""
+    done, made = [], []
+    while True:
+        new, why = plan.next(done, [], batch)
+        if not new:
+            return done, made, why
+        made += new
+        done += [(d.row, measured(d.row, d.replica)) for d in new]
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return swept(planner())
+
+
+def test_the_first_runs_bracket_the_cheapest_optima(whole):
+    _, made, _ = whole
+    first = [d.row for d in made if d.reason == "bracket"]
+    assert [GRID.budget_flops[r] for r in first] == [1e18] * 3 + [2e18] * 3 + [4e18] * 3
+    for i in (0, 3, 6):
+        low, middle, high = GRID.mean_recurrence[first[i : i + 3]]
+        assert low < middle < high
+        assert high / low >= 4
+
+
+def test_it_spends_what_it_may_and_no_more(whole):
+    done, made, why = whole
+    spent = GRID.budget_flops[[r for r, _ in done]].sum()
+    assert why == "the FLOPs are spent"
+    assert 4e19 - min(BUDGETS) < spent <= 4e19
+    assert {d.reason for d in made} >= {"bracket", "spread", "replica"}
+
+
+def test_a_fourteenth_of_the_grids_flops_beat_its_interval(whole):
+    """36 runs of the paper's grid are 5.7e20 FLOPs, and leave +- 0.33 at this noise."""
+    found = planner().estimate(whole[0])
+    assert found.flops <= 4e19
+    assert found.half < 0.25
+    assert abs(found.value - GAMMA.value) < found.half
+
+
+def test_it_ends_at_the_interval_that_is_wanted():
+    plan = planner(total_flops=2e20, half=0.3)
+    done, _, why = swept(plan, batch=15)
+    assert why == "the interval is reached"
+    assert plan.estimate(done).half <= 0.3
+    assert GRID.budget_flops[[r for r, _ in done]].sum() < 1e20
+
+
+def test_a_batch_does_not_choose_the_same_for_the_same_reason(whole):
+    done = whole[0][:12]
+    batch, _ = planner().next(done, [], 6)
+    alone = [planner().next(done, [d.row for d in batch[:i]], 1)[0][0].row for i in range(6)]
+    assert [d.row for d in batch] == alone  # each counts those before it as under way
+    assert len({d.row for d in batch}) > 1
+
+
+def test_the_next_choice_follows_from_what_ended_in_any_order(whole):
+    done = whole[0][:15]
+    again = [done[i] for i in np.random.default_rng(0).permutation(15)]
+    assert planner().next(done, [3], 2) == planner().next(again, [3], 2)
+
+
+def test_lost_runs_are_paid_for_and_not_tried_again(whole):
+    done = whole[0][:14]
+    first = planner().next(done, [], 1)[0][0].row
+    assert planner().next(done, [], 1, lost=[first])[0][0].row != first
+
+
+def test_no_setting_has_more_replicas_than_seeds():
+    done, _, _ = swept(planner(most=2, total_flops=2.5e19))
+    rows = [r for r, _ in done]
+    assert max(rows.count(r) for r in rows) == 2
+
+
+def test_the_layout_is_the_best_of_a_line():
+    """A slope of a line on [-1, 1] is known best by its ends, half of the money on each."""
+    x = np.linspace(-1, 1, 21)
+    jacobian = np.stack([np.ones(21), x], axis=1)[None]
+    spend = layout(
+        jacobian, np.array([[0.0, 1.0]]), 1e-9 * np.eye(2)[None], np.ones(1), np.ones(21), 10.0
+    )
+    assert spend.sum() == pytest.approx(10)
+    assert spend[[0, -1]] == pytest.approx([5, 5], rel=0.01)
+    # where the left end costs four times as much, it is run half as often
+    costs = np.where(x == -1, 4.0, 1.0)
+    spend = layout(
+        jacobian, np.array([[0.0, 1.0]]), 1e-9 * np.eye(2)[None], np.ones(1), costs, 10.0
+    )
+    runs = spend / costs
+    variance = 1 / (runs * (x - np.average(x, weights=runs)) ** 2).sum()
+    best = min(1 / ((4 * (10 - s) / (4 * s + 10 - s)) * s / 4) for s in np.linspace(1, 9, 801))
+    assert variance <= best * 1.01
+
+
+def test_the_whole_sweep_by_the_prior_alone():
+    plan = planner(total_flops=4e19)
+    counts = plan.at_once()
+    spent = sum(GRID.budget_flops[r] * k for r, k in counts.items())
+    assert 4e19 - min(BUDGETS) < spent <= 4e19
+    assert set(plan.next([], [], 9)[0][i].row for i in range(9)) <= set(counts)

@@ -1,0 +1,58 @@
+"""Learning curves and their envelope, on runs whose envelope is known in closed form."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from analysis import curves
+from analysis.errors import InputError
+from analysis.table import load
+from sweeps.cli.laws import register
+
+ALPHA, BETA = 0.35, 0.37
+
+
+@pytest.fixture
+def history():
+    """Eight sizes, 60 steps each: E + A N^-alpha + B D^-beta, whose envelope falls as C^-(ab/(a+b))."""
+    rows = []
+    for n in np.geomspace(1e7, 1e9, 8):
+        for d in np.geomspace(2, 200, 60) * n:
+            rows.append((f"{n:.2g}", n, d, 1.8 + 420 * n**-ALPHA + 1500 * d**-BETA))
+    return pd.DataFrame(rows, columns=["run", "N", "D", "loss"])
+
+
+def test_the_envelope_has_the_exponent_of_the_law_below_it(history):
+    found = curves.of_table(load.load(history))
+    assert [len(rows) for _, rows in found.runs] == [60] * 8
+    fitted = curves.fit_envelope(found, interval="none")
+    assert fitted.params["a"] == pytest.approx(ALPHA * BETA / (ALPHA + BETA), rel=0.05)
+    assert fitted.params["L_inf"] == pytest.approx(1.8, abs=0.1)
+    assert fitted.dataset.n_runs >= 6
+    least = curves.envelope(found).frame
+    assert least.val_loss.is_monotonic_decreasing
+
+
+def test_the_command_fits_and_draws(history, tmp_path):
+    history.to_csv(tmp_path / "h.csv", index=False)
+    app = typer.Typer()
+    register(app)
+    options = ["--json", "--interval", "none", "--out", str(tmp_path / "f"), "--x", "tokens"]
+    done = CliRunner().invoke(app, ["curves", str(tmp_path / "h.csv"), *options])
+    assert done.exit_code == 0, done.exception
+    assert json.loads(done.stdout)["law"] == "frontier"
+    assert {p.name for p in (tmp_path / "f").glob("*.png")} == {"curves.png", "envelope.png"}
+    drawn = pd.read_csv(tmp_path / "f" / "curves.csv")
+    assert set(drawn.panel) == {"loss"}
+    assert drawn.x.max() == pytest.approx(2e11)
+
+
+def test_a_table_without_curves_is_told_what_is_missing(history):
+    with pytest.raises(InputError, match="curves need a row per run and step"):
+        curves.of_table(load.load(history.drop(columns="run")))
+    with pytest.raises(InputError, match="no run has 5 rows"):
+        curves.of_table(load.load(history[::20]))

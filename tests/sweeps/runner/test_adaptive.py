@@ -1,0 +1,159 @@
+"""What an adaptive sweep runs next: real stores and results, losses of a law in place of training."""
+
+import json
+
+import numpy as np
+import pytest
+
+from analysis.design.optimum import LAW
+from sweeps.design.adaptive import chosen, decisions, is_adaptive, planner_of
+from sweeps.design.smoke import shrink
+from sweeps.runner.adaptive import Choosing
+from sweeps.store import Store
+from tests.support.tiny import spec_dict, tiny_plan, write_spec
+from tests.sweeps.test_store import good_result, put
+
+KEYS = {
+    "design": "adaptive",
+    "budgets_flops": [4e8, 8e8, 1.6e9],
+    "mean_recurrence": [2, 4, 8, 16],
+    "seeds": [0, 1],
+    "total_flops": 1.2e10,
+    "prior": "E=1,X=300,x=0.5,Y=60,y=0.5",
+    "noise": 0.005,
+    "min_steps": 2,
+    "evaluation": {"loops": [1], "n_sequences": 4},
+}
+
+
+@pytest.fixture
+def adaptive(tmp_path):
+    plan = tiny_plan(**KEYS)
+    store = Store(tmp_path / "runs", plan.name)
+    store.write_plan(plan, write_spec(tmp_path, **KEYS))
+    return store, plan
+
+
+def finish(store, trial) -> None:
+    """A result with the law's loss at the trial's setting."""
+    values = {"E": 1.0, "X": 330.0, "x": 0.5, "Y": 55.0, "y": 0.5}
+    columns = {
+        "n_params_unrolled": np.array([trial.cost.n_params_unrolled]),
+        "n_tokens": np.array([trial.n_tokens]),
+    }
+    rng = np.random.default_rng([trial.mean_recurrence, trial.n_steps, trial.seed])
+    loss = float(LAW.predict(values, columns)[0] * np.exp(0.005 * rng.standard_normal()))
+    result = good_result(trial)
+    for row in result["evaluation"]:
+        row["val_loss"] = loss
+    put(store, trial, result)
+
+
+def go_on(waiting, store, n: int) -> list[str]:
+    """Run the next n trials one after the other."""
+    names = []
+    for _ in range(n):
+        trial = waiting.ready()
+        if trial is None:
+            break
+        waiting.trials.remove(trial)
+        finish(store, trial)
+        waiting.asked_anew()
+        names.append(trial.trial_id)
+    return names
+
+
+def choosing(store, plan, slots=1) -> Choosing:
+    left = [t for t in plan.trials if store.state(t).state == "planned"]
+    return Choosing(store, left, plan=plan, slots=slots)
+
+
+def test_a_whole_sweep_writes_why_each_trial_was_chosen(adaptive):
+    store, plan = adaptive
+    waiting = choosing(store, plan)
+    names = go_on(waiting, store, 100)
+    lines = decisions(store.root)
+    assert [line.get("trial_id") for line in lines] == [*names, None]
+    assert lines[-1]["stop"] == "the FLOPs are spent"
+    assert not waiting
+    spent = sum(line["budget_flops"] for line in lines[:-1])
+    assert 1.2e10 - 4e8 < spent <= 1.2e10
+    assert lines[0]["reason"] == "bracket"
+    low, high = lines[-1]["estimate"]["low"], lines[-1]["estimate"]["high"]
+    assert low < lines[-1]["estimate"]["value"] < high
+    assert {t.trial_id for t in chosen(store.root, plan)} == set(names)
+
+
+def test_after_a_kill_the_next_choice_is_the_same(adaptive, tmp_path):
+    store, plan = adaptive
+    waiting = choosing(store, plan)
+    go_on(waiting, store, 11)
+    due = waiting.ready().trial_id  # decided, and killed before it started
+    again = choosing(store, plan)
+    assert again.ready().trial_id == due
+    names = go_on(again, store, 100)
+    untouched = Store(tmp_path / "untouched", plan.name)
+    untouched.write_plan(plan, tmp_path / "tiny.yaml")
+    assert go_on(choosing(untouched, plan), untouched, 100)[11:] == names
+
+
+def test_no_decision_before_a_slot_is_free(adaptive):
+    store, plan = adaptive
+    waiting = choosing(store, plan, slots=2)
+    first, second = [], []
+    for at_work in (first, second):
+        at_work.append(waiting.ready())
+        waiting.trials.remove(at_work[0])
+    assert waiting.ready() is None
+    assert len(decisions(store.root)) == 2
+    assert len(chosen(store.root, plan)) == 3  # with one that says: it goes on
+    finish(store, first[0])
+    waiting.asked_anew()
+    assert waiting.ready().trial_id not in (first[0].trial_id, second[0].trial_id)
+
+
+def test_a_line_that_a_kill_cut_short_is_no_decision(adaptive):
+    store, plan = adaptive
+    go_on(choosing(store, plan), store, 2)
+    path = store.root / "design.jsonl"
+    path.write_text(path.read_text() + '{"n": 3, "tri')
+    assert len(decisions(store.root)) == 2
+
+
+def test_smoke_runs_its_few_trials_as_they_are():
+    plan = tiny_plan(**KEYS)
+    assert is_adaptive(plan)
+    assert not is_adaptive(shrink(plan))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"target": "gamma_N"}, "the training law has no such quantity"),
+        ({"total_flops": 1e8}, "total_flops: 1e+08 buys nothing"),
+        ({"mean_recurrence": [1, 2, 4]}, "1 is no looped model"),
+        ({"budgets_flops": [4e8]}, "at least 2 budgets_flops"),
+        ({"trunks": True}, "has no trunks and no scheduler"),
+    ],
+)
+def test_a_spec_that_cannot_be_adaptive_is_refused(changes, words):
+    from parcae_core.errors import UserError
+
+    with pytest.raises(UserError, match=words.replace("+", r"\+")):
+        tiny_plan(**KEYS | changes)
+
+
+def test_a_prior_without_optimum_is_refused():
+    with pytest.raises(ValueError, match="an exponent needs two"):
+        planner_of(tiny_plan(**KEYS | {"prior": "E=1,X=1,x=0.5,Y=60,y=0.5"}))
+
+
+def test_the_hash_of_a_list_is_that_of_before_trials_had_seeds():
+    keys = {"design": "list", "budgets_flops": None, "mean_recurrence": None}
+    spec = {"trials": [{"mean_recurrence": 2, "budget_flops": 4e8}]}
+    plain = tiny_plan(**keys, **spec).spec
+    assert "seeds" not in json.dumps(plain.model_dump(exclude_none=True)["trials"])
+    own = tiny_plan(**keys, trials=[{"mean_recurrence": 2, "budget_flops": 4e8, "seeds": [3, 5]}])
+    assert [t.seed for t in own.trials] == [3, 5]
+    assert plain.sha256 != own.spec.sha256
+    assert spec_dict()["name"] == "tiny"
