@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.api import Changes
+from analysis.choices import Changes
 from analysis.design.basins import Basins
 from analysis.design.descent import descend
 from analysis.design.pool import Options, Pool, choose, whole

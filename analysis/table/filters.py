@@ -40,10 +40,7 @@ def keep(condition: str, frame: pd.DataFrame, raw: pd.DataFrame | None, where: s
     Raises:
         InputError: a condition that cannot be read, or one that no row meets.
     """
-    columns = {str(c): frame[c] for c in frame}
-    columns |= {letter: frame[name] for letter, name in LETTERS.items() if name in frame}
-    if raw is not None:
-        columns = {str(c): raw[c] for c in raw} | columns
+    columns = _columns(frame, raw)
     name, sign, value = _parsed(condition, columns)
     column = columns[name]
     mask = _compared(column, sign, value, condition, LETTERS.get(name, name))
@@ -52,6 +49,34 @@ def keep(condition: str, frame: pd.DataFrame, raw: pd.DataFrame | None, where: s
         shown = f" {name} is {seen[:200]}{', ...' if len(seen) > 200 else ''}."
         raise InputError(f"{where}: no row meets --where {condition!r}; loosen it.{shown}")
     return mask
+
+
+def reason(condition: str, frame: pd.DataFrame, raw: pd.DataFrame | None) -> str:
+    """Why the rows go that do not meet a condition; cells without the number it asks for are counted."""
+    columns = _columns(frame, raw)
+    name, sign, _ = _parsed(condition, columns)
+    column = columns[name]
+    unread = column[_read(column, LETTERS.get(name, name)).isna() & column.notna()]
+    if sign not in ("<", "<=", ">", ">=") or not len(unread):
+        return f"not {condition}"
+    return f"not {condition} ({len(unread)} hold no number there, like {str(unread.iloc[0])!r})"
+
+
+def _columns(frame: pd.DataFrame, raw: pd.DataFrame | None) -> dict[str, pd.Series]:
+    """By every name that a condition may use, ours first."""
+    columns = {str(c): frame[c] for c in frame}
+    columns |= {letter: frame[name] for letter, name in LETTERS.items() if name in frame}
+    return columns if raw is None else {str(c): raw[c] for c in raw} | columns
+
+
+def _read(column: pd.Series, name: str) -> pd.Series:
+    """The column as floats, NaN where a cell is no number."""
+    import pandas as pd
+
+    if column.dtype.kind not in "iufb":
+        parsed = numbers.parse(column, "decimal" if name == "val_loss" else "thousands")
+        column = pd.to_numeric(parsed, errors="coerce")
+    return column.astype("float64")
 
 
 def _parsed(condition: str, columns: dict[str, pd.Series]) -> tuple[str, str, str]:
@@ -74,13 +99,8 @@ def _parsed(condition: str, columns: dict[str, pd.Series]) -> tuple[str, str, st
 
 def _compared(column: pd.Series, sign: str, value: str, condition: str, name: str) -> pd.Series:
     import numpy as np
-    import pandas as pd
 
-    read = column
-    if column.dtype.kind not in "iufb":
-        parsed = numbers.parse(column, "decimal" if name == "val_loss" else "thousands")
-        read = pd.to_numeric(parsed, errors="coerce")
-    read = read.astype("float64")
+    read = _read(column, name)
     wanted = numbers.one(value)
     is_text = not read.notna().any() or name == "trial_id"
     if is_text and sign in ("=", "==", "!="):

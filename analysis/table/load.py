@@ -338,7 +338,8 @@ def _points(
     rows = raw.frame
     for condition in where:
         met = filters.keep(condition, table.frame, rows, table.source)
-        table, rows = table.keep(met, f"not {condition}"), rows[met].reset_index(drop=True)
+        reason = filters.reason(condition, table.frame, rows)
+        table, rows = table.keep(met, reason), rows[met].reset_index(drop=True)
     # one measurement listed twice; two measurements differ in the last digits of the loss
     table = table.keep(~rows.astype("str").duplicated(), "equal to another row in every cell")
     table = _with_run_names(table)

@@ -126,6 +126,11 @@ def plan(
 
     loaded = load_plan(spec_file(spec, out), changes or (), assume=True)
     planned, notes = with_measured_shares(loaded, device)
+    if planned.spec.design == "adaptive":
+        from sweeps.design.plan import short
+
+        most = short(planned.spec.total_flops)
+        notes = [*notes, f"these are candidates: {most} FLOPs of them are run, chosen on the way"]
     store = Store(out, planned.name)
     store.refresh()
     data = plan_data(

@@ -121,6 +121,8 @@ def test_filters_act_first_and_know_the_files_own_words(tmp_path):
     ):
         conditions = ("loss!=12000", where) if "tokens" in where else (where,)
         assert len(load.load(path, columns, conditions).frame) == n
+    [lost] = load.load(path, columns, ("loss!=12000", "tokens seen<1e12")).dropped[-1:]
+    assert lost.reason == "not tokens seen<1e12 (1 hold no number there, like 'pending')"
     with pytest.raises(
         InputError, match=r"no row meets --where 'State=done'.*finished, crashed, running"
     ):
