@@ -72,3 +72,12 @@ def test_its_learning_curves_are_drawn_while_it_trains(running):
     assert set(rows.panel) == {"loss", "lr", "val_loss"}
     assert rows[rows.panel == "lr"].series.nunique() == 4
     assert list(rows[rows.panel == "val_loss"].y) == [3.0]  # of the one that has ended
+
+
+def test_a_sweep_is_named_wherever_its_folder_is_wanted(running, monkeypatch):
+    store, end = running
+    end()
+    monkeypatch.chdir(store.out.parent)
+    assert load.load("tiny").frame.equals(load.load(store.root).frame)
+    with pytest.raises(InputError):
+        load.load("tinyy")
