@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from analysis.errors import InputError, nearest
 from analysis.fitting.options import FitOptions
 from analysis.laws import formula, library
-from analysis.table import guess
+from analysis.table import guess, units
 from analysis.table import load as table_load
-from analysis.table.columns import parse_columns
+from analysis.table.columns import info, parse_columns, written
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,12 +149,24 @@ def law_of(table: Table) -> str:
         InputError: when it looks like none.
     """
     law = guess.law_of({str(n): table.frame[n] for n in table.frame})
-    if not law:
+    if law:
+        return law
+    others = f"; others are {', '.join(table.unmapped)}" if table.unmapped else ""
+    found = f"{table.source}: no law follows from {', '.join(table.frame.columns)}{others}. "
+    if table.unsure:
+        name, choice = next(iter(table.unsure.items()))
+        example = written(table.columns, **{name: choice[0]})
         raise InputError(
-            f"{table.source}: no law follows from its columns {', '.join(table.frame.columns)}; name one with "
-            "--law, or map further columns with --columns."
+            f"{found}{' and '.join(choice)} may both be {info(name)[0]}: say which, like {example}."
         )
-    return law
+    if "val_loss" not in table.frame and (other := units.named(table.unmapped)):
+        raise InputError(f"{found}{other[0]!r} is taken with --unit {other[1]}.")
+    step = next((c for c in table.unmapped if c.lower().endswith("step")), "")
+    example = written(table.columns, n_tokens=f"{step}*NUMBER" if step else "COLUMN")
+    words = ", NUMBER being the tokens of a step" if step else ""
+    raise InputError(
+        f"{found}Map tokens, parameters or FLOPs, like {example}{words}; or name a law with --law."
+    )
 
 
 def _pairs(given, option: str, example: str, read) -> dict:

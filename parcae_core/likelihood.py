@@ -30,7 +30,7 @@ def log_likelihoods(
     """Score each continuation after its context, at each number of loops.
 
     Args:
-        pairs: (context, continuation) ids, neither empty; a context that does not fit is cut at its
+        pairs: (context, continuation) ids, the context not empty; one that does not fit is cut at its
             beginning.
         seed: of the initial states, which depend on the position alone.
 
@@ -62,7 +62,7 @@ def _scored(
 ) -> Iterator[tuple[int, list[Scored]]]:
     """(T, score of each row) for each number of loops."""
     device = model.embedding.weight.device
-    width = len(rows[0][0]) - 1  # the first is the longest
+    width = max(1, len(rows[0][0]) - 1)  # the first is the longest
     # what stands after a row's end is attended to by nothing that is scored
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     wanted, targets = torch.zeros(len(rows), width, dtype=torch.bool), []
@@ -70,7 +70,7 @@ def _scored(
         end = len(tokens) - 1
         ids[i, :end] = torch.tensor(tokens[:-1])
         wanted[i, end - n : end] = True
-        targets += tokens[-n:]
+        targets += tokens[len(tokens) - n :]
     target = torch.tensor(targets, device=device)
     counts = [n for _, n in rows]
     for t, final in _finals(model, ids.to(device), loops, seed):

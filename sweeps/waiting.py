@@ -6,7 +6,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 AFTER_S = 2.0
 EVERY_S = 30.0  # a line, where no terminal is
@@ -41,9 +45,31 @@ def _spin(what: str, done: threading.Event) -> None:
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = SpinnerColumn(), TextColumn(what, markup=False), TimeElapsedColumn()
-    # what is printed meanwhile goes above it; into a pipe it goes as it is
-    shared = sys.stdout.isatty()
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, redirect_stdout=shared) as bar:
+    console = Console(file=sys.stderr)
+    plain = {"redirect_stdout": False, "redirect_stderr": False}
+    with Progress(*columns, console=console, transient=True, **plain) as bar, ExitStack() as above:
         bar.add_task("", total=None)
+        # stderr is no terminal meanwhile: a second bar there would be drawn over this one
+        above.enter_context(redirect_stderr(_above(console, sys.stderr, terminal=False)))
+        if sys.stdout.isatty():  # into a pipe it goes as it is
+            above.enter_context(redirect_stdout(_above(console, sys.stdout, terminal=True)))
         done.wait()
+
+
+def _above(console: Console, stream: TextIO, *, terminal: bool) -> TextIO:
+    """Takes what is printed and shows it above the spinner."""
+    from rich.file_proxy import FileProxy
+
+    class Above(FileProxy):
+        # without the first two typer, with the third another console of rich would write to the stream
+        # below, into the spinner's line
+        encoding, errors = stream.encoding, stream.errors
+
+        @property
+        def rich_proxied_file(self) -> TextIO:
+            raise AttributeError
+
+        def isatty(self) -> bool:
+            return terminal
+
+    return Above(console, stream)

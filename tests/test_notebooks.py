@@ -14,6 +14,7 @@ SHOWS = {
     "test_time_law": ("curves follow L(T) = L_inf + Z exp(-z T)", "T = "),
     "unified_law": ("gamma = 1", "val_loss = "),
 }
+QUICK = "recurrence_law"  # the others fit hundreds of curves
 FIGURES = {"recurrence_law": 4, "test_time_law": 2, "unified_law": 1}
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -44,7 +45,13 @@ def test_a_notebook_is_short_and_stored_with_its_figures(path):
     assert path.stat().st_size < 1_000_000
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(p, id=p.stem, marks=() if p.stem == QUICK else pytest.mark.slow)
+        for p in NOTEBOOKS
+    ],
+)
 def test_a_notebook_runs_and_shows_it_again(path, tmp_path):
     copy = shutil.copy(path, tmp_path)
     command = [sys.executable, "-W", "error", str(FOLDER / "execute.py"), str(copy)]

@@ -128,7 +128,7 @@ def mapped(raw: Raw, columns: dict[str, str], where: str) -> Mapped:
     picked, own = {}, {}
     for name, expression in columns.items():
         name = canonical(name)
-        column, convert = _conversion(expression, tuple(map(str, frame.columns)))
+        column, convert = conversion(expression, tuple(map(str, frame.columns)))
         if column not in frame.columns:
             raise InputError(
                 f"{where}: has no column {column!r}{nearest(column, tuple(map(str, frame.columns)))}. "
@@ -163,8 +163,8 @@ def _labels(frame: pd.DataFrame) -> dict[str, str]:
     return found
 
 
-def _conversion(expression: str, names: tuple[str, ...]):
-    """`params_m*1e6` or `10**log10_C` as (column, function); a column of that very name comes first."""
+def conversion(expression: str, names: tuple[str, ...]):
+    """`params_m*1e6` or `10**log10_C` as (column, function or None); a column of that very name comes first."""
     if expression in names:
         return expression, None
     if found := re.fullmatch(r"(10|2|e)(?:\*\*|\^)\s*(.+)", expression):

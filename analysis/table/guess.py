@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from analysis.table import sources
-from analysis.table.columns import LAW_COLUMNS, LETTERS, info, written
+from analysis.table.columns import LAW_COLUMNS, LETTERS, conversion, info, written
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,6 +62,7 @@ _OF_CURVES = ("name", "id")  # a run's name where rows are a curve of it; else i
 _SCALES = {"k": "1e3", "m": "1e6", "mm": "1e6", "b": "1e9", "bn": "1e9", "t": "1e12"}
 _SCALES |= {"millions": "1e6", "million": "1e6", "billions": "1e9", "billion": "1e9"}
 _SCALES |= {"thousands": "1e3", "trillions": "1e12", "trillion": "1e12"}
+_LOGARITHMS = {"log10": "10", "lg": "10", "log2": "2", "ln": "e"}
 _FLOPS = {"g": "1e9", "t": "1e12", "p": "1e15", "e": "1e18", "z": "1e21"}
 
 
@@ -121,6 +122,13 @@ def _candidates(ours: str, tiers: tuple[str, ...], names: list[str]):
             if base in known and unit in _SCALES
         ]
     if ours == "train_flops":
+        known = " ".join(tiers).split()
+        yield [
+            f"{_LOGARITHMS[base]}**{name}"
+            for name, text in plain.items()
+            for base, _, what in [text.partition("_")]
+            if base in _LOGARITHMS and what in known
+        ]
         yield [
             f"{name}*{_FLOPS[scaled[1]]}"
             for name, text in plain.items()
@@ -149,18 +157,22 @@ def law_of(values: Mapping[str, pd.Series]) -> str:
         return "power"
     if "val_loss" not in values:
         return ""
-    if several("mean_recurrence", 4) and several("budget_flops", 3) and "n_tokens" in values:
+    if several("mean_recurrence") and several("budget_flops") and "n_tokens" in values:
         return "recurrence"
     if several("mean_recurrence") and ("n_params_unrolled" in values or "n_params_core" in values):
         return "training"
     spent = several("n_tokens") or ("n_tokens" not in values and several("train_flops"))
     if several("n_params") and spent:
         return "isoflop" if has_isoflops(values) else "chinchilla"
-    if several("n_tokens"):
-        return "data-only"
-    if several("n_params"):
-        return "params-only"
+    for name, law in (("n_tokens", "data-only"), ("n_params", "params-only")):
+        if several(name) and _once(values[name]):
+            return law
     return "frontier" if several("train_flops") else ""
+
+
+def _once(values: pd.Series) -> bool:
+    """Whether a value stands for a run, and not for a group that something else tells apart."""
+    return len(values) <= 2 * values.nunique()
 
 
 def has_isoflops(values: Mapping[str, pd.Series]) -> bool:
@@ -181,11 +193,9 @@ def shown(source: str | Path) -> str:
     names = list(map(str, frame.columns))
     found = recognised(frame)
     ours = {column: name for name, column in found.columns.items()}
-    ours |= {c.rpartition("*")[0]: n for c, n in ours.items() if c not in names}
+    ours |= {conversion(c, tuple(names))[0]: n for c, n in ours.items() if c not in names}
     maybe = {
-        c.rpartition("*")[0] if c not in names else c: n
-        for n, cs in found.unsure.items()
-        for c in cs
+        conversion(c, tuple(names))[0]: n for n, several in found.unsure.items() for c in several
     }
     lines = []
     for name in names:
@@ -209,10 +219,11 @@ def _next(source: str, found: Recognised, frame: pd.DataFrame) -> str:
     """The command that follows, or what is still missing for one."""
     from analysis.table import numbers
 
+    names = tuple(map(str, frame.columns))
+    cells = {n: frame[conversion(c, names)[0]] for n, c in found.columns.items()}
     values = {
-        n: numbers.floats(numbers.parse(frame[c], "thousands")) if n != "trial_id" else frame[c]
-        for n, column in found.columns.items()
-        for c in [column if column in frame else column.rpartition("*")[0]]
+        n: v if n == "trial_id" else numbers.floats(numbers.parse(v, "thousands"))
+        for n, v in cells.items()
     }
     law = law_of(values)
     choice = {n: columns[0] for n, columns in found.unsure.items()}
@@ -232,5 +243,6 @@ def _next(source: str, found: Recognised, frame: pd.DataFrame) -> str:
 
 def _plain(name: str) -> str:
     """Lower case, words joined by _; `final` says when and not what."""
-    words = re.sub(r"[^a-z0-9]+", "_", name.strip().lower()).strip("_")
+    name = re.sub(r"#\d+$", "", name.strip())  # a repeated name
+    words = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
     return re.sub(r"^final_|_final$", "", words)

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from sweeps.design.plan import short
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -122,6 +120,8 @@ def span(values: Iterable[float], written: Callable[[float], str] = count) -> st
 
 def listed(values: Iterable[float]) -> str:
     """Settings one by one while they are few; else their ends and how many there are."""
+    from sweeps.design.plan import short  # every verb imports this file
+
     ordered = sorted(set(values))
     text = " ".join(map(short, ordered))
     if len(text) <= _LONGEST_LIST:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sweeps.cli.columns import echo
+
 if TYPE_CHECKING:
     from analysis.choices import Choices
     from analysis.table.load import Table
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 Source = Annotated[
     str,
     typer.Argument(
-        help="A sweep's folder, also while it runs; a .csv, .tsv, .jsonl, .parquet or .xlsx file; - for a pipe; "
+        help="A sweep's name or folder, also while it runs; a .csv, .tsv, .jsonl, .parquet or .xlsx file; - for a pipe; "
         'a pattern in quotes, "runs/*.csv"; a folder of tables, Trainer states or TensorBoard events; '
         "wandb:ENTITY/PROJECT; bundled:parcae-140m."
     ),
@@ -149,7 +151,9 @@ def register(app: typer.Typer) -> None:
 
 
 def _is_sweep(text: str) -> bool:
-    return (Path(text) / "sweep.json").is_file()
+    """A sweep's folder, or the name of one under runs/ where no file has that name."""
+    folders = [Path(text)] if Path(text).exists() else [Path("runs") / text]
+    return any((folder / "sweep.json").is_file() for folder in folders)
 
 
 def _collected(text: str):
@@ -196,7 +200,7 @@ def fit(source: Source, law: MaybeLaw = None, json: Json = False, choices: Choic
 
         parcae fit bundled:parcae-140m --law recurrence
 
-        parcae fit runs/demo --law test-time --json
+        parcae fit demo --law test-time --json
 
         parcae fit points.csv --law chinchilla --columns N=params_m*1e6,D=tokens,loss=loss --tie alpha=beta
 
@@ -208,7 +212,7 @@ def fit(source: Source, law: MaybeLaw = None, json: Json = False, choices: Choic
 
     table, law = _table_and_law(source, law, choices)
     result = api.fit_table(table, law, choices)
-    typer.echo(result.to_json() if json else result.report())
+    typer.echo(result.to_json()) if json else echo(result.report())
     if not result.valid:
         raise typer.Exit(1)
 
@@ -363,7 +367,7 @@ def compare(
 
 
 def _answer(answer, json: bool) -> None:
-    typer.echo(answer.to_json() if json else answer.report())
+    typer.echo(answer.to_json()) if json else echo(answer.report())
     if not answer.valid:
         raise typer.Exit(1)
 

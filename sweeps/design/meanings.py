@@ -39,6 +39,15 @@ MEANINGS: dict[str, dict[str, str]] = {
         "mean_recurrence": "mu_rec, for all budgets or for each its own; 1 is the fixed-depth Transformer.",
         "prior": "Where the best mu_rec is expected, for `mean_recurrence: auto`.",
     },
+    "AdaptiveSpec": {
+        "mean_recurrence": "mu_rec; every value is a candidate at every budget.",
+        "seeds": "Of replicas: as many runs as one setting may have.",
+        "total_flops": "What the runs that are chosen may cost in all.",
+        "target": "What the sweep is to tell.",
+        "half_width": "Where given, the sweep ends once its interval is as narrow.",
+        "prior": "The training law that is believed before the first run.",
+        "noise": "Of one run; without it, of the prior's replicas or residuals, else 0.2 %.",
+    },
     "StabilitySpec": {
         "learning_rates": "Of both optimisers, each with every variant.",
         "variants": "Ways to feed the loop, by label; {} is the preset as it is.",

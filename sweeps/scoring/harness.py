@@ -106,7 +106,9 @@ class LoopedLM(LM):
         stripped = context.rstrip()
         continuation = context[len(stripped) :] + continuation
         before = self._encode(stripped)
-        return [self.text.bos_id, *before], self._encode(stripped + continuation)[len(before) :]
+        # where a merge reaches across the border so far that nothing is left, each is encoded alone
+        after = self._encode(stripped + continuation)[len(before) :] or self._encode(continuation)
+        return [self.text.bos_id, *before], after
 
 
 def score(
@@ -166,11 +168,12 @@ def _load_tasks(tasks: Sequence[str], include: Path | None) -> dict[str, Any]:
     for name in tasks:
         if name not in manager.all_tasks and not Path(name).is_file():
             near = difflib.get_close_matches(name, manager.all_tasks, n=1)
-            raise UserError(
-                f"task {name!r}: the harness knows no such task"
-                + (f"; did you mean {near[0]!r}?" if near else "; name a task's YAML file, or ")
-                + ("" if near else "the folder of such files with --include")
+            cure = (
+                f"did you mean {near[0]!r}?"
+                if near
+                else "name a task's YAML file, or the folder of such files with --include"
             )
+            raise UserError(f"task {name!r}: the harness knows no such task; {cure}")
     try:
         return manager.load(list(tasks))
     except Exception as error:

@@ -101,13 +101,14 @@ def read_server(text: str) -> load.Found:
 
 
 def found(runs: Iterable[Run], where: str) -> load.Found:
-    """The records of runs, and what was left out with reasons.
+    """The records of runs, and what was left out with reasons; of runs none of which is ours, their own columns.
 
     Raises:
         InputError: if no run holds any.
     """
     import pandas as pd
 
+    runs = list(runs)
     rows: list[dict[str, Any]] = []
     lost: dict[str, int] = {}
     seen: set[str] = set()
@@ -126,6 +127,12 @@ def found(runs: Iterable[Run], where: str) -> load.Found:
         seen.add(run.config["record"]["trial_id"])
         outcome = dict(run.summary["record"])
         rows += [run.config["record"] | row for row in _evaluated(outcome)]
+    others = [run for run in runs if run.summary and "record" not in run.config]
+    if not rows and others and len(others) == len(runs):  # a project of other people's
+        own = [
+            {"run": r.run_id, "State": r.state} | _flat(r.config) | _flat(r.summary) for r in others
+        ]
+        return load.Found(frame=pd.DataFrame(own), where=where, own=True)
     if not rows:
         why = "; ".join(f"{n} runs: {reason}" for reason, n in lost.items()) or "it holds no run"
         raise InputError(f"{where}: no run there holds records ({why}).")
@@ -137,6 +144,19 @@ def found(runs: Iterable[Run], where: str) -> load.Found:
         dropped=tuple(Dropped(reason=r, n_rows=n) for r, n in lost.items()),
         notes=tuple(notes),
     )
+
+
+def _flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Numbers and words of a config or a summary, nested names joined by /; W&B's own are left out."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        if key.startswith("_"):
+            continue
+        if isinstance(value, dict):
+            out |= _flat(value, f"{above}{key}/")
+        elif isinstance(value, (int, float, str)):
+            out[f"{above}{key}"] = value
+    return out
 
 
 def _reason_to_drop(run: Run, seen: set[str]) -> str | None:

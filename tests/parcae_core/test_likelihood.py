@@ -41,6 +41,14 @@ def test_a_likeliest_continuation_is_said_to_be(tiny):
     assert scored[3][1] is True
 
 
+def test_nothing_is_certain(tiny):
+    model = random_model(tiny())
+    assert (
+        log_likelihoods(model, [([1], []), ([1, 2], [])], loops=[2], seed=4)
+        == [{2: (0.0, True)}] * 2
+    )
+
+
 def test_a_context_that_does_not_fit_is_cut_at_its_beginning(tiny):
     model = random_model(tiny())  # of 12 tokens
     long = [i % 19 for i in range(40)]

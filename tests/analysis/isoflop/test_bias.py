@@ -75,11 +75,12 @@ def test_where_the_training_law_cannot_be_fitted_the_bias_is_said_to_be_unknown(
 
 def test_the_report_shows_the_judgements(load, tmp_path, monkeypatch):
     monkeypatch.setattr(study.Study, "drawings", lambda self: [])
-    made = study.study(load(loops=(1, 2, 4, 6, 8, 10, 12, 16)))
+    laws = ("recurrence", "test-time", "training")
+    made = study.study(load(loops=(1, 2, 4, 6, 8, 10, 12, 16)), laws)
     titles = list(made.judgements())
     assert "recurrence: exponents without one budget" in titles
     assert "training: errors on a budget held out" in titles
-    assert "test-time: test-time forms" in titles
+    assert "test-time: test-time forms, of 6 of the 24 curves" in titles
     text = write_report([made], tmp_path / "report.html").read_text()
     assert "Do they hold where they were not fitted?" in text
     assert all(t in text for t in titles)

@@ -89,7 +89,7 @@ def test_what_does_not_fit_is_refused_with_its_place(records_table, change, mess
     ("name", "content", "message"),
     [
         ("a.parquet", "not parquet", "cannot be read as parquet"),
-        ("a.xlsx", "", "the suffix is '.xlsx'"),
+        ("a.ods", "", "the suffix is '.ods'"),
         ("a.csv", "", "the file is empty"),
     ],
 )

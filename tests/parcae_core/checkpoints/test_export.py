@@ -93,7 +93,7 @@ def test_transformers_loads_the_folder_and_generates_what_we_sample(tiny, tmp_pa
     source = trained(tiny(vocab_size=264, context=48))
     export_transformers(source, ByteTokenizer(), tmp_path / "out", n_loops=3)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
     batch = tokenizer("The sea é", return_tensors="pt")
     assert batch.input_ids.tolist() == [[256, *"The sea é".encode()]]
     with torch.no_grad():
@@ -114,6 +114,29 @@ def test_transformers_loads_the_folder_and_generates_what_we_sample(tiny, tmp_pa
                 **batch, max_new_tokens=len(want.ids), use_cache=use_cache, **asked
             )
             assert tuple(out[0, batch.input_ids.shape[1] :].tolist()) == want.ids
+
+
+@pytest.mark.slow
+def test_texts_of_different_length_are_generated_together_as_alone(tiny, tmp_path, modeling):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    export_transformers(
+        trained(tiny(vocab_size=264, context=48)), ByteTokenizer(), tmp_path / "out", n_loops=3
+    )
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(
+        tmp_path / "out", trust_remote_code=True, padding_side="left"
+    )
+    prompts = ["The sea and the whale", "A ship"]
+    how = {"max_new_tokens": 8, "min_new_tokens": 8}
+    both = tokenizer(prompts, return_tensors="pt", padding=True)
+    assert both.attention_mask.sum(1).tolist() == [22, 7]
+    together = model.generate(**both, **how)[:, -8:]
+    for prompt, row in zip(prompts, together, strict=True):
+        alone = model.generate(**tokenizer(prompt, return_tensors="pt"), **how)[0, -8:]
+        assert row.tolist() == alone.tolist()
+    beams = model.generate(**both, **how, num_beams=2)
+    assert beams.shape == (2, both.input_ids.shape[1] + 8)
 
 
 def test_the_folder_says_everything_and_appears_whole(tiny, tmp_path):

@@ -47,3 +47,12 @@ def test_what_has_ended_is_collected_and_counted(running):
     assert table.flops_rule == "paper"
     end()
     assert not any("have ended" in note for note in load.load(store.root).notes)
+
+
+def test_a_sweep_is_named_wherever_its_folder_is_wanted(running, monkeypatch):
+    store, end = running
+    end()
+    monkeypatch.chdir(store.out.parent)
+    assert load.load("tiny").frame.equals(load.load(store.root).frame)
+    with pytest.raises(InputError):
+        load.load("tinyy")
