@@ -39,6 +39,12 @@ MEANINGS: dict[str, dict[str, str]] = {
         "mean_recurrence": "mu_rec, for all budgets or for each its own; 1 is the fixed-depth Transformer.",
         "prior": "Where the best mu_rec is expected, for `mean_recurrence: auto`.",
     },
+    "AdaptiveSpec": {
+        "total_flops": "What all trials together may spend.",
+        "target": "What the choice of the next runs makes sure: an exponent, or an answer at a budget.",
+        "half_width": "The sweep stops once the target is this sure.",
+        "noise": "Of one run, from which the next runs are chosen.",
+    },
     "StabilitySpec": {
         "learning_rates": "Of both optimisers, each with every variant.",
         "variants": "Ways to feed the loop, by label; {} is the preset as it is.",
