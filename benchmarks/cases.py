@@ -294,7 +294,7 @@ def _loss_and_gradients(case: Case, variant: str) -> tuple[float, list[Tensor]]:
 def executed_over_ideal(case: Case, variant: str, draws: list[DepthDraw]) -> float:
     """Loop steps executed, summed over sequences, over those that the depths ask for."""
     ideal = sum(int(d.total.sum()) for d in draws)
-    if variant.startswith("masked"):
+    if variant.startswith(("masked", "published")):
         return sum(case.batch * int(d.no_grad.max() + d.grad.max()) for d in draws) / ideal
     if variant in ("compile", "ours compiled", "ours replayed"):
         return sum(int(static_steps(d).sum()) for d in draws) / ideal

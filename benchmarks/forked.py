@@ -17,7 +17,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+# None of them asks for a device. The compiler takes two seconds, which a trial does not need
 _LOADED = ["benchmarks.cases", "benchmarks.ops", "parcae_core.training.train"]
+_COMPILER = ["torch._dynamo"]
 
 
 def start(module: str, arguments: Sequence[str], log: Path, *, leads: bool = False) -> BaseProcess:
@@ -27,7 +29,7 @@ def start(module: str, arguments: Sequence[str], log: Path, *, leads: bool = Fal
         leads: a process group, so that what it starts ends with it.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_LOADED)
+    context.set_forkserver_preload(_LOADED + _COMPILER * leads)
     process = context.Process(target=_run, args=(module, list(arguments), str(log), leads))
     process.start()
     return process

@@ -9,6 +9,8 @@ import torch
 from benchmarks.cases import MEAN_BACKPROP_DEPTH, MEAN_RECURRENCE, Case, Step
 from parcae_core.device import autocast
 
+PUBLISHED = "published"  # the variant's name in rows
+
 
 def published_step(case: Case, folder: str) -> Step:
     """Forward and backward of the published model of the same shape.

@@ -20,7 +20,6 @@ from benchmarks.cases import Case, check
 from benchmarks.common import commit
 from benchmarks.processes import Task, looped_trial, prepared, side_by_side
 from benchmarks.rates import measure_rates, median_seconds
-from parcae_core.accounting.hardware import peak_flops_per_s
 from parcae_core.kernels.attention import backend_order
 from parcae_core.trial import Trial
 
@@ -181,8 +180,3 @@ def _rate(run_dir: Path) -> float:
         )
     a, b = lines[(len(lines) - 1) // 2], lines[-1]
     return (b["flops/sampled"] - a["flops/sampled"]) / (b["perf/wall_s"] - a["perf/wall_s"])
-
-
-def known_peak() -> float | None:
-    """FLOP/s of this card by its data sheet."""
-    return peak_flops_per_s(torch.cuda.get_device_name()) if torch.cuda.is_available() else None

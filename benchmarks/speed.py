@@ -3,13 +3,16 @@
     python -m benchmarks.speed                            small preset on this machine, printed only
     python -m benchmarks.speed --record                   also appended to results/speed.csv, ops.csv
     python -m benchmarks.speed --preset 140m 370m --batch 32 --precision bfloat16 --record
+    python -m benchmarks.speed --what step --variants ours masked --published DIR
+                                                          also the published implementation, from a clone
 
 Each variant is held to the masked definition first, and each op to its own in float64; what is not
 equal is not timed. Rows are written one by one, to `--results DIR` where that is given. Variants are timed in turn, so that noise hits all alike. Beside
 every time stand two floors: exact-rule FLOPs over the rate of a matrix product, and the least bytes
 over the rate of a copy, both rates measured in the same run. MFU is by the exact rule with the depths
 drawn, over the card's published peak (parcae_core/accounting/hardware.py); what masking computes in vain does
-not count. `--what` picks among step, optimizer, curve and ops.
+not count. The published model draws its own depths from the same distribution: medians are compared, not
+pairs. `--what` picks among step, optimizer, curve and ops.
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ from benchmarks.cases import (
 )
 from benchmarks.common import RESULTS, append_rows, interleaved, provenance, quantiles
 from benchmarks.ops import op_rows
+from benchmarks.published import PUBLISHED, published_step
 from benchmarks.rates import Rates, measure_rates
 from parcae_core.accounting.flops import eval_flops_per_token
 from parcae_core.accounting.hardware import peak_flops_per_s
@@ -59,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = args.precision or ("bfloat16" if device.type == "cuda" else "float32")
     if args.memory_of:
-        _print_memory(_case(args, args.preset[0], device, precision), args.memory_of)
+        _print_memory(_case(args, args.preset[0], device, precision), args)
         return
     rates = measure_rates(device, precision)
     print(
@@ -97,6 +101,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--attention", choices=("flash", "cudnn"), help="tried first (default: by the card)"
     )
+    parser.add_argument("--published", metavar="DIR", help="clone of the published implementation")
     parser.add_argument("--threads", type=int, help="of a CPU")
     parser.add_argument("--record", action="store_true", help="append the rows to results/")
     parser.add_argument("--results", type=Path, help="append the rows to files in this folder")
@@ -133,12 +138,14 @@ def _step_rows(case: Case, args, rates: Rates, save: Save, *, optimizer: bool) -
     steps = {
         v: training_step(case, v, optimizer=optimizer, micro_batch=micro[v]) for v in args.variants
     }
+    if args.published and not optimizer:
+        steps[PUBLISHED], micro[PUBLISHED] = published_step(case, args.published), case.batch
     seconds = interleaved(steps, steps=args.steps)
     draws = [case.draw(s) for s in range(args.steps)]
     flops = [case.step_flops(d) for d in draws]
     n_bytes = float(np.median([step_bytes(case, d) for d in draws]))
     what = "train step + optimizer" if optimizer else "train step"
-    for v in args.variants:
+    for v in steps:
         memory = None
         if case.device.type == "cuda":
             memory = peak_mib(case, steps[v])
@@ -220,6 +227,8 @@ def _row(case: Case, what: str, variant: str, seconds: dict, per_s: float, rates
     peak = peak_flops_per_s(provenance()["device"], case.precision)
     ours = seconds.get("ours")
     ratio = median(a / b for a, b in zip(seconds[variant], ours, strict=True)) if ours else None
+    if ours and variant == PUBLISHED:
+        ratio = mid / median(ours)
     return provenance() | {
         "what": what,
         "variant": variant,
@@ -270,12 +279,17 @@ def _memory(args, case: Case, variant: str) -> float | None:
         str(case.batch), "--seq-len", str(case.seq_len), "--precision", case.precision,
         "--threads", str(torch.get_num_threads()), "--memory-of", variant,
     ]  # fmt: skip
+    if variant == PUBLISHED:
+        command += ["--published", args.published]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return float(done.stdout)
 
 
-def _print_memory(case: Case, variant: str) -> None:
-    step = training_step(case, variant, optimizer=False, micro_batch=case.batch)
+def _print_memory(case: Case, args) -> None:
+    if args.memory_of == PUBLISHED:
+        step = published_step(case, args.published)
+    else:
+        step = training_step(case, args.memory_of, optimizer=False, micro_batch=case.batch)
     print(peak_mib(case, step))
 
 

@@ -225,8 +225,9 @@ class Planner:
             return None, "the interval is reached"
         thetas, weights, noise, whole = self._known["basins"]
         basins = [whole.natural(t) for t in thetas]
-        if (row := self._edge(basins[0], rows, losses, pending, affordable)) is not None:
-            return row, "edge"
+        edge = self._edge(basins[0], rows, losses, pending, affordable)
+        if edge is not None:
+            return edge, "edge"
         spend, within, between = self._layout(
             basins, weights, noise, [*rows, *pending], left, affordable
         )

@@ -234,10 +234,15 @@ class Objective:
         F ends at rounding when theta is known to its root, 1e-8; certified values have more digits.
         """
         theta, slope = found.x, np.inf
+        highest = (
+            found.cost * (1 + 1e-9) + 1e-300
+        )  # far away, where nothing moves F, slopes vanish too
         for _ in range(6):
             r, jacobian = self.residuals_and_jacobian(theta)
             w = self.row_weights(r)
             w = np.ones(len(r)) if w is None else w
+            if w @ huber(r, self.delta) > highest:
+                break
             free = (theta > self.lower) & (theta < self.upper)
             if self.held is not None:
                 free[self.held] = False

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -93,11 +93,11 @@ class Law:
         """Coefficients of constant terms: at 0 they leave the rest of the law as it is."""
         return self.constants | {t.coefficient for t in self.terms if t.exponent is None}
 
-    def predict(self, values: Mapping[str, float], columns: Columns) -> np.ndarray:
+    def predict(self, values: Mapping[str, Any], columns: Columns) -> np.ndarray:
         """The target at each row of `columns`, in the target's unit.
 
         Args:
-            values: every parameter by name, as printed in the paper.
+            values: every parameter by name, as printed in the paper: numbers, or (S, 1) of each for (S, n).
         """
         if self.gradient is not None:
             return np.array(self.gradient(values, columns)[0], dtype=float)

@@ -19,7 +19,6 @@ from sweeps.cli.columns import (
     print_table,
     span,
 )
-from sweeps.design.adaptive import decisions
 from sweeps.design.corpora import UNREAD
 from sweeps.design.estimate import duration, longest_first, makespan, rate_of
 from sweeps.design.plan import Plan, short
@@ -332,6 +331,8 @@ def status_data(store: Store) -> dict[str, Any]:
     order = (store.sweep or {}).get("trials", [])
     trials = []
     made = {"separate": 0.0, "own": 0.0}
+    from sweeps.design.adaptive import decisions  # brings SciPy, which a plan does without
+
     lines = decisions(store.root)
     chosen = {line.get("trial_id") for line in lines}
     for trial in store.stored_trials():

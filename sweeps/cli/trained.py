@@ -119,8 +119,8 @@ def export_model(
 ) -> None:
     """Write a model for transformers, or in the published format.
 
-    AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True) and AutoTokenizer load the
-    folder; `model.generate(ids, num_loops=4)` runs it at another number of loops. To write it, neither
+    AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True), and AutoTokenizer likewise, load
+    the folder; `model.generate(ids, num_loops=4)` runs it at another number of loops. To write it, neither
     transformers nor a network is needed.
 
     Examples:

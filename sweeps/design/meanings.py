@@ -40,10 +40,13 @@ MEANINGS: dict[str, dict[str, str]] = {
         "prior": "Where the best mu_rec is expected, for `mean_recurrence: auto`.",
     },
     "AdaptiveSpec": {
-        "total_flops": "What all trials together may spend.",
-        "target": "What the choice of the next runs makes sure: an exponent, or an answer at a budget.",
-        "half_width": "The sweep stops once the target is this sure.",
-        "noise": "Of one run, from which the next runs are chosen.",
+        "mean_recurrence": "mu_rec; every value is a candidate at every budget.",
+        "seeds": "Of replicas: as many runs as one setting may have.",
+        "total_flops": "What the runs that are chosen may cost in all.",
+        "target": "What the sweep is to tell.",
+        "half_width": "Where given, the sweep ends once its interval is as narrow.",
+        "prior": "The training law that is believed before the first run.",
+        "noise": "Of one run; without it, of the prior's replicas or residuals, else 0.2 %.",
     },
     "StabilitySpec": {
         "learning_rates": "Of both optimisers, each with every variant.",

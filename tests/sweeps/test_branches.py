@@ -6,6 +6,7 @@ import time
 import pandas as pd
 import pytest
 
+from parcae_core.checkpoints.native import newest_checkpoint
 from parcae_core.training.train import train
 from sweeps.branches import Waiting, hand_over_ended
 from sweeps.cli.sweep import load_plan
@@ -222,19 +223,18 @@ def test_tune_is_given_a_branch_once_it_can_begin_and_none_of_a_trunk_that_was_g
 
 
 @pytest.mark.slow
-def test_branches_of_a_trial_of_two_processes_are_its_separate_runs(prepared, tmp_path):
+def test_a_trunk_of_two_processes_hands_over_too(prepared, tmp_path):
     changes = {"resources": {"cpus": 2, "processes": 2}, "data": prepared[0].spec.data.model_dump()}
-    two = BUDGETS | {"budgets_flops": BUDGETS["budgets_flops"][:2]}
-    losses = []
-    for name, schedule in (("trunks", {"trunks": True}), ("alone", SEPARATE)):
-        spec = write_spec(tmp_path, name=name, **two, **changes, **schedule)
-        plan = load_plan(spec)
-        store = Store(tmp_path / f"runs-{name}", plan.name)
-        assert run_sweep(plan, store, spec, options=Options(ray=False, cpus=2)).complete
-        losses.append([[r.val_loss for r in store.result(t).evaluation] for t in plan.trials])
-        shared = [store.result(t).shared_steps for t in plan.trials]
-        assert shared == [t.shared_steps for t in plan.trials]
-    assert losses[0] == losses[1]
+    spec = write_spec(tmp_path, name="trunks", trunks=True, **BUDGETS, **changes)
+    plan = load_plan(spec)
+    store = Store(tmp_path / "runs", plan.name)
+    store.write_plan(plan, spec)
+    trunk, branch, _ = plan.trials
+    attempt(make_job(plan, store, prepared[2], Options()), trunk.trial_id, lambda _: None)
+    assert store.result(trunk).n_processes == 2
+    assert Waiting(store, [branch]).ready() is branch
+    begun = newest_checkpoint(store.files(branch.trial_id).checkpoints, branch)
+    assert begun.step == begun.progress["shared_steps"] == branch.shared_steps
 
 
 @pytest.mark.slow

@@ -2,12 +2,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.optimize import OptimizeResult
 
 from analysis.fitting.dataset import Dataset
 from analysis.fitting.fit import fit
 from analysis.fitting.objective import build, huber
 from analysis.fitting.options import FitOptions
-from analysis.laws import library
+from analysis.laws import formula, library
 from analysis.laws.law import Law, LawParam
 
 
@@ -132,3 +133,15 @@ def test_two_terms_may_share_an_exponent(columns):
     assert again.search.objective < 1e-12
     assert again.params["a"] == pytest.approx(0.35, rel=1e-5)
     assert again.params["A"] == pytest.approx(400.0, rel=1e-4)
+
+
+def test_the_last_steps_never_leave_for_where_nothing_moves_the_objective():
+    """From k = 2.2 a Gauss-Newton step ends at tanh = -1, where the slope is 0 and the misfit large."""
+    x = np.linspace(0.5, 3.0, 20)
+    law = formula.law("2 + tanh(k*N)", {"N": "n_params"})
+    objective = built(law, {"n_params": x}, 2 + np.tanh(0.3 * x), loss="log-lsq")
+    start = np.array([2.2])
+    before = objective.value(start)
+    found = objective._polished(OptimizeResult(x=start, cost=before))
+    assert found.cost <= before
+    assert objective.value(found.x) == found.cost

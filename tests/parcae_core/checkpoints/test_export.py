@@ -93,7 +93,7 @@ def test_transformers_loads_the_folder_and_generates_what_we_sample(tiny, tmp_pa
     source = trained(tiny(vocab_size=264, context=48))
     export_transformers(source, ByteTokenizer(), tmp_path / "out", n_loops=3)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
     batch = tokenizer("The sea é", return_tensors="pt")
     assert batch.input_ids.tolist() == [[256, *"The sea é".encode()]]
     with torch.no_grad():
@@ -124,7 +124,9 @@ def test_texts_of_different_length_are_generated_together_as_alone(tiny, tmp_pat
         trained(tiny(vocab_size=264, context=48)), ByteTokenizer(), tmp_path / "out", n_loops=3
     )
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out", padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(
+        tmp_path / "out", trust_remote_code=True, padding_side="left"
+    )
     prompts = ["The sea and the whale", "A ship"]
     how = {"max_new_tokens": 8, "min_new_tokens": 8}
     both = tokenizer(prompts, return_tensors="pt", padding=True)
