@@ -326,14 +326,21 @@ def _memory_line(trials: list[Row]) -> str:
 # ---- parcae status -------------------------------------------------------------------------------
 
 
+def _decisions(store: Store) -> list[Row]:
+    """Of an adaptive sweep."""
+    if not (store.root / "design.jsonl").exists():
+        return []
+    from sweeps.design.adaptive import decisions  # brings SciPy, which other sweeps do without
+
+    return decisions(store.root)
+
+
 def status_data(store: Store) -> dict[str, Any]:
     """Every trial's state as plain data."""
     order = (store.sweep or {}).get("trials", [])
     trials = []
     made = {"separate": 0.0, "own": 0.0}
-    from sweeps.design.adaptive import decisions  # brings SciPy, which a plan does without
-
-    lines = decisions(store.root)
+    lines = _decisions(store)
     chosen = {line.get("trial_id") for line in lines}
     for trial in store.stored_trials():
         state = store.state(trial)
