@@ -50,9 +50,7 @@ class Options:
     """How runs are chosen; the defaults are what the yardstick was reached with."""
 
     power: float = 0.4  # of the cost that a gain is divided by
-    first: float = 1.0  # cheapest runs for each parameter, before anything is fitted,
-    most: float = 2.5  # and up to so many while all of them cost less than
-    cheap: float = 0.05  # this share of the budget
+    first: float = 1.0  # cheapest runs for each parameter, before anything is fitted
     temper: float = 2.0  # of the basins' weights
     delta: float = 1e-2  # Huber's threshold
     length: float = 1.0  # of the misfit's process, by the pool's spread of each log column
@@ -87,14 +85,10 @@ class _Group:
         )
         self.gains: tuple[np.ndarray, np.ndarray] | None = None
 
-    def first(self, allowed: float) -> list[int]:
-        """The cheapest runs, which come before any fit: more of them where they cost next to nothing."""
-        least, most = (
-            int(np.ceil(each * len(self.pool.law.params))) - len(self.chosen)
-            for each in (self.options.first, self.options.most)
-        )
-        cheap = np.searchsorted(np.cumsum(self.pool.cost[self.left]), allowed)
-        return self.left[: max(0, least, min(most, cheap))].tolist()
+    def first(self) -> list[int]:
+        """The cheapest runs, which come before any fit."""
+        n_first = int(np.ceil(self.options.first * len(self.pool.law.params)))
+        return self.left[: max(0, n_first - len(self.chosen))].tolist()
 
     def take(self, row: int) -> None:
         self.chosen.append(row)
@@ -127,9 +121,8 @@ def choose(
     """
     options = options or Options()
     groups = [_Group(p, options, options.seed + i) for i, p in enumerate(pools)]
-    allowed = options.cheap * budget / len(groups)
     for i, group in enumerate(groups):
-        for row in group.first(allowed):
+        for row in group.first():
             if (cost := float(group.pool.cost[row])) > budget:
                 break
             group.take(row)
