@@ -35,7 +35,7 @@ $(INSTALLED): $(RUNS)
 	@touch $@
 
 figures: $(INSTALLED)
-	$(BIN)/parcae plot bundled:state-reveals --out docs/figures/state-reveals --format png --format pdf
+	$(BIN)/parcae plot bundled:state-reveals --law recurrence --out docs/figures/state-reveals --format png --format pdf
 	$(BIN)/python notebooks/execute.py
 
 docs: $(INSTALLED)

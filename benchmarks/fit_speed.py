@@ -189,26 +189,17 @@ def main() -> None:
             1,
         ),
     }
-    rows = []
     for name, (work, repeats) in jobs.items():
         seconds, out = timed(work, repeats)
-        rows.append(
-            _row(
-                name,
-                label
-                if "chinchilla, 1000000" not in name and name.startswith(("chinchilla", "baseline"))
-                else "simulated",
-                seconds,
-                _said(out),
-            )
-        )
-        print(f"{name:<36} {rows[-1]['median_s']:>9} s   {rows[-1]['outcome']}")
-    if arguments.record:
-        with RESULTS.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            if file.tell() == 0:
-                writer.writeheader()
-            writer.writerows(rows)
+        given = name.startswith(("chinchilla", "baseline")) and "1000000" not in name
+        row = _row(name, label if given else "simulated", seconds, _said(out))
+        print(f"{name:<36} {row['median_s']:>9} s   {row['outcome']}", flush=True)
+        if arguments.record:
+            with RESULTS.open("a", newline="") as file:
+                writer = csv.DictWriter(file, list(row), lineterminator="\n")
+                if file.tell() == 0:
+                    writer.writeheader()
+                writer.writerow(row)
 
 
 def _said(out) -> str:

@@ -326,7 +326,7 @@ def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
     ax.grid(axis="x", visible=False)
     drawing.legend(ax, columns=4)
     drawing.figure.set_size_inches(9.0, 4.4)
-    return drawing.save(folder)
+    return drawing.save(folder, ("png", "pdf"))
 
 
 def main() -> None:

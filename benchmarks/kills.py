@@ -194,7 +194,7 @@ def one_kill(kind: str, sweep: Sweep, trial: Trial) -> dict[str, Any]:
         "step": step,
         "seconds": round(seconds, 1),
         "went_on": went_on,
-        "reason": told[0].split("mu=")[-1][:200] if told else "",
+        "reason": told[0].split(" mu=")[-1][:200] if told else "",  # without time and trial
     }
 
 

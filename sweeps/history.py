@@ -24,6 +24,7 @@ def curves_of(store: Store) -> Curves:
     import pandas as pd
 
     parts, measured = [], []
+    seen: set[str] = set()
     for trial in store.stored_trials():
         rule = trial.budget_rule
         rows = read_metrics(store.files(trial.trial_id).metrics)
@@ -31,6 +32,9 @@ def curves_of(store: Store) -> Curves:
             continue
         budget = "" if trial.budget_flops is None else f", {trial.budget_flops:.3g} FLOPs"
         run = f"\u03bc {trial.mean_recurrence:g}{budget}, seed {trial.seed}".replace("e+", "e")
+        if run in seen:  # arms that differ in something else
+            run += f" ({trial.trial_id[:6]})"
+        seen.add(run)
         frame = pd.DataFrame(rows)
         keep = {old: new for old, new in _NAMES.items() if old in frame}
         at = frame[["n_tokens"]].assign(run=run, train_flops=frame[f"flops/{rule}"])

@@ -54,6 +54,9 @@ class Study:
     laws: tuple[str, ...] = ()  # those asked for; without any, what the columns allow
     choices: Choices = field(default_factory=Choices)
     intervals: bool = False  # figures need none of the parametric fits'
+    more: dict[str, Callable[..., Drawing]] = field(
+        default_factory=dict
+    )  # further figures, by name
     refusals: dict[str, str] = field(default_factory=dict)  # law -> sentence
     _fits: dict[str, Fitted | None] = field(default_factory=dict)
 
@@ -235,7 +238,7 @@ class Study:
             if law == "training":
                 draws["contours"] = self._of(law, parametric_figures.contours)
                 draws["frontiers"] = partial(parametric_figures.frontiers, self.table)
-        return draws
+        return draws | self.more
 
     def _form(self, law: str):
         try:

@@ -409,12 +409,28 @@ def plot(
     from analysis.report.study import Study
 
     laws = tuple(law or ())
-    study = Study(choices.table(source, *laws), laws, choices)
+    study = Study(choices.table(source, *laws), laws, choices, more=_learning_curves(source))
     found = gallery(study, tuple(only or ()), Look(width=width, style=style), to=to)
     for name, why in found.refusals.items():
         typer.echo(f"{name}: not drawn: {why}", err=True)
     for path in found.save(out, tuple(format or ("png",))):
         typer.echo(str(path))
+
+
+def _learning_curves(source: str) -> dict[str, Callable]:
+    """The figure of a sweep's learning curves, where its trials have logged any."""
+    if not _is_sweep(source):
+        return {}
+    from analysis.figures import curves as curve_figures
+    from parcae_core.errors import UserError
+    from sweeps.history import curves_of
+    from sweeps.store import open_sweep
+
+    try:
+        found = curves_of(open_sweep(source))
+    except UserError:  # nothing is logged yet: the laws have their say without
+        return {}
+    return {"curves": functools.partial(curve_figures.curves, found)}
 
 
 @fits
@@ -497,6 +513,8 @@ def report(
 
     laws = tuple(law or ())
     studies = [study(choices.table(s, *laws), laws, choices) for s in source]
+    for place, found in zip(source, studies, strict=True):
+        found.more = _learning_curves(place)
     write_report(studies, out)
     for found in studies:
         for line in found.summaries():

@@ -19,7 +19,6 @@ from sweeps.cli.columns import (
     print_table,
     span,
 )
-from sweeps.design.adaptive import decisions
 from sweeps.design.corpora import UNREAD
 from sweeps.design.estimate import duration, longest_first, makespan, rate_of
 from sweeps.design.plan import Plan, short
@@ -78,7 +77,7 @@ def plan_data(
     """The plan as plain data: one entry per trial, totals, and what the times rest on.
 
     Args:
-        cpus, gpus: of the cluster that the makespan is for.
+        cpus, gpus: of the cluster that the makespan is for; without cpus, what its GPUs need.
         flops_per_s: of one trial, by the exact rule, when the user knows it.
         device, mfu: see `sweeps.design.estimate.rate_of`.
         tokens: of the corpus's train split, when the user knows them.
@@ -129,7 +128,7 @@ def plan_data(
                 "gpus": trial.resources.gpus,
             }
         )
-    cpus = cpus or usable_cpus()
+    cpus = cpus or _cpus_beside(plan.trials, gpus)
     slots = _slots(plan.trials, cpus, gpus)
     seconds = [rate.seconds(t) for t in longest_first(left)]
     known = rate.flops_per_s is not None
@@ -178,6 +177,14 @@ def _data(config: DataConfig, context: int, size: float | None, counted: str) ->
         "train_tokens": None if size == math.inf else size,
         "train_tokens_from": counted,
     }
+
+
+def _cpus_beside(trials: Sequence[Trial], gpus: int) -> int:
+    """This machine's cores; of a cluster whose GPUs alone are given, as many as they need beside them."""
+    largest = max(trials, key=lambda t: t.resources.gpus).resources
+    if not (gpus and largest.gpus):
+        return usable_cpus()
+    return math.ceil(largest.cpus * (gpus // largest.gpus)) or usable_cpus()
 
 
 def _slots(trials: Sequence[Trial], cpus: int, gpus: int) -> int:
@@ -319,12 +326,21 @@ def _memory_line(trials: list[Row]) -> str:
 # ---- parcae status -------------------------------------------------------------------------------
 
 
+def _decisions(store: Store) -> list[Row]:
+    """Of an adaptive sweep."""
+    if not (store.root / "design.jsonl").exists():
+        return []
+    from sweeps.design.adaptive import decisions  # brings SciPy, which other sweeps do without
+
+    return decisions(store.root)
+
+
 def status_data(store: Store) -> dict[str, Any]:
     """Every trial's state as plain data."""
     order = (store.sweep or {}).get("trials", [])
     trials = []
     made = {"separate": 0.0, "own": 0.0}
-    lines = decisions(store.root)
+    lines = _decisions(store)
     chosen = {line.get("trial_id") for line in lines}
     for trial in store.stored_trials():
         state = store.state(trial)

@@ -127,9 +127,9 @@ def markdown(design: str | None = None) -> str:
     lines = []
     for name, (doc, known) in fields.sections(design).items():
         lines += [f"## {name}", "", doc, ""]
-        lines += ["| field | type | default | meaning |", "|---|---|---|---|"]
+        lines += ["| field | meaning | type | default |", "|---|---|---|---|"]
         for field in known:
-            cells = (f"`{field.name}`", field.kind, field.default, field.meaning)
+            cells = (f"`{field.name}`", field.meaning, field.kind, field.default)
             lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
         lines.append("")
     return "\n".join(lines)

@@ -50,6 +50,8 @@ def loss_of(error: BaseException | str | None) -> Loss:
         return Loss(f"Ray ended it because its node ran low on memory{amount}", _MEMORY)
     if re.search(r"node (\S+ )?(has )?(died|was terminated|is dead)|NODE_DIED|preempted", text):
         return Loss("its node is gone")
+    if "ActorUnavailable" in type(error).__name__ or "temporarily unavailable" in text:
+        return Loss("its process or its node does not answer any more; one of them is gone")
     if "SYSTEM_ERROR" in text or "SIGKILL" in text or "worker process has died" in text:
         return Loss(
             "its process was killed from outside or crashed; most often the system took its memory "

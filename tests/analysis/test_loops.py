@@ -36,6 +36,7 @@ def test_the_curve_is_inverted_and_never_below_one_loop():
     assert np.isinf(inverted(values, 2.9)[0])
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_truth_about_as_often_as_it_says():
     target = TRUTH["L_inf"] + TRUTH["Z"] * np.exp(-TRUTH["z"] * 5)
     inside = 0

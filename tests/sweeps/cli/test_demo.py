@@ -13,7 +13,7 @@ def study_of(source, *where):
 
 
 def test_the_end_of_the_demonstration_is_a_law_and_what_it_is_a_law_of():
-    here = study_of("bundled:state-reveals", "seed<2")
+    here = study_of("bundled:state-reveals", "seed<2", "budget_flops<5e11")
     lines = told(study_of("bundled:parcae-140m"), here, Path("runs/demo"))
     text = "\n".join(lines)
     assert "floor, known in closed form: 0.9675" in text

@@ -1,5 +1,6 @@
 """The laws of a sweep that still runs: what has ended is read from its folders, never an older table."""
 
+import json
 import math
 
 import pytest
@@ -7,7 +8,7 @@ import typer
 
 from analysis.errors import InputError
 from analysis.table import load
-from sweeps.cli.laws import register
+from sweeps.cli.laws import _learning_curves, register
 from sweeps.records import collect
 from sweeps.store import Store
 from tests.support.tiny import tiny_plan, write_spec
@@ -47,6 +48,30 @@ def test_what_has_ended_is_collected_and_counted(running):
     assert table.flops_rule == "paper"
     end()
     assert not any("have ended" in note for note in load.load(store.root).notes)
+
+
+def test_its_learning_curves_are_drawn_while_it_trains(running):
+    store, end = running
+    assert _learning_curves(str(store.root)) == {}
+    for trial in store.stored_trials():
+        lines = [
+            {
+                "step": step,
+                "n_tokens": step * trial.batch_tokens,
+                "train/loss": 5 - step / 100,
+                "optim/muon_lr": 0.01,
+                f"flops/{trial.budget_rule}": 1e6 * step,
+            }
+            for step in range(1, 41)
+        ]
+        path = store.files(trial.trial_id).metrics
+        path.write_text("\n".join(map(json.dumps, lines)) + "\n{torn")
+    end()
+    drawing = _learning_curves(str(store.root))["curves"]()
+    rows = drawing.drawn
+    assert set(rows.panel) == {"loss", "lr", "val_loss"}
+    assert rows[rows.panel == "lr"].series.nunique() == 4
+    assert list(rows[rows.panel == "val_loss"].y) == [3.0]  # of the one that has ended
 
 
 def test_a_sweep_is_named_wherever_its_folder_is_wanted(running, monkeypatch):

@@ -43,6 +43,10 @@ def test_an_unknown_gpu_has_no_time_until_one_is_given(tmp_path):
     assert data["totals"]["price"] == pytest.approx(3 * sum(seconds) / 3600)
     assert data["totals"]["makespan_s"] < sum(seconds)
     assert plan_data(plan, store, cpus=8, gpus=0, flops_per_s=1e6)["totals"]["makespan_s"] is None
+    alone = plan_data(plan, store, gpus=64, flops_per_s=1e6)[
+        "totals"
+    ]  # their cores are taken to be there
+    assert (alone["cpus"], alone["makespan_s"]) == (64, max(seconds))
 
 
 def test_durations_are_said_in_the_unit_that_suits_them():

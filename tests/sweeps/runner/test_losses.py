@@ -28,6 +28,11 @@ MODULE = (
     "'parcae_core.data'"
 )
 
+UNAVAILABLE = (
+    "The actor 67604ca8 is unavailable: The actor is temporarily unavailable: RpcError: RPC error: Socket "
+    "closed rpc_code: 14. The task may or may not have been executed on the actor."
+)
+
 
 @pytest.mark.parametrize(
     ("error", "reason", "advice"),
@@ -36,6 +41,7 @@ MODULE = (
         (MEMORY, "Ray ended it because its node ran low on memory with 61.03GB / 62.00GB", "batch"),
         (MODULE, "its node has no module 'parcae_core.data'", "Install the same versions"),
         ("ray.exceptions.NodeDiedError: node 0a1b has died", "its node is gone", ""),
+        (UNAVAILABLE, "its process or its node does not answer any more", ""),
         ("Traceback\n  x\nOSError: [Errno 28] No space left", "OSError: [Errno 28] No space", ""),
         (None, "nothing says why", ""),
     ],
