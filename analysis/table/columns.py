@@ -142,7 +142,7 @@ def mapped(raw: Raw, columns: dict[str, str], where: str) -> Mapped:
     for name, column in _labels(frame).items():
         if name not in picked and column not in own.values():
             own[name], picked[name] = column, frame[column]
-    return Mapped(pd.DataFrame(picked), own)
+    return Mapped(pd.DataFrame(picked, index=frame.index), own)  # rows, even where no column is
 
 
 def _comma(name: str, raw: Raw) -> str | None:

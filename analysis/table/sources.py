@@ -15,14 +15,10 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from analysis.errors import InputError
 from analysis.table import exports, files
 from analysis.table.files import Raw
-
-if TYPE_CHECKING:
-    pass
 
 FOLDER_HOLDS = "records.parquet"
 
@@ -66,6 +62,11 @@ def _folder(folder: Path) -> Raw:
     if records.is_file():
         _refuse_stale(records)
         return files.read(records)
+    if (folder / "sweep.json").is_file():  # its plan is no table of runs
+        raise InputError(
+            f"{folder}: the sweep's folder holds no {FOLDER_HOLDS}; a finished `parcae run` writes it there, "
+            f"and so does: parcae collect {folder}"
+        )
     if states := exports.trainer_states(folder):
         parts = [_of_run(files.read(p), exports.run_of(p)) for p in states]
         return together(parts, str(folder), "a row per run and step")

@@ -52,6 +52,7 @@ def test_an_entity_changes_the_specs_hash_and_its_absence_does_not():
     # as before W&B's entity was known to specs: runs of then keep their names
     data = plain.model_dump(mode="json")
     assert data["wandb"].pop("entity") is None
+    assert (data.pop("trunks"), data.pop("scheduler")) == (False, "fifo")
     text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     assert plain.sha256 == hashlib.sha256(text.encode()).hexdigest()
 

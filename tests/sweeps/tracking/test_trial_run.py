@@ -222,13 +222,15 @@ def test_runs_that_hold_no_records_are_counted_with_their_reasons(ended):
     }
     assert found.notes == ("1 trials that the sweep planned are not among the runs",)
     with pytest.raises(InputError, match=r"no run there holds records .1 runs: a W&B run that"):
-        reader.found([foreign], "wandb:e/p")
+        reader.found([replace(foreign, summary={})], "wandb:e/p")
+    theirs = reader.found([foreign], "wandb:e/p")  # with a summary: a project of other people's
+    assert theirs.own
+    assert theirs.frame.lr.tolist() == [1]
 
 
 @pytest.mark.parametrize("source", ["wandb:e/p", "wandb-files:{root}"])
 def test_without_the_extra_a_source_names_it(source, ended, monkeypatch, capsys):
     store, _ = ended
-    monkeypatch.setattr(load, "_READERS", {})
     for name in ("wandb", "wandb.proto"):  # as in the base install; earlier tests loaded it
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr(
