@@ -36,7 +36,7 @@ def losses(folder) -> list[tuple]:
 
 
 def test_a_pool_makes_what_an_attempt_makes_and_goes_on_after_a_stop(tmp_path):
-    sizes = {"mean_recurrence": [1, 2], "budgets_flops": [4e8, 6e9]}
+    sizes = {"mean_recurrence": [1, 2], "budgets_flops": [4e8, 3e9]}
     spec = write_spec(tmp_path, name="pool", **sizes)
     process = start("run", spec, "--no-ray", "--cpus", 2, cwd=tmp_path)
     store = Store(tmp_path / "runs", "pool")
@@ -47,7 +47,7 @@ def test_a_pool_makes_what_an_attempt_makes_and_goes_on_after_a_stop(tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1, err
     assert "go on with: parcae run" in err
-    long = [t for t in load_plan(spec).trials if t.budget_flops == 6e9]
+    long = [t for t in load_plan(spec).trials if t.budget_flops == 3e9]
     assert {store.state(t).state for t in long} == {"planned"}
     assert max(store.state(t).step for t in long) > 0
 
@@ -70,7 +70,7 @@ def test_a_pool_makes_what_an_attempt_makes_and_goes_on_after_a_stop(tmp_path):
 
 
 def test_a_worker_that_dies_is_replaced(tmp_path):
-    sizes = {"mean_recurrence": [2], "budgets_flops": [6e9]}
+    sizes = {"mean_recurrence": [2], "budgets_flops": [3e9]}
     spec = write_spec(tmp_path, name="killed", **sizes)
     process = start("run", spec, "--no-ray", "--cpus", 1, cwd=tmp_path)
     store = Store(tmp_path / "runs", "killed")
