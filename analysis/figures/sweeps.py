@@ -25,8 +25,8 @@ def isoflop(recurrence: Recurrence, ax=None) -> Drawing:
     drawing = figures.new(
         "isoflop",
         f"Validation loss of each budget against {' and '.join(words.label(a) for a in axes)}, with a parabola "
-        "per budget. Stars: minima that the grid encloses; hollow stars: minima it does not, which "
-        f"enter no power law. Points: {recurrence.result.source}.",
+        "per budget. Stars: minima that the grid encloses; hollow stars: minima it does not, which the "
+        f"exponents named _enclosed leave out. Points: {recurrence.result.source}.",
         n_panels=len(axes),
         ax=ax,
         sharey=True,
