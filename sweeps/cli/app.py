@@ -28,7 +28,7 @@ _EXTRAS = {
     "s3fs": "s3",
     "huggingface_hub": "hf",
     "transformers": "hf",
-    "lm_eval": "lm_eval",
+    "lm_eval": "lm-eval",
     "ray": "sweep",
     "wandb": "sweep",
     "triton": "kernels",

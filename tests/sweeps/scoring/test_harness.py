@@ -18,7 +18,7 @@ from tests.support.trained import trained_run
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore"),  # of the harness's own libraries
-    pytest.mark.skipif(find_spec("lm_eval") is None, reason="the extra lm_eval is not installed"),
+    pytest.mark.skipif(find_spec("lm_eval") is None, reason="the extra lm-eval is not installed"),
 ]
 DOCS = [
     {"question": "the sea", "choices": ["is blue", "is old", "sings"], "answer": i % 3}
