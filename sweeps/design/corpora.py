@@ -13,7 +13,8 @@ from parcae_core.data.tokenizer import TokenizerName, parse_tokenizer
 from parcae_core.errors import UserError
 from parcae_core.trial import DataConfig
 from sweeps.design.designs import cells
-from sweeps.design.spec import DataSection, SweepSpec
+from sweeps.design.sections import DataSection
+from sweeps.design.spec import SweepSpec
 
 if TYPE_CHECKING:
     from parcae_core.data.corpus import Source

@@ -12,10 +12,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from parcae_core.errors import UserError
+from sweeps.design.sections import DataSection, DepthSection, Variation
 from sweeps.design.spec import (
     AdaptiveSpec,
-    DataSection,
-    DepthSection,
     GridSpec,
     IsoDepthSpec,
     IsoflopSpec,
@@ -23,7 +22,6 @@ from sweeps.design.spec import (
     StabilitySpec,
     SweepSpec,
     TestTimeSpec,
-    Variation,
 )
 from sweeps.design.validation import MAX_TRIALS, given, sentences
 

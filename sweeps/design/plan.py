@@ -15,7 +15,8 @@ from parcae_core.presets import preset
 from parcae_core.trial import DataConfig, EvalConfig, OptimConfig, Trial
 from sweeps.design.corpora import Corpora, Corpus
 from sweeps.design.designs import Cell, cells
-from sweeps.design.spec import DepthSection, SweepSpec
+from sweeps.design.sections import DepthSection
+from sweeps.design.spec import SweepSpec
 from sweeps.design.trunks import with_trunks
 from sweeps.design.validation import given
 

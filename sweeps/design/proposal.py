@@ -20,7 +20,8 @@ from parcae_core.errors import UserError
 from sweeps.design.adaptive import grid_of
 from sweeps.design.forecasting import runs_of, size_of
 from sweeps.design.plan import Plan, plan, short
-from sweeps.design.spec import LADDER, parse_spec
+from sweeps.design.sections import LADDER
+from sweeps.design.spec import parse_spec
 from sweeps.design.validation import read_mapping
 
 _REPLICAS = 8  # most seeds of one setting

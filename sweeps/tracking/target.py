@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from parcae_core.errors import UserError
-from sweeps.design.spec import WandbSection
+from sweeps.design.sections import WandbSection
 
 # W&B's older words for two of them still work there
 _MODES = {m: m for m in ("online", "offline", "disabled")} | {"dryrun": "offline", "run": "online"}

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from parcae_core.errors import UserError
-from sweeps.design.spec import WandbSection, parse_spec
+from sweeps.design.sections import WandbSection
+from sweeps.design.spec import parse_spec
 from sweeps.tracking.target import target
 from tests.support.tiny import spec_dict
 
