@@ -113,8 +113,8 @@ def _candidates(ours: str, tiers: tuple[str, ...], names: list[str]):
         yield [n for n in names if plain[n] in known]
         if ours != "val_loss" or len(known) > 1:  # train/loss is no loss without a folder
             yield [n for n in names if last[n] in known and not _of_training(n, ours)]
+    known = " ".join(tiers).split()
     if ours in ("n_params", "n_tokens"):
-        known = " ".join(tiers).split()
         yield [
             f"{name}*{_SCALES[unit]}"
             for name, text in plain.items()
@@ -122,7 +122,6 @@ def _candidates(ours: str, tiers: tuple[str, ...], names: list[str]):
             if base in known and unit in _SCALES
         ]
     if ours == "train_flops":
-        known = " ".join(tiers).split()
         yield [
             f"{_LOGARITHMS[base]}**{name}"
             for name, text in plain.items()
