@@ -119,6 +119,7 @@ def fit_test_time(
             f"{table.source}: no run is evaluated at {MIN_LOOPS} numbers of loops (most: {most}); a "
             "curve needs that many. Evaluate at more loops."
         )
+    curves.sort(key=lambda c: (c.budget_flops or 0.0, c.mean_recurrence or 0.0, str(c.run)))
     lost = sum(n for _, n, _ in dropped)
     reason = f"runs evaluated at fewer than {MIN_LOOPS} numbers of loops ({len(dropped)} runs)"
     gone = (*table.dropped, *([Dropped(reason=reason, n_rows=lost)] if lost else []))

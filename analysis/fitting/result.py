@@ -146,8 +146,7 @@ class FitResult:
         """The text a person reads: values, intervals, how the search went, what is wrong."""
         verdict = "valid" if self.valid else "NOT VALID"
         lines = [f"{self.formula}   ({self.law}: {self.n_obs} rows, {verdict})"]
-        width = max((len(p.name) for p in self.params), default=0)
-        lines += [_line(p, width) for p in self.params]
+        lines += _by_run(self) or _one_by_one(self.params)
         lines.append(f"  {self.confidence:.0%} intervals: {self.interval_method}")
         if self.objective is not None:
             lines.append(
@@ -189,6 +188,47 @@ def _table(result: FitResult, marks: tuple[str, str, str], rule: str) -> str:
         rows.append((p.name, *cells))
     lines = [begin + between.join(row) + end for row in rows]
     return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def _one_by_one(params: tuple[Param, ...]) -> list[str]:
+    width = max((len(p.name) for p in params), default=0)
+    return [_line(p, width) for p in params]
+
+
+def _by_run(result: FitResult) -> list[str]:
+    """A law fitted run by run as a table, a row per run in the order of budget and mu; else nothing."""
+    curves = result.tables.get("curves", [])
+    if len(curves) < 2:
+        return []
+    units = {p.name.partition("[")[0]: p.unit for p in result.params}
+    rows = [("run", "mu", *units)]
+    for curve in curves:
+        mu = curve["mean_recurrence"]
+        cells = [_short(result[f"{name}[{curve['run']}]"]) for name in units]
+        rows.append((str(curve["run"]), "" if mu is None else f"{mu:g}", *cells))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  " + " ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    out, budget = [lines[0]], None
+    for curve, line in zip(curves, lines[1:], strict=True):
+        if curve["budget_flops"] != budget:
+            budget = curve["budget_flops"]
+            out.append(f"  {budget:.3g} FLOPs")
+        out.append(line)
+    return [*out, "  units: " + ", ".join(f"{name} {unit}" for name, unit in units.items())]
+
+
+def _short(p: Param) -> str:
+    if p.value is None:
+        return "-"
+    low, high = ("-" if x is None else _digits(x) for x in (p.ci_low, p.ci_high))
+    return f"{_digits(p.value)} [{low},{high}]" + (" AT BOUND" if p.at_bound else "")
+
+
+def _digits(x: float) -> str:
+    return f"{x:.4g}" if abs(x) >= 1 else f"{x:.3g}"
 
 
 def _line(p: Param, width: int) -> str:

@@ -107,3 +107,25 @@ def test_a_curve_that_fits_to_the_losses_last_digits_converges(fit_curves):
     flat = fit_curves({"a": saturating(0.7), "flat": (LOOPS, 3 + 0.001 * LOOPS)})
     assert "1 of 2 curves" in flat.summary()
     assert flat.summary().endswith("of 1 the report says why they do not")
+
+
+def test_curves_are_printed_as_a_table_in_order_of_budget_and_mu_within_80_columns():
+    found = test_time.fit_test_time(load.load("bundled:nano-isoflop", where=("mean_recurrence>1",)))
+    lines = found.result.report().splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.split()[:2] == ["run", "mu"])
+    end = next(i for i, line in enumerate(lines) if line.startswith("  units:"))
+    table = lines[begin:end]
+    assert max(map(len, table)) <= 80
+    assert [x.split()[0] for x in table if x.endswith("FLOPs")] == [
+        *("4e+11", "8e+11", "1.6e+12", "3.2e+12", "6.4e+12")
+    ]
+    assert [x.split()[1] for x in table[1:] if not x.endswith("FLOPs")] == [
+        "2",
+        "3",
+        "4",
+        "6",
+        "8",
+    ] * 5
+    run = found.curves[2]
+    [row] = [x for x in table if run.run in x]
+    assert f"{run.params['L_inf']:.4g} [" in row
