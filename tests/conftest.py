@@ -1,4 +1,4 @@
-"""What all tests share: Triton's interpreter where there is no GPU, and the mark `gpu`."""
+"""What all tests share: Triton's interpreter where there is no GPU, the mark `gpu`, and names."""
 
 import importlib.util
 import os
@@ -18,6 +18,12 @@ def pytest_collection_finish(session):
     # all files are imported by now; processes that tests start are to run as a user's would
     if _switched_on:
         os.environ.pop(_SWITCH, None)
+
+
+def pytest_make_parametrize_id(val, argname):
+    # Bytes make no name: gzip writes the second into its header, so that processes of one run that
+    # import a file in two different seconds would collect tests of different names, and stop.
+    return argname if isinstance(val, bytes) else None
 
 
 def pytest_collection_modifyitems(items):
