@@ -37,13 +37,13 @@ SHOWN = {
 
 @dataclass(frozen=True, slots=True)
 class Curves:
-    """Rows of runs over training: run, n_tokens, train_flops, loss, and of `SHOWN` what was logged."""
+    """Rows of runs over training: run, n_tokens, train_flops, loss, and of `SHOWN` what was logged.
+
+    `validation` is the validation loss where it was measured.
+    """
 
     frame: pd.DataFrame
     source: str
-    measured: pd.DataFrame | None = (
-        None  # run, n_tokens, train_flops, val_loss: where it was evaluated
-    )
 
     @property
     def runs(self) -> list[tuple[str, pd.DataFrame]]:

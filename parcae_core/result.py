@@ -112,6 +112,8 @@ class TrainResult:
     attention: str | None = None  # torch's backend: flash, cudnn, efficient, math
     notes: tuple[str, ...] = ()  # what was wrong with the folder that this attempt went on in
     shared_steps: int = 0  # of `step`: made by other trials, whose checkpoint it began from
+    # (step, nats per token at mean_recurrence loops), where `evaluation.every` asks for it
+    val_history: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         if (self.status == "done") != (self.reason is None):

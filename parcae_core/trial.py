@@ -75,10 +75,11 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalConfig:
-    """Validation loss at the end of training, read out after each of `loops` steps."""
+    """Validation loss at the end of training, read out after each of `loops` steps; and on its way."""
 
     loops: tuple[int, ...]
     n_sequences: int  # the same first rows of the validation split for every trial
+    every: int | None = None  # steps between two losses at mean_recurrence loops on the way
 
     def __post_init__(self) -> None:
         if not self.loops or list(self.loops) != sorted(set(self.loops)) or self.loops[0] < 1:
@@ -89,6 +90,8 @@ class EvalConfig:
             raise ValueError(f"loops has {self.loops[-1]}; at most {MAX_LOOPS} are evaluated")
         if self.n_sequences < 1:
             raise ValueError(f"n_sequences is {self.n_sequences}; it must be >= 1")
+        if self.every is not None and self.every < 1:
+            raise ValueError(f"every is {self.every}; it must be >= 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -225,6 +228,11 @@ class Trial:
         """Updates before the cool-down."""
         return constant_steps(self.n_steps, self.optim.cooldown_share)
 
+    def is_measured(self, step: int) -> bool:
+        """Whether validation loss at mean_recurrence loops belongs to the metrics after `step` updates."""
+        every = self.evaluation.every
+        return every is not None and (step % every == 0 or step == self.n_steps)
+
     @property
     def shared_steps(self) -> int:
         """Updates that the plan lets another trial make."""
@@ -261,6 +269,8 @@ class Trial:
             del full[label]
         if self.optim.weight_decay_falls == "run":  # trials of before it was known keep their ids
             del full["optim"]["weight_decay_falls"]
+        if self.evaluation.every is None:
+            del full["evaluation"]["every"]
         full["data"] = {k: v for k, v in full["data"].items() if k != "corpus"}
         return full | {"training_revision": TRAINING_REVISION}
 

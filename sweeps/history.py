@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from analysis.curves import Curves
 from parcae_core.errors import UserError
 from parcae_core.training.metrics import read_metrics
@@ -9,6 +11,7 @@ from sweeps.store import Store
 
 _NAMES = {
     "train/loss": "loss",
+    "val/loss": "validation",
     "optim/muon_lr": "lr",
     "stability/spectral_radius": "spectral_radius",
     "stability/state_norm": "state_norm",
@@ -16,14 +19,14 @@ _NAMES = {
 
 
 def curves_of(store: Store) -> Curves:
-    """What every trial has logged so far, and the validation losses of those that have ended or measured any.
+    """What every trial has logged so far; without `evaluation.every` its validation loss is the end's.
 
     Raises:
         UserError: when no trial has logged a step.
     """
     import pandas as pd
 
-    parts, measured = [], []
+    parts = []
     seen: set[str] = set()
     for trial in store.stored_trials():
         rule = trial.budget_rule
@@ -36,18 +39,13 @@ def curves_of(store: Store) -> Curves:
             run += f" ({trial.trial_id[:6]})"
         seen.add(run)
         frame = pd.DataFrame(rows)
+        result = store.result(trial)
+        if result and "val/loss" not in frame:
+            losses = {r.n_loops: r.val_loss for r in result.evaluation}
+            frame.loc[frame.index[-1], "val/loss"] = losses.get(trial.mean_recurrence, math.nan)
         keep = {old: new for old, new in _NAMES.items() if old in frame}
         at = frame[["n_tokens"]].assign(run=run, train_flops=frame[f"flops/{rule}"])
         parts.append(at.join(frame[list(keep)].rename(columns=keep)))
-        result = store.result(trial)
-        for row in result.evaluation if result else ():
-            if row.n_loops == trial.mean_recurrence and row.val_loss is not None:
-                measured.append((run, at.n_tokens.iloc[-1], at.train_flops.iloc[-1], row.val_loss))
     if not parts:
         raise UserError(f"{store.where}: no trial has logged a step yet.")
-    names = ["run", "n_tokens", "train_flops", "val_loss"]
-    return Curves(
-        pd.concat(parts, ignore_index=True).dropna(subset=["loss"]),
-        store.where,
-        pd.DataFrame(measured, columns=names) if measured else None,
-    )
+    return Curves(pd.concat(parts, ignore_index=True).dropna(subset=["loss"]), store.where)

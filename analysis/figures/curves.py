@@ -52,15 +52,15 @@ def curves(found: Curves, over: str = "train_flops", ax=None) -> Drawing:
                 label=label,
                 kind="measured",
             )
-            if column == "loss" and found.measured is not None:
-                own = found.measured[found.measured.run == run]
+            if column == "loss" and "validation" in rows:
+                own = rows.dropna(subset=["validation"])
                 marker = MARKERS[i % len(MARKERS)]
                 drawing.points(
                     panel,
                     "val_loss",
                     run,
                     own[over],
-                    own.val_loss,
+                    own.validation,
                     color=color,
                     marker=marker,
                     size=16,

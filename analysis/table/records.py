@@ -103,7 +103,7 @@ COLUMNS: tuple[Column, ...] = (
     _column("git_commit", "text", "-", "of this project; null outside a checkout", True),
     _column("spec_sha256", "text", "-", "of the spec the run was planned from", True),
 )
-# Of a generated corpus, of which more is known than its text; other tables have none of them
+# Of what only some sweeps have; first a generated corpus, of which more is known than its text
 KNOWN_COLUMNS: tuple[Column, ...] = (
     _column("corpus", "text", "-", "what was read, by name", True),
     _column("loss_floor", "float", "nats per token", "no model can be better; null for text", True),
@@ -125,6 +125,14 @@ KNOWN_COLUMNS: tuple[Column, ...] = (
     # Of a sweep with trunks: FLOPs that were run are train_flops_* * (1 - shared_steps / n_steps)
     _column("parent_trial_id", "text", "-", "whose checkpoint the run was to begin from", True),
     _column("shared_steps", "int", "steps", "of n_steps, made by the parent and its parents", True),
+    # Of a sweep with `evaluation.every`
+    _column(
+        "val_history",
+        "text",
+        "nats per token",
+        "JSON: [[step, validation loss at mean_recurrence loops], ...] during training",
+        True,
+    ),
 )
 # What `parcae score` found: a task and its metric after this; null where a model was not scored
 SCORE_PREFIX = "score_"

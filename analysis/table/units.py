@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 # A loss of 25 nats per token would be worse than guessing among 7e10 tokens
 MAX_NATS = 25.0
+# Guessing among 262,144 tokens costs 12.5: half the runs of a table have learned more than that
+MAX_MEDIAN = 12.5
+_GAP = 2.0  # between runs and those that diverged; perplexities of runs lie closer
 # column: (smallest value that is likely in its unit, the unit, what smaller numbers may be in)
 _SMALLEST = {
     "n_tokens": (1e4, "tokens", "millions or billions"),
@@ -167,17 +170,18 @@ def refuse_diverged(frame: pd.DataFrame, where: str) -> None:
         return
     loss = numeric(frame.val_loss)
     loss = loss[loss < float("inf")]  # an infinite one is refused by the laws
-    if not loss.max() > MAX_NATS:
-        return
-    found = (
-        f"{where}: the largest loss is {loss.max():.4g}; nats per token never exceed {MAX_NATS:g}."
-    )
-    if loss.median() > MAX_NATS:
-        raise InputError(f"{found} Is it a perplexity? Then add --unit ppl.")
-    raise InputError(
-        f"{found} {int((loss > MAX_NATS).sum())} of {len(loss)} rows are that high, as runs that diverged "
-        f'are. Leave them out with --where "val_loss<{MAX_NATS:g}".'
-    )
+    high = loss > MAX_NATS
+    if loss.median() > MAX_MEDIAN or loss[high].min() < _GAP * loss[~high].max():
+        raise InputError(
+            f"{where}: losses go from {loss.min():.4g} to {loss.max():.4g}, as perplexities do and nats per "
+            "token do not. Add --unit ppl."
+        )
+    if high.any():
+        raise InputError(
+            f"{where}: the largest loss is {loss.max():.4g}; nats per token never exceed {MAX_NATS:g}. "
+            f"{int(high.sum())} of {len(loss)} rows are that high, as runs that diverged are. Leave them out "
+            f'with --where "val_loss<{MAX_NATS:g}".'
+        )
 
 
 def check_records(frame: pd.DataFrame, where: str) -> None:

@@ -5,6 +5,8 @@ Keys, as W&B shows them (group/name_unit):
     n_tokens                    trained so far
     train/loss                  nats per token, the batch of this step
     train/grad_norm             before clipping
+    val/loss                    nats per token of the validation rows at mean_recurrence loops, where
+                                evaluation.every asks for it
     optim/muon_lr  optim/adamw_lr
     depth/mean  depth/max  depth/grad_mean      drawn for this step's batch
     depth/executed_over_ideal   loop steps computed over loop steps drawn, so far
@@ -92,6 +94,11 @@ class MetricsLog:
         with _readable_error(self.path):
             self._file.write(json.dumps({k: _finite(v) for k, v in line.items()}) + "\n")
 
+    def column(self, name: str) -> tuple[tuple[int, float], ...]:
+        """(step, value) of every line that has one."""
+        lines = read_metrics(self.path)
+        return tuple((x["step"], x[name]) for x in lines if isinstance(x.get(name), float))
+
     def sync(self) -> None:
         """Flush to the disk: what a checkpoint counts as logged has to outlive the machine."""
         with _readable_error(self.path):
@@ -130,6 +137,13 @@ class Meter:
         self._tokens += tokens
         self._flops += flops
         self._wait_s += wait_s
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done inside takes no time."""
+        began = time.perf_counter()
+        yield
+        self._at += time.perf_counter() - began
 
     def read(self, peak_flops_per_s: float | None) -> dict[str, float]:
         """perf/ metrics of the interval that ends now."""

@@ -194,7 +194,8 @@ class _Run:
             rows, epoch, wait_s = self.prefetch.get(step)
             draw = depths_of_step(trial, step)
             last = step + 1 == trial.n_steps
-            logged = last or step == 0 or (step + 1) % log_every == 0
+            measured = trial.is_measured(step + 1)
+            logged = measured or last or step == 0 or (step + 1) % log_every == 0
             checked = last or step % STATE_CHECK_EVERY == 0
             out = self._gradient(rows, draw, instruments=logged or checked)
             grad_norm = self._clip()
@@ -214,8 +215,9 @@ class _Run:
             progress.train_s += seconds
             progress.data_wait_s += wait_s
             self.meter.add(tokens=trial.batch_tokens, flops=flops, wait_s=wait_s)
+            losses = self._measure() if measured else {}
             if logged:
-                self._log(out, grad_norm, draw, epoch)
+                self._log(out, grad_norm, draw, epoch, losses)
             due = execution.checkpoint_every_s is not None and (
                 time.perf_counter() - saved_at >= execution.checkpoint_every_s
             )
@@ -325,7 +327,20 @@ class _Run:
         if self.group.is_first and step in self.execution.keep_steps:
             keep_checkpoint(checkpoint, self.branches)
 
-    def _log(self, out: BatchLoss, grad_norm: float, draw: DepthDraw, epoch: int) -> None:
+    def _measure(self) -> dict[str, float]:
+        """Validation loss on the way; its time and FLOPs count in no rate and are not training's."""
+        with self.meter.paused():
+            [row] = self._evaluate((self.trial.mean_recurrence,))
+        return {"val/loss": row.val_loss}
+
+    def _log(
+        self,
+        out: BatchLoss,
+        grad_norm: float,
+        draw: DepthDraw,
+        epoch: int,
+        measured: dict[str, float],
+    ) -> None:
         if not self.group.is_first:
             return
         progress, trial = self.progress, self.trial
@@ -336,6 +351,7 @@ class _Run:
             "n_tokens": progress.step * trial.batch_tokens,
             "train/loss": out.loss,
             "train/grad_norm": grad_norm,
+            **measured,
             **{f"optim/{group}_lr": rate for group, rate in rates.items()},
             **{f"flops/{rule}": flops for rule, flops in self._flops_spent().items()},
             "flops/sampled": progress.flops_sampled,
@@ -360,14 +376,14 @@ class _Run:
 
     def _finish(self) -> TrainResult:
         """Evaluate the final weights."""
-        rows = self._evaluate()
+        rows = self._evaluate(self.trial.evaluation.loops)
         wrong = [row for row in rows if not math.isfinite(row.val_loss)]
         if wrong:
             reason = f"validation loss after {wrong[0].n_loops} loops is {wrong[0].val_loss}"
             return self._result("diverged", reason=f"step {self.progress.step}: {reason}")
         return self._result("done", evaluation=rows)
 
-    def _evaluate(self) -> tuple[EvalRow, ...]:
+    def _evaluate(self, loops: Sequence[int]) -> tuple[EvalRow, ...]:
         wanted = self.trial.evaluation
         # Without gradient a portion may be larger: tiny models spend their time between the products
         portion = max(self.progress.micro_batch, EVALUATED_TOKENS // self.trial.context)
@@ -376,7 +392,7 @@ class _Run:
             return evaluate(
                 self.model,
                 self.validation,
-                loops=wanted.loops,
+                loops=loops,
                 n_sequences=wanted.n_sequences,
                 batch_sequences=min(portion, share),
                 seed=self.trial.seed,
@@ -412,6 +428,7 @@ class _Run:
             shared_steps=progress.shared_steps,
             n_processes=self.group.n,
             notes=self.metrics.notes if self.group.is_first else (),
+            val_history=self.metrics.column("val/loss") if self.group.is_first else (),
             threads=torch.get_num_threads(),
             device=device_name(self.device),
             torch_version=torch.__version__,

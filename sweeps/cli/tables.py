@@ -20,7 +20,13 @@ from sweeps.cli.columns import (
     span,
 )
 from sweeps.design.corpora import UNREAD
-from sweeps.design.estimate import duration, longest_first, makespan, rate_of
+from sweeps.design.estimate import (
+    duration,
+    longest_first,
+    makespan,
+    rate_of,
+    validation_flops,
+)
 from sweeps.design.plan import Plan, short
 from sweeps.design.trunks import flops_to_make
 from sweeps.reports import FINISHED
@@ -152,6 +158,7 @@ def plan_data(
             "train_flops_exact": sum(t["train_flops"]["exact"] for t in trials),
             "own_flops_paper": flops_to_make(plan.trials, "paper"),
             "own_flops_exact": flops_to_make(plan.trials, "exact"),
+            "validation_flops": sum(map(validation_flops, plan.trials)),
             "left_s": sum(seconds) if known else None,
             "makespan_s": max(makespan(seconds, slots), longest) if known and slots else None,
             "cpus": cpus,
@@ -211,6 +218,12 @@ def print_plan(data: dict[str, Any], *, every_trial: bool = False) -> None:
         console.print(
             f"trunks: {_flops(own)} FLOPs are made (paper), {1 - own / separate:.0%} fewer than by separate "
             f"runs; {_flops(totals['own_flops_exact'])} (exact)"
+        )
+    if totals["validation_flops"]:
+        share = totals["validation_flops"] / totals["own_flops_exact"]
+        console.print(
+            f"validation on the way: {_flops(totals['validation_flops'])} FLOPs more (exact), "
+            f"{100 * share:.2g} % of the training's"
         )
     if totals["makespan_s"] is not None:
         where = f"{totals['cpus']} CPUs" + (f" and {totals['gpus']} GPUs" * bool(totals["gpus"]))

@@ -4,10 +4,12 @@ committed benchmark rows for the device and preset, a stated assumption; otherwi
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+from parcae_core.accounting.flops import eval_flops_per_token
 from parcae_core.accounting.hardware import peak_flops_per_s
 from parcae_core.errors import UserError
 from parcae_core.trial import Trial
@@ -33,7 +35,18 @@ class Rate:
         """Estimated time of the steps that a trial makes itself; `separate`: of all its steps."""
         rate = self.by_trial.get(trial.trial_id, self.flops_per_s)
         flops = trial.train_flops("exact") if separate else trial.own_flops("exact")
+        flops += validation_flops(trial, separate=separate)
         return None if rate is None else flops / rate
+
+
+def validation_flops(trial: Trial, *, separate: bool = False) -> float:
+    """FLOPs (exact) of the validation losses on the way; they are no training FLOPs."""
+    wanted, shared = trial.evaluation, 0 if separate else trial.shared_steps
+    if wanted.every is None:
+        return 0.0
+    times = math.ceil(trial.n_steps / wanted.every) - shared // wanted.every
+    per_token = eval_flops_per_token(trial.model, trial.mean_recurrence, trial.context)
+    return times * wanted.n_sequences * trial.context * per_token
 
 
 def rate_of(

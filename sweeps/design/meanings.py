@@ -12,7 +12,7 @@ _SHARED = {
     "batch_sequences": "Sequences of one optimiser step, all processes together.",
     "optim": "Changes to the optimiser.",
     "depth": "How the number of loops is drawn in training.",
-    "evaluation": "What is measured at the end of a training.",
+    "evaluation": "What is measured at the end of a training, and on its way.",
     "seeds": "Of initialisation, initial states and depths.",
     "data_seed": "Of the order of the rows, the same for every trial.",
     "min_steps": "A budget that buys fewer steps is refused: its schedule would mean nothing.",
@@ -76,6 +76,7 @@ MEANINGS: dict[str, dict[str, str]] = {
     "EvaluationSection": {
         "loops": "Validation loss is read out after each of these numbers of loops.",
         "n_sequences": "Of the validation split, the same first ones for every trial.",
+        "every": "Validation loss at mean_recurrence loops is measured this often during training, and after the last step.",
     },
     "ResourcesSection": {
         "cpus": "Cores of a trial; one thread each.",

@@ -127,7 +127,11 @@ def _trial(
         depth=None if model.is_transformer else _depth(spec, cell, n_steps),
         data=data,
         optim=OptimConfig(**(_schedule(spec) | given(spec.optim) | cell.optim)),
-        evaluation=EvalConfig(loops=loops, n_sequences=spec.evaluation.n_sequences),
+        evaluation=EvalConfig(
+            loops=loops,
+            n_sequences=spec.evaluation.n_sequences,
+            every=spec.evaluation.steps(n_steps),
+        ),
         n_steps=n_steps,
         batch_sequences=batch,
         context=context,

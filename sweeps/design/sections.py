@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     Discriminator,
     Field,
     SerializerFunctionWrapHandler,
@@ -166,11 +167,51 @@ class DepthSection(Section):
         return self.mean_backprop_depth
 
 
+def _share(text: str) -> float:
+    """10% as 0.1."""
+    share = float(text.rstrip().removesuffix("%")) / 100
+    if not 0 < share <= 1:
+        raise ValueError("not above 0 % and at most 100 %")
+    return share
+
+
+def _percent(text: str) -> str:
+    _share(text)
+    return text
+
+
+def _kind_of_interval(value: Any) -> str:
+    return "str" if isinstance(value, str) and value.rstrip().endswith("%") else "int"
+
+
+# Told apart as `Windows` are
+Interval = Annotated[
+    Annotated[str, AfterValidator(_percent), Tag("str")] | Annotated[Count, Tag("int")],
+    Discriminator(_kind_of_interval),
+]
+
+
 class EvaluationSection(Section):
     loops: Loops = Field(
         default=[], description=LOOPS + "; a trial's own mean_recurrence is always added"
     )
     n_sequences: Count = Field(64, description="a number of validation sequences >= 1")
+    every: Interval | None = Field(
+        None, description="a share of the steps such as 10%, or a number of steps >= 1"
+    )
+
+    def steps(self, n_steps: int) -> int | None:
+        """`every` in whole steps of a training of `n_steps`."""
+        if isinstance(self.every, str):
+            return max(1, round(_share(self.every) * n_steps))
+        return self.every
+
+    @model_serializer(mode="wrap")
+    def _hashed_as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data = dump(self)
+        if data.get("every") is None:  # specs keep the hash of before it was known
+            data.pop("every", None)
+        return data
 
 
 class ResourcesSection(Section):

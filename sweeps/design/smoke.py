@@ -36,7 +36,7 @@ def shrink(plan: Plan) -> Plan:
 
 
 def _tiny(trial: Trial, index: int) -> Trial:
-    loops = [n for n in trial.evaluation.loops if n <= trial.mean_recurrence][-3:]
+    loops, every = trial.evaluation.loops, trial.evaluation.every
     n_steps = min(trial.n_steps, STEPS + index)  # an isoFLOP design's steps differ too
     depth = trial.depth
     if isinstance(depth, CurriculumDepth):
@@ -48,7 +48,9 @@ def _tiny(trial: Trial, index: int) -> Trial:
         preset=f"{trial.preset}-smoke",
         model=_tiny_model(trial.model),
         evaluation=EvalConfig(
-            loops=tuple(loops), n_sequences=min(EVALUATION_SEQUENCES, trial.evaluation.n_sequences)
+            loops=tuple(n for n in loops if n <= trial.mean_recurrence)[-3:],
+            n_sequences=min(EVALUATION_SEQUENCES, trial.evaluation.n_sequences),
+            every=None if every is None else max(1, round(every / trial.n_steps * n_steps)),
         ),
         n_steps=n_steps,
         batch_sequences=min(trial.batch_sequences, BATCH_SEQUENCES),

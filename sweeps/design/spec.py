@@ -74,7 +74,7 @@ class _Common(Section):
     optim: OptimOverrides = Field(OptimOverrides(), description="optimiser keys to override")
     depth: DepthSection = Field(DepthSection(), description="a mapping: kind, per, split, ...")
     evaluation: EvaluationSection = Field(
-        EvaluationSection(), description="a mapping with loops and n_sequences"
+        EvaluationSection(), description="a mapping: loops, n_sequences, every"
     )
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
         [0], description="a list of whole numbers >= 0; each repeats every trial"

@@ -213,7 +213,7 @@ def summary_of(store: Store, trial: Trial) -> dict[str, Any]:
     )
     plain: dict[str, Any] = {}
     if result is not None:
-        left_out = ("evaluation", "train_flops", "trial_id")
+        left_out = ("evaluation", "train_flops", "trial_id", "val_history")
         values = result.to_dict().items()
         plain = {k: v for k, v in values if k not in left_out and v is not None}
         plain |= {f"val/loss_at_{row['n_loops']}_loops": row["val_loss"] for row in rows}

@@ -10,7 +10,7 @@ from parcae_core.checkpoints.native import DamagedCheckpoint, newest_checkpoint
 from parcae_core.result import Interrupted
 from parcae_core.training.branches import begin_branch
 from parcae_core.training.train import train
-from parcae_core.trial import OptimConfig, Parent
+from parcae_core.trial import EvalConfig, OptimConfig, Parent
 from tests.support.training import EXECUTION, metrics, tiny_trial, write_data
 
 PHASED = OptimConfig(weight_decay_falls="cooldown", cooldown_share=0.4)
@@ -53,8 +53,13 @@ def weights(run_dir, trial):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"transformer": True}, {"optim": dataclasses.replace(PHASED, warmup_steps=5)}],
-    ids=["looped", "transformer", "warm-up"],
+    [
+        {},
+        {"transformer": True},
+        {"optim": dataclasses.replace(PHASED, warmup_steps=5)},
+        {"evaluation": EvalConfig(loops=(3,), n_sequences=4, every=4)},
+    ],
+    ids=["looped", "transformer", "warm-up", "measured"],
 )
 def test_branches_of_branches_end_where_separate_runs_do(data_dir, tmp_path, changes):
     short, middle, long = lengths(8, 13, 21, **changes)

@@ -1,9 +1,18 @@
+import math
+
 import pytest
 
+from parcae_core.accounting.flops import eval_flops_per_token
 from sweeps.cli.tables import plan_data
-from sweeps.design.estimate import duration, longest_first, makespan, rate_of
+from sweeps.design.estimate import (
+    duration,
+    longest_first,
+    makespan,
+    rate_of,
+    validation_flops,
+)
 from sweeps.store import Store
-from tests.support.tiny import tiny_plan, write_spec
+from tests.support.tiny import SPEC, tiny_plan, write_spec
 from tests.sweeps.test_store import good_result, put
 
 
@@ -47,6 +56,35 @@ def test_an_unknown_gpu_has_no_time_until_one_is_given(tmp_path):
         "totals"
     ]  # their cores are taken to be there
     assert (alone["cpus"], alone["makespan_s"]) == (64, max(seconds))
+
+
+def test_validation_on_the_way_takes_time_and_no_training_flops():
+    plain = tiny_plan(budgets_flops=[8e8], mean_recurrence=[2])
+    [trial] = plain.trials
+    [measuring] = tiny_plan(
+        budgets_flops=[8e8], mean_recurrence=[2], evaluation=SPEC["evaluation"] | {"every": "25%"}
+    ).trials
+    assert measuring.train_flops("exact") == trial.train_flops("exact")
+    points = math.ceil(trial.n_steps / measuring.evaluation.every)
+    assert points in (4, 5)
+    tokens = points * 4 * 16  # sequences of 16 tokens
+    more = rate_of([measuring], None, 1e6).seconds(measuring)
+    more -= rate_of([trial], None, 1e6).seconds(trial)
+    assert more == pytest.approx(tokens * eval_flops_per_token(trial.model, 2, 16) / 1e6)
+
+
+def test_a_branch_measures_only_what_its_trunk_has_not():
+    plan = tiny_plan(
+        trunks=True, mean_recurrence=[2], evaluation=SPEC["evaluation"] | {"every": 10}
+    )
+    short, long = sorted(plan.trials, key=lambda t: t.n_steps)
+    assert long.parent is not None
+    share = validation_flops(long) / validation_flops(long, separate=True)
+    points = math.ceil(long.n_steps / 10)
+    assert share == pytest.approx((points - long.shared_steps // 10) / points)
+    totals = plan_data(plan, Store("nowhere", plan.name), cpus=2)["totals"]
+    made = validation_flops(short) + validation_flops(long)
+    assert totals["validation_flops"] == pytest.approx(made)
 
 
 def test_durations_are_said_in_the_unit_that_suits_them():

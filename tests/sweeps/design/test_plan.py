@@ -93,6 +93,22 @@ def test_a_smoke_of_a_curriculum_keeps_its_shape():
         assert trial.depth.ramp_steps == pytest.approx(trial.n_steps / 2, abs=1)
 
 
+@pytest.mark.parametrize(
+    ("every", "steps"), [("10%", 9), ("2.5 %", 2), ("0.1%", 1), (30, 30), ("1e2", 100)]
+)
+def test_validation_on_the_way_is_a_whole_number_of_steps(every, steps):
+    measuring = {"evaluation": SPEC["evaluation"] | {"every": every}}
+    trial = tiny_plan(**measuring).trials[0]
+    assert (trial.n_steps, trial.evaluation.every) == (86, steps)
+    small = shrink(tiny_plan(**measuring)).trials[0]
+    assert small.n_steps == 8
+    assert small.evaluation.every == max(1, round(steps * 8 / 86))
+    assert tiny_plan(**measuring).spec.sha256 != tiny_plan().spec.sha256
+    assert "every" not in str(
+        tiny_plan().spec.model_dump(mode="json")
+    )  # old sweeps keep their hash
+
+
 def test_seeds_repeat_trials_and_labels_do_not_change_them():
     seeds = tiny_plan(seeds=[0, 7]).trials
     assert len(seeds) == 8

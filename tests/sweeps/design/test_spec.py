@@ -97,6 +97,13 @@ def test_an_unknown_key_is_refused_with_the_nearest_one():
             {"resources": {"processes": 0}},
             "resources.processes is 0; it must be a number of process",
         ),
+        *(
+            (
+                {"evaluation": {"every": every}},
+                f"evaluation.every is {every!r}; it must be a share of the steps such as 10%, or a number",
+            )
+            for every in ("0%", "101%", "ten%", "ten", 0, 2.5, True, [10])
+        ),
         ({"wandb": 3}, "wandb is 3; it must be a mapping"),
         ({"design": "isoflops"}, "design is 'isoflops'; it must be one of isoflop, test_time"),
         ({"design": None}, "design is missing; give one of isoflop"),

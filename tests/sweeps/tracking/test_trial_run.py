@@ -20,7 +20,7 @@ from sweeps.tracking import reader
 from sweeps.tracking.sweep_run import mirror_sweep, sweep_run_id
 from sweeps.tracking.sync import unsynced
 from tests.support import wandb_files
-from tests.support.tiny import tiny_plan, write_spec
+from tests.support.tiny import SPEC, tiny_plan, write_spec
 from tests.sweeps.test_store import good_result, report
 
 # W&B starts a process of its own and leaves handlers behind: each mirror runs in a fresh process
@@ -51,17 +51,19 @@ def end_trial(store, trial, *, n_steps: int = 20) -> None:
     """Metrics of two attempts, the second torn, and a result."""
     folder = store.folder(trial.trial_id)
     lines = [{"step": s, "train/loss": 5.0 - s / 10} for s in range(1, n_steps + 1)]
+    lines[9]["val/loss"] = 4.5
     repeated = [{"step": n_steps, "train/loss": 2.5}]
     text = "".join(json.dumps(line) + "\n" for line in lines + repeated)
     (folder / "metrics.jsonl").write_text(text + '{"step": 21, "train/lo')
-    (folder / "result.json").write_text(json.dumps(good_result(trial)))
+    result = good_result(trial) | {"val_history": [[10, 4.5]]}
+    (folder / "result.json").write_text(json.dumps(result))
 
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
     """A store whose trials have ended: done, diverged, failed, and taken over; then mirrored."""
     folder = tmp_path_factory.mktemp("ended")
-    plan = tiny_plan()
+    plan = tiny_plan(evaluation=SPEC["evaluation"] | {"every": "50%"})
     store = Store(folder, plan.name)
     store.write_plan(plan, write_spec(folder / "spec"))
     done, diverged, failed, reused = plan.trials
@@ -101,6 +103,7 @@ def test_an_offline_run_reads_back_as_the_trial(ended):
     steps = [(h["_step"], h["train/loss"]) for h in run.history if "train/loss" in h]
     metrics = read_metrics(store.folder(trial.trial_id) / "metrics.jsonl")
     assert steps == [(m["step"], m["train/loss"]) for m in metrics]
+    assert [h["_step"] for h in run.history if h.get("val/loss") == 4.5] == [10]
     for row in store.result(trial).evaluation:
         assert run.summary[f"val/loss_at_{row.n_loops}_loops"] == row.val_loss
     assert run.summary["val/loops"]["_type"] == "table-file"
@@ -118,6 +121,7 @@ def test_run_folders_give_the_records_of_the_store(ended):
         load.records.validate(found.frame, "there"), records_of(store), check_exact=True
     )
     assert found.dropped == ()
+    assert set(found.frame.val_history.dropna()) == {"[[10, 4.5]]", "[]"}
 
 
 def test_an_outcome_is_written_once_and_a_new_one_replaces_it(ended, tmp_path):
