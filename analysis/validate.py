@@ -41,7 +41,9 @@ def judge(table: Table, law: str | Law, *, brief: bool = False, **options) -> di
     law = chosen.name
     settings = FitOptions(**options | {"interval": "none"})
     if chosen.per_run:
-        return _forms(table, _BRIEF if brief else None)
+        return (
+            _forms(table, settings.n_starts) if brief else {"test-time forms": compare_forms(table)}
+        )
     heaviest = influence(table, chosen, settings)[:10]
     tables = {"weight of single rows (jackknife, standard errors)": heaviest}
     ahead = held_out_largest(table, chosen, settings)
@@ -60,13 +62,14 @@ def judge(table: Table, law: str | Law, *, brief: bool = False, **options) -> di
     return tables
 
 
-def _forms(table: Table, most: int | None) -> dict[str, list[dict]]:
+def _forms(table: Table, n_starts: int) -> dict[str, list[dict]]:
+    """The forms compared on few curves, from few starts."""
     runs = _curves(table)
-    if most is None or len(runs) <= most:
-        return {"test-time forms": compare_forms(table)}
-    title = f"test-time forms, of {most} of the {len(runs)} curves"
-    chosen = [runs[i] for i in np.linspace(0, len(runs) - 1, most).round().astype(int)]
-    return {title: compare_forms(table, chosen)}
+    if len(runs) <= _BRIEF:
+        return {"test-time forms": compare_forms(table, n_starts=n_starts)}
+    title = f"test-time forms, of {_BRIEF} of the {len(runs)} curves"
+    chosen = [runs[i] for i in np.linspace(0, len(runs) - 1, _BRIEF).round().astype(int)]
+    return {title: compare_forms(table, chosen, n_starts)}
 
 
 def held_out_budgets(table: Table, law: Law, options: FitOptions | None = None) -> list[dict]:
@@ -137,7 +140,7 @@ def leave_one_budget_out(table: Table, confidence: float = 0.95) -> list[dict]:
     return rows
 
 
-def compare_forms(table: Table, runs: list | None = None) -> list[dict]:
+def compare_forms(table: Table, runs: list | None = None, n_starts: int = 8) -> list[dict]:
     """The test-time forms on every run: all loops, T > mu after a fit to T <= mu, and AICc.
 
     Errors are mean Huber (delta 1e-3) of log-loss residuals per point, averaged over runs.
@@ -152,7 +155,7 @@ def compare_forms(table: Table, runs: list | None = None) -> list[dict]:
     rows = []
     for name in library.TEST_TIME_FORMS:
         law = library.get(name)
-        scores = [_score(law, *run) for run in runs]
+        scores = [_score(law, *run, n_starts) for run in runs]
         ahead = [s["ahead"] for s in scores if s["ahead"] is not None]
         rows.append(
             {
@@ -240,8 +243,8 @@ def _curves(table: Table):
     return out
 
 
-def _score(law: Law, loops, losses, mu) -> dict:
-    options = FitOptions(loss="log-lsq", interval="none", n_starts=8)
+def _score(law: Law, loops, losses, mu, n_starts: int) -> dict:
+    options = FitOptions(loss="log-lsq", interval="none", n_starts=n_starts)
 
     def fitted(mask):
         found = fit(Dataset.of({"n_loops": loops[mask]}, losses[mask]), law, options)

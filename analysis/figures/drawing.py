@@ -35,6 +35,9 @@ FIT = "#000000"
 FORMATS = ("png", "pdf", "svg")
 MU = "\u03bc"
 _PANEL = 2.6  # inches: narrower, panels stand one below the other
+_RAISED = str.maketrans(
+    "-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"
+)
 STYLE: dict[RcKeyType, Any] = {
     "figure.dpi": 120,
     "savefig.dpi": 160,
@@ -116,7 +119,8 @@ class Drawing:
     caption: str
     figure: Figure
     axes: list[Axes]
-    rows: list[pd.DataFrame] = field(default_factory=list)
+    # panel, series, kind, and x, y, y_high of a mark's points
+    rows: list[tuple[str, str, str, Sequence[np.ndarray]]] = field(default_factory=list)
     rc: dict[RcKeyType, Any] = field(default_factory=lambda: STYLE)
     whole: bool = True  # the figure is ours; else we draw in axes of the caller's
     _settled: bool = False
@@ -207,12 +211,12 @@ class Drawing:
                 return
             longest = max(len(label) for label in labels)
             fit = int(
-                self.figure.get_figwidth() * 14 // (longest + 6)
+                self.figure.get_figwidth() * 14 // (longest + 7)
             )  # letters of this size on a line
             self.figure.legend(
                 handles,
                 labels,
-                loc="outside lower center",
+                loc="lower center",
                 ncols=max(1, min(len(labels), columns, fit)),
                 title=title,
             )
@@ -220,7 +224,13 @@ class Drawing:
     @property
     def drawn(self) -> pd.DataFrame:
         """panel, series, kind, x, y, y_high: one row per point of every mark, as drawn."""
-        return pd.concat(self.rows, ignore_index=True)
+        words, numbers = ("panel", "series", "kind"), ("x", "y", "y_high")
+        count = [len(x) for *_, (x, _, _) in self.rows]
+        table = {n: np.repeat([row[i] for row in self.rows], count) for i, n in enumerate(words)}
+        columns = zip(*(row[-1] for row in self.rows), strict=True)
+        return pd.DataFrame(
+            table | {n: np.concatenate(c) for n, c in zip(numbers, columns, strict=True)}
+        )
 
     def save(self, folder: str | Path, formats: Sequence[str] = ("png",)) -> list[Path]:
         """Write NAME in each format, NAME.csv and NAME.txt, its caption; the bytes depend on the inputs only."""
@@ -249,7 +259,6 @@ class Drawing:
                 self.figure.savefig(buffer, format=suffix, metadata=bare[suffix])
                 return buffer.getvalue()
             self._settle()
-            # `savefig` draws once more for the layout, which is made
             if suffix == "png":
                 self.figure.set_dpi(mpl.rcParams["savefig.dpi"])
                 FigureCanvasAgg(self.figure).print_png(buffer, metadata=bare[suffix])
@@ -259,24 +268,29 @@ class Drawing:
         return buffer.getvalue()
 
     def _settle(self) -> None:
-        """Lay the panels out, once for all formats."""
-        if not self._settled:
-            engine = self.figure.get_layout_engine()
-            assert engine is not None, "our figures are begun with one"
-            engine.execute(self.figure)
-            self.figure.set_layout_engine("none")
-            self._settled = True
+        """Lay the panels out above the legend, once for all formats.
+
+        A constrained layout measures every label twice, which took as long as the drawing.
+        """
+        if self._settled:
+            return
+        self._settled = True
+        self.figure.tight_layout()
+        if not self.figure.legends:
+            return
+        [legend] = self.figure.legends
+        taken = legend.get_window_extent().height / self.figure.bbox.height
+        place = self.figure.subplotpars
+        left = (place.top - place.bottom - taken) / (place.top - place.bottom)
+        # between rows the labels need what they had, which is a share of a panel's height
+        self.figure.subplots_adjust(bottom=place.bottom + taken, hspace=place.hspace / left)
 
     def _repr_png_(self) -> bytes:
         return self.picture()
 
     def _note(self, panel, series, kind, x, y, y_high=np.nan) -> None:
-        x, y, y_high = np.broadcast_arrays(np.atleast_1d(np.asarray(x, dtype=float)), y, y_high)
-        self.rows.append(
-            pd.DataFrame(
-                {"panel": panel, "series": series, "kind": kind, "x": x, "y": y, "y_high": y_high}
-            )
-        )
+        marks = np.broadcast_arrays(np.atleast_1d(np.asarray(x, dtype=float)), y, y_high)
+        self.rows.append((panel, series, kind, marks))
 
 
 def new(
@@ -307,7 +321,7 @@ def new(
     if look.width is not None:
         size = (look.width, max(natural[1] * look.width / natural[0], 2.5 * down))
     with mpl.rc_context(look.rc):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=size)
         grid = figure.subplots(down, across, squeeze=False, **axes_kw)
     flat = list(grid.ravel())
     for spare in flat[n_panels:]:
@@ -352,15 +366,16 @@ def power_ticks(ax, axis: str) -> None:
     target.set_major_locator(
         LogLocator(subs=(1.0, 3.0) if high - low < 1.5 else (1.0,), numticks=6)
     )
-    target.set_major_formatter(FuncFormatter(_scientific))
+    target.set_major_formatter(FuncFormatter(lambda v, _: _scientific(v)))
     target.set_minor_formatter(NullFormatter())
 
 
-def _scientific(value: float, _: int) -> str:
+def _scientific(value: float) -> str:
+    """3×10¹⁸, without TeX, whose parser takes longer than the rest of an axis."""
     exponent = int(np.floor(np.log10(value) + 1e-9)) if value > 0 else 0
     factor = value / 10.0**exponent
-    head = "" if abs(factor - 1) < 1e-6 else f"{factor:.3g}\\times "
-    return f"${head}10^{{{exponent}}}$"
+    head = "" if abs(factor - 1) < 1e-6 else f"{factor:.3g}\u00d7"
+    return f"{head}10{str(exponent).translate(_RAISED)}"
 
 
 def amount(value: float) -> str:

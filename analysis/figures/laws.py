@@ -189,7 +189,7 @@ def power(x: np.ndarray, y: np.ndarray, line: PowerLine, source: str, ax=None, t
         middle, below, above = line.predict(grid)
         drawing.line(panel, "power", "line", grid, middle, dashed=dashed)
         drawing.band(panel, "power", "line", grid, below, above)
-    drawing.title(panel, f"y ~ $x^{{{line.gamma:.3f}}}$ [{low:.3f}, {high:.3f}]")
+    drawing.title(panel, f"y ~ x^{line.gamma:.3f} [{low:.3f}, {high:.3f}]")
     for axis, values in (("x", x), ("y", y)):
         words.ticks(panel, axis, axis, values)
     return drawing

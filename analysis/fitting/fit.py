@@ -70,8 +70,8 @@ class Fit:
         return self.law.predict(self.params if params is None else params, columns)
 
     def profile(self, name: str) -> profile.Profile:
-        """The profile likelihood of one parameter."""
-        return profile.profile(
+        """The profile likelihood of one parameter; the one of its interval, where that is one."""
+        return self.intervals.profiles.get(name) or profile.profile(
             self.objective, self.search, name, self.curvature, self.options.confidence
         )
 

@@ -6,7 +6,7 @@ Profile likelihoods, which scale their rise by what `curvature` finds, are in `a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.special import ndtr, stdtrit
@@ -33,6 +33,7 @@ class Intervals:
     high: dict[str, float | None] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    profiles: dict[str, Any] = field(default_factory=dict)  # that they were read from, by name
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,9 +62,9 @@ def intervals(objective: Objective, best: Search, data: Dataset, confidence: flo
     method = "profile likelihood, Student t" + by_run(data)
     if data.n_runs <= len(theta):
         return Intervals(method, problems=(too_few_runs(data, len(theta)),)), None
-    low, high, notes, problems = {}, {}, [], []
+    low, high, notes, problems, profiles = {}, {}, [], [], {}
     for p in track(objective.law.params, "profiles"):
-        one = profile(objective, best, p.name, found, confidence)
+        one = profiles[p.name] = profile(objective, best, p.name, found, confidence)
         if one.better is not None:
             return None, one.better
         low[p.name], high[p.name] = one.low, one.high
@@ -86,7 +86,7 @@ def intervals(objective: Objective, best: Search, data: Dataset, confidence: flo
             "interval's end is uncertain"
             for v in one.jumps
         ]
-    return Intervals(method, low, high, tuple(notes), tuple(problems)), None
+    return Intervals(method, low, high, tuple(notes), tuple(problems), profiles), None
 
 
 @dataclass(slots=True)

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 # A loss of 25 nats per token would be worse than guessing among 7e10 tokens
 MAX_NATS = 25.0
-# Guessing among 262,144 tokens costs 12.5: half the runs of a table have learned more than that
-MAX_MEDIAN = 12.5
-_GAP = 2.0  # between runs and those that diverged; perplexities of runs lie closer
+# Guessing among 262,144 tokens costs 12.5: half the runs of a table have learned more than that.
+# Half of them are rarely above 6, and those that diverged lie apart from the others; where neither holds
+# and some lie above `MAX_NATS`, they are perplexities
+_GUESSING, _HIGH, _GAP = 12.5, 6.0, 2.0
 # column: (smallest value that is likely in its unit, the unit, what smaller numbers may be in)
 _SMALLEST = {
     "n_tokens": (1e4, "tokens", "millions or billions"),
@@ -118,6 +119,11 @@ def check_mapped(
     ):  # a curve over loops may explode; laws of trained models refuse it then
         refuse_diverged(frame, where)
     notes = []
+    if "val_loss" in frame and unit is None and numeric(frame.val_loss).max() > _GUESSING:
+        notes.append(
+            f"the largest loss is {numeric(frame.val_loss).max():.4g}, above what guessing costs "
+            f"({_GUESSING:g} nats among 262,144 tokens): if losses are perplexities, add --unit ppl"
+        )
     for name, (least, unit, others) in _SMALLEST.items():
         if name not in frame:
             continue
@@ -171,7 +177,8 @@ def refuse_diverged(frame: pd.DataFrame, where: str) -> None:
     loss = numeric(frame.val_loss)
     loss = loss[loss < float("inf")]  # an infinite one is refused by the laws
     high = loss > MAX_NATS
-    if loss.median() > MAX_MEDIAN or loss[high].min() < _GAP * loss[~high].max():
+    crowded = loss[high].min() < _GAP * loss[~high].max() and loss.median() > _HIGH
+    if crowded or loss.median() > _GUESSING:
         raise InputError(
             f"{where}: losses go from {loss.min():.4g} to {loss.max():.4g}, as perplexities do and nats per "
             "token do not. Add --unit ppl."

@@ -133,7 +133,9 @@ def test_values_may_be_written_to(tmp_path):
             "says it holds bits; .* Convert it with --unit bpb=BYTES_PER_TOKEN",
         ),
         ("D,ppl", "1e9,20", "says it holds a perplexity; .* --unit ppl"),
-        ("D,loss", "1e9,31.5", "the largest loss is 31.5; nats per token never exceed 25"),
+        ("D,loss", "1e9,31.5", "losses go from 31.5 to 31.5, as perplexities .* --unit ppl"),
+        ("D,loss", "1e9,9.2\n2e9,14\n4e9,27\n8e9,8", "losses go from 8 to 27, as perplexities"),
+        ("D,loss", "1e9,3.2\n2e9,4\n4e9,27\n8e9,3", "27; .* 1 of 4 rows are that high, as runs"),
     ],
 )
 def test_a_loss_in_another_unit_is_refused(tmp_path, header, row, message):
