@@ -149,10 +149,12 @@ def law_of(table: Table) -> str:
         InputError: when it looks like none.
     """
     law = guess.law_of({str(n): table.frame[n] for n in table.frame})
-    if law:
+    of_one = law in ("data-only", "params-only", "frontier")
+    if law and not (of_one and {"n_params", "n_tokens", "train_flops"} & set(table.unsure)):
         return law
     others = f"; others are {', '.join(table.unmapped)}" if table.unmapped else ""
-    found = f"{table.source}: no law follows from {', '.join(table.frame.columns)}{others}. "
+    from_these = ", ".join(table.frame.columns) or "no column of ours"
+    found = f"{table.source}: no law follows from {from_these}{others}. "
     if table.unsure:
         name, choice = next(iter(table.unsure.items()))
         example = written(table.columns, **{name: choice[0]})

@@ -50,16 +50,18 @@ def misfit(law: Law, values: Mapping[str, float], loops: np.ndarray, loss: np.nd
     def gain(directions: np.ndarray) -> float:
         return _p_value(residual, taken, directions)
 
+    rises = ""
     if rise > RISE * fall and lowest < len(loops) - 1:
+        top = lowest + int(np.argmax(loss[lowest:]))
+        rises = (
+            f"the loss rises after T = {loops[lowest]:g} ({loss[lowest]:.4f} there, {loss[top]:.4f} at "
+            f"T = {loops[top]:g}), which no saturating curve does; the loops up to there alone follow "
+            f'with --where "n_loops<={loops[lowest]:g}"'
+        )
         after = np.maximum(np.log(loops / loops[lowest]), 0.0)[:, None]
         # one-sided, and so half the level: where the lowest point lies was read from the same noise
         if gain(after) < LEVEL and after[:, 0] @ residual > 0:
-            top = lowest + int(np.argmax(loss[lowest:]))
-            return (
-                f"the loss rises after T = {loops[lowest]:g} ({loss[lowest]:.4f} there, {loss[top]:.4f} at "
-                f"T = {loops[top]:g}), which no saturating curve does; the loops up to there alone follow "
-                f'with --where "n_loops<={loops[lowest]:g}"'
-            )
+            return rises
     if scatter <= MATERIAL * fall:
         return ""
     alone = [gain(np.eye(len(loops))[:, [i]]) for i in range(len(loops))]
@@ -72,6 +74,8 @@ def misfit(law: Law, values: Mapping[str, float], loops: np.ndarray, loss: np.nd
         )
     log_loops = np.log(loops)[:, None]
     if gain(np.hstack([log_loops, log_loops**2])) < LEVEL:
+        if rises and (np.diff(loss[lowest:]) > 0).all():
+            return rises
         return (
             f"lack of fit: the residuals run along T (root mean square {scatter / fall:.1%} of the fall), so "
             "the form is not that of these losses and its L_inf is not their floor; compare the forms "

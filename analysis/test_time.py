@@ -210,7 +210,7 @@ def _counted_twice(table: Table) -> dict[str, str]:
             raise InputError(
                 f"{table.source}: {len(first)} losses at T = {first.n_loops.iloc[0]:g} ({losses}) and no "
                 "column that tells runs apart. Map it with "
-                f"{written(table.columns, trial_id='COLUMN')}, or keep one run with --where."
+                f"{written(table.columns, trial_id=_telling(table))}, or keep one run with --where."
             )
         return {}
     key = ["trial_id", "n_loops"]
@@ -228,6 +228,13 @@ def _counted_twice(table: Table) -> dict[str, str]:
         run, words = next(iter(twice.items()))
         raise InputError(f"{table.source}: run {run} has {words}.")
     return twice
+
+
+def _telling(table: Table) -> str:
+    """The file's column that has one loss at each T, as a run does; COLUMN where none of ours is one."""
+    names = [n for n in table.frame if n not in ("val_loss", "n_loops")]
+    found = (n for n in names if not table.frame.duplicated([n, "n_loops"]).any())
+    return next((table.columns.get(n, table.called(n)) for n in found), "COLUMN")
 
 
 def _curve(run, rows, law, confidence, n_starts) -> Curve:

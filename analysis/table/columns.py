@@ -51,7 +51,7 @@ LABELS: dict[str, tuple[str, ...]] = {
     "vocab_size": ("vocab_size", "vocab", "n_vocab"),
     "data_fingerprint": ("data_fingerprint", "dataset", "corpus", "dataset_name", "train_data"),
     "flops_rule": ("flops_rule", "flop_rule", "flops_convention"),
-    "seed": ("seed", "random_seed", "rng_seed"),
+    "seed": ("seed", "random_seed", "rng_seed", "replicate", "replica"),
 }
 _TEXT = ("trial_id", *LABELS)  # compared, never computed with
 

@@ -27,6 +27,10 @@ def reshaped(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         return wide, f"a column per {tag!r}, a row per {' and '.join(index)}"
     charted = [c for c in frame.columns if {f"{c}__MIN", f"{c}__MAX"} <= set(frame.columns)]
     if not charted:
+        of_runs = [c for c in frame.columns if " - " in c]
+        one_metric = len({c.rpartition(" - ")[2] for c in of_runs}) == 1
+        charted = of_runs if one_metric and len(of_runs) > 1 else []
+    if not charted:
         return frame, ""
     spread = {f"{c}{end}" for c in charted for end in ("__MIN", "__MAX")}
     index = [c for c in frame.columns if c not in spread and c not in charted]

@@ -9,17 +9,18 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.errors import InputError
-from analysis.table import exports
+from analysis.table import exports, numbers
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_TEXT = (".csv", ".tsv", ".tab", ".txt")
+_TEXT = (".csv", ".tsv", ".tab", ".txt", ".dat")
 _JSON = (".jsonl", ".ndjson", ".json")
 _BINARY = (".parquet", ".xlsx")
 _PACKED = (".gz", ".bz2", ".xz")
@@ -155,11 +156,17 @@ def _separated(text: str, path: str) -> Raw:
     import pandas as pd
 
     lines = text.splitlines()
-    first = next((i for i, line in enumerate(lines) if line.strip()), None)
+    first = next((i for i, line in enumerate(lines) if line.strip() and not _aside(line)), None)
     if first is None:
         raise InputError(f"{path}: the file is empty; a header and rows are needed.")
+    if _is_ruled(lines[first:]):
+        lines = [line.strip().strip("|") for line in lines if not _RULE.fullmatch(line)]
+        text = "\n".join(lines)
     sample = [line for line in lines[first : first + _SAMPLE] if line.strip()]
     separator = _separator(sample)
+    if separator == " ":  # one or more
+        text = "\n".join(" ".join(line.split()) for line in lines)
+        sample = [" ".join(line.split()) for line in sample]
     rows = list(csv.reader(sample, delimiter=separator, skipinitialspace=True))
     header, body = [name.strip(" \t\u00a0") for name in rows[0]], rows[1:]
     for i, row in enumerate(body):
@@ -168,6 +175,11 @@ def _separated(text: str, path: str) -> Raw:
                 f"{path}: line {first + i + 2} has {len(row)} cells and the header {len(header)}; every "
                 "line needs as many. A cell that holds a comma needs quotes."
             )
+    if all(numbers.one(name) is not None for name in header):
+        raise InputError(
+            f"{path}: the first line holds numbers ({', '.join(header[:4])}) and no names; a header is needed, "
+            "like N,D,loss. Add one as the first line."
+        )
     names = _unique(header)
     frame = pd.read_csv(
         io.StringIO(text),
@@ -181,7 +193,20 @@ def _separated(text: str, path: str) -> Raw:
         skip_blank_lines=True,
     )
     frame = frame.iloc[:, : len(names)].set_axis(names, axis=1)
+    frame = frame.dropna(how="all").reset_index(drop=True)
     return Raw(_without_twins(frame), decimal_comma=separator == ";")
+
+
+_RULE = re.compile(r"\s*\|?[\s:|-]*-[\s:|-]*")  # |---|:--:| of a table in Markdown
+
+
+def _is_ruled(lines: list[str]) -> bool:
+    return len(lines) > 1 and "|" in lines[0] and _RULE.fullmatch(lines[1]) is not None
+
+
+def _aside(line: str) -> bool:
+    """A remark before the header, or the separator that Excel wants said."""
+    return line.startswith("# ") or line.lower().startswith("sep=")
 
 
 def _separator(sample: list[str]) -> str:
@@ -192,7 +217,10 @@ def _separator(sample: list[str]) -> str:
         return len(set(counts)) == 1 and counts[0] > 1, counts[0]
 
     best = max(_SEPARATORS, key=score)
-    return best if score(best)[1] > 1 else ","
+    if score(best)[1] > 1:
+        return best
+    counts = {len(line.split()) for line in sample}
+    return " " if len(counts) == 1 and counts != {1} else ","
 
 
 def _unique(header: list[str]) -> list[str]:
@@ -228,6 +256,8 @@ def _json(text: str, path: str) -> pd.DataFrame:
         data = [json.loads(line) for line in text.splitlines() if line.strip()]
     if isinstance(data, dict) and isinstance(data.get("log_history"), list):
         return exports.trainer_log(data)
+    if isinstance(data, dict):
+        data = _rows_of(data)
     if isinstance(data, dict) and data and all(isinstance(v, (list, dict)) for v in data.values()):
         return pd.DataFrame(data)
     rows = [data] if isinstance(data, dict) else data
@@ -237,3 +267,16 @@ def _json(text: str, path: str) -> pd.DataFrame:
             '{"N": 1e8, "D": 1e9, "loss": 3.1}.'
         )
     return pd.json_normalize(rows, sep="/")
+
+
+def _rows_of(data: dict) -> dict | list:
+    """The rows in an object that wraps them: pandas' "split", a list beside other keys, a run by its name."""
+    if isinstance(data.get("columns"), list) and isinstance(data.get("data"), list):
+        return [dict(zip(map(str, data["columns"]), row, strict=True)) for row in data["data"]]
+    lists = [v for v in data.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
+    if len(lists) == 1:
+        return lists[0]
+    runs = data if all(isinstance(v, dict) for v in data.values()) else {}
+    if runs and not any(str(key).isdigit() for run in runs.values() for key in run):
+        return [{"run": name} | run for name, run in runs.items()]
+    return data

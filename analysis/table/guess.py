@@ -37,6 +37,7 @@ COMMON: dict[str, tuple[str, ...]] = {
         "n_params params parameters num_params n_parameters num_parameters total_params total_parameters "
         "params_total n_total parameter_count param_count model_params model_parameters model_size",
         "size n",
+        "non_embedding_params params_non_embedding n_non_embedding_params non_embedding_parameters active_params",
     ),
     "train_flops": (
         "train_flops training_flops flops train_flop training_flop flop total_flops total_flop "
@@ -57,13 +58,16 @@ COMMON: dict[str, tuple[str, ...]] = {
     "x": (),
     "y": (),
 }
-_OF_CURVES = ("name", "id")  # a run's name where rows are a curve of it; else it may be a family's
+# a run's name where rows are a curve of it; else it may be a family's
+_OF_CURVES = ("name", "id", "experiment", "experiment_name", "exp", "exp_name", "display_name")
+_CHECKPOINTS = 10  # rows of a name, at least, that make it a run's with a history
 # a size in its name: params_m, tokens_b, total_gflops
 _SCALES = {"k": "1e3", "m": "1e6", "mm": "1e6", "b": "1e9", "bn": "1e9", "t": "1e12"}
 _SCALES |= {"millions": "1e6", "million": "1e6", "billions": "1e9", "billion": "1e9"}
 _SCALES |= {"thousands": "1e3", "trillions": "1e12", "trillion": "1e12"}
 _LOGARITHMS = {"log10": "10", "lg": "10", "log2": "2", "ln": "e"}
 _FLOPS = {"g": "1e9", "t": "1e12", "p": "1e15", "e": "1e18", "z": "1e21"}
+_PETAFLOP_DAYS = re.compile(r"(?:\w+_)?(?:pf|pfs|petaflops?|pflops?)(?:_s)?_days?")  # 8.64e19 FLOPs
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +101,24 @@ def recognised(frame: pd.DataFrame) -> Recognised:
             else:
                 unsure[ours] = tuple(here)
             break
-    if "n_loops" in found and "trial_id" not in found:
+    if "trial_id" not in found:
         named = [n for n in names if _plain(n) in _OF_CURVES and n not in found.values()]
-        if len(named) == 1:
+        if len(named) == 1 and ("n_loops" in found or _is_history(frame, named[0], found)):
             found["trial_id"] = named[0]
     return Recognised(found, tuple(n for n in found if n not in own), unsure)
+
+
+def _is_history(frame: pd.DataFrame, name: str, found: dict[str, str]) -> bool:
+    """Whether rows are checkpoints: many to a name, of one size, each at other tokens."""
+    names = tuple(map(str, frame.columns))
+    size, tokens = (conversion(found.get(n, ""), names)[0] for n in ("n_params", "n_tokens"))
+    if size not in frame or tokens not in frame or frame[name].isna().any():
+        return False
+    groups = frame.groupby(name)
+    many = len(frame) >= _CHECKPOINTS * groups.ngroups
+    return bool(
+        many and (groups[size].nunique() == 1).all() and not frame.duplicated([name, tokens]).any()
+    )
 
 
 def _candidates(ours: str, tiers: tuple[str, ...], names: list[str]):
@@ -121,18 +138,26 @@ def _candidates(ours: str, tiers: tuple[str, ...], names: list[str]):
             for base, _, unit in [text.rpartition("_")]
             if base in known and unit in _SCALES
         ]
-    if ours == "train_flops":
+    if ours in ("n_params", "n_tokens", "train_flops"):
         yield [
             f"{_LOGARITHMS[base]}**{name}"
             for name, text in plain.items()
             for base, _, what in [text.partition("_")]
             if base in _LOGARITHMS and what in known
         ]
+        yield [  # of a base that its name does not say: to be asked for
+            f"{base}**{name}"
+            for name, text in plain.items()
+            for base in ("10", "e")
+            if text.startswith("log_") and text.removeprefix("log_") in known
+        ]
+    if ours == "train_flops":
         yield [
             f"{name}*{_FLOPS[scaled[1]]}"
             for name, text in plain.items()
             if (scaled := re.fullmatch(r"(?:\w+_)?([gtpez])flops?", text))
         ]
+        yield [f"{n}*8.64e19" for n, text in plain.items() if _PETAFLOP_DAYS.fullmatch(text)]
 
 
 def _of_training(name: str, ours: str) -> bool:

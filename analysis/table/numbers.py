@@ -18,10 +18,12 @@ _SCALES = {
     "m": 1e6,
     "mn": 1e6,
     "million": 1e6,
+    "mio": 1e6,
     "b": 1e9,
     "bn": 1e9,
     "g": 1e9,
     "billion": 1e9,
+    "mrd": 1e9,
     "t": 1e12,
     "trillion": 1e12,
 }
@@ -29,12 +31,15 @@ _FLOP_SCALES = _SCALES | {"p": 1e15, "e": 1e18, "z": 1e21, "y": 1e24}
 _CELL = re.compile(
     r"(?P<number>[+-]?[\d.,]*\d[.,]?(?:e[+-]?\d+)?)"
     r"(?:[x\u00d7*\u00b7]10(?:\^|\*\*)?(?P<power>[+-]?\d+))?"
-    r"(?P<scale>thousand|million|billion|trillion|mn|bn|[kmgbtpezy])?"
+    r"(?P<scale>thousand|million|billion|trillion|mio|mrd|mn|bn|[kmgbtpezy])?"
     r"(?P<unit>flops?|tokens?|toks?|params?|parameters?|nats?|loops?|steps?)?",
     re.IGNORECASE,
 )
 _POWER_OF_TEN = re.compile(r"(?:1(?:\.0*)?[x\u00d7*\u00b7])?10(?:\^|\*\*)([+-]?\d+)", re.IGNORECASE)
-_WRAPPING = "'\"`*~"  # a spreadsheet's mark of text, quotes, and Markdown's emphasis
+_WRAPPING = "'\"`*~\u2248"  # a spreadsheet's mark of text, quotes, Markdown's emphasis, and "about"
+_ERROR = re.compile(
+    r"(?<=\d)\s*(?:(?:\u00b1|\+/?-)\s*[\d.,]+|\([\d.,]+\))$"
+)  # 3.10 \u00b1 0.02, 3.10(2)
 _GROUPING = re.compile(r"(?<=\d)[ _\u2019'\u00a0\u2009\u202f](?=\d{3}(\D|$))")
 _SPACE = re.compile(r"(?<!\d)\s+|\s+(?!\d)")  # beside a letter or a sign; "4 58" is no number
 
@@ -86,7 +91,7 @@ def one(text: str) -> float | None:
 
 def _bare(cell: str) -> str:
     text = cell.strip().strip(_WRAPPING).strip().replace("\u2212", "-")
-    return _SPACE.sub("", _GROUPING.sub("", text))
+    return _SPACE.sub("", _GROUPING.sub("", _ERROR.sub("", text)))
 
 
 def _comma_of(cells, otherwise: str | None) -> str | None:

@@ -119,10 +119,11 @@ def check_mapped(
     ):  # a curve over loops may explode; laws of trained models refuse it then
         refuse_diverged(frame, where)
     notes = []
-    if "val_loss" in frame and unit is None and numeric(frame.val_loss).max() > _GUESSING:
+    losses = numeric(frame.val_loss) if unit is None and "val_loss" in frame else None
+    if losses is not None and "n_loops" not in frame and losses.max() > _GUESSING:
         notes.append(
-            f"the largest loss is {numeric(frame.val_loss).max():.4g}, above what guessing costs "
-            f"({_GUESSING:g} nats among 262,144 tokens): if losses are perplexities, add --unit ppl"
+            f"the largest loss is {losses.max():.4g}, above what guessing costs ({_GUESSING:g} nats among "
+            "262,144 tokens): if losses are perplexities, add --unit ppl"
         )
     for name, (least, unit, others) in _SMALLEST.items():
         if name not in frame:

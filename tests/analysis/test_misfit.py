@@ -43,6 +43,12 @@ def test_a_loss_that_rises_again_is_said_with_its_place_and_the_advice_works(wri
     assert "it is lowest at T = 8" in words
 
 
+def test_a_rise_that_bends_the_whole_curve_is_said_as_a_rise(write):
+    path = write(2.9 + 0.8 * np.exp(-0.5 * T) + 0.012 * np.log(np.maximum(T / 4, 1)) ** 2)
+    [words] = problems(path)
+    assert "the loss rises after T = 8 " in words or "the loss rises after T = 12 " in words
+
+
 def test_a_loss_that_explodes_with_loops_is_judged_and_a_perplexity_refused(write):
     explodes = CLEAN + np.where(T > 12, 2.0 * (T - 13), 0.0)
     [words] = problems(write(explodes))

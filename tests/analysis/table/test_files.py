@@ -20,6 +20,8 @@ D = np.array([155e6, 1.48e9, 12.8e9, 28e9])
 LOSS = np.array([4.58252, 3.35875, 2.76222, 2.53905])
 ROWS = [f"{n:.0f},{d:.0f},{v}" for n, d, v in zip(N, D, LOSS, strict=True)]
 CSV = "\n".join(["N,D,loss", *ROWS]) + "\n"
+FRAME = pd.DataFrame({"N": N, "D": D, "loss": LOSS})
+RULED = "".join(f"| {line} |\n" for line in ("N,D,loss", "---,:--:,--:", *ROWS)).replace(",", " | ")
 
 
 def same(table):
@@ -55,6 +57,14 @@ def cells(n, d, loss, separator=","):
             ).encode(),
         ),
         ("a.json", json.dumps({"N": list(N), "D": list(D), "loss": list(LOSS)}).encode()),
+        ("b.json", json.dumps(FRAME.to_dict("split")).encode()),
+        ("c.json", json.dumps({"project": "p", "runs": FRAME.to_dict("records")}).encode()),
+        ("d.json", json.dumps({f"r{i}": row for i, row in FRAME.T.to_dict().items()}).encode()),
+        ("a.dat", FRAME.to_string(index=False).encode()),
+        ("g.csv", ("# of last week\n# four runs\n" + CSV).encode()),
+        ("h.csv", ("sep=;\n" + CSV.replace(",", ";")).encode()),
+        ("i.csv", (CSV + ",,\n").encode()),
+        ("b.txt", RULED.encode()),
     ],
 )
 def test_containers_encodings_and_separators_give_the_same_rows(tmp_path, name, data):
@@ -75,6 +85,15 @@ def test_containers_encodings_and_separators_give_the_same_rows(tmp_path, name, 
         cells("'{:e}".format, "{:_.0f}".format, lambda v: f'"{v}"'.replace(".", ",")),
         cells(lambda v: f"{v / 1e6}x10^6", lambda v: f"{v:,.0f}".replace(",", " "), "{}*".format),
         cells(lambda v: f"{v:,.0f}".replace(",", "."), "{:.0f}".format, lambda v: f"{v}", ";"),
+        cells(
+            lambda v: f"{v / 1e6} Mio".replace(".", ","),
+            lambda v: f"{v / 1e9} Mrd".replace(".", ","),
+            lambda v: f"{v}".replace(".", ","),
+            ";",
+        ),
+        cells(lambda v: f"\u2248{v / 1e6}M", "{:.0f}".format, "{} \u00b1 0.004".format),
+        cells("{:.0f}".format, "{:.0f}".format, "{} (0.004)".format),
+        cells("{:.0f}".format, "{:.0f}".format, "{}+/-0.02".format),
     ],
 )
 def test_numbers_are_read_as_people_write_them(tmp_path, text):
@@ -100,6 +119,10 @@ def test_a_comma_that_could_be_either_is_decimal_in_a_loss_and_groups_in_a_count
         ("N,D,loss\n", r"has a header \(N, D, loss\) and no rows"),
         ("N,D,loss\n1,2,3\n1,2,3,4\n", "line 3 has 4 cells and the header 3"),
         ("N,D,loss,loss\n1,2,3,4\n", "it|none|needs"),
+        (
+            "1e8,2e9,3.1\n2e8,2e9,3.0\n",
+            r"the first line holds numbers \(1e8, 2e9, 3.1\) and no names",
+        ),
     ],
 )
 def test_a_file_that_is_no_table_gets_one_sentence(tmp_path, text, message):

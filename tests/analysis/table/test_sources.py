@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 
 import numpy as np
@@ -13,6 +14,7 @@ from analysis.errors import InputError
 from analysis.fitting.dataset import prepare
 from analysis.laws import library
 from analysis.table import load
+from analysis.table.columns import parse_columns
 
 N = np.array([31e6, 74e6, 160e6, 350e6])
 FRAME = pd.DataFrame({"params": N, "tokens": 20 * N[::-1], "loss": [4.58, 3.36, 2.76, 2.54]})
@@ -128,6 +130,39 @@ def test_two_columns_that_may_be_one_quantity_are_asked_for_and_the_advice_works
     assert list(chosen.frame.n_tokens) == list(FRAME.tokens)
     same = load.load(FRAME.assign(total_tokens=FRAME.tokens))  # the same cells: either will do
     assert list(same.frame.n_tokens) == list(FRAME.tokens)
+
+
+def test_a_logarithm_says_its_base_or_is_asked_for():
+    logs = pd.DataFrame(
+        {
+            "log2_tokens": np.log2(FRAME.tokens),
+            "log_params": np.log10(FRAME.params),
+            "loss": FRAME.loss,
+        }
+    )
+    table = load.load(logs)
+    assert table.frame.n_tokens.to_numpy() == pytest.approx(FRAME.tokens.to_numpy())
+    with pytest.raises(InputError, match="and e\\*\\*log_params may both be N") as error:
+        law_of(table)
+    advice = re.search(r"--columns '(.*)'", str(error.value))[1]
+    assert law_of(load.load(logs, parse_columns(advice))) == "chinchilla"
+    days = FRAME.assign(pflop_days=6 * FRAME.params * FRAME.tokens / 8.64e19).drop(columns="tokens")
+    assert law_of(load.load(days)) == "chinchilla"
+
+
+def test_a_name_of_many_checkpoints_is_a_run():
+    names = np.repeat(["a", "b"], 12)
+    tokens = np.tile(np.geomspace(1e8, 1e10, 12), 2)
+    rows = {
+        "Name": names,
+        "N": np.repeat([1e8, 2e8], 12),
+        "D": tokens,
+        "loss": 2 + 1e3 * tokens**-0.4,
+    }
+    history = pd.DataFrame(rows)
+    assert list(load.load(history).frame.trial_id) == list(names)
+    sizes = history.groupby("Name").head(4)  # a few runs of a size, or a family, are no run
+    assert "trial_id" not in load.load(sizes).frame
 
 
 @pytest.mark.parametrize(
