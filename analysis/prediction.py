@@ -101,7 +101,8 @@ def predict(
     law = library.get(law) if isinstance(law, str) else law
     if law.per_run:
         raise InputError(
-            f"law {law.name!r} is fitted to each run; use `unified` to predict at other settings."
+            f"law {law.name!r} is fitted to each run by itself; keep one with --where and write the law as a "
+            'formula, like --law "L_inf + Z*exp(-z*T)", or use `unified`, which holds for all of a size.'
         )
     point = point_of(law, at, table)
     fitted = fit_table(table, law, **options)
@@ -111,9 +112,10 @@ def predict(
     value = float(fitted.predict(row)[0])
     beyond = outside(fitted, point)
     text = ", ".join(f"{k} = {v:.6g}" for k, v in at.items())
+    unit = _LOSS if law.target == "val_loss" else ""
     return Answer(
         question=f"{law.target} at {text}",
-        values=(Param(name=law.target, value=value, ci_low=low, ci_high=high, unit=_LOSS),),
+        values=(Param(name=law.target, value=value, ci_low=low, ci_high=high, unit=unit),),
         inside=not beyond,
         interval_method=f"{resampling(fitted, n_resamples)}, propagated; of the law's mean, not of one more run",
         fit=fitted.result,

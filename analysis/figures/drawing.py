@@ -35,6 +35,8 @@ FIT = "#000000"
 FORMATS = ("png", "pdf", "svg")
 MU = "\u03bc"
 _PANEL = 2.6  # inches: narrower, panels stand one below the other
+_EDGE = 9.0  # points beside what is written
+_DIGIT = 0.64  # width of a digit, as a share of its font's size
 _RAISED = str.maketrans(
     "-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"
 )
@@ -270,20 +272,33 @@ class Drawing:
     def _settle(self) -> None:
         """Lay the panels out above the legend, once for all formats.
 
-        A constrained layout measures every label twice, which took as long as the drawing.
+        Room for labels follows from their letters: matplotlib's layouts measure everything that they
+        draw, which takes as long as the drawing.
         """
         if self._settled:
             return
         self._settled = True
-        self.figure.tight_layout()
-        if not self.figure.legends:
-            return
-        [legend] = self.figure.legends
-        taken = legend.get_window_extent().height / self.figure.bbox.height
-        place = self.figure.subplotpars
-        left = (place.top - place.bottom - taken) / (place.top - place.bottom)
-        # between rows the labels need what they had, which is a share of a panel's height
-        self.figure.subplots_adjust(bottom=place.bottom + taken, hspace=place.hspace / left)
+        width, height = 72 * self.figure.get_size_inches()
+        places = [(ax, ax.get_subplotspec()) for ax in self.axes]
+        left, gap = (
+            max((_beside(ax) for ax, spec in places if spec.is_first_col() == first), default=0.0)
+            for first in (True, False)
+        )
+        below, above = max(map(_below, self.axes)), max(map(_above, self.axes))
+        legends = [legend.get_window_extent().height for legend in self.figure.legends]
+        foot = below + sum(legends) * height / self.figure.bbox.height
+        foot = min(foot, 0.6 * height)  # a longer legend covers what it must
+        down, across = places[0][1].get_gridspec().get_geometry()
+        panel_width = (width - left - _EDGE - (across - 1) * gap) / across
+        panel_height = (height - foot - above - (down - 1) * (below + above)) / down
+        self.figure.subplots_adjust(
+            left=left / width,
+            right=1 - _EDGE / width,
+            bottom=foot / height,
+            top=1 - above / height,
+            wspace=gap / panel_width,
+            hspace=(below + above) / panel_height,
+        )
 
     def _repr_png_(self) -> bytes:
         return self.picture()
@@ -291,6 +306,27 @@ class Drawing:
     def _note(self, panel, series, kind, x, y, y_high=np.nan) -> None:
         marks = np.broadcast_arrays(np.atleast_1d(np.asarray(x, dtype=float)), y, y_high)
         self.rows.append((panel, series, kind, marks))
+
+
+def _beside(ax: Axes) -> float:
+    """Points that the labels of the y axis need; a panel of another size may show one digit more."""
+    shown = [label for label in ax.get_yticklabels() if label.get_visible()]
+    letters = max((len(label.get_text()) + 1 for label in shown), default=0)
+    ticks = _DIGIT * max(letters, 4) * shown[0].get_fontsize() if shown else 0.0
+    name = 1.5 * ax.yaxis.label.get_fontsize() if ax.get_ylabel() else 0.0
+    return ticks + name + _EDGE
+
+
+def _below(ax: Axes) -> float:
+    """Points that the labels of the x axis need."""
+    ticks = max((label.get_fontsize() for label in ax.get_xticklabels()), default=0.0)
+    name = 1.5 * ax.xaxis.label.get_fontsize() if ax.get_xlabel() else 0.0
+    return 1.2 * ticks + name + _EDGE
+
+
+def _above(ax: Axes) -> float:
+    """Points that a title needs."""
+    return (1.5 * ax.title.get_fontsize() if ax.get_title() else 0.0) + _EDGE
 
 
 def new(
@@ -363,9 +399,8 @@ def power_ticks(ax, axis: str) -> None:
 
     target = ax.xaxis if axis == "x" else ax.yaxis
     low, high = np.log10(ax.get_xlim() if axis == "x" else ax.get_ylim())
-    target.set_major_locator(
-        LogLocator(subs=(1.0, 3.0) if high - low < 1.5 else (1.0,), numticks=6)
-    )
+    subs = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if high - low < 0.5 else (1.0, 3.0)
+    target.set_major_locator(LogLocator(subs=subs if high - low < 1.5 else (1.0,), numticks=6))
     target.set_major_formatter(FuncFormatter(lambda v, _: _scientific(v)))
     target.set_minor_formatter(NullFormatter())
 

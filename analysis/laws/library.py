@@ -345,6 +345,14 @@ def get(name: str) -> Law:
     """
     if name not in LAWS and (found := _installed(name)) is not None:
         return found
+    if name in OTHER_LAWS:
+        cure = "ask `parcae optimal` for them"
+        if name == "power":
+            cure = 'write it as a formula, --law "y = k*x**gamma"'
+        raise InputError(
+            f"law {name!r} is a line through optima or points and gives no value at a setting here; {cure}, or "
+            f"name a law of the loss: {', '.join(LAWS)}."
+        )
     if name not in LAWS:
         known = (*LAWS, *OTHER_LAWS)
         raise InputError(
