@@ -60,7 +60,7 @@ def test_without_a_forecast_no_line_and_with_one_interval_no_figure():
 
 
 def test_the_page_says_the_answer_first_and_each_choice_with_its_reason(monkeypatch):
-    monkeypatch.setattr(study.Study, "drawings", lambda self, *_: [interval(self.decisions)])
+    monkeypatch.setattr(study.Study, "drawings", lambda self, *_: [interval(FOUND)])
     table = load.load("bundled:parcae-140m")
     found = study.Study(table, ("recurrence",), decisions=FOUND)
     text = render([found], "2026-11-26")
