@@ -209,6 +209,17 @@ def test_a_spec_that_cannot_be_adaptive_is_refused(changes, words):
         tiny_plan(**KEYS | changes)
 
 
+def test_candidates_with_too_few_steps_are_none():
+    steps = {(t.budget_flops, t.mean_recurrence): t.n_steps for t in tiny_plan(**KEYS).trials}
+    least = steps[4e8, 16] + 1
+    kept = tiny_plan(**KEYS | {"min_steps": least}).trials
+    expected = [cell for cell, n in steps.items() if n >= least]
+    assert [(t.budget_flops, t.mean_recurrence) for t in kept[::2]] == expected
+    assert (4e8, 16) not in expected
+    with pytest.raises(UserError, match="min_steps is 100000"):
+        tiny_plan(**KEYS | {"min_steps": 100_000})
+
+
 @pytest.mark.parametrize(
     ("prior", "words"),
     [
