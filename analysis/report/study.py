@@ -178,8 +178,9 @@ class Study:
         return out
 
     def summaries(self) -> list[str]:
-        """One line per law: exponents with intervals, or why there are none."""
+        """One line per law: exponents with intervals, or why there are none; an adaptive sweep's own answer first."""
         return [
+            *(() if self.decisions is None else (self.decisions.headline(),)),
             *self.headlines(),
             *(f.result.summary() for f in self.parametric.values()),
             *(f.result.summary() for n in self.names if isinstance(f := self.fitted(n), PowerFit)),
