@@ -24,8 +24,8 @@ from analysis.isoflop.parabolas import fit_recurrence
 from analysis.table.load import Table, from_records
 from benchmarks.common import append_rows, provenance
 from sweeps.cli.sweep import load_plan
+from sweeps.decisions import decisions, words
 from sweeps.design.adaptive import planner_of
-from sweeps.design.decisions import decisions, words
 from sweeps.design.plan import Plan
 from sweeps.records import records_of
 from sweeps.runner.driver import Options, run

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from analysis.curves import Curves
 from parcae_core.errors import UserError
 from parcae_core.training.metrics import read_metrics
-from sweeps.design.decisions import decisions, end_of, table_of
+from sweeps.decisions import decisions, end_of, table_of
 from sweeps.design.spec import AdaptiveSpec, load_spec
 from sweeps.store import Store
 

@@ -19,8 +19,8 @@ from sweeps.cli.columns import (
     print_table,
     span,
 )
+from sweeps.decisions import decisions, end_of, table_of, words
 from sweeps.design.corpora import UNREAD
-from sweeps.design.decisions import decisions, end_of, table_of, words
 from sweeps.design.estimate import duration, longest_first, makespan, rate_of
 from sweeps.design.plan import Plan, short
 from sweeps.design.trunks import flops_to_make

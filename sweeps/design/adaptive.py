@@ -15,7 +15,7 @@ from analysis.design.optimum import Size, enclosed
 from analysis.errors import InputError
 from parcae_core.errors import UserError
 from parcae_core.trial import Trial
-from sweeps.design.decisions import decisions, end_of
+from sweeps.decisions import decisions, end_of
 from sweeps.design.forecasting import size_of
 from sweeps.design.plan import Plan
 from sweeps.design.spec import AdaptiveSpec

@@ -18,7 +18,7 @@ from analysis.fitting.fit import fit
 from analysis.fitting.options import FitOptions
 from parcae_core.errors import UserError
 from parcae_core.trial import Trial
-from sweeps.design.decisions import half_of
+from sweeps.decisions import half_of
 from sweeps.design.plan import Plan, short
 from sweeps.design.spec import AdaptiveSpec
 

@@ -15,8 +15,8 @@ from analysis.design.adaptive import Decision
 from parcae_core.data.io import write_synced
 from parcae_core.trial import Trial
 from sweeps.branches import Waiting
+from sweeps.decisions import FILE, decisions, end_of, words
 from sweeps.design.adaptive import estimate_data, losses_of, planner_of
-from sweeps.design.decisions import FILE, decisions, end_of, words
 from sweeps.design.plan import Plan, describe
 from sweeps.reports import ENDED
 from sweeps.store import Store

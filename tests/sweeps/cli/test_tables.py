@@ -10,8 +10,8 @@ from rich.console import Console
 
 from parcae_core.trial import DataConfig
 from sweeps.cli import columns, tables
+from sweeps.decisions import FILE
 from sweeps.design.corpora import Corpus, bytes_per_token, resolve_data
-from sweeps.design.decisions import FILE
 from sweeps.design.plan import plan
 from sweeps.design.spec import load_spec
 from sweeps.store import Store

@@ -7,8 +7,8 @@ import pytest
 
 from analysis.design.optimum import LAW
 from parcae_core.errors import UserError
+from sweeps.decisions import FILE, decisions, half_of
 from sweeps.design.adaptive import chosen, is_adaptive
-from sweeps.design.decisions import FILE, decisions, half_of
 from sweeps.design.smoke import shrink
 from sweeps.history import decisions_of
 from sweeps.runner import driver
