@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sweeps.cli.columns import echo
+from sweeps.waiting import say
+
 if TYPE_CHECKING:
     from analysis.report.study import Study
 
@@ -21,9 +24,7 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="The folder that holds sweeps.")] = Path(
-        "runs"
-    ),
+    out: Annotated[Path, typer.Option(help="The folder that holds sweeps.")] = Path("runs"),
     cpus: Annotated[
         int | None, typer.Option(min=1, help="Cores to use on this machine; default: all.")
     ] = None,
@@ -41,7 +42,7 @@ def demo(
     """
     from analysis.report.html import write_report
     from analysis.report.study import load
-    from sweeps.cli.sweep import finish, load_plan, say
+    from sweeps.cli.sweep import finish, load_plan
     from sweeps.records import collect
     from sweeps.runner.driver import Options, run
     from sweeps.store import Store
@@ -59,7 +60,7 @@ def demo(
     here = load(store.root)
     report = write_report([published, here], store.root / "report.html")
     for line in told(published, here, store.root):
-        typer.echo(line)
+        echo(line)
     typer.echo(f"\nReport: {report}")
     if not outcome.complete:
         finish(outcome, store, again="parcae demo")
