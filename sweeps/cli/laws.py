@@ -18,6 +18,7 @@ from sweeps.cli.columns import echo, terminal_width
 
 if TYPE_CHECKING:
     from analysis.choices import Choices
+    from analysis.figures.decisions import Decisions
     from analysis.table.load import Table
 
 Source = Annotated[
@@ -415,7 +416,13 @@ def plot(
     from analysis.report.study import Study
 
     laws = tuple(law or ())
-    study = Study(choices.table(source, *laws), laws, choices, more=_learning_curves(source))
+    study = Study(
+        choices.table(source, *laws),
+        laws,
+        choices,
+        more=_learning_curves(source),
+        decisions=_decisions(source),
+    )
     found = gallery(study, tuple(only or ()), Look(width=width, style=style), to=to)
     for name, why in found.refusals.items():
         typer.echo(f"{name}: not drawn: {why}", err=True)
@@ -437,6 +444,16 @@ def _learning_curves(source: str) -> dict[str, Callable]:
     except UserError:  # nothing is logged yet: the laws have their say without
         return {}
     return {"curves": functools.partial(curve_figures.curves, found)}
+
+
+def _decisions(source: str) -> Decisions | None:
+    """What an adaptive sweep has decided; None of any other source."""
+    if not _is_sweep(source):
+        return None
+    from sweeps.history import decisions_of
+    from sweeps.store import open_sweep
+
+    return decisions_of(open_sweep(source))
 
 
 @fits
@@ -520,7 +537,7 @@ def report(
     laws = tuple(law or ())
     studies = [study(choices.table(s, *laws), laws, choices) for s in source]
     for place, found in zip(source, studies, strict=True):
-        found.more = _learning_curves(place)
+        found.more, found.decisions = _learning_curves(place), _decisions(place)
     write_report(studies, out)
     for found in studies:
         for line in found.summaries():

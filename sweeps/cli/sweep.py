@@ -127,8 +127,10 @@ def plan(
     loaded = load_plan(spec_file(spec, out), changes or (), assume=True)
     planned, notes = with_measured_shares(loaded, device)
     if planned.spec.design == "adaptive":
+        from sweeps.design.adaptive import planner_of
         from sweeps.design.plan import short
 
+        planner_of(loaded)  # refuses a prior that is none
         most = short(planned.spec.total_flops)
         notes = [*notes, f"these are candidates: {most} FLOPs of them are run, chosen on the way"]
     store = Store(out, planned.name)

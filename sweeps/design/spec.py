@@ -273,7 +273,10 @@ class AdaptiveSpec(_Common):
     def _can_plan(self) -> AdaptiveSpec:
         from analysis.design.optimum import parse_target  # it loads the laws
 
-        parse_target(self.target)
+        try:
+            parse_target(self.target)
+        except ValueError as error:  # it speaks of an option, and this is a key
+            raise ValueError(str(error).removeprefix("--")) from None
         if self.trunks or self.scheduler != "fifo":
             raise ValueError("an adaptive sweep has no trunks and no scheduler; leave them out.")
         if min(self.mean_recurrence) < 2:

@@ -21,6 +21,7 @@ from analysis.laws import library
 from parcae_core.trial import DataConfig
 from sweeps.cli import columns, tables
 from sweeps.cli.app import command
+from sweeps.decisions import FILE
 from sweeps.design.corpora import Corpus, bytes_per_token, resolve_data
 from sweeps.design.plan import plan
 from sweeps.design.spec import load_spec
@@ -202,6 +203,69 @@ def test_no_run_is_cut_at_80_columns(tmp_path):
     assert "…" not in text
     lines = re.split(r"[\r\n]+", text)
     assert max(len(line) for line in lines if str(tmp_path) not in line) <= 80
+
+
+def test_decisions_of_an_adaptive_sweep_fit_80_columns_and_end_in_the_interval(at_80, tmp_path):
+    planned = tiny_plan(budgets_flops=[4e8, 8e8, 9.876e12], mean_recurrence=[2, 4, 8])
+    store = Store(tmp_path, planned.name)
+    store.write_plan(planned, write_spec(tmp_path / "spec"))
+    for trial in planned.trials[:6]:
+        put(store, trial, good_result(trial))
+    lines = []
+    for i, trial in enumerate(planned.trials[:6]):
+        now = {
+            "target": "gamma_mu",
+            "value": 0.71,
+            "low": 0.71 - 1 / (i + 1),
+            "high": 0.71 + 1 / (i + 1),
+        }
+        lines.append(
+            {
+                "n": i + 1,
+                "trial_id": trial.trial_id,
+                "mean_recurrence": trial.mean_recurrence,
+                "budget_flops": trial.budget_flops,
+                "seed": i % 2,
+                "reason": "basins disagree",
+                "estimate": None if i < 2 else now | {"n_runs": i, "flops": 1.2345e12 * i},
+            }
+        )
+    lines.append({"n": 7, "stop": "the interval is reached", "estimate": lines[-1]["estimate"]})
+    (store.root / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = tables.status_data(store)
+    assert data["estimate"] == lines[-1]["estimate"]
+    assert len(data["trials"]) == 6  # the other three are candidates
+    tables.print_status(data)
+    text = at_80.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    assert all(t.trial_id in text for t in planned.trials[:6])
+    assert "+- gamma_mu" in text
+    last = text.splitlines()[-2:]
+    assert last[0] == (
+        "gamma_mu 0.71 [0.5433, 0.8767] by 5 runs of 6.17e12 FLOPs, from the training law"
+    )
+    assert last[1] == "the design has ended: the interval is reached"
+    halves = [line.split()[-1] for line in text.splitlines() if "basins disagree" in line]
+    assert halves[2:] == ["0.33", "0.25", "0.2", "0.17"]
+
+
+def test_status_of_many_decisions_shows_the_last_ten(at_80, tmp_path):
+    [trial, *_] = tiny_plan().trials
+    line = {
+        "trial_id": trial.trial_id,
+        "mean_recurrence": 2,
+        "budget_flops": 4e8,
+        "seed": 0,
+        "reason": "replica",
+        "estimate": None,
+    }
+    data = {"name": "x", "folder": "x", "trials": [], "damaged": {}, "counts": {}, "estimate": None}
+    data |= {"design": [line] * 30, "made_flops_paper": {"own": 0.0, "separate": 0.0}}
+    tables.print_status(data)
+    assert at_80.getvalue().count("replica") == 1  # the same in every row: in the title
+    assert at_80.getvalue().count("\n") < 20
+    assert "30 decisions, the last 10 here, all with --trials" in at_80.getvalue()
 
 
 def test_numbers_are_written_as_people_write_them():
