@@ -107,5 +107,6 @@ def interval(found: Decisions, ax=None) -> Drawing:
         drawing.mark(panel, "", label, y=found.wanted, color=CYCLE[1], label=label)
     figures.power_ticks(panel, "x")
     figures.log_ticks(panel, "y", [m * 10.0**e for e in range(-6, 4) for m in (1, 2, 5)])
-    drawing.legend(panel, columns=2)
+    if found.at_once is not None or found.wanted is not None:
+        drawing.legend(panel, columns=2)
     return drawing
