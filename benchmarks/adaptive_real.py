@@ -177,7 +177,8 @@ def main() -> None:
         by_law(name, given.seed, plan, adaptive),
     ]
     print(pd.DataFrame(out).to_string(index=False))
-    append_rows("adaptive_real", [line | provenance() for line in out])
+    kept = out if given.replay else out[-1:]  # the grid's rows come with the replay
+    append_rows("adaptive_real", [line | provenance() for line in kept])
 
 
 if __name__ == "__main__":
