@@ -4,9 +4,9 @@
     python -m benchmarks.adaptive_real --seed 0 --replay                              in seconds, from the records
 
 The grid is the demo's (`sweeps/specs/demo.yaml`) without its fixed-depth runs: its losses at three seeds lie in
-`bundled:state-reveals`. The adaptive sweep of a seed chooses among the same budgets with all of the demo's numbers of
-loops, at that seed alone, and may spend half the grid's FLOPs. What it believes before is of another task (five states,
-four actions; one seed of pilots), so nothing of the answer is in it. gamma_mu is the training law's, over the same budgets,
+`bundled:state-reveals`. The adaptive sweep (`sweeps/specs/adaptive.yaml`) chooses among the same budgets with all of the
+demo's numbers of loops, at that seed alone, and may spend half the grid's FLOPs. What it believes before is of another
+task, so nothing of the answer is in it. gamma_mu is the training law's, over the same budgets,
 by the same estimate for both; the grid's by parabolas stands beside it. A replay chooses among the grid's own runs and
 reads their losses, which a trial trained again has to the last digit. Rows go to benchmarks/results/adaptive_real.csv.
 """
@@ -35,31 +35,27 @@ from sweeps.runner.driver import Options, run
 from sweeps.store import Store
 
 GRID = "bundled:state-reveals"
-DEMO = yaml.safe_load((files("sweeps") / "specs" / "demo.yaml").read_text(encoding="utf-8"))
+SPECS = files("sweeps") / "specs"
 WINDOWS = {
     float(budget): [mu for mu in window if mu > 1]
-    for budget, window in DEMO["mean_recurrence"].items()
+    for budget, window in yaml.safe_load((SPECS / "demo.yaml").read_text())[
+        "mean_recurrence"
+    ].items()
 }
-# the training law fitted to 27 pilots of the other task, whose residuals are the noise (docs/designing.md)
-PRIOR, NOISE = "E=1.45,X=32.6,x=0.493,Y=4.11e7,y=1.62", 0.003
 
 
 def spec_of(seed: int, share: float) -> dict[str, Any]:
-    """The demo's spec as an adaptive one of a seed; runs are read out at their own number of loops."""
+    """The shipped adaptive spec at one seed, its runs read out at their own number of loops."""
+    spec = yaml.safe_load((SPECS / "adaptive.yaml").read_text())
     total = sum(budget * len(window) for budget, window in WINDOWS.items())
     own = {
         "name": f"adaptive-{seed}",
-        "design": "adaptive",
-        "budgets_flops": sorted(WINDOWS),
-        "mean_recurrence": sorted({mu for window in WINDOWS.values() for mu in window}),
         "seeds": [seed],
         "total_flops": share * total,
-        "prior": PRIOR,
-        "noise": NOISE,
-        "evaluation": DEMO["evaluation"] | {"loops": [1]},
+        "evaluation": spec["evaluation"] | {"loops": [1]},
         "wandb": {"mode": "disabled"},
     }
-    return DEMO | own
+    return spec | own
 
 
 def grid_of(seed: int) -> Table:
