@@ -102,8 +102,7 @@ def by_law(which: str, seed: int, plan: Plan, table: Table) -> dict[str, Any]:
     found = planner_of(plan).estimate(done)
     now = None
     if found is not None:
-        low, high = found.interval
-        now = {"value": found.value, "low": low, "high": high}
+        now = {"value": found.value, "low": found.low, "high": found.high}
     return row(which, seed, table, now, api.fit_table(table, "training", interval="none").valid)
 
 

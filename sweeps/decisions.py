@@ -44,9 +44,21 @@ def end_of(lines: Sequence[dict[str, Any]]) -> str:
     return lines[-1].get("stop", "") if lines else ""
 
 
-def half_of(estimate: dict[str, Any]) -> float:
+def ends_data(target: str, value: float, low: float, high: float) -> dict[str, float | None]:
+    """A value and its interval as plain data: exp of a logarithm, None for an end that the runs do not set."""
+    turn = math.exp if "@" in target else float
+    return {
+        "value": turn(value),
+        "low": turn(low) if math.isfinite(low) else None,
+        "high": turn(high) if math.isfinite(high) else None,
+    }
+
+
+def half_of(estimate: dict[str, Any]) -> float | None:
     """Half the 95 % interval of an estimate: of the logarithm, where that is what a design narrows (mu@C, loss@C)."""
     low, high = estimate["low"], estimate["high"]
+    if low is None or high is None:
+        return None
     if "@" in estimate["target"]:
         low, high = math.log(low), math.log(high)
     return (high - low) / 2
@@ -66,5 +78,5 @@ def table_of(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def words(estimate: dict[str, Any]) -> str:
     """An estimate, said: gamma_mu 0.871 [0.7, 1.04]."""
-    low, high = estimate["low"], estimate["high"]
-    return f"{estimate['target']} {estimate['value']:.4g} [{low:.4g}, {high:.4g}]"
+    low, high = ("open" if e is None else f"{e:.4g}" for e in (estimate["low"], estimate["high"]))
+    return f"{estimate['target']} {estimate['value']:.4g} [{low}, {high}]"

@@ -22,11 +22,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import stdtrit
 
-from analysis.design.descent import descend, parts
+from analysis.design.descent import descend
 from analysis.design.forecast import slopes_of, theta_of
 from analysis.design.optimum import LAW, Size, log_optimum, quantities
 from analysis.design.priors import Prior
-from analysis.design.profile import Profile
+from analysis.design.profile import profiled
 from analysis.fitting import objective
 from analysis.fitting.dataset import Dataset
 from analysis.fitting.options import FitOptions
@@ -37,7 +37,6 @@ _STARTS, _KEPT = 10, 4
 _PRIOR_DOF = 4.0  # residuals that the stated noise counts as
 _ROUNDS = 120
 _JUDGED = 3  # runs for each parameter before an interval may end a sweep
-_REFITS = 100  # of drawn data, from where the profile is entered too
 _WIDE = 3.0  # standard deviation of a logarithm that is not known at all
 
 
@@ -101,6 +100,7 @@ class Planner:
     seed: int = 0
     _bracket: list[int] = field(init=False)
     _known: dict = field(init=False, default_factory=dict)  # the basins of this call
+    _estimates: dict = field(init=False, default_factory=dict)  # the last, by its runs
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_bracket", self._bracketing())
@@ -138,7 +138,14 @@ class Planner:
         """The target with its profile interval, or None while the runs do not determine the law."""
         if len(done) <= len(LAW.params) + 1:
             return None
-        rows, losses = _split(sorted(done))
+        known = tuple(sorted(done))  # decisions made together rest on the same runs
+        if known not in self._estimates:
+            self._estimates.clear()
+            self._estimates[known] = self._estimated(known)
+        return self._estimates[known]
+
+    def _estimated(self, done) -> Estimate | None:
+        rows, losses = _split(done)
         thetas, _, noise, whole = self._basins(rows, losses)
         value, half = self._linear(rows, thetas[0], noise, whole)
         if half == 0:  # no optimum within any budget by this fit: the target feels no parameter
@@ -166,15 +173,9 @@ class Planner:
         return wanted.value, float(self._t(rows) * np.sqrt(variance))
 
     def _profiled(self, rows, theta, noise: float, whole) -> tuple[float, float]:
-        columns = {k: v[rows] for k, v in self.grid.columns.items()}
-        profile = Profile(
-            columns, np.log(whole.y), noise, self.target, self.grid.size, self.budgets
-        )
-        rng = np.random.default_rng([self.seed, len(rows), 1])
-        logs = parts(whole, theta[None])[0] + noise * rng.standard_normal((_REFITS, len(rows)))
-        refits, _ = descend(whole, np.tile(theta, (_REFITS, 1)), logs=logs)
-        others = [whole.natural(t) for t in refits]
-        return profile.interval(whole.natural(theta), self._t(rows) ** 2, others)
+        about = (self.target, self.grid.size, self.budgets)
+        seed = (self.seed, len(rows), 1)
+        return profiled(whole, theta, noise, *about, self._t(rows) ** 2, seed)
 
     def _t(self, rows) -> float:
         return float(stdtrit(len(rows) - len(LAW.params) + _PRIOR_DOF, 0.975))

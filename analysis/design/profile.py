@@ -16,7 +16,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.optimize import least_squares
 
-from analysis.design.optimum import LAW, Size, quantities
+from analysis.design.descent import descend, parts
+from analysis.design.optimum import LAW, Size, draws_of, quantities
+from analysis.fitting.intervals import by_name
+from analysis.fitting.objective import Objective
 
 _SIZES = ("n_params_unrolled", "n_tokens")  # of the terms X, x and Y, y
 _LOW = np.array([-10.0, -60.0, 0.02, -60.0, 0.02])
@@ -25,6 +28,7 @@ _SCALE = np.array([0.1, 0.5, 0.1, 0.5, 0.1])
 _STEP = 0.3  # of the interval's half, by the law linearised where the walk is
 _STEPS = 40
 _ENTERED = 10  # places beyond each end that are looked at
+_REFITS = 100
 _HELD = 0.02  # of a step: how exactly the quantity is held
 
 
@@ -50,25 +54,25 @@ class Profile:
         self,
         values: Mapping[str, float],
         limit: float,
-        others: Sequence[Mapping[str, float]] = (),
+        others: Sequence[tuple[float, Mapping[str, float]]] = (),
     ) -> tuple[float, float]:
         """Both ends about an optimum; -inf or inf where the quantity has none that the runs speak against.
 
         Args:
             values: the law's natural parameters at the optimum.
             limit: squared Student t at the confidence asked for.
-            others: further parameters, such as refits of drawn data. A valley that the walk from the optimum
-                does not find is entered from them, the outermost first.
+            others: further parameters with the quantity there, such as refits of drawn data. A valley that the
+                walk from the optimum does not find is entered from them, the outermost first.
         """
         best = self.inward(values)
         lowest = float(np.square(self(best)[0]).sum())
-        starts = sorted((self.inward(v) for v in others), key=lambda p: self(p)[2])
         ends = []
         for sign in (-1, 1):
             end = self._end(best, sign, limit, lowest)
-            beyond = [p for p in starts[::-sign] if sign * (self(p)[2] - end) > 0]
-            for p in beyond[:: max(1, len(beyond) // _ENTERED)]:
-                there = self._held_at(self(p)[2], 0.1, p)
+            beyond = [o for o in others if sign * (o[0] - end) > 0]
+            beyond.sort(key=lambda other: -sign * other[0])
+            for at, found in beyond[:: max(1, len(beyond) // _ENTERED)]:
+                there = self._held_at(at, 0.1, self.inward(found))
                 if np.square(self(there)[0]).sum() - lowest < limit:
                     end = self._end(there, sign, limit, lowest)
                     break
@@ -77,7 +81,7 @@ class Profile:
 
     def inward(self, values: Mapping[str, float]) -> np.ndarray:
         """The coordinates (5,) of natural parameters."""
-        e, big_x, x, big_y, y = (values[n] for n in LAW.names)
+        e, big_x, x, big_y, y = (max(values[n], 1e-300) for n in LAW.names)  # a floor may be 0
         terms = np.log([big_x, big_y]) - np.array([x, y]) * self.centres
         return np.clip([np.log(e), terms[0], x, terms[1], y], _LOW, _HIGH)
 
@@ -102,17 +106,17 @@ class Profile:
 
     def _end(self, p: np.ndarray, sign: int, limit: float, lowest: float) -> float:
         residuals, slopes, at, pull = self(p)
-        inside = np.sqrt(max(residuals @ residuals - lowest, 0.0))
+        inside = float(np.sqrt(max(residuals @ residuals - lowest, 0.0)))
         for _ in range(_STEPS):
             if not pull.any():  # the law has no optimum here, and the quantity feels nothing
                 break
             along = np.linalg.solve(slopes.T @ slopes + 1e-10 * np.eye(len(p)), pull)
-            to = at + sign * _STEP * np.sqrt(limit * (pull @ along))
+            to = float(at + sign * _STEP * np.sqrt(limit * (pull @ along)))
             p = self._held_at(to, to - at, p + (to - at) * along / (pull @ along))
             residuals, slopes, reached, pull = self(p)
             if abs(reached - to) > 0.5 * abs(to - at):
                 break
-            outside = np.sqrt(max(residuals @ residuals - lowest, 0.0))
+            outside = float(np.sqrt(max(residuals @ residuals - lowest, 0.0)))
             if outside >= np.sqrt(limit):
                 share = (np.sqrt(limit) - inside) / (outside - inside)
                 return at + share * (reached - at)
@@ -133,3 +137,24 @@ class Profile:
             gtol=1e-6,
             max_nfev=60,
         ).x
+
+
+def profiled(
+    objective: Objective,
+    theta: np.ndarray,
+    noise: float,
+    target: str,
+    size: Size,
+    budgets: np.ndarray,
+    limit: float,
+    seed: Sequence[int],
+) -> tuple[float, float]:
+    """The profile interval about a fitted theta (P,), entered also from refits of data drawn from the law there."""
+    profile = Profile(objective.columns, np.log(objective.y), noise, target, size, budgets)
+    draws = noise * np.random.default_rng(seed).standard_normal((_REFITS, len(objective.y)))
+    refits, _ = descend(
+        objective, np.tile(theta, (_REFITS, 1)), logs=parts(objective, theta[None])[0] + draws
+    )
+    values = draws_of((target,), by_name(objective, refits), size, budgets)[:, 0]
+    others = list(zip(values.tolist(), map(objective.natural, refits), strict=True))
+    return profile.interval(objective.natural(theta), limit, others)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from analysis.design.optimum import Size, enclosed
 from analysis.errors import InputError
 from parcae_core.errors import UserError
 from parcae_core.trial import Trial
-from sweeps.decisions import decisions, end_of
+from sweeps.decisions import decisions, end_of, ends_data
 from sweeps.design.forecasting import size_of
 from sweeps.design.plan import Plan
 from sweeps.design.spec import AdaptiveSpec
@@ -88,13 +87,9 @@ def estimate_data(found: Estimate | None, target: str) -> dict[str, Any] | None:
     """An estimate as plain data: what the target's logarithm is, is given back as itself."""
     if found is None:
         return None
-    turn = math.exp if "@" in target else float
-    low, high = found.interval
     return {
         "target": target,
-        "value": turn(found.value),
-        "low": turn(low),
-        "high": turn(high),
+        **ends_data(target, found.value, found.low, found.high),
         "n_runs": found.n_runs,
         "flops": found.flops,
     }

@@ -7,18 +7,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from analysis.design import priors
 from analysis.design.forecast import Forecast, Runs, forecast
-from analysis.design.optimum import LAW, Size, enclosed
+from analysis.design.optimum import LAW, Size, enclosed, quantities
 from analysis.design.priors import Prior
+from analysis.design.profile import profiled
 from analysis.errors import InputError
 from analysis.fitting.dataset import Dataset
 from analysis.fitting.fit import fit
 from analysis.fitting.options import FitOptions
 from parcae_core.errors import UserError
 from parcae_core.trial import Trial
-from sweeps.decisions import half_of
+from sweeps.decisions import ends_data, half_of
 from sweeps.design.plan import Plan, short
 from sweeps.design.spec import AdaptiveSpec
 
@@ -126,7 +128,7 @@ def forecast_lines(data: dict[str, Any]) -> list[str]:
 def estimate_now(
     ended: Sequence[tuple[Trial, float]], target: str = "gamma_mu"
 ) -> dict[str, Any] | None:
-    """The target by the training law fitted to trials that have ended, with its interval by Fisher information.
+    """The target by the training law fitted to trials that have ended, with its profile interval.
 
     As an adaptive sweep writes it down at each decision, and cheap enough for every look at a sweep.
 
@@ -142,18 +144,21 @@ def estimate_now(
     trials, losses = [t for t, _ in looped], np.array([loss for _, loss in looped])
     try:
         runs = _runs(trials, "")
-        fitted = fit(Dataset.of(runs.columns, losses), LAW, FitOptions(interval="none"))
-        squares = float(fitted.log_residuals @ fitted.log_residuals)
-        noise = max(float(np.sqrt(squares / (len(looped) - len(LAW.params)))), 1e-12)
-        known = Prior(values=fitted.params, noise=noise, source="", noise_source="its residuals")
-        [found] = forecast(runs, known, (target,), simulations=0)
+        options = FitOptions(loss="log-lsq", interval="none")
+        fitted = fit(Dataset.of(runs.columns, losses), LAW, options)
+        budgets = enclosed(fitted.params, runs.size, runs.budget_flops)
     except (InputError, UserError):
         return None
+    dof = len(looped) - len(LAW.params)
+    squares = float(fitted.log_residuals @ fitted.log_residuals)
+    noise = max(float(np.sqrt(squares / dof)), 1e-12)
+    (found,) = quantities((target,), fitted.params, runs.size, budgets)
+    limit = float(stdtrit(dof, 0.975)) ** 2
+    about = (target, runs.size, budgets, limit, [len(looped)])
+    low, high = profiled(fitted.objective, fitted.theta, noise, *about)
     return {
         "target": target,
-        "value": found.value,
-        "low": found.low,
-        "high": found.high,
+        **ends_data(target, found.value, low, high),
         "n_runs": len(looped),
         "flops": float(runs.budget_flops.sum()),
     }
@@ -178,5 +183,5 @@ def candidates_at_once(trials: Sequence[Trial], spec: AdaptiveSpec) -> tuple[flo
         [found] = forecast(runs, prior, (spec.target,), budgets=over, simulations=0)
     except (InputError, UserError):
         return None
-    interval = {"target": spec.target, "low": found.low, "high": found.high}
-    return float(runs.budget_flops.sum()), half_of(interval)
+    half = half_of({"target": spec.target, "low": found.low, "high": found.high})
+    return None if half is None else (float(runs.budget_flops.sum()), half)
