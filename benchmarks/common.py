@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import os
 import platform
 import statistics
@@ -57,8 +58,11 @@ def quantiles(values: list[float]) -> tuple[float, float, float]:
 
 def commit() -> str:
     """The commit that rows name: PARCAE_COMMIT where it is given, else git's; "unknown" for neither."""
-    if given := os.environ.get("PARCAE_COMMIT"):
-        return given
+    return os.environ.get("PARCAE_COMMIT") or _described()
+
+
+@functools.cache  # asked once: a benchmark's own rows make the checkout dirty
+def _described() -> str:
     root = str(Path(__file__).parents[1])
     git = ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=9", "--exclude=*"]
     try:

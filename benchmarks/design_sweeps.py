@@ -116,7 +116,7 @@ def row(law: str, noise: float, share: float, repetitions: int) -> dict:
         theirs.append(grid_estimate(planner(standard, seed, prior), noise, seed))
 
     def holds(found: list[Estimate]) -> float:
-        return float(np.mean([abs(e.value - gamma) <= e.half for e in found]))
+        return float(np.mean([e.low <= gamma <= e.high for e in found]))
 
     return {
         "law": law,

@@ -1,13 +1,19 @@
-"""The learning curves of a sweep: metrics.jsonl of every trial that has begun, as one table."""
+"""How a sweep came to its results: the learning curves of its trials, and the decisions of an adaptive one."""
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from analysis.curves import Curves
 from parcae_core.errors import UserError
 from parcae_core.training.metrics import read_metrics
+from sweeps.decisions import decisions, end_of, table_of
+from sweeps.design.spec import AdaptiveSpec, load_spec
 from sweeps.store import Store
+
+if TYPE_CHECKING:
+    from analysis.figures.decisions import Decisions
 
 _NAMES = {
     "train/loss": "loss",
@@ -49,3 +55,24 @@ def curves_of(store: Store) -> Curves:
     if not parts:
         raise UserError(f"{store.where}: no trial has logged a step yet.")
     return Curves(pd.concat(parts, ignore_index=True).dropna(subset=["loss"]), store.where)
+
+
+def decisions_of(store: Store) -> Decisions | None:
+    """What an adaptive sweep has decided so far; None of any other."""
+    lines = decisions(store.root)
+    spec = load_spec(store.root / "spec.yaml") if lines else None
+    if not isinstance(spec, AdaptiveSpec):
+        return None
+    from analysis.figures.decisions import Decisions
+    from sweeps.design.forecasting import candidates_at_once
+
+    planned = set((store.sweep or {}).get("trials", ()))
+    candidates = [t for t in store.stored_trials() if t.trial_id in planned]
+    return Decisions(
+        source=store.where,
+        target=spec.target,
+        rows=tuple(table_of(lines)),
+        ended=end_of(lines),
+        wanted=spec.half_width,
+        at_once=candidates_at_once(candidates, spec),
+    )

@@ -22,13 +22,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import stdtrit
 
-from analysis.design.descent import descend, parts
+from analysis.design.descent import descend
 from analysis.design.forecast import slopes_of, theta_of
-from analysis.design.optimum import LAW, Size, draws_of, log_optimum, quantities
+from analysis.design.optimum import LAW, Size, log_optimum, quantities
 from analysis.design.priors import Prior
+from analysis.design.profile import profiled
 from analysis.fitting import objective
 from analysis.fitting.dataset import Dataset
-from analysis.fitting.intervals import by_name
 from analysis.fitting.options import FitOptions
 
 _BRACKETED = 3  # cheapest budgets that are bracketed
@@ -37,7 +37,6 @@ _STARTS, _KEPT = 10, 4
 _PRIOR_DOF = 4.0  # residuals that the stated noise counts as
 _ROUNDS = 120
 _JUDGED = 3  # runs for each parameter before an interval may end a sweep
-_REFITS = 200
 _WIDE = 3.0  # standard deviation of a logarithm that is not known at all
 
 
@@ -77,13 +76,14 @@ class Estimate:
     """The target by the runs so far."""
 
     value: float
-    half: float  # of the 95 % interval
+    low: float  # of the 95 % interval, and
+    high: float  # infinite where the runs set no end
     n_runs: int
     flops: float
 
     @property
-    def interval(self) -> tuple[float, float]:
-        return self.value - self.half, self.value + self.half
+    def half(self) -> float:
+        return 0.5 * (self.high - self.low)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,6 +100,7 @@ class Planner:
     seed: int = 0
     _bracket: list[int] = field(init=False)
     _known: dict = field(init=False, default_factory=dict)  # the basins of this call
+    _estimates: dict = field(init=False, default_factory=dict)  # the last, by its runs
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_bracket", self._bracketing())
@@ -134,19 +135,23 @@ class Planner:
         return out, ""
 
     def estimate(self, done: list[tuple[int, float]]) -> Estimate | None:
-        """The target with its interval, or None while the runs do not determine the law.
-
-        The wider of two: of the linearised law, and of refits of data drawn from the fitted law.
-        """
+        """The target with its profile interval, or None while the runs do not determine the law."""
         if len(done) <= len(LAW.params) + 1:
             return None
-        rows, losses = _split(sorted(done))
+        known = tuple(sorted(done))  # decisions made together rest on the same runs
+        if known not in self._estimates:
+            self._estimates.clear()
+            self._estimates[known] = self._estimated(known)
+        return self._estimates[known]
+
+    def _estimated(self, done) -> Estimate | None:
+        rows, losses = _split(done)
         thetas, _, noise, whole = self._basins(rows, losses)
         value, half = self._linear(rows, thetas[0], noise, whole)
         if half == 0:  # no optimum within any budget by this fit: the target feels no parameter
             return None
-        half = max(half, self._refitted(rows, thetas[0], noise, whole))
-        return Estimate(value, half, len(rows), float(self.grid.budget_flops[rows].sum()))
+        low, high = self._profiled(rows, thetas[0], noise, whole)
+        return Estimate(value, low, high, len(rows), float(self.grid.budget_flops[rows].sum()))
 
     def _reached(self, done) -> bool:
         """Whether the interval is as narrow as wanted, by runs that can say so."""
@@ -157,7 +162,8 @@ class Planner:
         half = self._linear(rows, thetas[0], noise, whole)[1]
         if len(weights) > 1 or not 0 < half <= self.half:
             return False
-        return self._refitted(rows, thetas[0], noise, whole) <= self.half
+        low, high = self._profiled(rows, thetas[0], noise, whole)
+        return high - low <= 2 * self.half
 
     def _linear(self, rows, theta, noise: float, whole) -> tuple[float, float]:
         values = whole.natural(theta)
@@ -166,14 +172,10 @@ class Planner:
         variance = _variance(_information(slopes, noise, values), wanted.slopes * _scales(values))
         return wanted.value, float(self._t(rows) * np.sqrt(variance))
 
-    def _refitted(self, rows, theta, noise: float, whole) -> float:
-        """Half the range of the target over refits of data drawn from the law at theta."""
-        rng = np.random.default_rng([self.seed, len(rows), 1])
-        logs = parts(whole, theta[None])[0] + noise * rng.standard_normal((_REFITS, len(rows)))
-        found, _ = descend(whole, np.tile(theta, (_REFITS, 1)), logs=logs)
-        draws = draws_of((self.target,), by_name(whole, found), self.grid.size, self.budgets)
-        low, high = np.percentile(draws, [2.5, 97.5])
-        return float(0.5 * (high - low) * self._t(rows) / 1.959964)
+    def _profiled(self, rows, theta, noise: float, whole) -> tuple[float, float]:
+        about = (self.target, self.grid.size, self.budgets)
+        seed = (self.seed, len(rows), 1)
+        return profiled(whole, theta, noise, *about, self._t(rows) ** 2, seed)
 
     def _t(self, rows) -> float:
         return float(stdtrit(len(rows) - len(LAW.params) + _PRIOR_DOF, 0.975))

@@ -82,6 +82,7 @@ def _section(study: Study) -> dict[str, Any]:
     return {
         "headline": study.headline(),
         "notes": study.table.notes,
+        "decisions": study.decisions and study.decisions.table(),
         "top": figures[:TOP],
         "source": study.table.source,
         "origin": study.table.origin,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from analysis import known, test_time, validate
 from analysis.choices import Choices
 from analysis.errors import InputError, nearest
+from analysis.figures import decisions as decision_figures
 from analysis.figures import known as known_figures
 from analysis.figures import laws as law_figures
 from analysis.figures import parametric as parametric_figures
@@ -57,6 +58,7 @@ class Study:
     more: dict[str, Callable[..., Drawing]] = field(
         default_factory=dict
     )  # further figures, by name
+    decisions: decision_figures.Decisions | None = None  # of an adaptive sweep
     refusals: dict[str, str] = field(default_factory=dict)  # law -> sentence
     _fits: dict[str, Fitted | None] = field(default_factory=dict)
 
@@ -176,8 +178,9 @@ class Study:
         return out
 
     def summaries(self) -> list[str]:
-        """One line per law: exponents with intervals, or why there are none."""
+        """One line per law: exponents with intervals, or why there are none; an adaptive sweep's own answer first."""
         return [
+            *(() if self.decisions is None else (self.decisions.headline(),)),
             *self.headlines(),
             *(f.result.summary() for f in self.parametric.values()),
             *(f.result.summary() for n in self.names if isinstance(f := self.fitted(n), PowerFit)),
@@ -191,6 +194,8 @@ class Study:
 
     def headline(self) -> str:
         """One sentence: the main law's exponents or answer, on how many rows, and whether it stands."""
+        if self.decisions is not None:
+            return self.decisions.headline()
         results = self.results
         if not results:
             return "No law could be fitted."
@@ -217,6 +222,8 @@ class Study:
     def figures(self) -> dict[str, Callable[..., Drawing]]:
         """Every figure that the laws allow, by name; a call makes it, fit included."""
         draws: dict[str, Callable[..., Drawing]] = {}
+        if self.decisions is not None and len(self.decisions.known) > 1:
+            draws["interval"] = partial(decision_figures.interval, self.decisions)
         if known.has_floor(self.table) and not self.laws:
             draws["loss_by_gap"] = partial(known_figures.loss_by_gap, self.table)
             draws["equal_flops"] = partial(known_figures.equal_flops, self.table)

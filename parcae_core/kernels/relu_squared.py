@@ -16,6 +16,7 @@ from torch import Tensor
 from parcae_core.kernels.dispatch import (
     LAUNCH,
     Impl,
+    apply,
     launched,
     operator,
     row_blocks,
@@ -112,4 +113,4 @@ def relu_squared(x: Tensor, *, impl: Impl = "auto") -> Tensor:
     """
     if use_triton("relu_squared", impl, x):
         return _relu_squared(x)
-    return _ReluSquared.apply(x)
+    return apply(_ReluSquared, x)

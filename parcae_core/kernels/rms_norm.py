@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parcae_core.kernels.dispatch import tl, triton
+from parcae_core.kernels.dispatch import apply, tl, triton
 
 
 def rms_norm_ref(x: Tensor, weight: Tensor | None, eps: float | None) -> Tensor:
@@ -75,7 +75,7 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float | None = None) 
     plain = x.device.type != "cpu" or not wide or torch.compiler.is_compiling()
     if plain or (weight is not None and weight.dtype != x.dtype):
         return rms_norm_ref(x, weight, eps)
-    return _RmsNorm.apply(x, weight, torch.finfo(x.dtype).eps if eps is None else eps)
+    return apply(_RmsNorm, x, weight, torch.finfo(x.dtype).eps if eps is None else eps)
 
 
 class RMSNorm(nn.Module):

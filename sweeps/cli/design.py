@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json as json_module
+import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from analysis.errors import InputError
+from sweeps.cli.columns import AsJson
 
 
 def register(app: typer.Typer) -> None:
@@ -63,7 +65,7 @@ def design(
         str | None, typer.Option(help="Ranges of parameters, like alpha=0:3,E=1:.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the starts of every fit.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")] = False,
+    json: AsJson = False,
 ) -> None:
     """Choose runs that tell most for their cost.
 
@@ -126,7 +128,7 @@ def _of_flops(flops, like: Path, prior: str, noise, target: str, out: Path, larg
     from sweeps.design.proposal import Limits, propose
 
     parse_target(target)
-    if not flops > 0:
+    if not 0 < flops < math.inf:
         raise InputError(f"--flops is {flops:g}; FLOPs above 0 are needed, like 1e19.")
     believed = priors.read(prior, noise)
     limits = Limits(largest_flops=largest, memory_bytes=None if memory is None else memory * 2**30)

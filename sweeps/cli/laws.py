@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sweeps.cli.columns import echo
+from sweeps.cli.columns import echo, terminal_width
 
 if TYPE_CHECKING:
     from analysis.choices import Choices
+    from analysis.figures.decisions import Decisions
     from analysis.table.load import Table
 
 Source = Annotated[
@@ -330,13 +331,20 @@ def judge(
 def _tables(tables: dict[str, list[dict]], json: bool) -> None:
     import json as json_module
 
-    from analysis import api
-
     if json:
         typer.echo(json_module.dumps(tables, indent=2))
         return
     for name, rows in tables.items():
-        typer.echo(f"{name}\n{api.as_text(rows)}\n")
+        typer.echo(f"{name}\n{_as_text(rows)}\n")
+
+
+def _as_text(rows: list[dict]) -> str:
+    """Rows as an aligned table; a terminal gets columns that do not fit below the others."""
+    import pandas as pd
+
+    return pd.DataFrame(rows).to_string(
+        index=False, float_format="{:.4g}".format, na_rep="-", line_width=terminal_width()
+    )
 
 
 @reads
@@ -359,11 +367,10 @@ def compare(
     """
     import json as json_module
 
-    from analysis import api
     from analysis.comparison import compare as compared
 
     found = compared(looped, plain, metric, choices.reading)
-    typer.echo(json_module.dumps(found.to_dict(), indent=2) if json else found.report(api.as_text))
+    typer.echo(json_module.dumps(found.to_dict(), indent=2) if json else found.report(_as_text))
 
 
 def _answer(answer, json: bool) -> None:
@@ -409,7 +416,13 @@ def plot(
     from analysis.report.study import Study
 
     laws = tuple(law or ())
-    study = Study(choices.table(source, *laws), laws, choices, more=_learning_curves(source))
+    study = Study(
+        choices.table(source, *laws),
+        laws,
+        choices,
+        more=_learning_curves(source),
+        decisions=_decisions(source),
+    )
     found = gallery(study, tuple(only or ()), Look(width=width, style=style), to=to)
     for name, why in found.refusals.items():
         typer.echo(f"{name}: not drawn: {why}", err=True)
@@ -433,13 +446,23 @@ def _learning_curves(source: str) -> dict[str, Callable]:
     return {"curves": functools.partial(curve_figures.curves, found)}
 
 
+def _decisions(source: str) -> Decisions | None:
+    """What an adaptive sweep has decided; None of any other source."""
+    if not _is_sweep(source):
+        return None
+    from sweeps.history import decisions_of
+    from sweeps.store import open_sweep
+
+    return decisions_of(open_sweep(source))
+
+
 @fits
 def curves(
     source: Source,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the figures; without it none is drawn.")
     ] = None,
-    x: Annotated[str, typer.Option("--x", help="flops or tokens, of the figure's axis.")] = "flops",
+    x: Annotated[str, typer.Option(help="flops or tokens, of the figure's axis.")] = "flops",
     format: Formats = None,
     width: Width = None,
     style: Style = None,
@@ -480,7 +503,7 @@ def curves(
     fitted = learning.fit_envelope(
         found, choices.changes.of(library.get("frontier")), **choices.fitting
     )
-    typer.echo(fitted.result.to_json() if json else fitted.result.report())
+    typer.echo(fitted.result.to_json()) if json else echo(fitted.result.report())
     if out is not None:
         with looking(Look(width=width, style=style)):
             drawn = (
@@ -514,9 +537,9 @@ def report(
     laws = tuple(law or ())
     studies = [study(choices.table(s, *laws), laws, choices) for s in source]
     for place, found in zip(source, studies, strict=True):
-        found.more = _learning_curves(place)
+        found.more, found.decisions = _learning_curves(place), _decisions(place)
     write_report(studies, out)
     for found in studies:
         for line in found.summaries():
-            typer.echo(line)
+            echo(line)
     typer.echo(str(out))

@@ -19,6 +19,7 @@ from sweeps.cli.columns import (
     print_table,
     span,
 )
+from sweeps.decisions import decisions, end_of, table_of, words
 from sweeps.design.corpora import UNREAD
 from sweeps.design.estimate import (
     duration,
@@ -29,13 +30,15 @@ from sweeps.design.estimate import (
 )
 from sweeps.design.plan import Plan, short
 from sweeps.design.trunks import flops_to_make
-from sweeps.reports import FINISHED
-from sweeps.store import Store, TrialState
+from sweeps.reports import FINISHED, StateReport
+from sweeps.store import Store
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 LAST_LINES = 4  # of a failure's traceback
+_LAST_DECISIONS = 10
+_TELLING = 7  # trials that have ended, before a law of five parameters is fitted to them
 
 Row = dict[str, Any]
 
@@ -339,21 +342,13 @@ def _memory_line(trials: list[Row]) -> str:
 # ---- parcae status -------------------------------------------------------------------------------
 
 
-def _decisions(store: Store) -> list[Row]:
-    """Of an adaptive sweep."""
-    if not (store.root / "design.jsonl").exists():
-        return []
-    from sweeps.design.adaptive import decisions  # brings SciPy, which other sweeps do without
-
-    return decisions(store.root)
-
-
 def status_data(store: Store) -> dict[str, Any]:
     """Every trial's state as plain data."""
     order = (store.sweep or {}).get("trials", [])
     trials = []
     made = {"separate": 0.0, "own": 0.0}
-    lines = _decisions(store)
+    ended: list[tuple[Trial, float]] = []
+    lines = decisions(store.root)
     chosen = {line.get("trial_id") for line in lines}
     for trial in store.stored_trials():
         state = store.state(trial)
@@ -365,6 +360,9 @@ def status_data(store: Store) -> dict[str, Any]:
         made["separate"] += per_step * state.step
         made["own"] += per_step * (state.step - shared)
         losses = {r.n_loops: r.val_loss for r in result.evaluation} if result else {}
+        loss = losses.get(trial.mean_recurrence)
+        if state.state == "done" and loss is not None:
+            ended.append((trial, loss))
         trials.append(
             {
                 "trial_id": trial.trial_id,
@@ -380,7 +378,7 @@ def status_data(store: Store) -> dict[str, Any]:
                 "parent": None if trial.parent is None else trial.parent.trial_id,
                 "shared_steps": shared,
                 "train_loss": state.loss,
-                "val_loss": losses.get(trial.mean_recurrence),
+                "val_loss": loss,
                 "tokens_per_s": state.tokens_per_s,
                 "attempts": state.attempts,
                 "lost_workers": state.lost_workers,
@@ -398,34 +396,56 @@ def status_data(store: Store) -> dict[str, Any]:
         "counts": dict(counts),
         "made_flops_paper": made,
         "design": lines,
+        "estimate": _estimate(lines, ended),
         "trials": trials,
         "damaged": damaged,
     }
 
 
-def _shared_steps(trial: Trial, state: TrialState, result: TrainResult | None) -> int:
+def _shared_steps(trial: Trial, state: StateReport, result: TrainResult | None) -> int:
     """Steps of a trial that its trunk made: as its result says, before that as planned."""
     if result is not None:
         return result.shared_steps
     return min(trial.shared_steps, state.step)
 
 
-def _decision_words(line: dict[str, Any]) -> str:
-    """One decision of an adaptive sweep, and what was known when it was made."""
-    if "stop" in line:
-        words = f"the design ended: {line['stop']}"
-    else:
-        words = (
-            f"chosen {line['n']}: {line['trial_id']}, {short(line['budget_flops'])} FLOPs, mu_rec "
-            f"{line['mean_recurrence']}, seed {line['seed']}: {line['reason']}"
-        )
-    now = line["estimate"]
-    if now is None:
-        return words
-    return (
-        f"{words}; {now['target']} {now['value']:.4g} [{now['low']:.4g}, {now['high']:.4g}] by "
-        f"{now['n_runs']} runs of {short(now['flops'])} FLOPs"
-    )
+def _estimate(lines: list[Row], ended: list[tuple[Trial, float]]) -> Row | None:
+    """What is known of an adaptive sweep's target since its last decision; else of gamma_mu, by what has ended."""
+    if lines:
+        return lines[-1]["estimate"]
+    if len(ended) < _TELLING:
+        return None
+    from sweeps.design.forecasting import estimate_now  # brings SciPy
+
+    return estimate_now(ended)
+
+
+def _design_columns(lines: list[Row]) -> list[Column]:
+    """Decisions of an adaptive sweep: which trial and why, and how narrow the interval was by then."""
+    made = table_of(lines)
+    targets = [line["estimate"]["target"] for line in lines if line["estimate"]]
+    return [
+        _column("chosen", made, lambda r: r["trial_id"] or "", left=True),
+        _column("budget", made, lambda r: _budget(r) if r["trial_id"] else ""),
+        _column("mu_rec", made, lambda r: str(r["mean_recurrence"] or "")),
+        _column("seed", made, lambda r: "" if r["seed"] is None else str(r["seed"]), 2),
+        _column("because", made, lambda r: r["reason"], left=True),
+        _column("runs", made, lambda r: str(r["n_runs"] or ""), 3),
+        _column("FLOPs", made, lambda r: _flops(r["flops"]) if r["flops"] else ""),
+        _column(_half_name(targets), made, _half),
+    ]
+
+
+def _half(row: Row) -> str:
+    if row["half"] is None:
+        return "" if row["n_runs"] is None else "open"
+    return f"{row['half']:.2g}"
+
+
+def _half_name(targets: list[str]) -> str:
+    """Of half an interval; a logarithm's for mu@C and loss@C."""
+    target = targets[0] if targets else ""
+    return f"+- log {target}" if "@" in target else f"+- {target}"
 
 
 def print_status(data: dict[str, Any], *, every_trial: bool = False) -> None:
@@ -448,9 +468,16 @@ def print_status(data: dict[str, Any], *, every_trial: bool = False) -> None:
             console.print(f"    {line}")
     for trial_id, problem in data["damaged"].items():
         console.print(f"{trial_id}: damaged: {problem}")
-    for line in data["design"]:
-        console.print(_decision_words(line))
+    if lines := data["design"]:
+        shown = lines if every_trial else lines[-_LAST_DECISIONS:]
+        left_out = f", the last {len(shown)} here, all with --trials" * (len(shown) < len(lines))
+        print_table(console, f"{len(lines)} decisions{left_out}", _design_columns(shown))
     console.print(", ".join(f"{n} {s}" for s, n in data["counts"].items()))
+    if now := data["estimate"]:
+        spent = f"{now['n_runs']} runs of {_flops(now['flops'])} FLOPs"
+        console.print(f"{words(now)} by {spent}, from the training law")
+    if why := end_of(data["design"]):
+        console.print(f"the design has ended: {why}")
     made = data["made_flops_paper"]
     if made["own"] < made["separate"]:
         console.print(

@@ -1,13 +1,7 @@
-"""A spec with `design: adaptive` as the planner takes it, and the file of its decisions.
-
-design.jsonl in the sweep's folder has a line for each decision, in order; what was decided stays decided, so a
-sweep that was killed first finishes that.
-"""
+"""A spec with `design: adaptive` as the planner takes it."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +11,13 @@ import numpy as np
 from analysis.design import priors
 from analysis.design.adaptive import Estimate, Grid, Planner
 from analysis.design.optimum import Size, enclosed
+from analysis.errors import InputError
 from parcae_core.errors import UserError
 from parcae_core.trial import Trial
+from sweeps.decisions import decisions, end_of, ends_data
 from sweeps.design.forecasting import size_of
 from sweeps.design.plan import Plan
 from sweeps.design.spec import AdaptiveSpec
-
-FILE = "design.jsonl"
 
 
 def is_adaptive(plan: Plan) -> bool:
@@ -35,20 +29,24 @@ def planner_of(plan: Plan) -> Planner:
     """The planner of an adaptive plan; row r, replica k is the plan's trial r * replicas + k.
 
     Raises:
-        UserError, InputError: a prior that is none, or one without an optimum at these budgets.
+        UserError: a prior that is none, or one without an optimum at these budgets.
     """
     spec = plan.spec
     assert isinstance(spec, AdaptiveSpec), f"{spec.design} is not adaptive"
     first = plan.trials[:: len(spec.seeds)]
     size = size_of(first, plan.where)
     grid = grid_of(first, size)
-    prior = priors.read(spec.prior, spec.noise)
+    try:
+        prior = priors.read(spec.prior, spec.noise)
+        budgets = enclosed(prior.values, size, grid.budget_flops)
+    except InputError as error:  # it speaks of an option, and this is a key
+        raise UserError(f"{plan.where}: {str(error).removeprefix('--')}") from None
     return Planner(
         grid=grid,
         prior=prior,
         target=spec.target,
         total_flops=spec.total_flops,
-        budgets=enclosed(prior.values, size, grid.budget_flops),
+        budgets=budgets,
         half=spec.half_width,
         most=len(spec.seeds),
     )
@@ -67,39 +65,15 @@ def grid_of(trials: Sequence[Trial], size: Size) -> Grid:
     )
 
 
-def decisions(folder: Path) -> list[dict[str, Any]]:
-    """The lines of design.jsonl; a last line that a kill cut short is none.
-
-    Raises:
-        UserError: if another line cannot be read.
-    """
-    path = folder / FILE
-    if not path.exists():
-        return []
-    out = []
-    lines = path.read_text().splitlines()
-    for i, line in enumerate(lines):
-        try:
-            out.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if i == len(lines) - 1:
-                break
-            raise UserError(
-                f"{path}: line {i + 1} cannot be read ({error.msg}); remove it and start `parcae run` again."
-            ) from None
-    return out
-
-
-def chosen(folder: Path, plan: Plan) -> list[Trial]:
-    """The candidates that were chosen; while the design has not ended, one more that was not.
+def chosen(folder: Path, plan: Plan, left: Sequence[Trial]) -> list[Trial]:
+    """The candidates that were chosen; while the design has not ended, one more of those that are left.
 
     Its state, planned, is what says that the sweep goes on.
     """
     lines = decisions(folder)
     named = {line["trial_id"] for line in lines if "trial_id" in line}
-    ended = bool(lines) and "stop" in lines[-1]
-    rest = [t for t in plan.trials if t.trial_id not in named]
-    return [*(t for t in plan.trials if t.trial_id in named), *(() if ended else rest[:1])]
+    rest = [t for t in left if t.trial_id not in named]
+    return [*(t for t in plan.trials if t.trial_id in named), *(() if end_of(lines) else rest[:1])]
 
 
 def losses_of(trials: Sequence[Trial], losses: Mapping[str, float], replicas: int):
@@ -113,13 +87,9 @@ def estimate_data(found: Estimate | None, target: str) -> dict[str, Any] | None:
     """An estimate as plain data: what the target's logarithm is, is given back as itself."""
     if found is None:
         return None
-    turn = math.exp if "@" in target else float
-    low, high = found.interval
     return {
         "target": target,
-        "value": turn(found.value),
-        "low": turn(low),
-        "high": turn(high),
+        **ends_data(target, found.value, found.low, found.high),
         "n_runs": found.n_runs,
         "flops": found.flops,
     }

@@ -1,22 +1,32 @@
-"""What a plan will tell: its looped trials as `analysis.design.forecast` takes them."""
+"""What trials will tell, and what those that have ended do tell: looped trials as `analysis.design.forecast` takes them."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
+from analysis.design import priors
 from analysis.design.forecast import Forecast, Runs, forecast
-from analysis.design.optimum import Size
+from analysis.design.optimum import LAW, Size, enclosed, quantities
 from analysis.design.priors import Prior
+from analysis.design.profile import profiled
+from analysis.errors import InputError
+from analysis.fitting.dataset import Dataset
+from analysis.fitting.fit import fit
+from analysis.fitting.options import FitOptions
 from parcae_core.errors import UserError
 from parcae_core.trial import Trial
+from sweeps.decisions import ends_data, half_of
 from sweeps.design.plan import Plan, short
+from sweeps.design.spec import AdaptiveSpec
 
-_OFF = (
-    0.15  # of an interval, by which simulation and Fisher information may differ before it is said
-)
+# Of an interval, by which simulation and Fisher information may differ before it is said
+_OFF = 0.15
 _BEYOND = 4.0  # times the largest budget: where mu* is forecast, if nothing else is asked for
 
 
@@ -53,8 +63,12 @@ def runs_of(plan: Plan) -> Runs:
         raise UserError(
             f"{plan.where}: no looped trial has a budget_flops; a forecast of mu* needs budgets."
         )
+    return _runs(trials, plan.where)
+
+
+def _runs(trials: Sequence[Trial], where: str) -> Runs:
     return Runs(
-        size=size_of(trials, plan.where),
+        size=size_of(trials, where),
         mean_recurrence=np.array([t.mean_recurrence for t in trials], dtype=float),
         budget_flops=np.array([t.budget_flops for t in trials], dtype=float),
         columns={
@@ -78,7 +92,7 @@ def forecast_data(plan: Plan, prior: Prior, at: float | None = None) -> dict[str
         "noise": prior.noise,
         "noise_source": prior.noise_source,
         "n_runs": len(runs),
-        "intervals": [f.to_dict() for f in found],
+        "intervals": [asdict(f) for f in found],
         "notes": [note for f in found if (note := _apart(f))],
     }
 
@@ -109,3 +123,65 @@ def forecast_lines(data: dict[str, Any]) -> list[str]:
             f"[{f['simulated_low']:.4g}, {f['simulated_high']:.4g}] simulated"
         )
     return [*lines, *data["notes"]]
+
+
+def estimate_now(
+    ended: Sequence[tuple[Trial, float]], target: str = "gamma_mu"
+) -> dict[str, Any] | None:
+    """The target by the training law fitted to trials that have ended, with its profile interval.
+
+    As an adaptive sweep writes it down at each decision, and cheap enough for every look at a sweep.
+
+    Args:
+        ended: trials with their losses, at their own number of loops.
+
+    Returns:
+        None where the trials do not determine the law, or follow more than one: other models, texts, optimisers.
+    """
+    looped = [(t, loss) for t, loss in ended if t.budget_flops and t.mean_backprop_depth > 1]
+    if len(looped) <= len(LAW.params) + 1 or len({_kind(t) for t, _ in looped}) > 1:
+        return None
+    trials, losses = [t for t, _ in looped], np.array([loss for _, loss in looped])
+    try:
+        runs = _runs(trials, "")
+        options = FitOptions(loss="log-lsq", interval="none")
+        fitted = fit(Dataset.of(runs.columns, losses), LAW, options)
+        budgets = enclosed(fitted.params, runs.size, runs.budget_flops)
+    except (InputError, UserError):
+        return None
+    dof = len(looped) - len(LAW.params)
+    squares = float(fitted.log_residuals @ fitted.log_residuals)
+    noise = max(float(np.sqrt(squares / dof)), 1e-12)
+    (found,) = quantities((target,), fitted.params, runs.size, budgets)
+    limit = float(stdtrit(dof, 0.975)) ** 2
+    about = (target, runs.size, budgets, limit, [len(looped)])
+    low, high = profiled(fitted.objective, fitted.theta, noise, *about)
+    return {
+        "target": target,
+        **ends_data(target, found.value, low, high),
+        "n_runs": len(looped),
+        "flops": float(runs.budget_flops.sum()),
+    }
+
+
+def _kind(trial: Trial) -> str:
+    """What trials of one law have in common: all but loops, length and seeds."""
+    varied = ("depth", "n_steps", "seed", "data_seed", "evaluation")
+    return json.dumps({k: v for k, v in trial.identity().items() if k not in varied})
+
+
+def candidates_at_once(trials: Sequence[Trial], spec: AdaptiveSpec) -> tuple[float, float] | None:
+    """FLOPs of every candidate of an adaptive sweep run once, and half the interval that its prior expects of them.
+
+    Returns:
+        None where the prior cannot be read any more, or no such interval follows.
+    """
+    once = [t for t in trials if t.seed == spec.seeds[0]]
+    try:
+        runs, prior = _runs(once, spec.name), priors.read(spec.prior, spec.noise)
+        over = enclosed(prior.values, runs.size, runs.budget_flops)
+        [found] = forecast(runs, prior, (spec.target,), budgets=over, simulations=0)
+    except (InputError, UserError):
+        return None
+    half = half_of({"target": spec.target, "low": found.low, "high": found.high})
+    return None if half is None else (float(runs.budget_flops.sum()), half)

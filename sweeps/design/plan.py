@@ -24,6 +24,10 @@ from sweeps.design.validation import given
 _LOOP_ONLY = ("injection", "prelude_norm", "readout", "d_state", "core_n_head", "core_d_ff")
 
 
+class TooShort(UserError):
+    """A cell whose budget or tokens buy fewer than min_steps."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
     """The trials of one spec, in its order."""
@@ -52,10 +56,14 @@ def plan(spec: SweepSpec, data: Corpora | DataConfig, where: str = "plan") -> Pl
     """
     trials: dict[str, Trial] = {}
     problems: list[str] = []
+    too_short: list[str] = []
     for cell in cells(spec, where):
         for seed in cell.seeds or spec.seeds:
             try:
                 trial = _trial(spec, cell, seed, *_read(spec, cell, data))
+            except TooShort as error:
+                too_short.append(f"{where}: {error}")
+                break
             except ValueError as error:  # UserError too
                 problems.append(f"{where}: {error}")
                 break  # the other seeds fail alike
@@ -65,6 +73,9 @@ def plan(spec: SweepSpec, data: Corpora | DataConfig, where: str = "plan") -> Pl
                     "remove one."
                 )
             trials[trial.trial_id] = trial
+    # of an adaptive sweep's candidates, those that cannot be trained are left out
+    if spec.design != "adaptive" or not trials:
+        problems += too_short
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
     planned = tuple(trials.values())
@@ -221,7 +232,7 @@ def _steps(spec: SweepSpec, cell: Cell, model: ModelConfig, context: int, batch:
     if cell.n_tokens is not None:
         steps = cell.n_tokens // batch_tokens
         if steps < spec.min_steps:
-            raise UserError(
+            raise TooShort(
                 f"{short(cell.n_tokens)} tokens are {steps} steps of batch_tokens={batch_tokens}; "
                 f"min_steps is {spec.min_steps}. Raise n_tokens to {short(spec.min_steps * batch_tokens)} "
                 "or lower batch_sequences."
@@ -230,7 +241,7 @@ def _steps(spec: SweepSpec, cell: Cell, model: ModelConfig, context: int, batch:
     assert cell.budget_flops is not None, "a cell has tokens or a budget"
     steps, per_step = _bought(spec, cell, cell.budget_flops, model, context, batch_tokens)
     if steps < spec.min_steps:
-        raise UserError(
+        raise TooShort(
             f"{short(cell.budget_flops)} FLOPs buy {steps} steps at mean_recurrence="
             f"{cell.mean_recurrence} (batch_tokens={batch_tokens}); min_steps is {spec.min_steps}. "
             f"Raise the budget to {_rounded_up(spec.min_steps * per_step)} or lower batch_sequences."

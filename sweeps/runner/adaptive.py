@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
+from analysis.design.adaptive import Decision
 from parcae_core.data.io import write_synced
 from parcae_core.trial import Trial
 from sweeps.branches import Waiting
-from sweeps.design.adaptive import FILE, decisions, estimate_data, losses_of, planner_of
+from sweeps.decisions import FILE, decisions, end_of, words
+from sweeps.design.adaptive import estimate_data, losses_of, planner_of
 from sweeps.design.plan import Plan, describe
 from sweeps.reports import ENDED
 from sweeps.store import Store
@@ -33,15 +36,20 @@ class Choosing(Waiting):
         say: Callable[[str], None] = lambda text: None,
         *,
         plan: Plan,
-        slots: int,
+        slots: int = 1,
     ) -> None:
         super().__init__(store, trials, say)
         self.plan, self.slots = plan, max(1, slots)
-        self.planner = planner_of(plan)
         self.replicas = len(plan.spec.seeds)
+        self.rows = {t.trial_id: i // self.replicas for i, t in enumerate(plan.trials)}
         self.lines = decisions(store.root)
         self.over = False
         self.next: Trial | None = None
+        planner = planner_of(plan)
+        # results of other sweeps are known from the start, and this one pays nothing for them
+        known = [self.rows[i] for i in self._ended().keys() - set(self._decided())]
+        paid = float(planner.grid.budget_flops[known].sum())
+        self.planner = replace(planner, total_flops=planner.total_flops + paid)
 
     def __bool__(self) -> bool:
         return not self.over
@@ -52,19 +60,38 @@ class Choosing(Waiting):
             return self.next
         waiting = {t.trial_id: t for t in self.trials}
         ended = self._ended()
-        open_ = [d for d in self._decided() if d not in ended]
-        for trial_id in open_:  # of a start before this one, or put back
+        under_way = [d for d in self._decided() if d not in ended]
+        for trial_id in under_way:  # of a start before this one, or put back
             if trial_id in waiting:
                 self.next = waiting[trial_id]
                 return self.next
-        if len(open_) >= self.slots:
-            return None
-        self.next = self._decide(waiting, ended, bool(open_))
+        self.next = None
+        if len(under_way) < self.slots:
+            decision, why = self._ask(ended)
+            if decision is not None:
+                self.next = self._decide(decision, waiting, ended)
+            elif not under_way:
+                self.end(why)
         return self.next
 
     def asked_anew(self) -> None:
         super().asked_anew()
         self.storage.pull(now=True)
+
+    def at_end(self) -> str:
+        """Why the sweep is finished, or "" while a trial is under way or one can be chosen. Decides nothing."""
+        ended = self._ended()
+        if any(d not in ended for d in self._decided()):
+            return ""
+        decision, why = self._ask(ended)
+        return why if decision is None else ""
+
+    def end(self, why: str) -> None:
+        """Write down, and say, that the sweep is finished."""
+        self.over = True
+        if end_of(self.lines) != why:
+            self._write({"stop": why, "estimate": self._estimate(self._ended())})
+        self.say(f"{self.store.name} is finished: {why}{self._in_words()}")
 
     def _decided(self) -> list[str]:
         return [line["trial_id"] for line in self.lines if "trial_id" in line]
@@ -81,21 +108,20 @@ class Choosing(Waiting):
             out[trial.trial_id] = losses.get(trial.mean_recurrence) if done else None
         return out
 
-    def _decide(self, waiting: dict[str, Trial], ended, busy: bool) -> Trial | None:
-        rows = {t.trial_id: i // self.replicas for i, t in enumerate(self.plan.trials)}
+    def _done(self, ended: dict[str, float | None]) -> list[tuple[int, float]]:
         losses = {i: loss for i, loss in ended.items() if loss is not None}
-        done = losses_of(self.plan.trials, losses, self.replicas)
-        running = [rows[i] for i in self._decided() if i not in ended]
-        lost = [rows[i] for i, loss in ended.items() if loss is None]
-        found, why = self.planner.next(done, running, 1, lost)
-        if not found:
-            if not busy:
-                self.over = True
-                self._write({"stop": why, "estimate": self._estimate(done)})
-                self.say(f"the design ends: {why}{self._in_words()}")
-            return None
-        row = found[0].row
-        mine = self.plan.trials[row * self.replicas : (row + 1) * self.replicas]
+        return losses_of(self.plan.trials, losses, self.replicas)
+
+    def _ask(self, ended: dict[str, float | None]) -> tuple[Decision | None, str]:
+        """The planner's next choice, or why there is none now."""
+        running = [self.rows[i] for i in self._decided() if i not in ended]
+        lost = [self.rows[i] for i, loss in ended.items() if loss is None]
+        found, why = self.planner.next(self._done(ended), running, 1, lost)
+        return (found[0] if found else None), why
+
+    def _decide(self, decision: Decision, waiting: dict[str, Trial], ended) -> Trial:
+        first = decision.row * self.replicas
+        mine = self.plan.trials[first : first + self.replicas]
         trial = next(t for t in mine if t.trial_id in waiting)
         self._write(
             {
@@ -103,25 +129,24 @@ class Choosing(Waiting):
                 "mean_recurrence": trial.mean_recurrence,
                 "budget_flops": trial.budget_flops,
                 "seed": trial.seed,
-                "reason": found[0].reason,
-                "estimate": self._estimate(done),
+                "reason": decision.reason,
+                "estimate": self._estimate(ended),
             }
         )
-        self.say(f"next {describe(trial)}, seed {trial.seed}: {found[0].reason}{self._in_words()}")
+        said = f"next {describe(trial)}, seed {trial.seed}: {decision.reason}"
+        self.say(said + self._in_words())
         return trial
 
-    def _estimate(self, done) -> dict[str, Any] | None:
-        return estimate_data(self.planner.estimate(done), self.planner.target)
+    def _estimate(self, ended: dict[str, float | None]) -> dict[str, Any] | None:
+        return estimate_data(self.planner.estimate(self._done(ended)), self.planner.target)
 
     def _in_words(self) -> str:
         now = self.lines[-1]["estimate"]
-        if now is None:
-            return ""
-        return f"; {now['target']} {now['value']:.4g} [{now['low']:.4g}, {now['high']:.4g}]"
+        return "" if now is None else f"; {words(now)}"
 
     def _write(self, line: dict[str, Any]) -> None:
         """A decision is on the disk before anything is started on it."""
-        if self.lines and "stop" in self.lines[-1]:
+        if end_of(self.lines):
             self.lines.pop()
         self.lines.append({"n": len(self.lines) + 1} | line)
         path = self.store.root / FILE

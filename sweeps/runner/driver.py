@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from parcae_core.errors import UserError
 from parcae_core.trial import Resources, Trial
 from sweeps.branches import Waiting, hand_over_ended
-from sweeps.design.adaptive import chosen, is_adaptive
+from sweeps.design.adaptive import chosen, is_adaptive, planner_of
 from sweeps.design.estimate import longest_first
 from sweeps.design.plan import Plan
 from sweeps.design.trunks import branches_of
@@ -26,14 +26,14 @@ from sweeps.runner.adaptive import Choosing
 from sweeps.runner.cluster.connect import must_send_aws_keys, ray_cluster
 from sweeps.runner.cluster.placement import gpus_here, require_local, require_placeable
 from sweeps.runner.losses import LOST_WORKERS_ALLOWED
-from sweeps.runner.signals import ClusterLost, say, stop_on_signals, wait_until, watched_cluster
+from sweeps.runner.signals import ClusterLost, stop_on_signals, wait_until, watched_cluster
 from sweeps.runner.trainable import Job, Train, data_key, run_trial
 from sweeps.storage.base import Polling
 from sweeps.storage.tempdir import OwnedFolder
 from sweeps.store import Store, git_commit
 from sweeps.tracking.sweep_run import mirror_sweep
 from sweeps.tracking.target import target
-from sweeps.waiting import waiting
+from sweeps.waiting import say, waiting
 
 GCS_PATIENCE_S = 30.0  # of a cluster that may start it again; Ray ends its drivers after 60 s
 MOST_AT_ONCE = 1000  # trials that run or wait for their place on the cluster
@@ -52,7 +52,6 @@ class Options:
     lease_wait_s: float = 60.0
     wandb_mode: str | None = None  # None: as the spec says
     train: Train | None = None  # in place of parcae_core.training.train.train
-    reuse_workers: bool | None = None  # None: on a private cluster, which has no dashboard
     ray: bool = True  # False: plain processes on this machine, see sweeps.runner.pool
 
 
@@ -89,10 +88,12 @@ def run(
         raise UserError(
             f"{spec_path}: scheduler: asha is Ray Tune's, and --no-ray runs without; leave one out."
         )
+    if is_adaptive(plan):
+        planner_of(plan)  # a prior that is none is refused before anything is written
     store.check(plan, spec_path, extend=extend)
     if options.address is None:
         require_local(plan.trials, options.cpus)
-    elif left := _left(plan, store):
+    elif (left := _left(plan, store)) and not _at_end(plan, store, left):
         with ray_cluster(options.address):  # before anything is written
             require_placeable(left, options.can_add)
     with store.driver_lock():
@@ -106,6 +107,9 @@ def run(
         for trial_id, sibling in reused.items():
             say(f"{trial_id}: the same trial is finished in {sibling}; its result is reused")
         left = _left(plan, store)
+        if why := _at_end(plan, store, left):
+            Choosing(store, left, say, plan=plan).end(why)
+            left = []
         stopped = False
         hand_over_ended(store, left)
         if left:
@@ -126,7 +130,9 @@ def run(
                     waits=waits,
                 )
             store.refresh()
-        wanted = chosen(store.root, plan) if is_adaptive(plan) else plan.trials
+        wanted = plan.trials
+        if is_adaptive(plan):
+            wanted = chosen(store.root, plan, _left(plan, store))
         states = {t.trial_id: store.state(t).state for t in wanted}
         if not stopped:  # who stops a sweep does not wait for its figures
             for problem in mirror_sweep(
@@ -152,6 +158,11 @@ def _say_orphans(plan: Plan, store: Store) -> None:
 
 def _left(plan: Plan, store: Store) -> list[Trial]:
     return [t for t in plan.trials if store.state(t).state not in (*FINISHED, "failed")]
+
+
+def _at_end(plan: Plan, store: Store, left: list[Trial]) -> str:
+    """Why an adaptive sweep is finished although candidates are left; "" for any other."""
+    return Choosing(store, left, plan=plan).at_end() if left and is_adaptive(plan) else ""
 
 
 def prepare_data(plan: Plan, store: Store, trials: Sequence[Trial]) -> dict[str, str]:
@@ -254,7 +265,7 @@ def _fit(
     from sweeps.runner.progress import Progress, StopWhenIdle
 
     by_id = {t.trial_id: t for t in trials}
-    reuse = options.address is None if options.reuse_workers is None else options.reuse_workers
+    reuse = options.address is None  # a private cluster has no dashboard that would name a worker
     with Progress(store, trials, lost_workers=options.lost_workers) as progress:
         if waits is not Waiting:
             waits = partial(waits, slots=_slots(trials))

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from sweeps.cli.tables import status_data
-from sweeps.design.adaptive import decisions
+from sweeps.decisions import decisions
 from sweeps.store import Store
 from tests.e2e.test_kills import finish, start
 from tests.support.tiny import write_spec

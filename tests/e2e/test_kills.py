@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from analysis.table import records
+from benchmarks.kills import COMPARED
 from sweeps.cli.sweep import load_plan
 from sweeps.records import collect, records_of
 from sweeps.runner.driver import Options, make_job, prepare_data
@@ -22,8 +23,6 @@ from tests.support.tiny import write_spec
 pytestmark = pytest.mark.slow
 DRIVER = Path(__file__).parents[1] / "support" / "e2e_driver.py"
 ROOT = DRIVER.parents[2]
-# Alike in every run of the same trials; times and the number of restarts are not
-COMPARED = ["trial_id", "n_loops", "val_loss", "val_bpb", "status", "n_tokens", "train_flops_exact"]
 
 
 @pytest.fixture(scope="module")
@@ -82,14 +81,15 @@ def wait_for_checkpoints(out: Path, process: subprocess.Popen, n: int = 2) -> No
         time.sleep(0.05)
 
 
-def require_same_records(out: Path, undisturbed) -> None:
+def require_same_records(out: Path, undisturbed, interrupted: bool = True) -> None:
     store = Store(out, "tiny")
     assert collect(store) is not None
     found = records_of(store)[COMPARED]
     print("records sha256", records.sha256(found), "undisturbed", records.sha256(undisturbed[1]))
     assert found.equals(undisturbed[1])
     results = [store.result(t) for t in store.stored_trials()]
-    assert any(r.n_resumed > 0 for r in results)  # else nothing was interrupted
+    if interrupted:
+        assert any(r.n_resumed > 0 for r in results)  # else nothing was interrupted
 
 
 def test_a_killed_worker_is_replaced_and_goes_on(undisturbed, tmp_path):
@@ -132,7 +132,9 @@ def test_what_no_node_can_hold_is_refused_before_anything_is_written(undisturbed
 def test_a_lost_node_is_survived_on_another(undisturbed, tmp_path, lose):
     err = finish(start(undisturbed[0], tmp_path, lose))
     assert "killing raylet" in err
-    require_same_records(tmp_path, undisturbed)
+    assert "worker lost" in err
+    # Without its raylet a worker lives on for seconds, and may end its trial under its lease
+    require_same_records(tmp_path, undisturbed, interrupted=lose == "node")
 
 
 def test_a_full_disk_loses_nothing_that_was_finished(undisturbed, tmp_path):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from parcae_core.kernels.relu_squared import relu_squared
 from parcae_core.kernels.rms_norm import rms_norm, rms_norm_ref
 
 
@@ -40,10 +41,13 @@ def test_default_eps_is_the_dtypes_own():
     assert torch.allclose(rms_norm(x), rms_norm_ref(x, None, None), rtol=1e-5, atol=0)
 
 
-def test_rows_that_need_no_gradient_keep_nothing():
-    x = torch.randn(4, 8)
+@pytest.mark.parametrize("op", [rms_norm, relu_squared])
+def test_rows_that_need_no_gradient_keep_nothing_and_are_the_same(op):
+    x = torch.randn(4, 8, requires_grad=True)
     with torch.no_grad():
-        assert rms_norm(x, torch.ones(8, requires_grad=True), 1e-5).grad_fn is None
+        alone = op(x)
+    assert alone.grad_fn is None
+    assert torch.equal(alone, op(x))
 
 
 def test_low_precision_input_takes_torchs_path():

@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 
 from analysis.design.optimum import LAW
-from sweeps.design.adaptive import chosen, decisions, is_adaptive, planner_of
+from parcae_core.errors import UserError
+from sweeps.decisions import FILE, decisions, half_of
+from sweeps.design.adaptive import chosen, is_adaptive
 from sweeps.design.smoke import shrink
+from sweeps.history import decisions_of
+from sweeps.runner import driver
 from sweeps.runner.adaptive import Choosing
 from sweeps.store import Store
 from tests.support.tiny import spec_dict, tiny_plan, write_spec
@@ -63,38 +67,100 @@ def go_on(waiting, store, n: int) -> list[str]:
     return names
 
 
+def planned(store, plan) -> list:
+    return [t for t in plan.trials if store.state(t).state == "planned"]
+
+
 def choosing(store, plan, slots=1) -> Choosing:
-    left = [t for t in plan.trials if store.state(t).state == "planned"]
-    return Choosing(store, left, plan=plan, slots=slots)
+    return Choosing(store, planned(store, plan), plan=plan, slots=slots)
 
 
-def test_a_whole_sweep_writes_why_each_trial_was_chosen(adaptive):
-    store, plan = adaptive
-    waiting = choosing(store, plan)
-    names = go_on(waiting, store, 100)
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """A whole sweep: (store, plan, spec, trial ids in the order of the choices)."""
+    folder = tmp_path_factory.mktemp("ended")
+    plan, spec = tiny_plan(**KEYS), write_spec(folder, **KEYS)
+    store = Store(folder / "runs", plan.name)
+    store.write_plan(plan, spec)
+    return store, plan, spec, go_on(choosing(store, plan), store, 100)
+
+
+def test_a_whole_sweep_writes_why_each_trial_was_chosen(ended):
+    store, plan, _, names = ended
     lines = decisions(store.root)
     assert [line.get("trial_id") for line in lines] == [*names, None]
     assert lines[-1]["stop"] == "the FLOPs are spent"
-    assert not waiting
     spent = sum(line["budget_flops"] for line in lines[:-1])
     assert 1.2e10 - 4e8 < spent <= 1.2e10
     assert lines[0]["reason"] == "bracket"
     low, high = lines[-1]["estimate"]["low"], lines[-1]["estimate"]["high"]
     assert low < lines[-1]["estimate"]["value"] < high
-    assert {t.trial_id for t in chosen(store.root, plan)} == set(names)
+    assert {t.trial_id for t in chosen(store.root, plan, planned(store, plan))} == set(names)
 
 
-def test_after_a_kill_the_next_choice_is_the_same(adaptive, tmp_path):
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_finished_sweep_says_so_and_starts_nothing(ended, killed, monkeypatch, capsys):
+    """Also one that was killed before it could write that it had ended."""
+    store, plan, spec, names = ended
+    whole = (store.root / FILE).read_text()
+    if killed:
+        (store.root / FILE).write_text("".join(whole.splitlines(keepends=True)[:-1]))
+    monkeypatch.setattr(driver, "schedule", lambda *_: pytest.fail("Ray was started"))
+    outcome = driver.run(plan, store, spec)
+    assert outcome.complete
+    assert list(outcome.states) == [t.trial_id for t in plan.trials if t.trial_id in names]
+    [line] = [x for x in capsys.readouterr().err.splitlines() if "finished" in x]
+    assert line.startswith("tiny is finished: the FLOPs are spent; gamma_mu ")
+    assert (store.root / FILE).read_text() == whole
+
+
+def test_more_flops_or_a_trial_to_repeat_open_a_finished_sweep_again(ended):
+    store, plan, _, names = ended
+    left = planned(store, plan)
+    assert Choosing(store, left, plan=plan).at_end() == "the FLOPs are spent"
+    more = tiny_plan(**KEYS | {"total_flops": 1.4e10})
+    assert Choosing(store, left, plan=more).at_end() == ""
+    result = store.files(names[0]).result
+    before = result.read_text()
+    result.unlink()
+    assert Choosing(store, planned(store, plan), plan=plan).at_end() == ""
+    result.write_text(before)
+
+
+def test_results_of_another_sweep_are_known_and_cost_nothing(adaptive):
     store, plan = adaptive
-    waiting = choosing(store, plan)
-    go_on(waiting, store, 11)
-    due = waiting.ready().trial_id  # decided, and killed before it started
+    theirs = [t for t in plan.trials if t.seed == 0 and t.budget_flops == 4e8]
+    for trial in theirs:
+        finish(store, trial)
+    go_on(choosing(store, plan), store, 100)
+    lines = decisions(store.root)
+    mine = {line["trial_id"] for line in lines[:-1]}
+    assert mine.isdisjoint(t.trial_id for t in theirs)
+    assert 1.2e10 - 4e8 < sum(line["budget_flops"] for line in lines[:-1]) <= 1.2e10
+    assert lines[-1]["estimate"]["n_runs"] == len(mine) + len(theirs)
+
+
+def test_after_a_kill_the_next_choice_is_the_same(ended, adaptive):
+    _, _, _, names = ended
+    store, plan = adaptive
+    go_on(choosing(store, plan), store, 11)
+    due = choosing(store, plan).ready().trial_id  # decided, and killed before it started
     again = choosing(store, plan)
     assert again.ready().trial_id == due
-    names = go_on(again, store, 100)
-    untouched = Store(tmp_path / "untouched", plan.name)
-    untouched.write_plan(plan, tmp_path / "tiny.yaml")
-    assert go_on(choosing(untouched, plan), untouched, 100)[11:] == names
+    assert names[:11] + go_on(again, store, 100) == names
+
+
+def test_its_decisions_are_read_with_what_all_candidates_would_tell(ended):
+    store, _, _, names = ended
+    found = decisions_of(store)
+    assert [r["trial_id"] for r in found.rows] == [*names, None]
+    assert (found.target, found.ended) == ("gamma_mu", "the FLOPs are spent")
+    last = decisions(store.root)[-1]["estimate"]
+    assert found.known[-1]["half"] == half_of(last) == (last["high"] - last["low"]) / 2
+    flops, half = found.at_once
+    assert flops == 4 * (4e8 + 8e8 + 1.6e9)
+    assert 0 < half < 1
+    assert half_of({"target": "mu@1e20", "low": 2.0, "high": 8.0}) == pytest.approx(np.log(2))
 
 
 def test_no_decision_before_a_slot_is_free(adaptive):
@@ -106,7 +172,9 @@ def test_no_decision_before_a_slot_is_free(adaptive):
         waiting.trials.remove(at_work[0])
     assert waiting.ready() is None
     assert len(decisions(store.root)) == 2
-    assert len(chosen(store.root, plan)) == 3  # with one that says: it goes on
+    assert (
+        len(chosen(store.root, plan, planned(store, plan))) == 3
+    )  # with one that says: it goes on
     finish(store, first[0])
     waiting.asked_anew()
     assert waiting.ready().trial_id not in (first[0].trial_id, second[0].trial_id)
@@ -137,15 +205,36 @@ def test_smoke_runs_its_few_trials_as_they_are():
     ],
 )
 def test_a_spec_that_cannot_be_adaptive_is_refused(changes, words):
-    from parcae_core.errors import UserError
-
     with pytest.raises(UserError, match=words.replace("+", r"\+")):
         tiny_plan(**KEYS | changes)
 
 
-def test_a_prior_without_optimum_is_refused():
-    with pytest.raises(ValueError, match="an exponent needs two"):
-        planner_of(tiny_plan(**KEYS | {"prior": "E=1,X=1,x=0.5,Y=60,y=0.5"}))
+def test_candidates_with_too_few_steps_are_none():
+    steps = {(t.budget_flops, t.mean_recurrence): t.n_steps for t in tiny_plan(**KEYS).trials}
+    least = steps[4e8, 16] + 1
+    kept = tiny_plan(**KEYS | {"min_steps": least}).trials
+    expected = [cell for cell, n in steps.items() if n >= least]
+    assert [(t.budget_flops, t.mean_recurrence) for t in kept[::2]] == expected
+    assert (4e8, 16) not in expected
+    with pytest.raises(UserError, match="min_steps is 100000"):
+        tiny_plan(**KEYS | {"min_steps": 100_000})
+
+
+@pytest.mark.parametrize(
+    ("prior", "words"),
+    [
+        ("E=1,X=1,x=0.5,Y=60,y=0.5", "an exponent needs two"),
+        ("paper:140", "prior paper:140: no such published law; did you mean 'paper:140m'"),
+        ("E=1,X=300", "Y is missing"),
+        ("runs/none", "runs/none"),
+    ],
+)
+def test_a_prior_that_is_none_is_refused_before_anything_is_written(tmp_path, prior, words):
+    keys = KEYS | {"prior": prior}
+    store = Store(tmp_path / "runs", "tiny")
+    with pytest.raises(UserError, match=f"^tiny.yaml: .*{words}"):
+        driver.run(tiny_plan(**keys), store, write_spec(tmp_path, **keys))
+    assert not store.root.exists()
 
 
 def test_the_hash_of_a_list_is_that_of_before_trials_had_seeds():

@@ -1,0 +1,82 @@
+"""design.jsonl in an adaptive sweep's folder: its decisions, in order, each with what was known then. Light to import.
+
+What was decided stays decided, so a sweep that was killed first finishes that.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from parcae_core.errors import UserError
+
+FILE = "design.jsonl"
+
+
+def decisions(folder: Path) -> list[dict[str, Any]]:
+    """The lines of design.jsonl; a last line that a kill cut short is none.
+
+    Raises:
+        UserError: if another line cannot be read.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return []
+    out = []
+    lines = path.read_text().splitlines()
+    for i, line in enumerate(lines):
+        try:
+            out.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if i == len(lines) - 1:
+                break
+            raise UserError(
+                f"{path}: line {i + 1} cannot be read ({error.msg}); remove it and start `parcae run` again."
+            ) from None
+    return out
+
+
+def end_of(lines: Sequence[dict[str, Any]]) -> str:
+    """Why the design has ended, or "" while it goes on."""
+    return lines[-1].get("stop", "") if lines else ""
+
+
+def ends_data(target: str, value: float, low: float, high: float) -> dict[str, float | None]:
+    """A value and its interval as plain data: exp of a logarithm, None for an end that the runs do not set."""
+    turn = math.exp if "@" in target else float
+    return {
+        "value": turn(value),
+        "low": turn(low) if math.isfinite(low) else None,
+        "high": turn(high) if math.isfinite(high) else None,
+    }
+
+
+def half_of(estimate: dict[str, Any]) -> float | None:
+    """Half the 95 % interval of an estimate: of the logarithm, where that is what a design narrows (mu@C, loss@C)."""
+    low, high = estimate["low"], estimate["high"]
+    if low is None or high is None:
+        return None
+    if "@" in estimate["target"]:
+        low, high = math.log(low), math.log(high)
+    return (high - low) / 2
+
+
+def table_of(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row per decision, the last of a finished sweep its end; None where the law was not determined yet."""
+    out = []
+    for line in lines:
+        named = ("trial_id", "budget_flops", "mean_recurrence", "seed")
+        row = {name: line.get(name) for name in named} | {"reason": line.get("reason", "end")}
+        now = line["estimate"] or {}
+        row |= {name: now.get(name) for name in ("n_runs", "flops", "value", "low", "high")}
+        out.append(row | {"half": half_of(now) if now else None})
+    return out
+
+
+def words(estimate: dict[str, Any]) -> str:
+    """An estimate, said: gamma_mu 0.871 [0.7, 1.04]."""
+    low, high = ("open" if e is None else f"{e:.4g}" for e in (estimate["low"], estimate["high"]))
+    return f"{estimate['target']} {estimate['value']:.4g} [{low}, {high}]"
