@@ -163,6 +163,9 @@ def law_of(table: Table) -> str:
         )
     if "val_loss" not in table.frame and (other := units.named(table.unmapped)):
         raise InputError(f"{found}{other[0]!r} is taken with --unit {other[1]}.")
+    if "val_loss" not in table.frame:
+        example = written(table.columns, val_loss="COLUMN")
+        raise InputError(f"{found}Map the loss, like {example}; or name a law with --law.")
     step = next((c for c in table.unmapped if c.lower().endswith("step")), "")
     example = written(table.columns, n_tokens=f"{step}*NUMBER" if step else "COLUMN")
     words = ", NUMBER being the tokens of a step" if step else ""

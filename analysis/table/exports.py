@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,11 @@ from analysis.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
+# loss_T4, T=4, val_loss@4, loops 4: a column per number of loops
+_AT_LOOPS = re.compile(
+    r"(?:(?:\w+[_/ ])?loss[_ ]?@|(?:[\w/]*loss[_ ])?(?:T|t|n_loops|loops?)[ =_]?)(\d+)"
+)
+_WIDE = 4  # columns
 TRAINER_STATE = "trainer_state.json"
 EVENTS = "*tfevents*"
 
@@ -18,6 +24,14 @@ def reshaped(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Two exports that hold no row per run are turned, with a note: TensorBoard's long one, W&B's wide one."""
     import pandas as pd
 
+    at_loops = {c: found[1] for c in frame.columns if (found := _AT_LOOPS.fullmatch(c))}
+    if len(at_loops) >= _WIDE:
+        rest = [c for c in frame.columns if c not in at_loops]
+        long = frame.melt(rest, list(at_loops), var_name="n_loops", value_name="val_loss")
+        long = long.assign(n_loops=long.n_loops.map(at_loops)).dropna(subset=["val_loss"])
+        return long.reset_index(
+            drop=True
+        ), "a row per number of loops, the loss in each column's cells"
     lower = {c.lower(): c for c in frame.columns}
     if {"tag", "step", "value"} <= set(lower):
         tag, value = lower["tag"], lower["value"]

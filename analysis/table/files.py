@@ -11,11 +11,12 @@ import io
 import json
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.errors import InputError
-from analysis.table import exports, numbers
+from analysis.table import exports
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,7 +67,9 @@ def parsed(data: bytes, kind: str, packing: str, where: str) -> Raw:
     try:
         data = _unpacked(data, packing)
         if kind == ".parquet":
-            return Raw(pd.read_parquet(io.BytesIO(data)), where=where)
+            frame = pd.read_parquet(io.BytesIO(data))
+            named = [n for n in frame.index.names if n is not None]
+            return Raw(frame.reset_index(named) if named else frame, where=where)
         if kind == ".xlsx":
             return Raw(_sheet(data, where), where=where)
         text = _decoded(data)
@@ -156,9 +159,9 @@ def _separated(text: str, path: str) -> Raw:
     import pandas as pd
 
     lines = text.splitlines()
-    first = next((i for i, line in enumerate(lines) if line.strip() and not _aside(line)), None)
-    if first is None:
+    if not text.strip():
         raise InputError(f"{path}: the file is empty; a header and rows are needed.")
+    first = _header(lines)
     if _is_ruled(lines[first:]):
         lines = [line.strip().strip("|") for line in lines if not _RULE.fullmatch(line)]
         text = "\n".join(lines)
@@ -175,7 +178,7 @@ def _separated(text: str, path: str) -> Raw:
                 f"{path}: line {first + i + 2} has {len(row)} cells and the header {len(header)}; every "
                 "line needs as many. A cell that holds a comma needs quotes."
             )
-    if all(numbers.one(name) is not None for name in header):
+    if all(re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?", name, re.IGNORECASE) for name in header):
         raise InputError(
             f"{path}: the first line holds numbers ({', '.join(header[:4])}) and no names; a header is needed, "
             "like N,D,loss. Add one as the first line."
@@ -204,9 +207,17 @@ def _is_ruled(lines: list[str]) -> bool:
     return len(lines) > 1 and "|" in lines[0] and _RULE.fullmatch(lines[1]) is not None
 
 
-def _aside(line: str) -> bool:
-    """A remark before the header, or the separator that Excel wants said."""
-    return line.startswith("# ") or line.lower().startswith("sep=")
+def _header(lines: list[str]) -> int:
+    """The line that names the columns: below a title, remarks, or the separator that Excel wants said."""
+    filled = [i for i, line in enumerate(lines) if line.strip()]
+    for here, after in pairwise(filled):
+        cells = [(lines[here].count(s), lines[after].count(s)) for s in _SEPARATORS]
+        is_title = not any(n for n, _ in cells) and any(n for _, n in cells)
+        above_rows = any(n == m > 0 for n, m in cells) and re.search(r"\d", lines[after])
+        is_remark = lines[here].startswith("#") and not above_rows
+        if not (is_title or is_remark or lines[here].lower().startswith("sep=")):
+            return here
+    return filled[-1]
 
 
 def _separator(sample: list[str]) -> str:

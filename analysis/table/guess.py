@@ -29,7 +29,7 @@ COMMON: dict[str, tuple[str, ...]] = {
         "train_loss training_loss",
     ),
     "n_tokens": (
-        "n_tokens tokens train_tokens training_tokens num_tokens total_tokens tokens_seen tokens_trained "
+        "n_tokens tokens d_tokens train_tokens training_tokens num_tokens total_tokens tokens_seen tokens_trained "
         "n_train_tokens n_tokens_seen num_tokens_seen num_input_tokens_seen token_count consumed_tokens dataset_tokens",
         "d",
     ),
@@ -37,10 +37,11 @@ COMMON: dict[str, tuple[str, ...]] = {
         "n_params params parameters num_params n_parameters num_parameters total_params total_parameters "
         "params_total n_total parameter_count param_count model_params model_parameters model_size",
         "size n",
-        "non_embedding_params params_non_embedding n_non_embedding_params non_embedding_parameters active_params",
+        "non_embedding_params params_non_embedding n_non_embedding_params non_embedding_parameters n_non_embedding "
+        "n_non_emb non_emb_params active_params",
     ),
     "train_flops": (
-        "train_flops training_flops flops train_flop training_flop flop total_flops total_flop "
+        "train_flops training_flops flops total_train_flops total_training_flops train_flop training_flop flop total_flops total_flop "
         "achieved_flops compute train_compute training_compute total_compute total_flos",
         "c",
     ),
@@ -269,4 +270,5 @@ def _plain(name: str) -> str:
     """Lower case, words joined by _; `final` says when and not what."""
     name = re.sub(r"#\d+$", "", name.strip())  # a repeated name
     words = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
-    return re.sub(r"^final_|_final$", "", words)
+    words = re.sub(r"^final_|_final$|_nats$|_nats_per_token$", "", words)
+    return re.sub(r"(?<=compute)_flops?$|(?<=tokens)_tokens$", "", words)  # its unit once more

@@ -98,7 +98,12 @@ def count(number: float) -> str:
 
 
 def _bare(cell: str) -> str:
-    text = cell.strip().strip(_WRAPPING).strip().replace("\u2212", "-")
+    text = (
+        re.sub(r"^[A-Za-z_]+ ?= ?", "", cell.strip())
+        .strip(_WRAPPING)
+        .strip()
+        .replace("\u2212", "-")
+    )
     return _SPACE.sub("", _GROUPING.sub("", _ERROR.sub("", text)))
 
 

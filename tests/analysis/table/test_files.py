@@ -65,6 +65,9 @@ def cells(n, d, loss, separator=","):
         ("h.csv", ("sep=;\n" + CSV.replace(",", ";")).encode()),
         ("i.csv", (CSV + ",,\n").encode()),
         ("b.txt", RULED.encode()),
+        ("j.csv", ("Runs of May\n\n" + CSV).encode()),
+        ("k.csv", CSV.replace("N,", "# params,", 1).encode()),
+        ("l.csv", ("# N, D, loss and more\n" + CSV).encode()),
     ],
 )
 def test_containers_encodings_and_separators_give_the_same_rows(tmp_path, name, data):
@@ -264,3 +267,22 @@ def test_no_table_ends_in_a_traceback(tmp_path):
         assert np.isfinite(table.frame.val_loss).all()
 
     check()
+
+
+@pytest.mark.parametrize("name", ["T={}", "T{}", "loss_T{}", "val_loss@{}", "eval/loss T={}"])
+def test_a_column_per_number_of_loops_becomes_a_row_each(tmp_path, name):
+    loops = [1, 2, 4, 8, 16]
+    wide = pd.DataFrame(
+        {"run": ["a", "b"], **{name.format(t): [3 + 1 / t, 2.9 + 1 / t] for t in loops}}
+    )
+    wide.to_csv(tmp_path / "w.csv", index=False)
+    frame = load.load(tmp_path / "w.csv").frame
+    assert sorted(frame[frame.trial_id == "b"].n_loops) == loops
+    assert frame.val_loss.max() == pytest.approx(4.0)
+    wide.drop(columns="run").iloc[:1].to_csv(tmp_path / "one.csv", index=False)
+    assert len(load.load(tmp_path / "one.csv").frame) == 5
+
+
+def test_an_index_of_parquet_is_columns(tmp_path):
+    FRAME.set_index(["N", "D"]).to_parquet(tmp_path / "a.parquet")
+    assert same(load.load(tmp_path / "a.parquet"))
