@@ -66,6 +66,7 @@ _CHECKPOINTS = 10  # rows of a name, at least, that make it a run's with a histo
 _SCALES = {"k": "1e3", "m": "1e6", "mm": "1e6", "b": "1e9", "bn": "1e9", "t": "1e12"}
 _SCALES |= {"millions": "1e6", "million": "1e6", "billions": "1e9", "billion": "1e9"}
 _SCALES |= {"thousands": "1e3", "trillions": "1e12", "trillion": "1e12"}
+_LARGEST = {"n_params": 1e14, "n_tokens": 1e17}  # nobody has trained more
 _LOGARITHMS = {"log10": "10", "lg": "10", "log2": "2", "ln": "e"}
 _FLOPS = {"g": "1e9", "t": "1e12", "p": "1e15", "e": "1e18", "z": "1e21"}
 _PETAFLOP_DAYS = re.compile(r"(?:\w+_)?(?:pf|pfs|petaflops?|pflops?)(?:_s)?_days?")  # 8.64e19 FLOPs
@@ -97,7 +98,9 @@ def recognised(frame: pd.DataFrame) -> Recognised:
             here = [c for c in candidates if c not in found.values()]
             if not here:
                 continue
-            if len(here) == 1 or _same_cells(frame, here):
+            if len(here) == 1 and _too_large(frame, ours, here[0]):
+                unsure[ours] = (conversion(here[0], tuple(names))[0], here[0])
+            elif len(here) == 1 or _same_cells(frame, here):
                 found[ours] = here[0]
             else:
                 unsure[ours] = tuple(here)
@@ -163,6 +166,17 @@ def _candidates(ours: str, tiers: tuple[str, ...], names: list[str]):
 
 def _of_training(name: str, ours: str) -> bool:
     return ours == "val_loss" and re.match(r"train", name, re.IGNORECASE) is not None
+
+
+def _too_large(frame: pd.DataFrame, ours: str, expression: str) -> bool:
+    """Whether a name's unit cannot be: `params (M)` with 31000000 in its cells."""
+    from analysis.table import numbers
+
+    column, convert = conversion(expression, tuple(map(str, frame.columns)))
+    if convert is None or ours not in _LARGEST:
+        return False
+    values = numbers.floats(numbers.parse(frame[column], "thousands"))
+    return bool(convert(values).max() > _LARGEST[ours])
 
 
 def _same_cells(frame: pd.DataFrame, names: list[str]) -> bool:
@@ -258,7 +272,7 @@ def _next(source: str, found: Recognised, frame: pd.DataFrame) -> str:
         several = "; ".join(
             f"{info(n)[0]} may be {' or '.join(c)}" for n, c in found.unsure.items()
         )
-        law = law or law_of({**values, **{n: frame[c] for n, c in choice.items() if c in frame}})
+        law = law_of({**values, **{n: frame[c] for n, c in choice.items() if c in frame}}) or law
         tail = f"--law {law} " if law else ""
         return f"{several}. Choose, like\nparcae fit {shlex.quote(source)} {tail}{written(found.columns | choice)}"
     if not law:

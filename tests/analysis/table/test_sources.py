@@ -150,6 +150,14 @@ def test_a_logarithm_says_its_base_or_is_asked_for():
     assert law_of(load.load(days)) == "chinchilla"
 
 
+def test_a_unit_in_a_name_that_its_cells_contradict_is_asked_for():
+    said = FRAME.rename(columns={"params": "params (M)"})
+    with pytest.raises(InputError, match=r"params \(M\) and params \(M\)\*1e6 may both be N"):
+        law_of(load.load(said))
+    right = said.assign(**{"params (M)": FRAME.params / 1e6})
+    assert load.load(right).frame.n_params.to_numpy() == pytest.approx(FRAME.params.to_numpy())
+
+
 def test_a_name_of_many_checkpoints_is_a_run():
     names = np.repeat(["a", "b"], 12)
     tokens = np.tile(np.geomspace(1e8, 1e10, 12), 2)
