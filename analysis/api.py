@@ -63,9 +63,9 @@ def fit_table(table: Table, law: str, choices: Choices | None = None, **options:
 
         return fit_isoflop(table, choices.over or "N", chosen.confidence).result
     if isinstance(form, str):
-        from analysis.isoflop.power_law import fit_power
+        from analysis.isoflop.power_law import fit_power_line
 
-        return fit_power(table, chosen.confidence)
+        return fit_power_line(table, chosen.confidence)[0]
     if form.per_run:
         from analysis.test_time import fit_test_time
 
@@ -149,10 +149,3 @@ def parse_setting(text: str) -> dict[str, float]:
         except ValueError as error:
             raise InputError(f"--at: {name} is {value!r}; a number is needed.") from error
     return out
-
-
-def as_text(rows: list[dict]) -> str:
-    """Rows as an aligned table."""
-    import pandas as pd
-
-    return pd.DataFrame(rows).to_string(index=False, float_format=lambda x: f"{x:.4g}", na_rep="-")

@@ -17,6 +17,7 @@ import numpy as np
 
 from analysis.choices import Reading
 from analysis.errors import InputError
+from analysis.fitting.intervals import ratio_interval
 from analysis.table import load
 from analysis.table.columns import LETTERS
 
@@ -86,15 +87,9 @@ def relative_quality(
         return value, None, None
     from scipy.special import ndtri
 
-    # Fieller (1954) with the three independent: of a = small - looped over b = small - large
+    # the three are independent, and `small` is in both differences
     z2 = float(ndtri(0.5 + confidence / 2)) ** 2 * spread**2
-    a, b = small - looped, small - large
-    quad, lin, const = b * b - 2 * z2, a * b - z2, a * a - 2 * z2
-    inside = lin * lin - quad * const
-    if quad <= 0 or inside < 0:
-        return value, None, None
-    root = np.sqrt(inside)
-    return value, float((lin - root) / quad), float((lin + root) / quad)
+    return value, *ratio_interval(small - looped, small - large, ((2, 1), (1, 2)), z2)
 
 
 def compare(

@@ -15,7 +15,7 @@ import numpy as np
 from analysis.errors import InputError
 from analysis.fitting.fit import Fit, fit_table
 from analysis.laws import library
-from analysis.table import units
+from analysis.table import numbers
 from analysis.table.table import Table
 
 if TYPE_CHECKING:
@@ -41,9 +41,8 @@ class Curves:
 
     frame: pd.DataFrame
     source: str
-    measured: pd.DataFrame | None = (
-        None  # run, n_tokens, train_flops, val_loss: where it was evaluated
-    )
+    # where it was evaluated: run, n_tokens, train_flops, val_loss
+    measured: pd.DataFrame | None = None
 
     @property
     def runs(self) -> list[tuple[str, pd.DataFrame]]:
@@ -66,18 +65,18 @@ def of_table(table: Table) -> Curves:
             f"{table.source}: curves need a row per run and step; map the run and the loss with "
             "--columns run=COLUMN,loss=COLUMN,D=COLUMN."
         )
-    out = frame.assign(run=frame.trial_id, loss=units.numeric(frame.val_loss))
-    numbers = {
-        n: units.numeric(frame[n]) for n in ("n_params", "n_tokens", "train_flops") if n in frame
+    out = frame.assign(run=frame.trial_id, loss=numbers.floats(frame.val_loss))
+    axes = {
+        n: numbers.floats(frame[n]) for n in ("n_params", "n_tokens", "train_flops") if n in frame
     }
-    if "train_flops" not in numbers and {"n_params", "n_tokens"} <= set(numbers):
-        numbers["train_flops"] = 6 * numbers["n_params"] * numbers["n_tokens"]
+    if "train_flops" not in axes and {"n_params", "n_tokens"} <= set(axes):
+        axes["train_flops"] = 6 * axes["n_params"] * axes["n_tokens"]
         table = table.noting("no FLOPs given: C taken as 6 N D")
-    if "train_flops" not in numbers:
+    if "train_flops" not in axes:
         raise InputError(
             f"{table.source}: curves need compute; map FLOPs with C=COLUMN, or parameters and tokens."
         )
-    out = out.assign(**numbers).dropna(subset=["loss", "train_flops"])
+    out = out.assign(**axes).dropna(subset=["loss", "train_flops"])
     long = out.groupby("run").loss.transform("size") >= MIN_POINTS
     if not long.any():
         raise InputError(f"{table.source}: no run has {MIN_POINTS} rows, so there are no curves.")

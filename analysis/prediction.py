@@ -15,7 +15,7 @@ from scipy.optimize import minimize_scalar
 
 from analysis.errors import InputError
 from analysis.fitting.fit import Fit, fit_table
-from analysis.fitting.result import FitResult, Param, interval
+from analysis.fitting.result import FitResult, Param, frame_of, html_of, interval
 from analysis.laws import library
 from analysis.table import load
 from analysis.table.columns import info, written
@@ -44,31 +44,19 @@ class Answer:
         return self.fit.valid
 
     def to_json(self) -> str:
-        data = {
-            "question": self.question,
-            "values": [asdict(v) for v in self.values],
-            "inside": self.inside,
-            "interval_method": self.interval_method,
-            "notes": list(self.notes),
-            "valid": self.valid,
-            "fit": json.loads(self.fit.to_json()),
-        }
+        data = asdict(self) | {"valid": self.valid, "fit": json.loads(self.fit.to_json())}
         return json.dumps(data, indent=2, sort_keys=True, allow_nan=False)
 
     def to_frame(self):
         """The numbers as a pandas table."""
-        import pandas as pd
-
-        return pd.DataFrame([asdict(v) for v in self.values]).set_index("name")
+        return frame_of(self.values)
 
     def _repr_html_(self) -> str:
         from html import escape
 
         place = "" if self.inside else " (extrapolated)"
-        frame = self.to_frame()[["value", "ci_low", "ci_high", "unit"]]
         said = "".join(f"<p>{escape(n)}</p>" for n in self.notes)
-        table = frame.to_html(float_format="{:.5g}".format, na_rep="")
-        return f"<p>{escape(self.question)}{place}</p>{table}{said}"
+        return f"<p>{escape(self.question)}{place}</p>{html_of(self.values)}{said}"
 
     def report(self) -> str:
         lines = [self.question]
@@ -209,25 +197,44 @@ def _optimal_size(table: Table, budget: float, law: Law, options: dict) -> Answe
     loss_low, loss_high = percentiles(draws[:, 1], confidence)
     n = float(np.exp(middle))
     d = budget / (6 * n)
-    spent = 6 * measured["n_params"] * measured["n_tokens"]
-    notes = outside(fitted, {"n_params": n, "n_tokens": d})
-    if not spent.min() * 0.99 <= budget <= spent.max() * 1.01:
+    return _best_along(
+        fitted,
+        f"parameters and tokens at {budget:.4g} FLOPs, by the {law.name} law and C = 6 N D",
+        {
+            "N*": (n, n_low, n_high, "parameters"),
+            "D*": (d, budget / (6 * n_high), budget / (6 * n_low), "tokens"),
+            "loss": (loss, loss_low, loss_high, _LOSS),
+        },
+        outside(fitted, {"n_params": n, "n_tokens": d}),
+        (budget, 6 * measured["n_params"] * measured["n_tokens"]),
+        n_resamples,
+    )
+
+
+def _best_along(
+    fitted: Fit,
+    what: str,
+    values: dict[str, tuple[float, float, float, str]],
+    notes: list[str],
+    spent: tuple[float, np.ndarray],
+    n_resamples: int,
+) -> Answer:
+    """The answer of a minimum along a budget.
+
+    Args:
+        values: of each quantity its value, the ends of its interval, and its unit.
+        spent: the budget, and what the rows spent.
+    """
+    budget, measured = spent
+    if not measured.min() * 0.99 <= budget <= measured.max() * 1.01:
         notes.append(
-            f"{budget:.3g} FLOPs lies outside the measured {spent.min():.3g} to {spent.max():.3g}"
+            f"{budget:.3g} FLOPs lies outside the measured {measured.min():.3g} to {measured.max():.3g}"
         )
     return Answer(
-        question=f"compute-optimal parameters and tokens at {budget:.4g} FLOPs, by the {law.name} law "
-        "and C = 6 N D",
-        values=(
-            Param(name="N*", value=n, ci_low=n_low, ci_high=n_high, unit="parameters"),
-            Param(
-                name="D*",
-                value=d,
-                ci_low=budget / (6 * n_high),
-                ci_high=budget / (6 * n_low),
-                unit="tokens",
-            ),
-            Param(name="loss", value=loss, ci_low=loss_low, ci_high=loss_high, unit=_LOSS),
+        question=f"compute-optimal {what}",
+        values=tuple(
+            Param(name=name, value=value, ci_low=low, ci_high=high, unit=unit)
+            for name, (value, low, high, unit) in values.items()
         ),
         inside=not notes,
         interval_method=f"{resampling(fitted, n_resamples)}, propagated through the minimum",
@@ -312,28 +319,17 @@ def _optimal_by_law(table: Table, budget: float, law: Law, options: dict) -> Ans
         notes.append(f"mu* lies outside the measured {mus.min():g} to {mus.max():g} loops")
     if best >= MU_GRID[-2]:
         notes.append(f"the law still falls at mu = {MU_GRID[-1]:g}: no optimum below it")
-    spent = table.frame.train_flops
-    if not spent.min() * 0.99 <= budget <= spent.max() * 1.01:
-        notes.append(
-            f"{budget:.3g} FLOPs lies outside the measured {spent.min():.3g} to {spent.max():.3g}"
-        )
-    return Answer(
-        question=f"compute-optimal mean recurrence and tokens at {budget:.4g} FLOPs, by the training law",
-        values=(
-            Param(name="mu*", value=best, ci_low=mu_low, ci_high=mu_high, unit="loops"),
-            Param(
-                name="D*",
-                value=float(budget / cost(best)),
-                ci_low=d_low,
-                ci_high=d_high,
-                unit="tokens",
-            ),
-            Param(name="loss", value=loss, ci_low=loss_low, ci_high=loss_high, unit=_LOSS),
-        ),
-        inside=not notes,
-        interval_method=f"{resampling(fitted, n_resamples)}, propagated through the minimum",
-        fit=fitted.result,
-        notes=tuple(notes),
+    return _best_along(
+        fitted,
+        f"mean recurrence and tokens at {budget:.4g} FLOPs, by the training law",
+        {
+            "mu*": (best, mu_low, mu_high, "loops"),
+            "D*": (float(budget / cost(best)), d_low, d_high, "tokens"),
+            "loss": (loss, loss_low, loss_high, _LOSS),
+        },
+        notes,
+        (budget, table.frame.train_flops.to_numpy(float)),
+        n_resamples,
     )
 
 

@@ -168,18 +168,16 @@ def compare_forms(table: Table, runs: list | None = None) -> list[dict]:
     return sorted(rows, key=lambda r: r["mean_huber"])
 
 
-def compare_laws(
-    table: Table, names: tuple[str, ...] = ("training", "iso-depth"), n_starts: int = 16
-) -> list[dict]:
-    """Laws of the same rows against each other: AICc, and errors on budgets held out.
+def compare_laws(table: Table, n_starts: int = 16) -> list[dict]:
+    """The laws of training rows against each other: AICc, and errors on budgets held out.
 
     AICc is of least squares on log loss; a lower one by 10 leaves the other law hardly any support
     (Burnham & Anderson 2002, section 2.6). A law that the rows cannot bear is listed with the reason.
     """
     rows = []
-    for name in names:
+    for name in ("training", "iso-depth"):
         law = library.get(name)
-        row = {"law": name, "n_params": len(law.params)}
+        row: dict[str, float | str | None] = {"law": name, "n_params": len(law.params)}
         try:
             options = FitOptions(loss="log-lsq", interval="none", n_starts=n_starts)
             fitted = fit(prepare(table, law), law, options)

@@ -32,6 +32,7 @@ from typing import Any
 from benchmarks.common import RESULTS, append_rows, provenance
 from parcae_core.training.metrics import read_metrics
 from parcae_core.trial import Trial
+from sweeps.child import children
 from sweeps.records import records_of
 from sweeps.reports import FINISHED
 from sweeps.store import Store
@@ -177,7 +178,7 @@ def one_kill(kind: str, sweep: Sweep, trial: Trial) -> dict[str, Any]:
         end(cluster.gcs())
     else:
         raylet = parent_of(pid)
-        below = children_of(raylet) if kind == "node" else []
+        below = children(raylet) if kind == "node" else []
         end(raylet, *below)
         cluster.add_node()
     if kind == "gcs":
@@ -218,13 +219,6 @@ def end(*pids: int) -> None:
 
 def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
-
-
-def children_of(pid: int) -> list[int]:
-    listed = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False
-    )
-    return [int(line) for line in listed.stdout.split()]
 
 
 def wait_until(condition: Callable[[], bool]) -> bool:

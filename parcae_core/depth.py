@@ -11,6 +11,7 @@ Source: Parcae (arXiv:2604.12946), "Training algorithm".
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -38,40 +39,62 @@ class DepthDraw:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FixedDepth:
-    """The same depth for every sequence."""
+class _Depth(ABC):
+    """What every scheme has and answers; a curriculum's means are over the whole training."""
 
-    mean_recurrence: int
+    mean_recurrence: int  # of a curriculum the target
     mean_backprop_depth: int
-    kind: ClassVar[str] = "fixed"
 
     def __post_init__(self) -> None:
-        _check_declared(self.mean_recurrence, self.mean_backprop_depth)
+        mu, mu_bwd = self.mean_recurrence, self.mean_backprop_depth
+        if not 1 <= mu <= MAX_LOOPS:
+            raise ValueError(f"mean_recurrence is {mu}; it must be >= 1 and <= {MAX_LOOPS}")
+        if not 1 <= mu_bwd <= mu:
+            raise ValueError(
+                f"mean_backprop_depth is {mu_bwd}; it must lie between 1 and mean_recurrence={mu} "
+                "(the paper uses ceil(mean_recurrence / 2))"
+            )
 
     def declared(self) -> tuple[float, float]:
         """(mu_rec, mu_bwd) as the published FLOP rules use them."""
         return self.mean_recurrence, self.mean_backprop_depth
 
+    @abstractmethod
     def mean(self) -> float:
         """Expected loop steps of a sequence."""
-        return float(self.mean_recurrence)
 
+    @abstractmethod
     def mean_grad(self) -> float:
         """Expected loop steps that carry gradient."""
-        return float(self.mean_backprop_depth)
 
     def mean_no_grad(self) -> float:
         """Expected loop steps without gradient."""
         return self.mean() - self.mean_grad()
 
+    @abstractmethod
     def sample(self, n_sequences: int, *, seed: int, step: int) -> DepthDraw:
         """Depths of one global batch."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FixedDepth(_Depth):
+    """The same depth for every sequence."""
+
+    kind: ClassVar[str] = "fixed"
+
+    def mean(self) -> float:
+        return float(self.mean_recurrence)
+
+    def mean_grad(self) -> float:
+        return float(self.mean_backprop_depth)
+
+    def sample(self, n_sequences: int, *, seed: int, step: int) -> DepthDraw:
         grad = np.full(n_sequences, self.mean_backprop_depth, dtype=np.int64)
         return DepthDraw(no_grad=self.mean_recurrence - grad, grad=grad)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PoissonDepth:
+class PoissonDepth(_Depth):
     """Depth T = max(1, Poisson(mu_rec)), the last mu_bwd of them with gradient.
 
     `per="sequence"` draws for each sequence (the paper); `per="batch"` once for the whole batch.
@@ -81,21 +104,15 @@ class PoissonDepth:
     The declared mu_rec is not the mean: truncation at 1 makes it mu + exp(-mu). `mean()` is exact.
     """
 
-    mean_recurrence: int
-    mean_backprop_depth: int
     per: Literal["sequence", "batch"] = "sequence"
     split: Literal["truncate", "additive"] = "truncate"
     kind: ClassVar[str] = "poisson"
 
     def __post_init__(self) -> None:
-        _check_declared(self.mean_recurrence, self.mean_backprop_depth)
+        _Depth.__post_init__(self)  # no `super()` in a class with slots, which is made twice
         for name, known in (("per", ("sequence", "batch")), ("split", ("truncate", "additive"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {known}")
-
-    def declared(self) -> tuple[float, float]:
-        """(mu_rec, mu_bwd) as the published FLOP rules use them."""
-        return self.mean_recurrence, self.mean_backprop_depth
 
     def mean(self) -> float:
         """Expected loop steps of a sequence: mu + exp(-mu), or mu for the additive split."""
@@ -112,12 +129,7 @@ class PoissonDepth:
         tail = 1.0 - _poisson_cdf(self.mean_recurrence)
         return 1.0 + float(tail[1:k].sum())
 
-    def mean_no_grad(self) -> float:
-        """Expected loop steps without gradient."""
-        return self.mean() - self.mean_grad()
-
     def sample(self, n_sequences: int, *, seed: int, step: int) -> DepthDraw:
-        """Depths of one global batch."""
         u = depth_uniforms(n_sequences, seed=seed, step=step)
         if self.per == "batch":
             u = np.full_like(u, u[0])
@@ -131,7 +143,7 @@ class PoissonDepth:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CurriculumDepth:
+class CurriculumDepth(_Depth):
     """Poisson depth whose steps without gradient grow over the first `ramp_steps` steps.
 
     At step s of the ramp, mu_rec = mu_bwd + ceil(progress * (target mu_rec - mu_bwd)) with
@@ -140,15 +152,13 @@ class CurriculumDepth:
     Source: REFERENCE.md; the published schedules, target "forward".
     """
 
-    mean_recurrence: int  # the target
-    mean_backprop_depth: int
     ramp_steps: int
     n_steps: int
     shape: Literal["linear", "1-sqrt"] = "linear"
     kind: ClassVar[str] = "curriculum"
 
     def __post_init__(self) -> None:
-        _check_declared(self.mean_recurrence, self.mean_backprop_depth)
+        _Depth.__post_init__(self)
         if self.shape not in ("linear", "1-sqrt"):
             raise ValueError(f"shape is {self.shape!r}; it must be linear or 1-sqrt")
         if not 1 <= self.ramp_steps <= self.n_steps:
@@ -187,19 +197,12 @@ class CurriculumDepth:
         return self._average(lambda scheme: scheme.mean_recurrence), self.mean_backprop_depth
 
     def mean(self) -> float:
-        """Expected loop steps of a sequence, over the whole training."""
         return self._average(PoissonDepth.mean)
 
     def mean_grad(self) -> float:
-        """Expected loop steps that carry gradient, over the whole training."""
         return self._average(PoissonDepth.mean_grad)
 
-    def mean_no_grad(self) -> float:
-        """Expected loop steps without gradient, over the whole training."""
-        return self.mean() - self.mean_grad()
-
     def sample(self, n_sequences: int, *, seed: int, step: int) -> DepthDraw:
-        """Depths of one global batch."""
         return self.at(step).sample(n_sequences, seed=seed, step=step)
 
     def _average(self, value: Callable[[PoissonDepth], float]) -> float:
@@ -256,15 +259,3 @@ def _poisson_quantile(u: np.ndarray, mu: int) -> np.ndarray:
     if mu == 0:
         return np.zeros(u.shape, dtype=np.int64)
     return np.searchsorted(_poisson_cdf(mu), u, side="right").astype(np.int64)
-
-
-def _check_declared(mean_recurrence: int, mean_backprop_depth: int) -> None:
-    if not 1 <= mean_recurrence <= MAX_LOOPS:
-        raise ValueError(
-            f"mean_recurrence is {mean_recurrence}; it must be >= 1 and <= {MAX_LOOPS}"
-        )
-    if not 1 <= mean_backprop_depth <= mean_recurrence:
-        raise ValueError(
-            f"mean_backprop_depth is {mean_backprop_depth}; it must lie between 1 and "
-            f"mean_recurrence={mean_recurrence} (the paper uses ceil(mean_recurrence / 2))"
-        )

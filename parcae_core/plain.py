@@ -46,8 +46,8 @@ def parse_json(data: bytes | str, where: object, kind: type = dict) -> Any:
     return value
 
 
-def read_json(path: Path, kind: type = dict) -> Any:
-    """The JSON value in a file.
+def read_json(path: Path) -> Any:
+    """The JSON object in a file.
 
     Raises:
         UserError: no such file, or see `parse_json`.
@@ -56,7 +56,7 @@ def read_json(path: Path, kind: type = dict) -> Any:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    return parse_json(data, path, kind)
+    return parse_json(data, path)
 
 
 def build(cls: type[T], data: Any, where: str = "") -> T:

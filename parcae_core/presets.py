@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from parcae_core.config import Injection, ModelConfig
 
-# name: (d_model, heads, prelude, core, coda, vocabulary, context); d_ff = 4 d_model.
-# 140m-1.3b: Parcae (arXiv:2604.12946), table of Transformer-setup models, head width 128.
+# d_ff = 4 d_model. 140m-1.3b: Parcae (arXiv:2604.12946), table of Transformer-setup models, head width 128.
+_SHAPE = ("d_model", "n_head", "n_prelude", "n_core", "n_coda", "vocab_size", "context")
 _SHAPES: dict[str, tuple[int, int, int, int, int, int, int]] = {
     "nano": (32, 2, 1, 1, 1, 264, 128),
     "micro": (64, 2, 1, 1, 1, 264, 256),
@@ -42,16 +44,10 @@ def preset(name: str, *, transformer: bool = False, rdm: bool = False) -> ModelC
         return _rdm_setup(name, transformer=transformer, rdm=rdm)
     if rdm:
         raise ValueError(f"preset {name!r} has no RDM baseline; {', '.join(_RDM_SHAPES)} have")
-    d_model, n_head, n_prelude, n_core, n_coda, vocab_size, context = _SHAPES[name]
+    shape: dict[str, Any] = dict(zip(_SHAPE, _SHAPES[name], strict=True))
     return ModelConfig(
-        vocab_size=vocab_size,
-        context=context,
-        d_model=d_model,
-        n_head=n_head,
-        d_ff=4 * d_model,
-        n_prelude=n_prelude,
-        n_core=n_core,
-        n_coda=n_coda,
+        **shape,
+        d_ff=4 * shape["d_model"],
         injection="none" if transformer else "diagonal",
         prelude_norm=not transformer,  # without a loop there is none; said for readers
     )

@@ -40,7 +40,7 @@ def end(process: subprocess.Popen[str]) -> None:
 
     W&B's service has a session of its own and would go on trying to send for a while.
     """
-    for pid in (*_children(process.pid), process.pid):
+    for pid in (*children(process.pid), process.pid):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.wait()
@@ -56,7 +56,7 @@ def private_stdout() -> IO[str]:
     return kept
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
     """Direct children; none once the process has been waited for, or without a /proc."""
     found: list[int] = []
     for path in Path(f"/proc/{pid}/task").glob("*/children"):

@@ -25,7 +25,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from parcae_core.result import TrainResult
 from parcae_core.trial import Trial, planned_to_dict, trial_from_dict
 from sweeps.design.plan import Plan
 from sweeps.design.spec import load_spec, spec_text
-from sweeps.reports import FINISHED, State, StateReport, read_result
+from sweeps.reports import FINISHED, StateReport, read_result
 from sweeps.storage.base import Storage, require_writable
 from sweeps.storage.bucket import ObjectStorage
 from sweeps.storage.files import (
@@ -56,20 +56,6 @@ STALE_S = 60.0
 
 PROJECT = Path(__file__).resolve().parents[1]
 COMMIT_VARIABLE = "PARCAE_GIT_COMMIT"  # of a job whose files came without .git
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrialState:
-    """What is known of one trial."""
-
-    state: State
-    step: int = 0  # of trial.n_steps
-    reason: str | None = None  # why it failed, diverged, was stopped, or was not accepted as done
-    loss: float | None = None  # training loss last reported, nats per token
-    attempts: int = 0
-    tokens_per_s: float | None = None
-    lost_workers: int = 0
-    lost_reason: str | None = None  # of the last of them
 
 
 class Store:
@@ -184,32 +170,22 @@ class Store:
         """What the trial's worker reported last."""
         return StateReport.read(self.files(trial_id).state)
 
-    def state(self, trial: Trial) -> TrialState:
-        """Derive a trial's state from what its folder really holds."""
+    def state(self, trial: Trial) -> StateReport:
+        """A trial's report as what its folder really holds corrects it."""
         files = self.files(trial.trial_id)
         report = self.report(trial.trial_id) or StateReport(state="planned", time=0)
         result, problem = read_result(files.result, trial)
+        loss = report.loss if isinstance(report.loss, (int, float)) else None
+        known = replace(report, state="planned", loss=loss, tokens_per_s=None)
         if result is not None:
-            return TrialState(
+            return replace(
+                known,
                 state=result.status,
                 step=result.step,
                 reason=result.reason,
                 loss=result.final_train_loss,
                 tokens_per_s=result.tokens_per_s,
-                attempts=report.attempts,
-                lost_workers=report.lost_workers,
-                lost_reason=report.lost_reason,
             )
-        loss = report.loss if isinstance(report.loss, (int, float)) else None
-        known = TrialState(
-            state="planned",
-            step=report.step,
-            loss=loss,
-            reason=report.reason,
-            attempts=report.attempts,
-            lost_workers=report.lost_workers,
-            lost_reason=report.lost_reason,
-        )
         if report.state == "failed":
             return replace(known, state="failed")
         if report.state == "running" and time.time() - report.time < STALE_S:

@@ -1,12 +1,14 @@
-"""A sign of life on stderr for work that takes longer than two seconds and has no display of its own."""
+"""Lines on stderr, and a sign of life there for work of more than two seconds that has no display of its own."""
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -14,6 +16,29 @@ if TYPE_CHECKING:
 
 AFTER_S = 2.0
 EVERY_S = 30.0  # a line, where no terminal is
+
+
+def say(text: str) -> None:
+    """A line on stderr; a terminal that has closed is no reason to fail."""
+    with suppress(OSError):
+        print(wrapped(text, sys.stderr), file=sys.stderr, flush=True)
+
+
+def wrapped(text: str, stream: TextIO) -> str:
+    """Text for a stream: a terminal gets long lines broken between words, never within a number."""
+    if not stream.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    return "\n".join(
+        line if len(line) <= width else _filled(line, width) for line in text.splitlines()
+    )
+
+
+def _filled(line: str, width: int) -> str:
+    indent = " " * (len(line) - len(line.lstrip()) + 4)
+    return textwrap.fill(
+        line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 @contextmanager

@@ -18,10 +18,8 @@ from analysis.fitting import search
 from analysis.fitting.objective import Objective
 
 KEPT = 6  # basins that are followed
-_FIRST, _LATER = (
-    12,
-    3,
-)  # starts that go down, at first and whenever there are half as many runs again
+# Starts that go down, at first and whenever there are half as many runs again
+_FIRST, _LATER = 12, 3
 _SCREENED = 30  # random points looked at for each of them
 _GROWTH = 1.5
 _GUESS = 0.01  # standard deviation of a log loss about the law before residuals say more,

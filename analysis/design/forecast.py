@@ -39,7 +39,7 @@ class Runs:
         return len(self.mean_recurrence)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Forecast:
     """The 95 % interval to expect of one quantity."""
 
@@ -47,11 +47,8 @@ class Forecast:
     value: float
     low: float  # by Fisher information
     high: float
-    simulated_low: float | None
-    simulated_high: float | None
-
-    def to_dict(self) -> dict:
-        return {n: getattr(self, n) for n in self.__slots__}
+    simulated_low: float | None = None
+    simulated_high: float | None = None
 
 
 def forecast(
@@ -80,20 +77,8 @@ def forecast(
     ends = simulated(runs, prior, names, budgets, simulations, seed) if simulations else None
     out = []
     for i, (q, half) in enumerate(zip(wanted, halves, strict=True)):
-        line = [q.value, q.value - half, q.value + half]
-        if ends is not None:
-            line += list(ends[i])
-        line = [float(np.exp(v) if q.log else v) for v in line]
-        out.append(
-            Forecast(
-                name=q.name,
-                value=line[0],
-                low=line[1],
-                high=line[2],
-                simulated_low=line[3] if ends is not None else None,
-                simulated_high=line[4] if ends is not None else None,
-            )
-        )
+        line = [q.value, q.value - half, q.value + half, *(() if ends is None else ends[i])]
+        out.append(Forecast(q.name, *(float(np.exp(v) if q.log else v) for v in line)))
     return out
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from analysis.design.optimum import LAW
 from analysis.errors import InputError, nearest
+from analysis.fitting.dataset import prepare, replica_noise
 
 STATED_NOISE = 2e-3  # of log loss, where nothing else says it
 # Source: Parcae (arXiv:2604.12946), training law, A and B by our names X and Y
@@ -83,7 +84,6 @@ def _given(text: str) -> dict[str, float]:
 def _fitted(text: str, noise: float | None) -> Prior:
     """The training law fitted to records, and the noise that they show."""
     from analysis import api
-    from analysis.fitting.dataset import prepare
     from analysis.fitting.fit import fit
     from analysis.fitting.options import FitOptions
     from analysis.isoflop.parabolas import without_shallow
@@ -111,13 +111,8 @@ def _fitted(text: str, noise: float | None) -> Prior:
 
 def noise_of(data, residuals: np.ndarray) -> tuple[float, str]:
     """Standard deviation of one run's log loss: of replicas where there are any, else of residuals."""
-    frame = data.table.frame
-    if "seed" in frame and frame.seed.nunique() > 1:
-        logs = np.log(frame[LAW.target].astype(float))
-        groups = logs.groupby([frame[c] for c in LAW.columns])
-        dof = int((groups.size() - 1).sum())
-        if dof:
-            rest = logs - groups.transform("mean")
-            return float(np.sqrt((rest**2).sum() / dof)), f"of replicas ({dof} degrees of freedom)"
+    noise, dof = replica_noise(data.table.frame, LAW)
+    if dof:
+        return noise, f"of replicas ({dof} degrees of freedom)"
     dof = max(len(residuals) - len(LAW.params), 1)
     return float(np.sqrt(residuals @ residuals / dof)), "of the residuals of the prior's own fit"

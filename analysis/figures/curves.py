@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from analysis import curves as learning
 from analysis.figures import drawing as figures
 from analysis.figures import words
@@ -106,10 +104,7 @@ def envelope(found: Curves, fitted: Fit, ax=None, to: float | None = None) -> Dr
         size=8,
     )
     low, high = rows.train_flops.min(), rows.train_flops.max()
-    parts = [(np.geomspace(low, high, 80), False)]
-    if to is not None and to > high:
-        parts.append((np.geomspace(high, to, 40), True))
-    for grid, dashed in parts:
+    for grid, dashed in figures.spans(low, high, to, 80):
         drawing.line(
             panel, "law", law.name, grid, fitted.predict({"train_flops": grid}), dashed=dashed
         )

@@ -21,6 +21,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from analysis.errors import InputError, nearest
+from analysis.table.numbers import count
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -206,9 +207,8 @@ class Drawing:
                 axes[-1].legend(handles, labels, title=title)
                 return
             longest = max(len(label) for label in labels)
-            fit = int(
-                self.figure.get_figwidth() * 14 // (longest + 6)
-            )  # letters of this size on a line
+            # letters of this size on a line
+            fit = int(self.figure.get_figwidth() * 14 // (longest + 6))
             self.figure.legend(
                 handles,
                 labels,
@@ -339,7 +339,7 @@ def plain_ticks(ax, axis: str) -> None:
     target = ax.xaxis if axis == "x" else ax.yaxis
     low, high = np.log10(ax.get_xlim() if axis == "x" else ax.get_ylim())
     target.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high - low < 2 else (1.0,)))
-    target.set_major_formatter(FuncFormatter(lambda v, _: amount(v)))
+    target.set_major_formatter(FuncFormatter(lambda v, _: count(v)))
     target.set_minor_formatter(NullFormatter())
 
 
@@ -363,12 +363,13 @@ def _scientific(value: float, _: int) -> str:
     return f"${head}10^{{{exponent}}}$"
 
 
-def amount(value: float) -> str:
-    """A count as people say it: 31M, 1.5B."""
-    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= size * (1 - 1e-9):
-            return f"{value / size:.3g}{suffix}"
-    return f"{value:.3g}"
+def spans(low, high, to: float | None = None, n: int = 60, space=np.geomspace, start=np.inf):
+    """(grid, whether it extrapolates): n points of a range, half as many from `start` and to `to` outside it."""
+    yield space(low, high, n), False
+    if start < low:
+        yield space(start, low, n // 2), True
+    if to is not None and to > high:
+        yield space(high, to, n // 2), True
 
 
 def flops(value: float) -> str:

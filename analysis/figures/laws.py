@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from analysis import prediction
 from analysis.errors import InputError
 from analysis.figures import drawing as figures
 from analysis.figures import words
 from analysis.figures.drawing import CYCLE, MARKERS, Drawing
+from analysis.table.numbers import count
 
 if TYPE_CHECKING:
     from analysis.fitting.fit import Fit
@@ -67,10 +69,7 @@ def one_variable(fitted: Fit, ax=None, to: float | None = None) -> Drawing:
         panel.set_xscale("log")
     drawing.points(panel, column, "rows", x, y, color=CYCLE[0], marker="o", label="rows")
     space = np.geomspace if logged else np.linspace
-    parts = [(space(x.min(), x.max(), 100), False)]
-    if to is not None and to > x.max():
-        parts.append((space(x.max(), to, 50), True))
-    for grid, dashed in parts:
+    for grid, dashed in figures.spans(x.min(), x.max(), to, 100, space):
         values, low, high = _band(fitted, {column: grid})
         drawing.line(
             panel, column, form.name, grid, values, dashed=dashed, label=None if dashed else "law"
@@ -103,7 +102,7 @@ def sizes_and_tokens(fitted: Fit, ax=None, to: float | None = None) -> Drawing:
     left.set(xscale="log", xlabel=words.label("n_tokens"), ylabel=words.label(form.target))
     for i, (sizes, color) in enumerate(zip(groups, figures.shades(len(groups)), strict=True)):
         rows = np.isin(n, sizes)
-        name = "-".join(dict.fromkeys(figures.amount(v) for v in (sizes[0], sizes[-1])))
+        name = "-".join(dict.fromkeys(count(v) for v in (sizes[0], sizes[-1])))
         style = {"color": color, "marker": MARKERS[i % len(MARKERS)], "size": 16, "label": name}
         drawing.points(left, "tokens", name, d[rows], loss[rows], **style)
         if len(np.unique(d[rows])) > 1:
@@ -126,11 +125,7 @@ def sizes_and_tokens(fitted: Fit, ax=None, to: float | None = None) -> Drawing:
 
 def _frontier(drawing: Drawing, panel, fitted: Fit, spent: np.ndarray, to: float | None) -> None:
     """The law's lowest loss along C = 6 N D, where it turns."""
-    budgets = np.geomspace(spent.min(), spent.max(), 60)
-    parts = [(budgets, False)]
-    if to is not None and to > spent.max():
-        parts.append((np.geomspace(spent.max(), to, 30), True))
-    for compute, dashed in parts:
+    for compute, dashed in figures.spans(spent.min(), spent.max(), to):
         values, low, high = _band(fitted, None, compute)
         drawing.line(panel, "compute", "frontier", compute, values, dashed=dashed, width=1.8)
         drawing.band(panel, "compute", "frontier", compute, low, high)
@@ -138,8 +133,6 @@ def _frontier(drawing: Drawing, panel, fitted: Fit, spent: np.ndarray, to: float
 
 def _band(fitted: Fit, columns=None, compute: np.ndarray | None = None):
     """(value, low, high) of the law at columns, or of its minimum along each compute."""
-    draws = fitted.student_draws(_DRAWS)
-    names = list(draws)
     size = 100 * (1 - fitted.options.confidence) / 2
 
     def at(params) -> np.ndarray:
@@ -147,8 +140,7 @@ def _band(fitted: Fit, columns=None, compute: np.ndarray | None = None):
             return fitted.law.predict(params, columns)
         return _lowest(fitted.law, params, compute)
 
-    sets = zip(*draws.values(), strict=True)
-    every = np.array([at(dict(zip(names, row, strict=True))) for row in sets])
+    every = prediction.over(fitted.student_draws(_DRAWS), at)
     with np.errstate(all="ignore"):
         low, high = np.nanpercentile(every, [size, 100 - size], axis=0)
     return at(fitted.params), low, high
@@ -182,10 +174,7 @@ def power(x: np.ndarray, y: np.ndarray, line: PowerLine, source: str, ax=None, t
     [panel] = drawing.axes
     panel.set(xscale="log", yscale="log", xlabel="x", ylabel="y")
     drawing.points(panel, "power", "points", x, y, color=CYCLE[0], marker="o")
-    parts = [(np.geomspace(line.x_low, line.x_high, 50), False)]
-    if to is not None and to > line.x_high:
-        parts.append((np.geomspace(line.x_high, to, 30), True))
-    for grid, dashed in parts:
+    for grid, dashed in figures.spans(line.x_low, line.x_high, to):
         middle, below, above = line.predict(grid)
         drawing.line(panel, "power", "line", grid, middle, dashed=dashed)
         drawing.band(panel, "power", "line", grid, below, above)

@@ -122,9 +122,8 @@ def power_laws(recurrence: Recurrence, ax=None, to: float | None = None) -> Draw
             low, high = line.gamma_interval
             text = f"C^{line.gamma:.3f} [{low:.3f}, {high:.3f}]"
             budgets = recurrence.table.frame.budget_flops
-            for x, dashed in _spans(
-                line.x_low, line.x_high, budgets.min(), max(budgets.max(), to or 0)
-            ):
+            end = max(budgets.max(), to or 0)
+            for x, dashed in figures.spans(line.x_low, line.x_high, end, start=budgets.min()):
                 middle, below, above = line.predict(x)
                 drawing.line(panel, axis, text, x, middle, dashed=dashed)
                 drawing.band(panel, axis, text, x, below, above)
@@ -146,15 +145,6 @@ def _optimum(drawing: Drawing, ax, p: Parabola) -> None:
     )
     if p.ci_low is not None and p.ci_high is not None:
         drawing.bar(ax, p.axis, series, [p.budget_flops], [p.ci_low], [p.ci_high], color=color)
-
-
-def _spans(low: float, high: float, lowest: float, highest: float):
-    """The fitted range, and what lies beyond it on either side."""
-    yield np.geomspace(low, high, 50), False
-    if lowest < low:
-        yield np.geomspace(lowest, low, 30), True
-    if highest > high:
-        yield np.geomspace(high, highest, 30), True
 
 
 def test_time(curves: TestTime, ax=None) -> Drawing:  # noqa: PT028 - no test

@@ -15,6 +15,8 @@ from analysis.table.columns import info
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import pandas as pd
+
     from analysis.laws.law import Law
     from analysis.table.load import Table
 
@@ -188,18 +190,22 @@ def _is_power(term, column: str, columns) -> bool:
     return np.array_equal(term.variable(columns), np.log(columns[column]))
 
 
-def _seed_notes(table: Table, law: Law) -> list[str]:
-    """What replicas say of the noise: seeds that differ at one setting."""
-    frame = table.frame
+def replica_noise(frame: pd.DataFrame, law: Law) -> tuple[float, int]:
+    """Standard deviation of log targets of runs that differ in their seed alone, and its degrees of freedom."""
     if "seed" not in frame or frame.seed.nunique() < 2:
-        return []
+        return 0.0, 0
     setting = [*law.columns, *(c for c in ("injection", "muon_lr", "adamw_lr") if c in frame)]
     logs = frame[law.target].astype(float).transform(np.log)
     groups = logs.groupby([frame[c] for c in dict.fromkeys(setting)], dropna=False)
-    dof = (groups.size() - 1).sum()
-    if dof == 0:
+    dof = int((groups.size() - 1).sum())
+    return float(np.sqrt(((logs - groups.transform("mean")) ** 2).sum() / max(dof, 1))), dof
+
+
+def _seed_notes(table: Table, law: Law) -> list[str]:
+    """What replicas say of the noise."""
+    noise, dof = replica_noise(table.frame, law)
+    if not dof:
         return []
-    noise = np.sqrt(((logs - groups.transform("mean")) ** 2).sum() / dof)
     return [
         f"seeds are replicas: runs of one setting that differ in their seed have log losses {noise:.2g} "
         f"apart (standard deviation, {dof} degrees of freedom)"

@@ -21,7 +21,7 @@ from analysis.fitting.options import FitOptions, Interval
 from analysis.fitting.result import FitResult, Param
 from analysis.fitting.search import Search
 from analysis.laws.law import Law
-from analysis.table import checks, units
+from analysis.table import checks, numbers
 from analysis.table.load import Table
 
 _ROUNDING = 1e-13  # of log residuals, of data that are the law's own numbers
@@ -210,7 +210,7 @@ def _sizes_apart(data: Dataset, law: Law, options: FitOptions, together: float) 
     """A sentence where a law in N(mu) fits models of several sizes far worse than each size by itself."""
     if "n_params_unrolled" not in law.columns or "n_params" not in data.table.frame:
         return []
-    size = checks.grouped(units.numeric(data.table.frame.n_params), checks.SAME_SIZE).to_numpy()
+    size = checks.grouped(numbers.floats(data.table.frame.n_params), checks.SAME_SIZE).to_numpy()
     groups = [data.take(size == s) for s in np.unique(size)]
     n_params = len(law.params)
     few = any(g.n_runs <= n_params or not np.ptp(g.columns["n_params_unrolled"]) for g in groups)

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from analysis.fitting.objective import Objective
 
 _FEW = 300  # runs; of more the degrees of freedom make no difference
-_FLAT = (
-    1e-14  # an eigenvalue of J'J below this share of the largest: the objective is flat along it
-)
+# An eigenvalue of J'J below this share of the largest: the objective is flat along it
+_FLAT = 1e-14
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +266,24 @@ def _open_ends(objective, draws, tail, low, high) -> tuple[list[str], list[str]]
                 "at the limit of its range"
             )
     return notes, problems
+
+
+def ratio_interval(a: float, b: float, covariance, t2: float) -> tuple[float | None, float | None]:
+    """Ends of a / b, by inverting the t test of a - v b = 0; None where b is not told from 0.
+
+    Args:
+        covariance: (2, 2) of a and b.
+        t2: squared quantile of Student's t, or of the normal distribution.
+
+    Source: Fieller (1954), J. R. Stat. Soc. B 16, 175.
+    """
+    (var_a, both), (_, var_b) = covariance
+    quad, half, const = b * b - t2 * var_b, a * b - t2 * both, a * a - t2 * var_a
+    inside = half * half - quad * const
+    if quad <= 0 or inside < 0:
+        return None, None
+    root = float(np.sqrt(inside))
+    return float((half - root) / quad), float((half + root) / quad)
 
 
 def floor_note(name: str) -> str:

@@ -234,9 +234,8 @@ class Objective:
         F ends at rounding when theta is known to its root, 1e-8; certified values have more digits.
         """
         theta, slope = found.x, np.inf
-        highest = (
-            found.cost * (1 + 1e-9) + 1e-300
-        )  # far away, where nothing moves F, slopes vanish too
+        # far away, where nothing moves F, slopes vanish too
+        highest = found.cost * (1 + 1e-9) + 1e-300
         for _ in range(6):
             r, jacobian = self.residuals_and_jacobian(theta)
             w = self.row_weights(r)
@@ -278,10 +277,6 @@ class Objective:
     def weighted(self, weights: np.ndarray) -> Objective:
         """Each row's term times its weight."""
         return replace(self, weights=np.asarray(weights, dtype=float))
-
-    def with_target(self, y: np.ndarray) -> Objective:
-        """The same rows with other measurements."""
-        return replace(self, y=np.asarray(y, dtype=float))
 
     def rows(self, which: np.ndarray) -> Objective:
         """The same law on some of the rows."""

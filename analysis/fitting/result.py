@@ -10,9 +10,12 @@ import json
 import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from analysis.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,32 +90,40 @@ class FitResult:
         """Point estimates by name."""
         return {p.name: p.value for p in self.params}
 
-    def to_frame(self):
+    def to_frame(self) -> pd.DataFrame:
         """Parameters as a pandas table: value, ends of the interval, unit."""
-        import pandas as pd
-
-        rows = [asdict(p) for p in self.params]
-        return pd.DataFrame(rows).set_index("name")
+        return frame_of(self.params)
 
     def to_markdown(self) -> str:
         """The same as a Markdown table, without further libraries."""
-        return _table(self, ("| ", " | ", " |"), "|---|---|---|---|")
+        cells = self._cells()
+        rows = ["| " + " | ".join(row) + " |" for row in (cells.columns, *cells.to_numpy())]
+        return "\n".join([rows[0], "|---" * len(cells.columns) + "|", *rows[1:]])
 
     def to_latex(self) -> str:
-        """The same as the body of a LaTeX tabular with booktabs' rules."""
-        body = _table(self, ("", " & ", r" \\"), r"\midrule").replace("_", r"\_")
-        return "\\begin{tabular}{lrrr}\n\\toprule\n" + body + "\n\\bottomrule\n\\end{tabular}"
+        """The same as a LaTeX tabular with booktabs' rules."""
+        return self._cells().to_latex(index=False, escape=True, column_format="lrrr").rstrip()
+
+    def _cells(self) -> pd.DataFrame:
+        import pandas as pd
+
+        rows = [
+            (p.name, *("" if v is None else f"{v:.5g}" for v in (p.value, p.ci_low, p.ci_high)))
+            for p in self.params
+        ]
+        return pd.DataFrame(
+            rows, columns=["parameter", "value", f"low, {self.confidence:.0%}", "high"]
+        )
 
     def _repr_html_(self) -> str:
         from html import escape
 
         verdict = "valid" if self.valid else "NOT VALID: " + " ".join(map(escape, self.problems))
-        frame = self.to_frame()[["value", "ci_low", "ci_high", "unit"]]
         head = f"<p><code>{escape(self.formula)}</code>: {self.n_obs} rows, {verdict}</p>"
-        return head + frame.to_html(float_format="{:.5g}".format, na_rep="")
+        return head + html_of(self.params)
 
     def to_json(self) -> str:
-        data = {k: v for k, v in asdict(self).items()} | {"valid": self.valid}
+        data = asdict(self) | {"valid": self.valid}
         return json.dumps(_finite(data), indent=2, sort_keys=True, allow_nan=False)
 
     @classmethod
@@ -178,16 +189,17 @@ class FitResult:
         return f"{self.law} [{self.source}]: {text}{more}{verdict}"
 
 
-def _table(result: FitResult, marks: tuple[str, str, str], rule: str) -> str:
-    begin, between, end = marks
-    rows: list[tuple[str, ...]] = [("parameter", "value", f"low, {result.confidence:.0%}", "high")]
-    if end.strip() == r"\\":
-        rows = [tuple(cell.replace("%", r"\%") for cell in rows[0])]
-    for p in result.params:
-        cells = ["" if v is None else f"{v:.5g}" for v in (p.value, p.ci_low, p.ci_high)]
-        rows.append((p.name, *cells))
-    lines = [begin + between.join(row) + end for row in rows]
-    return "\n".join([lines[0], rule, *lines[1:]])
+def frame_of(params: tuple[Param, ...]) -> pd.DataFrame:
+    """Numbers as a pandas table, by name."""
+    import pandas as pd
+
+    return pd.DataFrame([asdict(p) for p in params]).set_index("name")
+
+
+def html_of(params: tuple[Param, ...]) -> str:
+    """The same as a table of a page or a notebook."""
+    shown = frame_of(params)[["value", "ci_low", "ci_high", "unit"]]
+    return shown.to_html(float_format="{:.5g}".format, na_rep="")
 
 
 def _one_by_one(params: tuple[Param, ...]) -> list[str]:

@@ -22,9 +22,8 @@ MANY, SAMPLE = 100_000, 20_000  # beyond so many rows the starts run on so many 
 OTHERS = 3  # further optima that profiles start from too
 _FOLLOWED = 4  # places that are followed to their optimum, of a law without terms
 _SCREENED = 60  # start points looked at for each that is followed, of a law without terms
-_EDGE = (
-    1e-6  # a coefficient's share of the loss, or distance to a bound, that is tried at the bound
-)
+# A coefficient's share of the loss, or distance to a bound, that is tried at the bound
+_EDGE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ import numpy as np
 
 from analysis import known
 from analysis.errors import InputError
+from analysis.fitting.intervals import ratio_interval
 from analysis.fitting.result import FitResult, Param
 from analysis.isoflop.power_law import PowerLine, fit_line, too_few
 from analysis.table import checks, load, units
@@ -319,23 +320,14 @@ def _where(values, loss, letter) -> str:
 
 
 def _fieller(b, c, inverse, variance, dof, confidence):
-    """Interval of -b/(2c) by inverting the t test of b + 2 c v = 0; None on an unbounded side.
-
-    Source: Fieller (1954), J. R. Stat. Soc. B 16, 175.
-    """
+    """Interval of the vertex -b / (2c); None where the curvature itself is not told from zero."""
     if not variance or dof < 1:
         return None, None
     from scipy.special import stdtrit
 
     t2 = float(stdtrit(dof, 0.5 + confidence / 2)) ** 2 * variance
-    quad = 4 * c * c - 4 * t2 * inverse[2, 2]
-    lin = 4 * b * c - 4 * t2 * inverse[1, 2]
-    const = b * b - t2 * inverse[1, 1]
-    inside = lin * lin - 4 * quad * const
-    if quad <= 0 or inside < 0:
-        return None, None  # the curvature itself is not distinguishable from zero
-    root = np.sqrt(inside)
-    return (-lin - root) / (2 * quad), (-lin + root) / (2 * quad)
+    of_both = np.outer([-1, 2], [-1, 2]) * inverse[1:, 1:]  # covariance of -b and 2c
+    return ratio_interval(-b, 2 * c, of_both, t2)
 
 
 def _power_law(axis, parabolas, used, confidence):

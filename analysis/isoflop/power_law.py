@@ -100,13 +100,8 @@ def fit_line(x, y, confidence: float = 0.95, weights=None) -> PowerLine:
     )
 
 
-def fit_power(table: Table, confidence: float = 0.95) -> FitResult:
-    """y = k x^gamma over the columns x, y and, when given, weight (1/variance of log y)."""
-    return fit_power_line(table, confidence)[0]
-
-
 def fit_power_line(table: Table, confidence: float = 0.95) -> tuple[FitResult, PowerLine]:
-    """The same with the line that a figure draws.
+    """y = k x^gamma over the columns x, y and, when given, weight (1/variance of log y), and its line.
 
     Raises:
         InputError: fewer than three different x, or values that have no logarithm.

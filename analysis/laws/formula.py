@@ -41,13 +41,8 @@ _FUNCTIONS: dict[str, tuple[Callable, Callable]] = {
     "sigmoid": (lambda x: 1 / (1 + np.exp(-x)), lambda x, y: y * (1 - y)),
 }
 _CHOICES = {"min": np.less_equal, "max": np.greater_equal}  # the first argument where this holds
-_FREE = (
-    "x",
-    "y",
-    "weight",
-    "trial_id",
-    "seed",
-)  # columns where the table has them, else parameters
+# Columns where the table has them, else parameters
+_FREE = ("x", "y", "weight", "trial_id", "seed")
 _OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**"}
 
 
@@ -124,7 +119,7 @@ def law(
     *,
     name: str = "formula",
     data: Columns | None = None,
-    params: Mapping[str, LawParam] | None = None,
+    params: tuple[LawParam, ...] = (),
     source: str = "typed by the user",
     **fields,
 ) -> Law:
@@ -133,7 +128,7 @@ def law(
     Args:
         columns: what a name in the formula means: name -> column of the table.
         data: columns of the rows to fit, for starts at their scale.
-        params: parameters whose meaning and starts are known, by name.
+        params: all parameters in the order to print, where their meanings and starts are known.
         fields: of `Law`.
 
     Raises:
@@ -142,7 +137,7 @@ def law(
     target, tree = _parsed(text)
     node = _node(tree, columns, text)
     _check_names(node, target, columns, text)
-    known = node.parameters
+    known = tuple(p.name for p in params) or node.parameters
     if not known:
         raise InputError(f"--law {text!r}: every name is a column, so there is nothing to fit.")
     if not node.names("column"):
@@ -154,7 +149,7 @@ def law(
     _refuse_undetermined(node, text)
     roles = _roles(node)
     terms = _terms(node)
-    own = [(params or {}).get(n) or _parameter(n, roles[n], data) for n in known]
+    own = params or tuple(_parameter(n, roles[n], data) for n in known)
     common = {
         "name": name,
         "formula": text,
@@ -164,9 +159,9 @@ def law(
     }
     if terms is not None:
         kinds = _kinds(terms)
-        own = [replace(p, kind=kinds[p.name]) for p in own]
-        return Law(**common, terms=tuple(terms), params=tuple(own))
-    return Law(**common, params=tuple(own), gradient=_gradient(node), constants=_constants(node))
+        own = tuple(replace(p, kind=kinds[p.name]) for p in own)
+        return Law(**common, terms=tuple(terms), params=own)
+    return Law(**common, params=own, gradient=_gradient(node), constants=_constants(node))
 
 
 def of_table(text: str, table: Table) -> Law:
@@ -340,8 +335,8 @@ def _summands(node: Node, sign: float = 1.0) -> list[tuple[float, Node]]:
     if node.op in ("+", "-"):
         left, right = node.args
         return _summands(left, sign) + _summands(right, sign if node.op == "+" else -sign)
-    if node.op == "*" and node.args[0].op == "number" and node.args[0].number == -1.0:
-        return _summands(node.args[1], -sign)
+    if (inner := _minus(node)) is not None:
+        return _summands(inner, -sign)
     return [(sign, node)]
 
 

@@ -9,33 +9,22 @@ import numpy as np
 
 from analysis.errors import InputError, nearest
 from analysis.laws import formula
-from analysis.laws.law import Columns, Law, LawParam, LawTerm, Variable
+from analysis.laws.law import Law, LawParam
 from analysis.table.columns import LETTERS
 
-
-def _log(column: str) -> Variable:
-    return lambda columns: np.log(np.asarray(columns[column], dtype=float))
+_PARCAE = "Parcae (arXiv:2604.12946)"
 
 
-def _loops(columns: Columns) -> np.ndarray:
-    return np.asarray(columns["n_loops"], dtype=float)
+def _law(name: str, text: str, params: tuple[LawParam, ...], source: str, **fields: Any) -> Law:
+    """A law by its formula in the letters of the papers.
 
-
-def _loops_over_mu(columns: Columns, gamma: float):
-    """x = T mu^-gamma and its derivative by gamma."""
-    log_mu = np.log(np.asarray(columns["mean_recurrence"], dtype=float))
-    x = _loops(columns) * np.exp(-gamma * log_mu)
-    return x, -log_mu * x
-
-
-def _log_iso_depth(columns: Columns, phi: float):
-    """x = log(N_once + r^phi N_rec) and its derivative by phi."""
-    once = np.asarray(columns["n_params_once"], dtype=float)
-    core = np.asarray(columns["n_params_core"], dtype=float)
-    log_r = np.log(np.asarray(columns["mean_recurrence"], dtype=float))
-    looped = core * np.exp(phi * log_r)
-    total = once + looped
-    return np.log(total), log_r * looped / total
+    Args:
+        params: in the order that they are printed, with meanings, bounds and starts.
+        fields: of `Law`; `formula` is how it is printed, where not as it is written here.
+    """
+    own = {p.name for p in params}  # x and y are exponents here
+    columns = {letter: column for letter, column in LETTERS.items() if letter not in own}
+    return formula.law(text, columns, name=name, params=params, source=source, **fields)
 
 
 def _coefficient(name: str, meaning: str, unit: str = "nats per token") -> LawParam:
@@ -48,9 +37,15 @@ def _exponent(name: str, of: str, high: float = 3.0, start=(0.1, 1.0)) -> LawPar
     )
 
 
-def _rate(name: str, start: tuple[float, float], high: float) -> LawParam:
+def _shape(name: str, meaning: str, bounds, start=(0.1, 1.0), log_start=False) -> LawParam:
     return LawParam(
-        name=name,
+        name=name, kind="shape", meaning=meaning, bounds=bounds, start=start, log_start=log_start
+    )
+
+
+def _rate(start: tuple[float, float], high: float) -> LawParam:
+    return LawParam(
+        name="z",
         kind="exponent",
         meaning="how fast more loops stop paying",
         bounds=(0.0, high),
@@ -59,260 +54,167 @@ def _rate(name: str, start: tuple[float, float], high: float) -> LawParam:
     )
 
 
-_E = LawTerm(coefficient="E")
-_TRAINING_TERMS = (
-    _E,
-    LawTerm(coefficient="X", exponent="x", variable=_log("n_params_unrolled")),
-    LawTerm(coefficient="Y", exponent="y", variable=_log("n_tokens")),
-)
-_TRAINING_PARAMS = (
-    _coefficient("E", "loss with endless parameters and tokens"),
-    _coefficient("X", "scale of the parameters' term"),
-    _exponent("x", "N(mu)"),
-    _coefficient("Y", "scale of the tokens' term"),
-    _exponent("y", "tokens"),
-)
-_FLOOR = LawTerm(coefficient="L_inf")
-_PARCAE = "Parcae (arXiv:2604.12946)"
+def _floor(of: str) -> LawParam:
+    return _coefficient("L_inf", f"loss with endless {of}")
+
+
+def _two_powers(a: str, alpha: str, of: str, b: str, beta: str, high=3.0) -> tuple[LawParam, ...]:
+    """A floor, and a power law of parameters and of tokens."""
+    return (
+        _coefficient("E", "loss with endless parameters and tokens"),
+        _coefficient(a, "scale of the parameters' term"),
+        _exponent(alpha, of, high),
+        _coefficient(b, "scale of the tokens' term"),
+        _exponent(beta, "tokens", high),
+    )
+
+
+_TRAINING = _two_powers("X", "x", "N(mu)", "Y", "y")
+_CHINCHILLA = _two_powers("A", "alpha", "parameters", "B", "beta")
+_REMOVED = _coefficient("Z", "loss that loops remove")
+_FORMS = f"{_PARCAE}, comparison of test-time forms"
+_SCALE: dict[str, Any] = {"bounds": (1e-6, np.inf), "start": (1e8, 1e16), "log_start": True}
 
 LAWS: dict[str, Law] = {
     law.name: law
     for law in (
-        Law(
-            name="training",
+        _law(
+            "training",
+            "E + X*N_mu**-x + Y*D**-y",
+            _TRAINING,
+            f"{_PARCAE}, training law",
             formula="L(mu, D) = E + X N(mu)^-x + Y D^-y",
-            columns=("n_params_unrolled", "n_tokens"),
-            terms=_TRAINING_TERMS,
-            params=_TRAINING_PARAMS,
-            source=f"{_PARCAE}, training law",
         ),
-        Law(
-            name="unified",
-            formula="L(T | mu, D) = E + X N(mu)^-x + Y D^-y + Z exp(-z T mu^-gamma)",
-            columns=("n_params_unrolled", "n_tokens", "mean_recurrence", "n_loops"),
-            terms=(
-                *_TRAINING_TERMS,
-                LawTerm(coefficient="Z", exponent="z", shape="gamma", shaped=_loops_over_mu),
-            ),
-            params=(
-                *_TRAINING_PARAMS,
+        _law(
+            "unified",
+            "E + X*N_mu**-x + Y*D**-y + Z*exp(-z*mu**-gamma*T)",
+            (
+                *_TRAINING,
                 _coefficient("Z", "loss that loops can still remove"),
-                _rate("z", (0.5, 8.0), 100.0),
-                LawParam(
-                    name="gamma",
-                    kind="shape",
-                    meaning="how the loops needed grow with mu",
-                    bounds=(-2.0, 4.0),
-                    start=(0.5, 1.5),
-                ),
+                _rate((0.5, 8.0), 100.0),
+                _shape("gamma", "how the loops needed grow with mu", (-2.0, 4.0), (0.5, 1.5)),
             ),
-            source=f"{_PARCAE}, unified law",
+            f"{_PARCAE}, unified law",
+            formula="L(T | mu, D) = E + X N(mu)^-x + Y D^-y + Z exp(-z T mu^-gamma)",
         ),
-        Law(
-            name="chinchilla",
+        _law(
+            "chinchilla",
+            "E + A*N**-alpha + B*D**-beta",
+            _CHINCHILLA,
+            "Hoffmann et al. (arXiv:2203.15556), approach 3",
             formula="L(N, D) = E + A N^-alpha + B D^-beta",
-            columns=("n_params", "n_tokens"),
-            terms=(
-                _E,
-                LawTerm(coefficient="A", exponent="alpha", variable=_log("n_params")),
-                LawTerm(coefficient="B", exponent="beta", variable=_log("n_tokens")),
-            ),
-            params=(
-                _coefficient("E", "loss with endless parameters and tokens"),
-                _coefficient("A", "scale of the parameters' term"),
-                _exponent("alpha", "parameters"),
-                _coefficient("B", "scale of the tokens' term"),
-                _exponent("beta", "tokens"),
-            ),
-            source="Hoffmann et al. (arXiv:2203.15556), approach 3",
         ),
-        Law(
-            name="frontier",
-            formula="L(C) = L_inf + A C^-a",
-            columns=("train_flops",),
-            terms=(
-                _FLOOR,
-                LawTerm(coefficient="A", exponent="a", variable=_log("train_flops")),
-            ),
-            params=(
-                _coefficient("L_inf", "loss with endless compute"),
+        _law(
+            "frontier",
+            "L_inf + A*C**-a",
+            (
+                _floor("compute"),
                 _coefficient("A", "scale of the compute term"),
                 _exponent("a", "FLOPs", start=(0.02, 0.5)),
             ),
-            source="Hoffmann et al. (arXiv:2203.15556), compute frontier",
+            "Hoffmann et al. (arXiv:2203.15556), compute frontier",
+            formula="L(C) = L_inf + A C^-a",
             frontier=True,
         ),
-        Law(
-            name="iso-depth",
-            formula="L = E + A (N_once + r^phi N_rec)^-alpha + B D^-beta",
-            columns=("n_params_once", "n_params_core", "mean_recurrence", "n_tokens"),
-            terms=(
-                _E,
-                LawTerm(coefficient="A", exponent="alpha", shape="phi", shaped=_log_iso_depth),
-                LawTerm(coefficient="B", exponent="beta", variable=_log("n_tokens")),
-            ),
-            params=(
-                _coefficient("E", "loss with endless parameters and tokens"),
-                _coefficient("A", "scale of the parameters' term"),
-                _exponent("alpha", "parameters", high=2.5),
-                _coefficient("B", "scale of the tokens' term"),
-                _exponent("beta", "tokens", high=2.5),
-                LawParam(
-                    name="phi",
-                    kind="shape",
-                    meaning="what one recurrence is worth: 1 a layer of its own, 0 nothing",
-                    bounds=(-3.0, 3.0),
-                    start=(-0.5, 1.5),
+        _law(
+            "iso-depth",
+            "E + A*(N_once + N_rec*mu**phi)**-alpha + B*D**-beta",
+            (
+                *_two_powers("A", "alpha", "parameters", "B", "beta", high=2.5),
+                _shape(
+                    "phi",
+                    "what one recurrence is worth: 1 a layer of its own, 0 nothing",
+                    (-3.0, 3.0),
+                    (-0.5, 1.5),
                 ),
             ),
-            source="Schwethelm, Rueckert, Kaissis (arXiv:2604.21106)",
+            "Schwethelm, Rueckert, Kaissis (arXiv:2604.21106)",
+            formula="L = E + A (N_once + r^phi N_rec)^-alpha + B D^-beta",
             cells=("budget_flops", "mean_recurrence"),
         ),
-        Law(
-            name="test-time",
+        _law(
+            "test-time",
+            "L_inf + Z*exp(-z*T)",
+            (_floor("loops"), _REMOVED, _rate((0.05, 3.0), 50.0)),
+            f"{_PARCAE}, test-time law",
             formula="L(T) = L_inf + Z exp(-z T)",
-            columns=("n_loops",),
-            terms=(_FLOOR, LawTerm(coefficient="Z", exponent="z", variable=_loops)),
-            params=(
-                _coefficient("L_inf", "loss with endless loops"),
-                _coefficient("Z", "loss that loops remove"),
-                _rate("z", (0.05, 3.0), 50.0),
-            ),
-            source=f"{_PARCAE}, test-time law",
             per_run=True,
         ),
-        Law(
-            name="test-time-shifted-power",
+        _law(
+            "test-time-shifted-power",
+            "L_inf + Z*(1 + T)**-z",
+            (_floor("loops"), _REMOVED, _exponent("z", "1 + T", 50.0, (0.2, 5.0))),
+            _FORMS,
             formula="L(T) = L_inf + Z (1 + T)^-z",
-            columns=("n_loops",),
-            terms=(
-                _FLOOR,
-                LawTerm(coefficient="Z", exponent="z", variable=lambda c: np.log1p(_loops(c))),
-            ),
-            params=(
-                _coefficient("L_inf", "loss with endless loops"),
-                _coefficient("Z", "loss that loops remove"),
-                _exponent("z", "1 + T", 50.0, (0.2, 5.0)),
-            ),
-            source=f"{_PARCAE}, comparison of test-time forms",
             per_run=True,
         ),
-        Law(
-            name="test-time-power-floor",
+        _law(
+            "test-time-power-floor",
+            "L_inf + Z*T**-z",
+            (_floor("loops"), _REMOVED, _exponent("z", "T", 50.0, (0.2, 5.0))),
+            _FORMS,
             formula="L(T) = L_inf + Z T^-z",
-            columns=("n_loops",),
-            terms=(_FLOOR, LawTerm(coefficient="Z", exponent="z", variable=_log("n_loops"))),
-            params=(
-                _coefficient("L_inf", "loss with endless loops"),
-                _coefficient("Z", "loss that loops remove"),
-                _exponent("z", "T", 50.0, (0.2, 5.0)),
-            ),
-            source=f"{_PARCAE}, comparison of test-time forms",
             per_run=True,
         ),
-        Law(
-            name="test-time-power",
+        _law(
+            "test-time-power",
+            "Z*T**-z",
+            (_coefficient("Z", "loss after one loop"), _exponent("z", "T", 50.0, (0.01, 1.0))),
+            _FORMS,
             formula="L(T) = Z T^-z",
-            columns=("n_loops",),
-            terms=(LawTerm(coefficient="Z", exponent="z", variable=_log("n_loops")),),
-            params=(
-                _coefficient("Z", "loss after one loop"),
-                _exponent("z", "T", 50.0, (0.01, 1.0)),
-            ),
-            source=f"{_PARCAE}, comparison of test-time forms",
             per_run=True,
+        ),
+        _law(
+            "kaplan",
+            "((N_c/N)**(alpha_N/alpha_D) + D_c/D)**alpha_D",
+            (
+                _shape("N_c", "scale of parameters", **_SCALE),
+                _shape("alpha_N", "exponent of parameters", (1e-3, 3.0)),
+                _shape("alpha_D", "exponent of tokens", (1e-3, 3.0)),
+                _shape("D_c", "scale of tokens", **_SCALE),
+            ),
+            "Kaplan et al. (arXiv:2001.08361), equation 1.5",
+        ),
+        _law(
+            "repeated",
+            "E + A*N**-alpha + B*(min(U, D) + min(U, D)*R*(1 - exp(-max(D/U - 1, 0)/R)))**-beta",
+            (
+                *_CHINCHILLA[:4],
+                _shape(
+                    "R",
+                    "repetitions after which data are worth 1/e less",
+                    (1e-3, 1e4),
+                    (1.0, 50.0),
+                    log_start=True,
+                ),
+                _CHINCHILLA[4],
+            ),
+            "Muennighoff et al. (arXiv:2305.16264), repeated tokens; parameters are not discounted",
+        ),
+        _law(
+            "params-only",
+            "L_inf + A*N**-alpha",
+            (_floor("parameters"), *_CHINCHILLA[1:3]),
+            "Kaplan et al. (arXiv:2001.08361), L(N), with a floor",
+        ),
+        _law(
+            "data-only",
+            "L_inf + B*D**-beta",
+            (_floor("tokens"), *_CHINCHILLA[3:]),
+            "Kaplan et al. (arXiv:2001.08361), L(D), with a floor",
+        ),
+        _law(
+            "accuracy",
+            "y = low + high*sigmoid(k*(middle - loss))",
+            (
+                _coefficient("low", "accuracy of chance", "1"),
+                _coefficient("high", "accuracy above chance of a perfect loss", "1"),
+                _shape("k", "steepness", (0.0, 100.0), (0.3, 10.0)),
+                _shape("middle", "loss half-way", (0.0, 20.0), (0.5, 5.0)),
+            ),
+            "Grattafiori et al. (arXiv:2407.21783), loss to accuracy",
         ),
     )
-}
-_SCALE: dict[str, Any] = {"bounds": (1e-6, np.inf), "log_start": True}
-# laws given as formulas, whose parameters have meanings and starts of their own
-_TYPED: tuple[tuple[str, str, tuple[LawParam, ...], dict[str, Any]], ...] = (
-    (
-        "kaplan",
-        "((N_c/N)**(alpha_N/alpha_D) + D_c/D)**alpha_D",
-        (
-            LawParam(
-                name="N_c", kind="shape", meaning="scale of parameters", start=(1e8, 1e16), **_SCALE
-            ),
-            LawParam(
-                name="alpha_N", kind="shape", meaning="exponent of parameters", bounds=(1e-3, 3.0)
-            ),
-            LawParam(
-                name="alpha_D", kind="shape", meaning="exponent of tokens", bounds=(1e-3, 3.0)
-            ),
-            LawParam(
-                name="D_c", kind="shape", meaning="scale of tokens", start=(1e8, 1e16), **_SCALE
-            ),
-        ),
-        {"source": "Kaplan et al. (arXiv:2001.08361), equation 1.5"},
-    ),
-    (
-        "repeated",
-        "E + A*N**-alpha + B*(min(U, D) + min(U, D)*R*(1 - exp(-max(D/U - 1, 0)/R)))**-beta",
-        (
-            _coefficient("E", "loss with endless parameters and tokens"),
-            _coefficient("A", "scale of the parameters' term"),
-            _exponent("alpha", "parameters"),
-            _coefficient("B", "scale of the tokens' term"),
-            LawParam(
-                name="R",
-                kind="shape",
-                meaning="repetitions after which data are worth 1/e less",
-                bounds=(1e-3, 1e4),
-                start=(1.0, 50.0),
-                log_start=True,
-            ),
-            _exponent("beta", "tokens"),
-        ),
-        {
-            "source": "Muennighoff et al. (arXiv:2305.16264), repeated tokens; parameters are not discounted"
-        },
-    ),
-    (
-        "params-only",
-        "L_inf + A*N**-alpha",
-        (
-            _coefficient("L_inf", "loss with endless parameters"),
-            _coefficient("A", "scale of the parameters' term"),
-            _exponent("alpha", "parameters"),
-        ),
-        {"source": "Kaplan et al. (arXiv:2001.08361), L(N), with a floor"},
-    ),
-    (
-        "data-only",
-        "L_inf + B*D**-beta",
-        (
-            _coefficient("L_inf", "loss with endless tokens"),
-            _coefficient("B", "scale of the tokens' term"),
-            _exponent("beta", "tokens"),
-        ),
-        {"source": "Kaplan et al. (arXiv:2001.08361), L(D), with a floor"},
-    ),
-    (
-        "accuracy",
-        "y = low + high*sigmoid(k*(middle - loss))",
-        (
-            LawParam(name="low", kind="coefficient", meaning="accuracy of chance"),
-            LawParam(
-                name="high", kind="coefficient", meaning="accuracy above chance of a perfect loss"
-            ),
-            LawParam(
-                name="k", kind="shape", meaning="steepness", bounds=(0.0, 100.0), start=(0.3, 10.0)
-            ),
-            LawParam(
-                name="middle",
-                kind="shape",
-                meaning="loss half-way",
-                bounds=(0.0, 20.0),
-                start=(0.5, 5.0),
-            ),
-        ),
-        {"source": "Grattafiori et al. (arXiv:2407.21783), loss to accuracy"},
-    ),
-)
-LAWS |= {
-    name: formula.law(text, LETTERS, name=name, params={p.name: p for p in params}, **fields)
-    for name, text, params, fields in _TYPED
 }
 TEST_TIME_FORMS = tuple(name for name in LAWS if name.startswith("test-time"))
 # fitted in closed form by their own modules, through the same command

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from analysis.errors import InputError
-from analysis.table import units
+from analysis.table import numbers
 from analysis.table.columns import LAW_COLUMNS
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def refuse_sizes(table: Table, law: str) -> None:
                 f"per size. Keep one with --where preset={presets[0]}."
             )
         return
-    sizes = units.numeric(frame.n_params)
+    sizes = numbers.floats(frame.n_params)
     ends = grouped(sizes, SAME_SIZE)
     if ends.nunique() < 2 or _by_depth(ends, frame):
         return
@@ -102,9 +102,9 @@ def grouped(values, tolerance: float):
     return values.map(of)
 
 
-def with_grouped_budgets(table: Table, name: str = "budget_flops") -> Table:
+def with_grouped_budgets(table: Table) -> Table:
     """Budgets within `SAME_BUDGET` of one another are one, at their mean; said in a note."""
-    budgets = units.numeric(table.frame[name])
+    budgets = numbers.floats(table.frame.budget_flops)
     group = grouped(budgets, SAME_BUDGET)
     if group.nunique() == budgets.nunique():
         return table
@@ -113,7 +113,7 @@ def with_grouped_budgets(table: Table, name: str = "budget_flops") -> Table:
     typical = budgets.groupby(group).transform("nunique") > 1
     frame = table.frame.assign(budget_flops=budgets.where(~typical, mean))
     return replace(table, frame=frame).noting(
-        f"{budgets.nunique()} values of {table.called(name)} make {group.nunique()} budgets: those within "
+        f"{budgets.nunique()} values of {table.called('budget_flops')} make {group.nunique()} budgets: those within "
         f"{SAME_BUDGET:.0%} of one another are one"
     )
 
@@ -123,16 +123,14 @@ def repeated(table: Table) -> list[str]:
     if "trial_id" not in table.frame:
         return []
     frame = table.frame
-    along = (
-        () if "n_tokens" in frame else ("train_flops",)
-    )  # a run's progress, where tokens are not given
+    along = () if "n_tokens" in frame else ("train_flops",)  # how far a run had come
     key = ["trial_id", *(c for c in (*_SETTING, *along, *_SEEDS) if c in frame)]
     twice = frame[frame.duplicated(key, keep=False)]
     out = []
     for run, rows in twice.groupby("trial_id", sort=False):
         groups = rows.groupby(key, dropna=False, sort=False)
         first = next(iter(groups))[1]
-        losses = ", ".join(f"{v:.4f}" for v in units.numeric(first.val_loss))
+        losses = ", ".join(f"{v:.4f}" for v in numbers.floats(first.val_loss))
         place = next((c for c in ("n_loops", "n_tokens") if c in key), "")
         where = f" at {LAW_COLUMNS[place][0]} = {first[place].iloc[0]:.6g}" if place else ""
         more = f", and likewise at {len(groups) - 1} more" if len(groups) > 1 else ""
@@ -152,7 +150,7 @@ def disagreements(table: Table) -> list[str]:
     same = [c for c in (*_SETTING, *_RECIPE, *_SEEDS) if c in frame]
     if not same or "val_loss" not in frame:
         return []
-    frame = frame.assign(val_loss=units.numeric(frame.val_loss))
+    frame = frame.assign(val_loss=numbers.floats(frame.val_loss))
     spread = frame.groupby(same, dropna=False).val_loss.agg(["min", "max", "size"])
     bad = spread[(spread["size"] > 1) & (spread["max"] > spread["min"] * (1 + SAME_LOSS))]
     cure = "" if "seed" in frame else "; if they are seeds, map the column that tells: seed=COLUMN"

@@ -190,7 +190,7 @@ def need(table: Table, names: tuple[str, ...], law: str) -> Table:
             raise InputError(_missing(table, name, law))
         if name == "trial_id":
             continue
-        values = units.numeric(table.frame[name])
+        values = numbers.floats(table.frame[name])
         above = info(name)[2]
         bad = ~(np.isfinite(values) & (values > above))
         if bad.any():
@@ -413,8 +413,8 @@ def _derived(table: Table, names: tuple[str, ...]) -> Table:
     def add(name: str, needed: set[str], value, note: str) -> None:
         nonlocal table
         if name in names and name not in table.frame and needed <= set(table.frame):
-            numbers = {n: units.numeric(table.frame[n]) for n in needed}
-            table = replace(table, frame=table.frame.assign(**{name: value(numbers)})).noting(note)
+            given = {n: numbers.floats(table.frame[n]) for n in needed}
+            table = replace(table, frame=table.frame.assign(**{name: value(given)})).noting(note)
 
     parts = {"n_params", "n_params_core", "mean_recurrence"}
     if "n_tokens" in names and "n_tokens" not in table.frame and "train_flops" in table.frame:

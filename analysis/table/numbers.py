@@ -84,6 +84,14 @@ def one(text: str) -> float | None:
         return _number(_bare(text), _comma_of([_bare(text)], None), False)
 
 
+def count(number: float) -> str:
+    """Tokens, parameters, FLOPs a second as people write them: three digits and a letter, 11.2B."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size * 0.9995:
+            return f"{number / size:.3g}{letter}"
+    return f"{number:.3g}"
+
+
 def _bare(cell: str) -> str:
     text = cell.strip().strip(_WRAPPING).strip().replace("\u2212", "-")
     return _SPACE.sub("", _GROUPING.sub("", text))

@@ -50,7 +50,7 @@ def to_nats(frame: pd.DataFrame, raw: pd.DataFrame, unit: str, where: str) -> tu
         if kind not in ("nats", "bits", "bpb", "ppl"):
             raise InputError(f"--unit {unit!r} is unknown; it must be {UNITS}.")
         return ()
-    loss = numeric(frame.val_loss)
+    loss = numbers.floats(frame.val_loss)
     if kind == "bits":
         nats, words = loss * np.log(2), "bits per token"
     elif kind == "ppl":
@@ -110,15 +110,13 @@ def check_mapped(
                 f"{where}: column {column!r} for the loss says it holds {what}; the laws take nats "
                 f"per token. Convert it with --unit {cure}, or say --unit nats if its name misleads."
             )
-    if (
-        "n_loops" not in frame
-    ):  # a curve over loops may explode; laws of trained models refuse it then
+    if "n_loops" not in frame:  # curves over loops may explode, which laws of trained models refuse
         refuse_diverged(frame, where)
     notes = []
     for name, (least, unit, others) in _SMALLEST.items():
         if name not in frame:
             continue
-        largest = numeric(frame[name]).max()
+        largest = numbers.floats(frame[name]).max()
         if not largest < least:
             continue
         own = columns.get(name, name)
@@ -142,7 +140,7 @@ def refuse_other_flops(flops: pd.Series, columns: dict[str, str], where: str) ->
     Raises:
         InputError: with the factors that convert.
     """
-    largest, least = numeric(flops).max(), _SMALLEST["train_flops"][0]
+    largest, least = numbers.floats(flops).max(), _SMALLEST["train_flops"][0]
     if largest < least:
         own = columns.get("train_flops", "train_flops")
         raise InputError(
@@ -150,11 +148,6 @@ def refuse_other_flops(flops: pd.Series, columns: dict[str, str], where: str) ->
             f"with {written(columns, train_flops=f'{own}*1e18')}, PFLOPs with {own}*1e15 there, a logarithm "
             f"with 10**{own}; or map the tokens, D=COLUMN."
         )
-
-
-def numeric(values: pd.Series) -> pd.Series:
-    """The column as floats, NaN where a cell is no number."""
-    return numbers.floats(values)
 
 
 def refuse_diverged(frame: pd.DataFrame, where: str) -> None:
@@ -165,7 +158,7 @@ def refuse_diverged(frame: pd.DataFrame, where: str) -> None:
     """
     if "val_loss" not in frame:
         return
-    loss = numeric(frame.val_loss)
+    loss = numbers.floats(frame.val_loss)
     loss = loss[loss < float("inf")]  # an infinite one is refused by the laws
     if not loss.max() > MAX_NATS:
         return

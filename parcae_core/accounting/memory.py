@@ -77,9 +77,8 @@ def saved_bytes_per_token(model: ModelConfig, grad_steps: int, precision: str) -
             once += kept
         if model.has_value_embedding(layer):
             once += WIDE * kv_width(model, layer)  # the table's rows, one lookup for all loops
-    once += (
-        WIDE * d * (2 + model.has_prelude_norm)
-    )  # inputs of the last norms; gradient of the head
+    # inputs of the last norms; gradient of the head
+    once += WIDE * d * (2 + model.has_prelude_norm)
     if model.is_transformer:
         return once + core
     once += low * d  # e, which the injection reads

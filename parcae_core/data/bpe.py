@@ -1,8 +1,8 @@
 """Byte-level BPE: training, encoding and the exchange format, tokenizer.json.
 
 Training uses rustbpe and encoding tiktoken: both give what the `tokenizers` library gives for the
-same merges, several times faster (benchmarks/tokenizer_speed.py prints by how much). A
-tokenizer.json made elsewhere is encoded by `tokenizers` itself unless it has exactly our layout.
+same merges, several times faster. A tokenizer.json made elsewhere is encoded by `tokenizers` itself
+unless it has exactly our layout.
 """
 
 from __future__ import annotations

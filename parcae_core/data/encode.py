@@ -16,12 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from parcae_core.data.corpus import Document, Split
+from parcae_core.data.corpus import SPLITS, Document, Split
 from parcae_core.data.tokenizer import Tokenizer, id_dtype
 
 BATCH_BYTES = 4 << 20
-_FLAGS: dict[Split, int] = {"train": 0, "val": 1}
-_SPLITS: tuple[Split, Split] = ("train", "val")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +49,7 @@ class EncodedBatch:
         ends = np.cumsum(self.id_lengths)
         for i, end in enumerate(ends):
             ids = self.ids[end - self.id_lengths[i] : end]
-            yield _SPLITS[self.is_val[i]], self.digests[i].tobytes(), int(self.text_lengths[i]), ids
+            yield SPLITS[self.is_val[i]], self.digests[i].tobytes(), int(self.text_lengths[i]), ids
 
 
 def encode_stream(
@@ -103,7 +101,7 @@ def _encode(
     encoded = [text.encode() for _, text in texts]
     digests = np.frombuffer(b"".join(hashlib.sha256(t).digest() for t in encoded), np.uint8)
     digests = digests.reshape(len(texts), 32)
-    is_val = np.array([_FLAGS[split] for split, _ in texts], np.uint8)
+    is_val = np.array([split == "val" for split, _ in texts], np.uint8)
     if path is not None and (known := _load(path)) is not None:
         same_text = np.array_equal(known.digests, digests)
         if same_text and np.array_equal(known.is_val, is_val):

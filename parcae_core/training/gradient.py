@@ -22,11 +22,8 @@ from parcae_core.training.distributed import Distributed
 from parcae_core.training.graphs import Graphs
 from parcae_core.trial import Trial
 
-_ROOT_MEAN_SQUARES = (
-    "state_norm",
-    "residual_norm",
-    "loop_norm",
-)  # over sequences; other instruments are not
+# Over sequences; other instruments are not
+_ROOT_MEAN_SQUARES = ("state_norm", "residual_norm", "loop_norm")
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ import typer
 from analysis.errors import InputError
 from parcae_core.errors import UserError
 from sweeps.tracking import reader
-from sweeps.waiting import waiting
+from sweeps.waiting import say, waiting
 
 # What each extra brings; a missing one is named with the way to get it
 _EXTRAS = {
@@ -108,24 +108,22 @@ def main() -> None:
     except OSError as error:
         _give_up_stdout()
         place = f"{error.filename}: " if error.filename else ""
-        print(
+        say(
             f"parcae: {place}{error.strerror or error or type(error).__name__}; the command did not "
-            "finish. See to it and run it again: what was written before is whole",
-            file=sys.stderr,
+            "finish. See to it and run it again: what was written before is whole"
         )
         sys.exit(1)
     except (UserError, InputError) as error:
         for line in str(error).splitlines():
-            print(f"parcae: {line}", file=sys.stderr)
+            say(f"parcae: {line}")
         sys.exit(2)
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         if package not in _EXTRAS:
             raise
-        print(
+        say(
             f"parcae: this needs {package}, which is not installed: "
-            f"pip install 'parcae-scaling[{_EXTRAS[package]}]'",
-            file=sys.stderr,
+            f"pip install 'parcae-scaling[{_EXTRAS[package]}]'"
         )
         sys.exit(2)
 

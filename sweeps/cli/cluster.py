@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sweeps.cli.columns import AsJson
 from sweeps.cli.jobs import ENV, EXCLUDE, sendable
 
 if TYPE_CHECKING:
@@ -28,10 +29,9 @@ def check(
         str, typer.Option(help="auto or host:port on the cluster; http://host:8265 from elsewhere.")
     ],
     out: Annotated[
-        str | None,
-        typer.Option("--out", help="The place for sweeps: written and read by each node."),
+        str | None, typer.Option(help="The place for sweeps: written and read by each node.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")] = False,
+    as_json: AsJson = False,
     exclude: Annotated[list[str] | None, EXCLUDE] = None,
     env: Annotated[list[str] | None, ENV] = None,
 ) -> None:

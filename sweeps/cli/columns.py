@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import shutil
 import sys
-import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from analysis.table.numbers import count
+from sweeps.waiting import wrapped
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")]
 _GAP = 2  # blanks between two columns
 _LONGEST_LIST = 20  # characters of values named one by one
 
@@ -65,9 +68,7 @@ def print_table(console: Console, title: str, columns: Sequence[Column]) -> None
     for row in zip(*(c.cells for c in shown), strict=True):
         table.add_row(*row)
     wide = console.width
-    console.width = max(
-        wide, _width(shown)
-    )  # a terminal narrower than the rest wraps; nothing is cut
+    console.width = max(wide, _width(shown))  # a narrower terminal wraps; nothing is cut
     console.print(table)
     console.width = wide
     if left_out:
@@ -79,32 +80,16 @@ def _width(columns: Sequence[Column]) -> int:
 
 
 def echo(text: str) -> None:
-    """Print a report; a terminal gets its long lines broken between words, never within a number."""
-    if sys.stdout.isatty():
-        text = "\n".join(
-            _wrapped(line, shutil.get_terminal_size().columns) for line in text.splitlines()
-        )
-    typer.echo(text)
+    """Print a report, its long lines broken between words on a terminal."""
+    typer.echo(wrapped(text, sys.stdout))
 
 
-def _wrapped(line: str, width: int) -> str:
-    if len(line) <= width:
-        return line
-    indent = " " * (len(line) - len(line.lstrip()) + 4)
-    return textwrap.fill(
-        line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
+def terminal_width() -> int | None:
+    """Of stdout; a pipe has none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 # ---- numbers as people write them ----------------------------------------------------------------
-
-
-def count(number: float) -> str:
-    """Tokens, FLOPs a second: three digits and a letter, such as 11.2B."""
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size * 0.9995:
-            return f"{number / size:.3g}{letter}"
-    return f"{number:.3g}"
 
 
 def digits(number: float, n: int = 2) -> str:

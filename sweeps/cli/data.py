@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sweeps.cli.columns import AsJson
+
 if TYPE_CHECKING:
     from parcae_core.data.manifest import Manifest
-
-AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -32,39 +32,32 @@ def prepare_corpus(
             ".parquet, or a URL such as s3://bucket/folder or hf://datasets/owner/name."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder of prepared folders.")] = Path("data"),
+    out: Annotated[Path, typer.Option(help="Folder of prepared folders.")] = Path("data"),
     tokenizer: Annotated[
         str | None,
         typer.Option(
-            "--tokenizer",
             help="bytes (default), bpe-<vocab_size>, a tokenizer.json, or hf:owner/name of the hub; "
-            "a generated corpus has its own characters.",
+            "a generated corpus has its own characters."
         ),
     ] = None,
     context: Annotated[
-        int, typer.Option("--context", min=1, help="Trained tokens per row; a row has one more.")
+        int, typer.Option(min=1, help="Trained tokens per row; a row has one more.")
     ] = 128,
     text_column: Annotated[
-        str, typer.Option("--text-column", help="Field with the text, in JSONL and Parquet.")
+        str, typer.Option(help="Field with the text, in JSONL and Parquet.")
     ] = "text",
     val_share: Annotated[
-        float | None,
-        typer.Option("--val-share", help="Share of the documents held out; 1/12 by default."),
+        float | None, typer.Option(help="Share of the documents held out; 1/12 by default.")
     ] = None,
     follow_links: Annotated[
         bool,
         typer.Option("--follow-links", help="Read what links lead to outside the corpus folder."),
     ] = False,
     long_documents: Annotated[
-        str,
-        typer.Option(
-            "--long-documents",
-            help="cut them into rows, or crop what exceeds one row, as published.",
-        ),
+        str, typer.Option(help="cut them into rows, or crop what exceeds one row, as published.")
     ] = "cut",
     workers: Annotated[
-        int | None,
-        typer.Option("--workers", min=1, help="Threads; all cores by default. Changes no byte."),
+        int | None, typer.Option(min=1, help="Threads; all cores by default. Changes no byte.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -106,7 +99,7 @@ def prepare_corpus(
 def inspect_prepared(
     folder: Annotated[Path, typer.Argument(help="A folder written by `parcae data prepare`.")],
     n_rows: Annotated[int, typer.Option("--rows", min=0, help="Decoded rows to show.")] = 3,
-    split: Annotated[str, typer.Option("--split", help="train or val.")] = "train",
+    split: Annotated[str, typer.Option(help="train or val.")] = "train",
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare every file with its hash; reads it all.")
     ] = False,

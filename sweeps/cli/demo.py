@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sweeps.cli.columns import Column, console_for_people, echo, print_table
+from sweeps.waiting import say
+
 if TYPE_CHECKING:
     from analysis.fitting.result import Param
     from analysis.report.study import Study
@@ -22,9 +25,7 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="The folder that holds sweeps.")] = Path(
-        "runs"
-    ),
+    out: Annotated[Path, typer.Option(help="The folder that holds sweeps.")] = Path("runs"),
     cpus: Annotated[
         int | None, typer.Option(min=1, help="Cores to use on this machine; default: all.")
     ] = None,
@@ -42,7 +43,7 @@ def demo(
     """
     from analysis.report.html import write_report
     from analysis.report.study import load
-    from sweeps.cli.sweep import finish, load_plan, say
+    from sweeps.cli.sweep import finish, load_plan
     from sweeps.records import collect
     from sweeps.runner.driver import Options, run
     from sweeps.store import Store
@@ -69,7 +70,6 @@ def tell(published: Study, here: Study) -> None:
     """Print what the demonstration found, in tables that fit 80 columns."""
     from analysis import known
     from analysis.table.load import load
-    from sweeps.cli.columns import Column, console_for_people, echo, print_table
     from sweeps.design.plan import short
 
     console = console_for_people()

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from analysis.errors import InputError
+from sweeps.cli.columns import AsJson
 
 
 def register(app: typer.Typer) -> None:
@@ -64,7 +65,7 @@ def design(
         str | None, typer.Option(help="Ranges of parameters, like alpha=0:3,E=1:.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the starts of every fit.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")] = False,
+    json: AsJson = False,
 ) -> None:
     """Choose runs that tell most for their cost.
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from parcae_core.errors import UserError
-from sweeps.cli.sweep import CHECKPOINT_EVERY, LOST_WORKERS, NODE_CPUS, NODE_GPUS, SET, say
+from sweeps.cli.sweep import CHECKPOINT_EVERY, LOST_WORKERS, NODE_CPUS, NODE_GPUS, SET
+from sweeps.waiting import say
 
 if TYPE_CHECKING:
     from sweeps.runner.cluster.package import Package
@@ -35,9 +36,7 @@ def register(app: typer.Typer) -> None:
 def submit(
     spec: Annotated[Path, typer.Argument(help="A spec file below the current folder.")],
     address: Annotated[str, _ADDRESS],
-    out: Annotated[
-        str, typer.Option("--out", help="The folder for sweeps, as the cluster's nodes see it.")
-    ],
+    out: Annotated[str, typer.Option(help="The folder for sweeps, as the cluster's nodes see it.")],
     changes: Annotated[list[str] | None, SET] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return once it is queued.")] = False,
     extend: Annotated[bool, typer.Option("--extend", help="As for `parcae run`.")] = False,
@@ -66,9 +65,8 @@ def submit(
     from sweeps.design.spec import load_spec
     from sweeps.runner.cluster import jobs
 
-    name = load_spec(
-        spec, changes or ()
-    ).name  # a mistake in it is found here and not on the cluster
+    # a mistake in it is found here and not on the cluster
+    name = load_spec(spec, changes or ()).name
     here = Path.cwd()
     if not spec.resolve().is_relative_to(here):
         raise UserError(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sweeps.cli.columns import echo
+from sweeps.cli.columns import echo, terminal_width
 
 if TYPE_CHECKING:
     from analysis.choices import Choices
@@ -333,13 +333,20 @@ def judge(
 def _tables(tables: dict[str, list[dict]], json: bool) -> None:
     import json as json_module
 
-    from analysis import api
-
     if json:
         typer.echo(json_module.dumps(tables, indent=2))
         return
     for name, rows in tables.items():
-        typer.echo(f"{name}\n{api.as_text(rows)}\n")
+        typer.echo(f"{name}\n{_as_text(rows)}\n")
+
+
+def _as_text(rows: list[dict]) -> str:
+    """Rows as an aligned table; a terminal gets columns that do not fit below the others."""
+    import pandas as pd
+
+    return pd.DataFrame(rows).to_string(
+        index=False, float_format="{:.4g}".format, na_rep="-", line_width=terminal_width()
+    )
 
 
 @reads
@@ -362,11 +369,10 @@ def compare(
     """
     import json as json_module
 
-    from analysis import api
     from analysis.comparison import compare as compared
 
     found = compared(looped, plain, metric, choices.reading)
-    typer.echo(json_module.dumps(found.to_dict(), indent=2) if json else found.report(api.as_text))
+    typer.echo(json_module.dumps(found.to_dict(), indent=2) if json else found.report(_as_text))
 
 
 def _answer(answer, json: bool) -> None:
@@ -458,7 +464,7 @@ def curves(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the figures; without it none is drawn.")
     ] = None,
-    x: Annotated[str, typer.Option("--x", help="flops or tokens, of the figure's axis.")] = "flops",
+    x: Annotated[str, typer.Option(help="flops or tokens, of the figure's axis.")] = "flops",
     format: Formats = None,
     width: Width = None,
     style: Style = None,
@@ -499,7 +505,7 @@ def curves(
     fitted = learning.fit_envelope(
         found, choices.changes.of(library.get("frontier")), **choices.fitting
     )
-    typer.echo(fitted.result.to_json() if json else fitted.result.report())
+    typer.echo(fitted.result.to_json()) if json else echo(fitted.result.report())
     if out is not None:
         with looking(Look(width=width, style=style)):
             drawn = (
@@ -537,5 +543,5 @@ def report(
     write_report(studies, out)
     for found in studies:
         for line in found.summaries():
-            typer.echo(line)
+            echo(line)
     typer.echo(str(out))

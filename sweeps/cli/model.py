@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from parcae_core.errors import UserError
+from sweeps.cli.columns import AsJson
 
 
 def register(app: typer.Typer) -> None:
@@ -28,7 +29,7 @@ def params(
         list[int] | None,
         typer.Option("--mean-recurrence", "-m", help="mu_rec to count for; may be repeated."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Parameters by component, N(mu) and FLOPs per token of the presets.
 
@@ -125,21 +126,15 @@ def _print(table: dict[str, Any]) -> None:
 
 def evaluate_model(
     checkpoint: Annotated[
-        Path,
-        typer.Argument(help="A published checkpoint, one of ours, or a run's folder."),
+        Path, typer.Argument(help="A published checkpoint, one of ours, or a run's folder.")
     ],
-    data: Annotated[
-        Path, typer.Option("--data", help="Prepared data, as `parcae data prepare` writes it.")
-    ],
-    loops: Annotated[
-        str, typer.Option("--loops", help="Numbers of loops: 1-24, or 1,2,4,8.")
-    ] = "1-24",
+    data: Annotated[Path, typer.Option(help="Prepared data, as `parcae data prepare` writes it.")],
+    loops: Annotated[str, typer.Option(help="Numbers of loops: 1-24, or 1,2,4,8.")] = "1-24",
     n_sequences: Annotated[
-        int | None,
-        typer.Option("--n-sequences", min=1, help="Validation rows to use; all by default."),
+        int | None, typer.Option(min=1, help="Validation rows to use; all by default.")
     ] = None,
-    batch_sequences: Annotated[int, typer.Option("--batch-sequences", min=1)] = 16,
-    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")] = False,
+    batch_sequences: Annotated[int, typer.Option(min=1)] = 16,
+    as_json: AsJson = False,
 ) -> None:
     """Validation loss of a model at every number of loops, in one pass.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from parcae_core.errors import UserError
+from sweeps.cli.columns import AsJson
+from sweeps.waiting import say
 
 if TYPE_CHECKING:
     from sweeps.design.plan import Plan
@@ -44,7 +45,6 @@ _SWEEP = typer.Argument(
     help="A sweep's name under --out, its folder or URL, or its spec.", autocompletion=_sweeps
 )
 _OUT = typer.Option("--out", help="Where sweeps are: a folder, or a URL such as s3://bucket/runs.")
-_JSON = typer.Option("--json", help="Machine-readable, on stdout.")
 # of `submit` as well
 LOST_WORKERS = typer.Option(min=0, help="Workers a trial may lose without a newer checkpoint.")
 CHECKPOINT_EVERY = typer.Option(min=1.0, help="Seconds between checkpoints.")
@@ -62,7 +62,7 @@ def plan(
     spec: Annotated[Path, _SPEC],
     trials: Annotated[bool, _TRIALS] = False,
     changes: Annotated[list[str] | None, SET] = None,
-    as_json: Annotated[bool, _JSON] = False,
+    as_json: AsJson = False,
     out: Annotated[str, _OUT] = "runs",
     cpus: Annotated[
         int | None, typer.Option(min=1, help="Of the cluster that the time is for.")
@@ -246,7 +246,7 @@ def run(
 def status(
     sweep: Annotated[str, _SWEEP],
     trials: Annotated[bool, _TRIALS] = False,
-    as_json: Annotated[bool, _JSON] = False,
+    as_json: AsJson = False,
     out: Annotated[str, _OUT] = "runs",
     address: Annotated[
         str | None, typer.Option(help="Of a cluster: the state of the submitted job instead.")
@@ -454,11 +454,6 @@ def finish(outcome: Outcome, store: Store, *, again: str) -> None:
         what = "stopped" if outcome.stopped else "not every trial could be run"
         say(f"{what}; go on with: {again}")
     raise typer.Exit(1)
-
-
-def say(text: str) -> None:
-    """A line on stderr."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def _again(spec: Path, out: str, changes: Sequence[str], *, smoke: bool, no_ray: bool) -> str:

@@ -24,8 +24,8 @@ from sweeps.design.corpora import UNREAD
 from sweeps.design.estimate import duration, longest_first, makespan, rate_of
 from sweeps.design.plan import Plan, short
 from sweeps.design.trunks import flops_to_make
-from sweeps.reports import FINISHED
-from sweeps.store import Store, TrialState
+from sweeps.reports import FINISHED, StateReport
+from sweeps.store import Store
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -389,7 +389,7 @@ def status_data(store: Store) -> dict[str, Any]:
     }
 
 
-def _shared_steps(trial: Trial, state: TrialState, result: TrainResult | None) -> int:
+def _shared_steps(trial: Trial, state: StateReport, result: TrainResult | None) -> int:
     """Steps of a trial that its trunk made: as its result says, before that as planned."""
     if result is not None:
         return result.shared_steps

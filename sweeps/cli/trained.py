@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from parcae_core.errors import UserError
+from sweeps.cli.columns import AsJson
 from sweeps.cli.model import parse_loops
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ TokenizerOption = Annotated[
         help="A tokenizer.json, a prepared folder or hf:owner/name; by default what lies beside the run.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")]
 MARK = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -45,22 +45,17 @@ def sample_text(
     model: Model,
     prompt: Annotated[str, typer.Argument(help="The beginning of a text.")],
     loops: Annotated[
-        str | None,
-        typer.Option("--loops", help="Numbers of loops, like 1,4,16; by default 1, mu and 2 mu."),
+        str | None, typer.Option(help="Numbers of loops, like 1,4,16; by default 1, mu and 2 mu.")
     ] = None,
     n_tokens: Annotated[int, typer.Option("--tokens", help="Most tokens to add.")] = 64,
-    temperature: Annotated[
-        float, typer.Option("--temperature", help="0 takes the likeliest token.")
-    ] = 0.8,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
     top_p: Annotated[
-        float, typer.Option("--top-p", help="Draw among the tokens that hold this probability.")
+        float, typer.Option(help="Draw among the tokens that hold this probability.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option("--seed", help="Of the draws; all columns share them.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the draws; all columns share them.")] = 0,
     stop_below: Annotated[
         float | None,
-        typer.Option(
-            "--stop-below", help="Leave a token's loop once its state changes by less, like 0.05."
-        ),
+        typer.Option(help="Leave a token's loop once its state changes by less, like 0.05."),
     ] = None,
     tokenizer: TokenizerOption = None,
     as_json: AsJson = False,
@@ -111,9 +106,7 @@ def export_model(
     ] = "transformers",
     loops: Annotated[
         int | None,
-        typer.Option(
-            "--loops", help="num_loops of the generation config; by default those of training."
-        ),
+        typer.Option(help="num_loops of the generation config; by default those of training."),
     ] = None,
     tokenizer: TokenizerOption = None,
 ) -> None:
@@ -151,15 +144,13 @@ def score_models(
         list[Path], typer.Argument(help="Runs' folders, checkpoints, or published checkpoints.")
     ],
     tasks: Annotated[
-        str,
-        typer.Option("--tasks", help="Names, or YAML files, of the harness's tasks, with commas."),
+        str, typer.Option(help="Names, or YAML files, of the harness's tasks, with commas.")
     ],
     loops: Annotated[
-        str | None,
-        typer.Option("--loops", help="Numbers of loops; by default those of the run's evaluation."),
+        str | None, typer.Option(help="Numbers of loops; by default those of the run's evaluation.")
     ] = None,
     include: Annotated[
-        Path | None, typer.Option("--include", help="A folder with task files of your own.")
+        Path | None, typer.Option(help="A folder with task files of your own.")
     ] = None,
     n_shot: Annotated[
         int | None,
@@ -168,7 +159,7 @@ def score_models(
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Only the first documents of each task.")
+        int | None, typer.Option(min=1, help="Only the first documents of each task.")
     ] = None,
     tokenizer: TokenizerOption = None,
     as_json: AsJson = False,

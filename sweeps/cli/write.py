@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from parcae_core.errors import UserError
-from sweeps.cli.sweep import say
+from sweeps.waiting import say
 
 
 class Form(StrEnum):

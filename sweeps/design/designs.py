@@ -151,17 +151,7 @@ def _merged(base: Variation, over: Variation) -> Variation:
 
 def given_fields(variation: Variation) -> dict[str, Any]:
     """The plain keys that a variation sets."""
-    names = (
-        "mean_recurrence",
-        "mean_backprop_depth",
-        "budget_flops",
-        "n_tokens",
-        "batch_sequences",
-        "context",
-        "data",
-        "depth",
-        "seeds",
-    )
+    names = (n for n in Variation.model_fields if n not in ("model", "optim"))
     return {n: v for n in names if (v := getattr(variation, n)) is not None}
 
 

@@ -23,9 +23,8 @@ ASSUMED_FLOPS_PER_CPU = 1.2e10  # 0.8e10 beside other work, 1.4e10 alone (docs/l
 class Rate:
     """Exact-rule FLOP/s of one trial, and where the number comes from."""
 
-    flops_per_s: (
-        float | None
-    )  # None: nothing is known of the device; the median where trials differ
+    # None: nothing is known of the device; the median where trials differ
+    flops_per_s: float | None
     source: str
     by_trial: dict[str, float] = field(default_factory=dict)  # where presets differ, by trial_id
 

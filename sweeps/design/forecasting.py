@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,8 @@ from sweeps.decisions import ends_data, half_of
 from sweeps.design.plan import Plan, short
 from sweeps.design.spec import AdaptiveSpec
 
-_OFF = (
-    0.15  # of an interval, by which simulation and Fisher information may differ before it is said
-)
+# Of an interval, by which simulation and Fisher information may differ before it is said
+_OFF = 0.15
 _BEYOND = 4.0  # times the largest budget: where mu* is forecast, if nothing else is asked for
 
 
@@ -92,7 +92,7 @@ def forecast_data(plan: Plan, prior: Prior, at: float | None = None) -> dict[str
         "noise": prior.noise,
         "noise_source": prior.noise_source,
         "n_runs": len(runs),
-        "intervals": [f.to_dict() for f in found],
+        "intervals": [asdict(f) for f in found],
         "notes": [note for f in found if (note := _apart(f))],
     }
 

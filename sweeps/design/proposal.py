@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +62,10 @@ class Proposal:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "design": self.forecast.to_dict(),
+            "design": asdict(self.forecast),
             "flops": self.flops,
             "runs": len(self.plan.trials),
-            "grid": None if self.grid_forecast is None else self.grid_forecast.to_dict(),
+            "grid": self.grid_forecast and asdict(self.grid_forecast),
             "grid_flops": self.grid_flops,
             "grid_runs": self.grid_runs,
             "spec": self.spec,

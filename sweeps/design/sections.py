@@ -21,12 +21,7 @@ from parcae_core.data.state_reveals import StateReveals
 from parcae_core.data.tokenizer import CHARACTERS
 from parcae_core.depth import default_backprop_depth
 from parcae_core.trial import OptimConfig, Resources
-from sweeps.design.validation import (
-    Number,
-    Section,
-    Whole,
-    overrides_of,
-)
+from sweeps.design.validation import Number, Section, Whole, overrides_of
 
 Positive = Annotated[Number, Field(gt=0)]
 Count = Annotated[Whole, Field(ge=1)]

@@ -10,15 +10,10 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import (
-    Field,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from analysis.errors import nearest
 from parcae_core.accounting.flops import FlopsRule
@@ -47,13 +42,7 @@ from sweeps.design.sections import (
     WandbSection,
     Windows,
 )
-from sweeps.design.validation import (
-    Number,
-    Section,
-    read_mapping,
-    read_text,
-    sentences,
-)
+from sweeps.design.validation import Number, Section, read_mapping, read_text, sentences
 
 
 class _Common(Section):
@@ -147,9 +136,8 @@ class _Common(Section):
     def sha256(self) -> str:
         """Hash of what the file says, comments, order and spelling of numbers aside."""
         data = self.model_dump(mode="json")
-        if (
-            data["wandb"]["entity"] is None
-        ):  # so that specs keep the hash of before these were known
+        # so that specs keep the hash of before these were known
+        if data["wandb"]["entity"] is None:
             del data["wandb"]["entity"]
         if not data["trunks"]:
             del data["trunks"]
@@ -334,13 +322,7 @@ SweepSpec = (
     IsoflopSpec | TestTimeSpec | StabilitySpec | IsoDepthSpec | AdaptiveSpec | GridSpec | ListSpec
 )
 DESIGNS: dict[str, type[SweepSpec]] = {
-    "isoflop": IsoflopSpec,
-    "test_time": TestTimeSpec,
-    "stability": StabilitySpec,
-    "iso_depth": IsoDepthSpec,
-    "adaptive": AdaptiveSpec,
-    "grid": GridSpec,
-    "list": ListSpec,
+    get_args(spec.model_fields["design"].annotation)[0]: spec for spec in get_args(SweepSpec)
 }
 
 

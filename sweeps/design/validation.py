@@ -60,13 +60,11 @@ Number = Annotated[float, BeforeValidator(_to_float)]
 Whole = Annotated[int, BeforeValidator(_to_int)]
 
 
-def overrides_of(config: type, name: str, leave_out: frozenset[str] = frozenset()) -> type[Section]:
+def overrides_of(config: type, name: str) -> type[Section]:
     """A section whose keys are the fields of a dataclass, all optional; given ones override."""
     hints = get_type_hints(config)
     entries: dict[str, Any] = {}
     for field in dataclasses.fields(config):
-        if field.name in leave_out:
-            continue
         kind = _readable(hints[field.name])
         needed = f"{_in_words(hints[field.name])}, or leave the key out"
         # None marks "not given"; a None that a user writes means the same

@@ -8,13 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 
 from parcae_core.trial import Trial
 from sweeps.design.estimate import duration
 from sweeps.design.plan import short
-from sweeps.reports import FINISHED
+from sweeps.reports import FINISHED, StateReport
 from sweeps.storage.base import Polling
-from sweeps.store import Store, TrialState
+from sweeps.store import Store
 
 EVERY_S = 30.0
 LIVE_EVERY_S = 1.0
@@ -82,8 +83,9 @@ class Display:
         self.trials = {t.trial_id: t for t in trials}
         self.console = console or Console(stderr=True)
         self.bars = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=None),
+            # on a narrow terminal the bar gives way first, then the name is broken between words
+            TextColumn("{task.description}", markup=False, table_column=Column()),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),
             TextColumn("{task.fields[amount]}", markup=False),
             TextColumn("{task.fields[note]}", markup=False),
             console=self.console,
@@ -116,7 +118,8 @@ class Display:
     def say(self, text: str) -> None:
         """A line that stays, above the bars."""
         line = f"[{time.monotonic() - self.began:7.1f} s] {text}"
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        whole = not self.console.is_terminal  # which would break it within a number
+        self.console.print(line, markup=False, highlight=False, soft_wrap=whole)
 
     def end(self, trial: Trial, state: str) -> None:
         """A trial has ended, or was given up; says how, if its folder does."""
@@ -147,7 +150,7 @@ class Display:
         seconds = None if self.open_ended else self.pace.left_s()
         return "" if seconds is None else f"about {duration(seconds)} left"
 
-    def _line(self, states: Mapping[str, TrialState]) -> None:
+    def _line(self, states: Mapping[str, StateReport]) -> None:
         steps = ", ".join(
             f"{label(self.trials[i])} step {s.step:,}/{self.trials[i].n_steps:,}"
             + (f" loss {s.loss:.3f}" if isinstance(s.loss, float) else "")
@@ -158,10 +161,9 @@ class Display:
             self.say("; ".join(filter(None, (text, self._left()))))
             self.last = text
 
-    def _draw(self, states: Mapping[str, TrialState]) -> None:
-        fit = max(
-            1, self.console.height - 4
-        )  # a bar that scrolls away would be drawn again and again
+    def _draw(self, states: Mapping[str, StateReport]) -> None:
+        # a bar that scrolls away would be drawn again and again
+        fit = max(1, self.console.height - 4)
         shown = dict(list(states.items())[:fit])
         for trial_id in self.rows.keys() - shown.keys() - {""}:
             self.bars.remove_task(self.rows.pop(trial_id))

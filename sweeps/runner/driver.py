@@ -26,14 +26,14 @@ from sweeps.runner.adaptive import Choosing
 from sweeps.runner.cluster.connect import must_send_aws_keys, ray_cluster
 from sweeps.runner.cluster.placement import gpus_here, require_local, require_placeable
 from sweeps.runner.losses import LOST_WORKERS_ALLOWED
-from sweeps.runner.signals import ClusterLost, say, stop_on_signals, wait_until, watched_cluster
+from sweeps.runner.signals import ClusterLost, stop_on_signals, wait_until, watched_cluster
 from sweeps.runner.trainable import Job, Train, data_key, run_trial
 from sweeps.storage.base import Polling
 from sweeps.storage.tempdir import OwnedFolder
 from sweeps.store import Store, git_commit
 from sweeps.tracking.sweep_run import mirror_sweep
 from sweeps.tracking.target import target
-from sweeps.waiting import waiting
+from sweeps.waiting import say, waiting
 
 GCS_PATIENCE_S = 30.0  # of a cluster that may start it again; Ray ends its drivers after 60 s
 MOST_AT_ONCE = 1000  # trials that run or wait for their place on the cluster
@@ -52,7 +52,6 @@ class Options:
     lease_wait_s: float = 60.0
     wandb_mode: str | None = None  # None: as the spec says
     train: Train | None = None  # in place of parcae_core.training.train.train
-    reuse_workers: bool | None = None  # None: on a private cluster, which has no dashboard
     ray: bool = True  # False: plain processes on this machine, see sweeps.runner.pool
 
 
@@ -266,7 +265,7 @@ def _fit(
     from sweeps.runner.progress import Progress, StopWhenIdle
 
     by_id = {t.trial_id: t for t in trials}
-    reuse = options.address is None if options.reuse_workers is None else options.reuse_workers
+    reuse = options.address is None  # a private cluster has no dashboard that would name a worker
     with Progress(store, trials, lost_workers=options.lost_workers) as progress:
         if waits is not Waiting:
             waits = partial(waits, slots=_slots(trials))

@@ -21,6 +21,7 @@ from parcae_core.cpus import usable_cpus
 from parcae_core.trial import Trial
 from sweeps.branches import Waiting
 from sweeps.reports import ENDED
+from sweeps.runner.cluster.placement import gpus_here
 from sweeps.runner.display import Display, label
 from sweeps.runner.losses import LOST_WORKERS_ALLOWED, Loss, Losses, loss_of_process
 from sweeps.runner.process_main import die_with
@@ -46,7 +47,7 @@ class _Machine:
     """Cores and GPUs that are free."""
 
     cpus: float
-    gpus: dict[int, float] = field(default_factory=dict)
+    gpus: dict[int, float] = field(default_factory=dict)  # number -> what is free of it
 
     def take(self, trial: Trial) -> tuple[int, ...] | None:
         """Reserve what a trial needs; its GPUs, or None if they are not free now."""
@@ -97,7 +98,7 @@ def run_pool(
         Whether a signal ended it.
     """
     display = Display(store, trials)
-    machine = _Machine(cpus or usable_cpus(), _gpus(trials))
+    machine = _Machine(cpus or usable_cpus(), dict.fromkeys(range(gpus_here(trials)), 1.0))
     if waits is not Waiting:
         waits = partial(waits, slots=machine.slots(trials))
         display.open_ended = True
@@ -204,15 +205,6 @@ class _Pool:
         for trial in self.waiting.trials:
             trunk = trial.parent and trial.parent.trial_id
             self.display.say(f"{label(trial)}: not started; its trunk {trunk} was given up")
-
-
-def _gpus(trials: Sequence[Trial]) -> dict[int, float]:
-    """GPU number -> what is free of it; empty when no trial wants one."""
-    if not any(t.resources.gpus for t in trials):
-        return {}
-    import torch
-
-    return dict.fromkeys(range(torch.cuda.device_count()), 1.0)
 
 
 def _work(job: Job, pipe: Connection, gpus: tuple[int, ...]) -> None:

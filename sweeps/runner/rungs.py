@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 
 FACTOR = 3  # of the trials at a rung, one in so many goes on (ASHA's reduction factor)
 N_RUNGS = 2
-AVERAGED_SHARE = (
-    0.1  # of the steps made: one batch is noisy. Trials see the same batches, which helps
-)
+# Of the steps made: one batch is noisy. Trials see the same batches, which helps
+AVERAGED_SHARE = 0.1
 LOOK_EVERY_S = 1.0
 
 

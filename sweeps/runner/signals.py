@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
+
+from sweeps.waiting import say
 
 LOOK_EVERY_S = 2.0
 MISSED_LOOKS = 3  # a socket that a busy machine is slow to accept on is not gone
@@ -152,12 +153,6 @@ def _accepts(family: socket.AddressFamily, address: str) -> bool:
         except OSError:
             return False
     return True
-
-
-def say(text: str) -> None:
-    """A line of progress; a terminal that has closed is no reason to fail."""
-    with suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:

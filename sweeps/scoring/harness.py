@@ -7,7 +7,6 @@ text is generated anew for each.
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from analysis.errors import nearest
 from parcae_core.checkpoints.load import TrainedModel
 from parcae_core.data.tokenizer import Tokenizer
 from parcae_core.errors import UserError
@@ -167,13 +167,9 @@ def _load_tasks(tasks: Sequence[str], include: Path | None) -> dict[str, Any]:
     manager = own if known.issuperset(tasks) else TaskManager(include_path=include)
     for name in tasks:
         if name not in manager.all_tasks and not Path(name).is_file():
-            near = difflib.get_close_matches(name, manager.all_tasks, n=1)
-            cure = (
-                f"did you mean {near[0]!r}?"
-                if near
-                else "name a task's YAML file, or the folder of such files with --include"
-            )
-            raise UserError(f"task {name!r}: the harness knows no such task; {cure}")
+            other = "; name a task's YAML file, or the folder of such files with --include"
+            cure = nearest(name, manager.all_tasks) or other
+            raise UserError(f"task {name!r}: the harness knows no such task{cure}")
     try:
         return manager.load(list(tasks))
     except Exception as error:

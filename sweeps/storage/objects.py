@@ -39,7 +39,7 @@ class Objects:
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
-        from fsspec.core import url_to_fs  # the base install has no fsspec
+        from fsspec.core import url_to_fs  # a local sweep does without
 
         try:
             # Another process may have written since the last listing

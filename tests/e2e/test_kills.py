@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from analysis.table import records
+from benchmarks.kills import COMPARED
 from sweeps.cli.sweep import load_plan
 from sweeps.records import collect, records_of
 from sweeps.runner.driver import Options, make_job, prepare_data
@@ -22,8 +23,6 @@ from tests.support.tiny import write_spec
 pytestmark = pytest.mark.slow
 DRIVER = Path(__file__).parents[1] / "support" / "e2e_driver.py"
 ROOT = DRIVER.parents[2]
-# Alike in every run of the same trials; times and the number of restarts are not
-COMPARED = ["trial_id", "n_loops", "val_loss", "val_bpb", "status", "n_tokens", "train_flops_exact"]
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+from sweeps.child import children
 from sweeps.cli.sweep import load_plan
 from sweeps.runner.driver import Options, Outcome, run
 from sweeps.storage.base import Polling
@@ -59,10 +59,12 @@ def on_a_cluster(plan, store: Store, spec: Path, lose: str, options: dict) -> Ou
 
 def lose_a_node(store: Store, what: str) -> None:
     """Kill the raylet above the first trial that has a checkpoint; with "node", all below it."""
+    from benchmarks.kills import parent_of  # it loads torch
+
     while (worker := first_with_a_checkpoint(Store(store.storage.place, store.name))) is None:
         time.sleep(0.1)
     raylet = parent_of(worker)
-    below = children_of(raylet) if what == "node" else []
+    below = children(raylet) if what == "node" else []
     print(f"killing raylet {raylet} and {len(below)} below it", file=sys.stderr, flush=True)
     for pid in (raylet, *below):
         os.kill(pid, signal.SIGKILL)
@@ -79,17 +81,6 @@ def first_with_a_checkpoint(store: Store) -> int | None:
         if found and (report := store.report(trial.trial_id)) is not None:
             return report.pid
     return None
-
-
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
-
-
-def children_of(pid: int) -> list[int]:
-    listed = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False
-    )
-    return [int(line) for line in listed.stdout.split()]
 
 
 if __name__ == "__main__":

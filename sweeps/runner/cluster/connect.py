@@ -22,6 +22,7 @@ from parcae_core.errors import UserError
 from sweeps.runner.signals import gone_processes
 from sweeps.storage.objects import is_url
 from sweeps.storage.tempdir import OwnedFolder
+from sweeps.waiting import say
 
 # Ray puts sockets under its folder, and a socket's path may have 107 bytes; Ray's own part of it
 # is about 70
@@ -137,10 +138,7 @@ def _environment(
         os.environ.pop(name, None)
     for name, value in defaults.items():
         if os.environ.setdefault(name, value) != value:
-            print(
-                f"{name}={os.environ[name]} of this environment is kept; it would be {value} here",
-                file=sys.stderr,
-            )
+            say(f"{name}={os.environ[name]} of this environment is kept; it would be {value} here")
     os.environ.update(fixed)
     try:
         yield
@@ -196,10 +194,9 @@ def must_send_aws_keys(place: str) -> bool:
     session.get_component("credential_provider").remove("env")
     if session.get_credentials() is not None:
         return False
-    print(
+    say(
         "the AWS keys of this environment are sent to the workers, and Ray logs them on every node; "
-        "with a role or a profile there they are not",
-        file=sys.stderr,
+        "with a role or a profile there they are not"
     )
     return True
 

@@ -2,14 +2,26 @@
 
 import io
 import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import termios
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from rich.console import Console
 
+from analysis import api
+from analysis.laws import library
 from parcae_core.trial import DataConfig
 from sweeps.cli import columns, tables
+from sweeps.cli.app import command
 from sweeps.decisions import FILE
 from sweeps.design.corpora import Corpus, bytes_per_token, resolve_data
 from sweeps.design.plan import plan
@@ -96,6 +108,100 @@ def test_no_status_is_cut_at_80_columns(at_80, tmp_path):
     assert all(t.trial_id in text for t in planned.trials)
     rows = [line for line in text.splitlines() if "runs" not in line and "tiny" not in line]
     assert max(map(len, rows)) <= 80
+
+
+LOOPED = ("--where", "mean_recurrence>1")
+CHEAP = ("--interval", "linear", "--starts", "2")
+FITS = {
+    "recurrence": ("bundled:nano-isoflop",),
+    "isoflop": ("bundled:nano-isoflop", "--over", "D", *LOOPED),
+    "power": ("points.csv", "--columns", "x=N,y=D"),
+    "accuracy": ("points.csv", "--columns", "y=score,loss=loss", *CHEAP),
+    "kaplan": ("points.csv", *CHEAP),
+    "chinchilla": ("points.csv", *CHEAP),
+    "frontier": ("points.csv", "--columns", "C=C,loss=loss", *CHEAP),
+    "params-only": ("points.csv", "--where", "D>5e9", "--where", "D<2e10", *CHEAP),
+    "data-only": ("points.csv", "--where", "N>5e7", "--where", "N<2e8", *CHEAP),
+    "repeated": ("points.csv", *CHEAP),
+    "E + A*N**-alpha + B*D**-beta": ("points.csv", "--interval", "bootstrap", "--resamples", "5"),
+}
+FEW = ("bundled:nano-isoflop", "--where", "mean_recurrence>4", "--where", "budget_flops<1e12")
+FITS |= dict.fromkeys(library.TEST_TIME_FORMS, FEW)
+FITS |= {n: ("bundled:nano-isoflop", *CHEAP) for n in ("training", "unified", "iso-depth")}
+
+
+@pytest.fixture(scope="module")
+def points(tmp_path_factory):
+    """A small grid of sizes and tokens whose losses, and scores, follow known laws to 0.1 %."""
+    n, d = (a.ravel() for a in np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(1e9, 1e11, 5)))
+    noise = np.exp(1e-3 * np.random.default_rng(0).standard_normal(n.size))
+    loss = (1.7 + 400 * n**-0.34 + 410 * d**-0.28) * noise
+    score = 0.25 + 0.7 / (1 + np.exp(-3 * (3 - loss)))
+    frame = pd.DataFrame({"N": n, "D": d, "U": d / 3, "C": 6 * n * d, "loss": loss, "score": score})
+    folder = tmp_path_factory.mktemp("points")
+    frame.to_csv(folder / "points.csv", index=False)
+    return folder
+
+
+def test_every_law_is_among_those_whose_report_is_looked_at():
+    assert set(FITS) >= {*library.LAWS, *library.OTHER_LAWS}
+
+
+@pytest.mark.parametrize("law", FITS)
+def test_no_fit_is_cut_at_80_columns(law, points, capsys, monkeypatch):
+    monkeypatch.chdir(points)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    fit_table, kept = api.fit_table, []
+    monkeypatch.setattr(api, "fit_table", lambda *of: kept.append(fit_table(*of)) or kept[0])
+    with suppress(SystemExit):
+        command()(["fit", *FITS[law], "--law", law])
+    shown, [result] = capsys.readouterr().out, kept
+    words = shown.split()
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
+    assert "..." not in shown
+    if len(result.tables.get("curves", [])) < 2:  # those are a table of their own, below
+        for p in result.params:
+            assert "no estimate" in shown if p.value is None else f"{p.value:.5g}" in words
+    else:
+        assert all(row["run"] in words for row in result.tables["curves"])
+    assert result.data_sha256[:12] in words
+    for sentence in (*result.notes, *result.problems):
+        assert " ".join(sentence.split()) in " ".join(words)
+
+
+@pytest.mark.slow
+def test_no_run_is_cut_at_80_columns(tmp_path):
+    """A real one on a terminal of 80 x 24: its bars, its lines and what it says at the end."""
+    name = "a-sweep-whose-name-is-nearly-as-long-as-a-paper"
+    spec = write_spec(tmp_path, name=name, mean_recurrence=[2], budgets_flops=[3e9], seeds=[10])
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sweeps.cli", "run", spec.name, "--no-ray", "--cpus", "1"],
+        stdout=theirs,
+        stderr=theirs,
+        cwd=tmp_path,
+        env=environment | {"TERM": "xterm"},
+    )
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # how Linux says that nobody has the other end any more
+        while part := os.read(ours, 65536):
+            shown += part
+    os.close(ours)
+    assert process.wait() == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    [trial] = Store(tmp_path / "runs", name).stored_trials()
+    assert f"{trial.trial_id} C=3e9 mu=2 seed=10" in text
+    assert re.search(rf"\d+/{trial.n_steps:,} loss \d\.\d{{3}}", text)  # beside the bar
+    assert re.search(r"done, val_loss \d\.\d{4} \(1 of 1 finished\)", " ".join(text.split()))
+    assert "1 done of 1 trials" in " ".join(text.split())
+    assert "…" not in text
+    lines = re.split(r"[\r\n]+", text)
+    assert max(len(line) for line in lines if str(tmp_path) not in line) <= 80
 
 
 def test_decisions_of_an_adaptive_sweep_fit_80_columns_and_end_in_the_interval(at_80, tmp_path):

@@ -2,12 +2,13 @@
 
 import io
 import pickle
+import re
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
-from sweeps.runner.display import EVERY_S, Pace
+from sweeps.runner.display import EVERY_S, Pace, label
 from sweeps.runner.progress import Progress, StopWhenIdle
 from sweeps.store import Store
 from tests.support.tiny import tiny_plan, write_spec
@@ -75,17 +76,25 @@ def test_candidates_are_not_counted_nor_is_their_time_left(watched, terminal):
 
 def test_a_terminal_gets_bars_that_cut_no_number_at_80_columns(watched):
     make, store, trials, views = watched
+    store.name = "a-sweep-with-a-long-name-at-last"
     progress, out = make(terminal=True)
-    report(store, trials[1], state="running", step=123456, loss=12.345)
+    progress.display.pace.left_s = lambda: 45 * 3600.0
+    report(store, trials[1], state="running", step=1234567, loss=12.345)
     with progress:
         progress.on_step_end(1, views[1:2])
-    text = out.getvalue()
-    assert "\x1b[" in text
+        progress.say(
+            f"{label(trials[1])}: worker lost at step 1,234,567: its node is gone; starting"
+        )
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.getvalue())
+    assert text != out.getvalue()  # bars were drawn
     assert "0 of 4" in text
+    assert "about 45.0 h left" in text
     assert f"{trials[1].trial_id} C=4e8 mu=2" in text
-    assert "123,456/77" in text
+    assert "1,234,567/77" in text
     assert "loss 12.345" in text
+    assert "worker lost at step 1,234,567:" in text
     assert "…" not in text
+    assert max(map(len, re.split(r"[\r\n]+", text))) <= 80
 
 
 def test_without_a_terminal_there_is_a_line_every_half_minute(watched):
