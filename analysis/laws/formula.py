@@ -146,7 +146,8 @@ def law(
             f"here: {', '.join(columns)}."
         )
     fields.setdefault("target", columns.get(target, target) if target else "val_loss")
-    _refuse_undetermined(node, text)
+    if not params:
+        _refuse_undetermined(node, text)
     roles = _roles(node)
     terms = _terms(node)
     own = params or tuple(_parameter(n, roles[n], data) for n in known)
