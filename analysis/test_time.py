@@ -99,12 +99,14 @@ def fit_test_time(
         )
     table = load.need(table, ("n_loops", "val_loss"), law.name)
     _refuse_below_one(table)
-    for _, rows in _runs(table):  # beyond its lowest loss a curve may explode, before it none does
+    for _, rows in runs_of(
+        table
+    ):  # beyond its lowest loss a curve may explode, before it none does
         best = rows.n_loops[rows.val_loss.idxmin()]
         units.refuse_diverged(rows[rows.n_loops <= best], table.source)
     twice = _counted_twice(table)
     curves, dropped = [], []
-    for run, rows in _runs(table):
+    for run, rows in runs_of(table):
         if str(run) in twice:
             curves.append(_unfitted(run, rows, twice[str(run)]))
             continue
@@ -285,7 +287,8 @@ def _plateau(loops: np.ndarray, values: dict[str, float]) -> list[str]:
     return []
 
 
-def _runs(table: Table):
+def runs_of(table: Table):
+    """(run, its rows) of every run; all rows are one where nothing tells them apart."""
     if "trial_id" not in table.frame:
         return [("all rows", table.frame)]
     return list(table.frame.groupby("trial_id", sort=False))
