@@ -1,17 +1,20 @@
 """An adaptive sweep against the demo's own grid, both of real runs on its task, paired by seed.
 
     python -m benchmarks.adaptive_real --seed 0 --out runs/adaptive-real --cpus 2     again, until it says its rows
+    python -m benchmarks.adaptive_real --seed 0 --replay                              in seconds, from the records
 
 The grid is the demo's (`sweeps/specs/demo.yaml`) without its fixed-depth runs: its losses at three seeds lie in
-`bundled:state-reveals`. The adaptive sweep of a seed chooses among the same budgets with all of the demo's numbers of
-loops, at that seed alone, and may spend half the grid's FLOPs. What it believes before is of another task (five states,
-four actions; one seed of pilots), so nothing of the answer is in it. gamma_mu is the training law's, over the same budgets,
-by the same estimate for both; the grid's by parabolas stands beside it. Rows go to benchmarks/results/adaptive_real.csv.
+`bundled:state-reveals`. The adaptive sweep (`sweeps/specs/adaptive.yaml`) chooses among the same budgets with all of the
+demo's numbers of loops, at that seed alone, and may spend half the grid's FLOPs. What it believes before is of another
+task, so nothing of the answer is in it. gamma_mu is the training law's, over the same budgets,
+by the same estimate for both; the grid's by parabolas stands beside it. A replay chooses among the grid's own runs and
+reads their losses, which a trial trained again has to the last digit. Rows go to benchmarks/results/adaptive_real.csv.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -32,31 +35,27 @@ from sweeps.runner.driver import Options, run
 from sweeps.store import Store
 
 GRID = "bundled:state-reveals"
-DEMO = yaml.safe_load((files("sweeps") / "specs" / "demo.yaml").read_text(encoding="utf-8"))
+SPECS = files("sweeps") / "specs"
 WINDOWS = {
     float(budget): [mu for mu in window if mu > 1]
-    for budget, window in DEMO["mean_recurrence"].items()
+    for budget, window in yaml.safe_load((SPECS / "demo.yaml").read_text())[
+        "mean_recurrence"
+    ].items()
 }
-# the training law fitted to 27 pilots of the other task, whose residuals are the noise (docs/designing.md)
-PRIOR, NOISE = "E=1.45,X=32.6,x=0.493,Y=4.11e7,y=1.62", 0.003
 
 
 def spec_of(seed: int, share: float) -> dict[str, Any]:
-    """The demo's spec as an adaptive one of a seed; runs are read out at their own number of loops."""
+    """The shipped adaptive spec at one seed, its runs read out at their own number of loops."""
+    spec = yaml.safe_load((SPECS / "adaptive.yaml").read_text())
     total = sum(budget * len(window) for budget, window in WINDOWS.items())
     own = {
         "name": f"adaptive-{seed}",
-        "design": "adaptive",
-        "budgets_flops": sorted(WINDOWS),
-        "mean_recurrence": sorted({mu for window in WINDOWS.values() for mu in window}),
         "seeds": [seed],
         "total_flops": share * total,
-        "prior": PRIOR,
-        "noise": NOISE,
-        "evaluation": DEMO["evaluation"] | {"loops": [1]},
+        "evaluation": spec["evaluation"] | {"loops": [1]},
         "wandb": {"mode": "disabled"},
     }
-    return DEMO | own
+    return spec | own
 
 
 def grid_of(seed: int) -> Table:
@@ -117,6 +116,36 @@ def by_parabolas(seed: int, table: Table) -> dict[str, Any]:
     return row("grid, parabolas", seed, table, now, result.valid)
 
 
+def replayed(plan: Plan, table: Table) -> Table:
+    """The rows of the grid that an adaptive sweep would have chosen one by one, with their losses."""
+    frame = table.frame
+    losses = dict(
+        zip(
+            zip(frame.budget_flops, frame.mean_recurrence, strict=True), frame.val_loss, strict=True
+        )
+    )
+    trials = [t for t in plan.trials if (t.budget_flops, t.mean_recurrence) in losses]
+    planner = planner_of(dataclasses.replace(plan, trials=tuple(trials)))
+    done: list[tuple[int, float]] = []
+    while new := planner.next(done, [], 1)[0]:
+        [row] = [d.row for d in new]
+        done.append((row, losses[trials[row].budget_flops, trials[row].mean_recurrence]))
+    mine = {(trials[i].budget_flops, trials[i].mean_recurrence) for i, _ in done}
+    chosen = [x in mine for x in zip(frame.budget_flops, frame.mean_recurrence, strict=True)]
+    return table.keep(pd.Series(chosen, frame.index), "not chosen")
+
+
+def trained(plan: Plan, store: Store, path: Path, cpus: int) -> Table:
+    """The runs of the adaptive sweep, made here."""
+    outcome = run(plan, store, path, options=Options(ray=False, cpus=cpus))
+    table = records_of(store)
+    if not outcome.complete or table is None:
+        raise SystemExit("it has not ended: run it again, for the rest and for the rows")
+    print(words(decisions(store.root)[-1]["estimate"]))
+    runs = from_records(table, str(store.root))
+    return runs.keep(runs.frame.n_loops == runs.frame.mean_recurrence, "read out elsewhere")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -125,27 +154,26 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.5, help="of the looped grid's FLOPs")
     parser.add_argument("--out", type=Path, default=Path("runs/adaptive-real"))
     parser.add_argument("--cpus", type=int, default=2)
+    parser.add_argument("--replay", action="store_true", help="train nothing")
     given = parser.parse_args()
     spec = spec_of(given.seed, given.share)
     given.out.mkdir(parents=True, exist_ok=True)
     path = given.out / f"{spec['name']}.yaml"
     path.write_text(yaml.safe_dump(spec))
-    plan, store = load_plan(path), Store(given.out, spec["name"])
-    outcome = run(plan, store, path, options=Options(ray=False, cpus=given.cpus))
-    if not outcome.complete:
-        raise SystemExit("it has not ended: run it again, for the rest and for the rows")
-    print(words(decisions(store.root)[-1]["estimate"]))
-    adaptive = from_records(records_of(store), str(store.root))
-    rows = adaptive.frame
-    adaptive = adaptive.keep(rows.n_loops == rows.mean_recurrence, "read out elsewhere")
-    grid = grid_of(given.seed)
+    plan, grid = load_plan(path), grid_of(given.seed)
+    if given.replay:
+        name, adaptive = "adaptive, replayed", replayed(plan, grid)
+    else:
+        store = Store(given.out, plan.name)
+        name, adaptive = "adaptive", trained(plan, store, path, given.cpus)
     out = [
         by_law("grid", given.seed, plan, grid),
         by_parabolas(given.seed, grid),
-        by_law("adaptive", given.seed, plan, adaptive),
+        by_law(name, given.seed, plan, adaptive),
     ]
     print(pd.DataFrame(out).to_string(index=False))
-    append_rows("adaptive_real", [line | provenance() for line in out])
+    kept = out if given.replay else out[-1:]  # the grid's rows come with the replay
+    append_rows("adaptive_real", [line | provenance() for line in kept])
 
 
 if __name__ == "__main__":

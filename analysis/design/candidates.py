@@ -173,7 +173,10 @@ def _costs(cost: str, named: dict[str, np.ndarray], where: str) -> np.ndarray:
 
 def _target(frame, target: str | None, price, where: str) -> tuple[np.ndarray, str]:
     if target is not None:
-        return filters.keep(target, frame, None, where).to_numpy(bool), target
+        try:
+            return filters.keep(target, frame, None, where).to_numpy(bool), target
+        except InputError as error:  # it speaks of the option that keeps rows
+            raise InputError(str(error).replace("--where", "--target", 1)) from None
     if _SPLIT in frame:
         wanted = (frame[_SPLIT].astype(str).str.strip() == _TARGET).to_numpy()
         if wanted.any():

@@ -89,8 +89,14 @@ def _fitted(text: str, noise: float | None) -> Prior:
     from analysis.isoflop.parabolas import without_shallow
     from analysis.table import load
 
-    table = without_shallow(load.at_training_depth(api.load(text)))
-    data = prepare(table, LAW)
+    try:
+        table = without_shallow(load.at_training_depth(api.load(text)))
+        data = prepare(table, LAW)
+    except InputError as error:
+        raise InputError(
+            f"--prior {text} is neither paper:140m nor parameters like E=2.66,X=5e5,x=0.77,Y=2.5e4,y=0.53, and as "
+            f"records it cannot be used: {error}"
+        ) from None
     found = fit(data, LAW, FitOptions(interval="none"))
     if found.problems:
         raise InputError(

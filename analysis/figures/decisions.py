@@ -28,19 +28,20 @@ class Decisions:
 
     @property
     def known(self) -> list[dict[str, Any]]:
-        """One row for each interval, in order of FLOPs: decisions made together share theirs."""
+        """One row for each interval with two ends, in order of FLOPs: decisions made together share theirs."""
         by_runs = {r["n_runs"]: r for r in self.rows if r["half"] is not None}
         return [by_runs[n] for n in sorted(by_runs)]
 
     def headline(self) -> str:
         """One sentence: the target, on what, and whether more is to come."""
         end = f"finished: {self.ended}" if self.ended else "the sweep goes on"
-        if not self.known:
+        if not self.rows or self.rows[-1]["value"] is None:
             return f"Adaptive sweep: {self.target} is not determined yet; {end}."
-        now = self.known[-1]
+        now = self.rows[-1]
+        low, high = ("open" if now[e] is None else f"{now[e]:.3g}" for e in ("low", "high"))
         return (
-            f"Adaptive sweep: {words.parameter(self.target)} = {now['value']:.3g} [{now['low']:.3g}, "
-            f"{now['high']:.3g}] by {now['n_runs']} runs of {now['flops']:.3g} FLOPs; {end}."
+            f"Adaptive sweep: {words.parameter(self.target)} = {now['value']:.3g} [{low}, {high}] by "
+            f"{now['n_runs']} runs of {now['flops']:.3g} FLOPs; {end}."
         )
 
     def table(self) -> list[dict[str, Any]]:
@@ -107,5 +108,6 @@ def interval(found: Decisions, ax=None) -> Drawing:
         drawing.mark(panel, "", label, y=found.wanted, color=CYCLE[1], label=label)
     figures.power_ticks(panel, "x")
     figures.log_ticks(panel, "y", [m * 10.0**e for e in range(-6, 4) for m in (1, 2, 5)])
-    drawing.legend(panel, columns=2)
+    if found.at_once is not None or found.wanted is not None:
+        drawing.legend(panel, columns=2)
     return drawing

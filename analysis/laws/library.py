@@ -248,8 +248,12 @@ def get(name: str) -> Law:
     if name not in LAWS and (found := _installed(name)) is not None:
         return found
     if name not in LAWS:
+        if name in OTHER_LAWS:
+            raise InputError(
+                f"law {name!r} is no formula of a row's columns; this takes one of {', '.join(LAWS)}, or a formula."
+            )
         known = (*LAWS, *OTHER_LAWS)
         raise InputError(
-            f"law {name!r} is unknown{nearest(name, known)}. Known: {', '.join(known)}."
+            f"law {name!r} is unknown{nearest(name, known) or '.'} Known: {', '.join(known)}."
         )
     return LAWS[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -127,7 +128,7 @@ def _of_flops(flops, like: Path, prior: str, noise, target: str, out: Path, larg
     from sweeps.design.proposal import Limits, propose
 
     parse_target(target)
-    if not flops > 0:
+    if not 0 < flops < math.inf:
         raise InputError(f"--flops is {flops:g}; FLOPs above 0 are needed, like 1e19.")
     believed = priors.read(prior, noise)
     limits = Limits(largest_flops=largest, memory_bytes=None if memory is None else memory * 2**30)

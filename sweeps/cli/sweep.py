@@ -131,8 +131,13 @@ def plan(
         from sweeps.design.plan import short
 
         planner_of(loaded)  # refuses a prior that is none
-        most = short(planned.spec.total_flops)
-        notes = [*notes, f"these are candidates: {most} FLOPs of them are run, chosen on the way"]
+        most = planned.spec.total_flops
+        share = most / sum(t.budget_flops or 0 for t in planned.trials)
+        notes = [
+            *notes,
+            f"these are candidates: {short(most)} FLOPs of them are run, chosen on the way ({share:.0%} of the "
+            "FLOPs and of the time above)",
+        ]
     store = Store(out, planned.name)
     store.refresh()
     data = plan_data(

@@ -419,8 +419,14 @@ def _design_columns(lines: list[Row]) -> list[Column]:
         _column("because", made, lambda r: r["reason"], left=True),
         _column("runs", made, lambda r: str(r["n_runs"] or ""), 3),
         _column("FLOPs", made, lambda r: _flops(r["flops"]) if r["flops"] else ""),
-        _column(_half_name(targets), made, lambda r: f"{r['half']:.2g}" if r["half"] else ""),
+        _column(_half_name(targets), made, _half),
     ]
+
+
+def _half(row: Row) -> str:
+    if row["half"] is None:
+        return "" if row["n_runs"] is None else "open"
+    return f"{row['half']:.2g}"
 
 
 def _half_name(targets: list[str]) -> str:

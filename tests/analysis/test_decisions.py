@@ -71,6 +71,9 @@ def test_the_page_says_the_answer_first_and_each_choice_with_its_reason(monkeypa
     assert text.count("<td>bracket</td>") == 1
     assert text.count("<td>spread</td>") == 3
     assert "How the runs were chosen" in text
+    wide = replace(FOUND, rows=(*FOUND.rows[:-1], FOUND.rows[-1] | {"high": None, "half": None}))
+    assert "0.7 [0.5, open] by 20 runs" in wide.headline()
+    assert [r["n_runs"] for r in wide.known] == [8, 12]
     plain = render([study.Study(table, ("recurrence",), decisions=replace(FOUND, rows=()))], "x")
     assert "not determined yet" in plain
     assert "How the runs were chosen" not in plain
