@@ -108,7 +108,7 @@ def fit_test_time(
     curves, dropped = [], []
     for run, rows in runs_of(table):
         if str(run) in twice:
-            curves.append(_unfitted(run, rows, twice[str(run)]))
+            curves.append(Curve(*_measured(run, rows), None, {}, None, twice[str(run)]))
             continue
         distinct = rows.n_loops.nunique()
         if distinct < MIN_LOOPS:
@@ -191,10 +191,6 @@ def _measured(run, rows) -> tuple[str, str, float | None, float | None, np.ndarr
     words = ("" if mu is None else f"mu {mu:g}", "" if budget is None else f"{budget:.3g} FLOPs")
     label = ", ".join(text for text in words if text)
     return str(run), label or str(run), mu, budget, loops, loss
-
-
-def _unfitted(run, rows, problem: str) -> Curve:
-    return Curve(*_measured(run, rows), None, {}, None, problem)
 
 
 def _counted_twice(table: Table) -> dict[str, str]:
