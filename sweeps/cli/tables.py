@@ -458,7 +458,10 @@ def print_status(data: dict[str, Any], *, every_trial: bool = False) -> None:
     if lines := data["design"]:
         shown = lines if every_trial else lines[-_LAST_DECISIONS:]
         left_out = f", the last {len(shown)} here, all with --trials" * (len(shown) < len(lines))
-        print_table(console, f"{len(lines)} decisions{left_out}", _design_columns(shown))
+        n = sum(
+            "trial_id" in line for line in lines
+        )  # the last line of a finished sweep is its end
+        print_table(console, f"{n} decisions{left_out}", _design_columns(shown))
     console.print(", ".join(f"{n} {s}" for s, n in data["counts"].items()))
     if now := data["estimate"]:
         spent = f"{now['n_runs']} runs of {_flops(now['flops'])} FLOPs"
