@@ -435,6 +435,12 @@ def _half_name(targets: list[str]) -> str:
     return f"+- log {target}" if "@" in target else f"+- {target}"
 
 
+def goes_on(data: Row) -> bool:
+    """Whether a sweep, by its status, has trials that are to end or to be chosen."""
+    choosing = bool(data["design"]) and not end_of(data["design"])
+    return choosing or not data["counts"].keys().isdisjoint(("planned", "running"))
+
+
 def print_status(data: dict[str, Any], *, every_trial: bool = False) -> None:
     """The states for people, on stdout: a row per budget and one per trial at work, or one per trial."""
     console, trials = console_for_people(), data["trials"]
