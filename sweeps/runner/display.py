@@ -83,8 +83,8 @@ class Display:
         self.trials = {t.trial_id: t for t in trials}
         self.console = console or Console(stderr=True)
         self.bars = Progress(
-            # on a narrow terminal the bar gives way first, then the name is broken between words
-            TextColumn("{task.description}", markup=False, table_column=Column()),
+            # on a narrow terminal the bar gives way first, then the name goes on in the next line
+            TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold")),
             BarColumn(bar_width=None, table_column=Column(ratio=1)),
             TextColumn("{task.fields[amount]}", markup=False),
             TextColumn("{task.fields[note]}", markup=False),

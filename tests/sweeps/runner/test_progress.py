@@ -76,7 +76,7 @@ def test_candidates_are_not_counted_nor_is_their_time_left(watched, terminal):
 
 def test_a_terminal_gets_bars_that_cut_no_number_at_80_columns(watched):
     make, store, trials, views = watched
-    store.name = "a-sweep-with-a-long-name-at-last"
+    store.name = "a-sweep-whose-name-is-nearly-as-long-as-a-paper"
     progress, out = make(terminal=True)
     progress.display.pace.left_s = lambda: 45 * 3600.0
     report(store, trials[1], state="running", step=1234567, loss=12.345)
