@@ -99,14 +99,16 @@ def fit_test_time(
         )
     table = load.need(table, ("n_loops", "val_loss"), law.name)
     _refuse_below_one(table)
-    for _, rows in _runs(table):  # beyond its lowest loss a curve may explode, before it none does
+    for _, rows in runs_of(
+        table
+    ):  # beyond its lowest loss a curve may explode, before it none does
         best = rows.n_loops[rows.val_loss.idxmin()]
         units.refuse_diverged(rows[rows.n_loops <= best], table.source)
     twice = _counted_twice(table)
     curves, dropped = [], []
-    for run, rows in _runs(table):
+    for run, rows in runs_of(table):
         if str(run) in twice:
-            curves.append(_unfitted(run, rows, twice[str(run)]))
+            curves.append(Curve(*_measured(run, rows), None, {}, None, twice[str(run)]))
             continue
         distinct = rows.n_loops.nunique()
         if distinct < MIN_LOOPS:
@@ -189,10 +191,6 @@ def _measured(run, rows) -> tuple[str, str, float | None, float | None, np.ndarr
     words = ("" if mu is None else f"mu {mu:g}", "" if budget is None else f"{budget:.3g} FLOPs")
     label = ", ".join(text for text in words if text)
     return str(run), label or str(run), mu, budget, loops, loss
-
-
-def _unfitted(run, rows, problem: str) -> Curve:
-    return Curve(*_measured(run, rows), None, {}, None, problem)
 
 
 def _counted_twice(table: Table) -> dict[str, str]:
@@ -292,7 +290,8 @@ def _plateau(loops: np.ndarray, values: dict[str, float]) -> list[str]:
     return []
 
 
-def _runs(table: Table):
+def runs_of(table: Table):
+    """(run, its rows) of every run; all rows are one where nothing tells them apart."""
     if "trial_id" not in table.frame:
         return [("all rows", table.frame)]
     return list(table.frame.groupby("trial_id", sort=False))

@@ -20,6 +20,7 @@ from analysis.laws import library
 from analysis.laws.law import Law
 from analysis.table import load
 from analysis.table.columns import info
+from analysis.test_time import runs_of
 
 if TYPE_CHECKING:
     from analysis.table.load import Table
@@ -229,10 +230,8 @@ def influence(table: Table, law: Law, options: FitOptions | None = None) -> list
 
 def _curves(table: Table):
     """(loops, losses, mu) of every run whose loss falls over six or more numbers of loops."""
-    frame = table.frame
-    groups = frame.groupby("trial_id", sort=False) if "trial_id" in frame else [("all", frame)]
     out = []
-    for _, rows in groups:
+    for _, rows in runs_of(table):
         rows = rows.sort_values("n_loops")
         loops, losses = np.array(rows.n_loops, dtype=float), np.array(rows.val_loss, dtype=float)
         if len(np.unique(loops)) >= 6 and losses[-1] < losses[0]:

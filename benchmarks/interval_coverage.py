@@ -324,8 +324,8 @@ def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
     ax.set(xlabel="parameter", ylabel="coverage of 95 % intervals", xlim=ends)
     ax.set_xticks(range(at), names, fontsize=6, rotation=60)
     ax.grid(axis="x", visible=False)
+    drawing.figure.set_size_inches(9.0, 4.4)  # before the legend, which takes the columns that fit
     drawing.legend(ax, columns=4)
-    drawing.figure.set_size_inches(9.0, 4.4)
     return drawing.save(folder, ("png", "pdf"))
 
 

@@ -87,7 +87,8 @@ def sizes_and_tokens(fitted: Fit, ax=None, to: float | None = None) -> Drawing:
     size = next(s for s in _SIZES if s in form.columns)
     n, d, loss = data.columns[size], data.columns["n_tokens"], data.target
     plain = size == "n_params"  # unrolled parameters do not cost 6 N D
-    groups = _grouped(np.unique(n))
+    each = np.unique(n)
+    groups = np.array_split(each, min(len(each), _MAX_SIZES))  # of neighbours
     caption = (
         f"{words.formula(form.formula)}, fitted to {len(data)} rows of {result.source}. Left: the law at each "
         f"size{'' if max(map(len, groups)) == 1 else ', of several sizes at their geometric mean'}."
@@ -154,11 +155,6 @@ def _lowest(form, params, compute: np.ndarray) -> np.ndarray:
     d = (compute[None, :] / 6 / np.exp(log_n)).ravel()
     loss = form.predict(params, {"n_params": n, "n_tokens": d})
     return loss.reshape(len(shares), len(compute)).min(axis=0)
-
-
-def _grouped(values: np.ndarray) -> list[np.ndarray]:
-    """Each size by itself, or at most `_MAX_SIZES` groups of neighbours."""
-    return [g for g in np.array_split(values, min(len(values), _MAX_SIZES)) if len(g)]
 
 
 def power(x: np.ndarray, y: np.ndarray, line: PowerLine, source: str, ax=None, to=None) -> Drawing:

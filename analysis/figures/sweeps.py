@@ -216,7 +216,8 @@ def _curve(drawing: Drawing, ax, panel, curve: Curve, law, color, marker, label:
             )
     trained = curve.mean_recurrence
     if trained is not None and low <= trained <= high:
-        at = float(np.interp(trained, *_sorted(curve.n_loops, curve.val_loss)))
+        order = np.argsort(curve.n_loops)
+        at = float(np.interp(trained, curve.n_loops[order], curve.val_loss[order]))
         if curve.values is not None:
             at = float(law.predict(curve.values, {"n_loops": np.array([trained])})[0])
         drawing.points(
@@ -231,8 +232,3 @@ def _curve(drawing: Drawing, ax, panel, curve: Curve, law, color, marker, label:
             size=90,
             kind="mark",
         )
-
-
-def _sorted(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    order = np.argsort(x)
-    return x[order], y[order]

@@ -146,7 +146,8 @@ def law(
             f"here: {', '.join(columns)}."
         )
     fields.setdefault("target", columns.get(target, target) if target else "val_loss")
-    _refuse_undetermined(node, text)
+    if not params:
+        _refuse_undetermined(node, text)
     roles = _roles(node)
     terms = _terms(node)
     own = params or tuple(_parameter(n, roles[n], data) for n in known)
@@ -161,7 +162,8 @@ def law(
         kinds = _kinds(terms)
         own = tuple(replace(p, kind=kinds[p.name]) for p in own)
         return Law(**common, terms=tuple(terms), params=own)
-    return Law(**common, params=own, gradient=_gradient(node), constants=_constants(node))
+    floors = (s.name for sign, s in _summands(node) if sign > 0 and s.op == "parameter")
+    return Law(**common, params=own, gradient=_gradient(node), constants=frozenset(floors))
 
 
 def of_table(text: str, table: Table) -> Law:
@@ -389,10 +391,6 @@ def _coefficients(node: Node) -> list[str]:
             bare[single[0]] = bare.get(single[0], 0) + 1
             found.append(single[0])
     return [n for n in dict.fromkeys(found) if bare[n] == places[n]]
-
-
-def _constants(node: Node) -> frozenset[str]:
-    return frozenset(s.name for sign, s in _summands(node) if sign > 0 and s.op == "parameter")
 
 
 def _counts(node: Node) -> dict[str, int]:

@@ -133,7 +133,8 @@ def _candidates(ours: str, tiers: tuple[str, ...], names: list[str]):
         known = tier.split()
         yield [n for n in names if plain[n] in known]
         if ours != "val_loss" or len(known) > 1:  # train/loss is no loss without a folder
-            yield [n for n in names if last[n] in known and not _of_training(n, ours)]
+            named = [n for n in names if last[n] in known]
+            yield [n for n in named if ours != "val_loss" or not n.lower().startswith("train")]
     known = " ".join(tiers).split()
     if ours in ("n_params", "n_tokens"):
         yield [
@@ -162,10 +163,6 @@ def _candidates(ours: str, tiers: tuple[str, ...], names: list[str]):
             if (scaled := re.fullmatch(r"(?:\w+_)?([gtpez])flops?", text))
         ]
         yield [f"{n}*8.64e19" for n, text in plain.items() if _PETAFLOP_DAYS.fullmatch(text)]
-
-
-def _of_training(name: str, ours: str) -> bool:
-    return ours == "val_loss" and re.match(r"train", name, re.IGNORECASE) is not None
 
 
 def _too_large(frame: pd.DataFrame, ours: str, expression: str) -> bool:
@@ -204,14 +201,10 @@ def law_of(values: Mapping[str, pd.Series]) -> str:
     if several("n_params") and spent:
         return "isoflop" if has_isoflops(values) else "chinchilla"
     for name, law in (("n_tokens", "data-only"), ("n_params", "params-only")):
-        if several(name) and _once(values[name]):
+        # a value stands for a run, and not for a group that something else tells apart
+        if several(name) and len(values[name]) <= 2 * values[name].nunique():
             return law
     return "frontier" if several("train_flops") else ""
-
-
-def _once(values: pd.Series) -> bool:
-    """Whether a value stands for a run, and not for a group that something else tells apart."""
-    return len(values) <= 2 * values.nunique()
 
 
 def has_isoflops(values: Mapping[str, pd.Series]) -> bool:

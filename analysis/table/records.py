@@ -25,7 +25,7 @@ FLOPS_RULES = ("paper", "code", "exact")
 FILE_NAME = sources.FOLDER_HOLDS
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Column:
     """One column of the table."""
 
@@ -45,77 +45,71 @@ class Column:
         return "float64"
 
 
-def _column(name, kind, unit, meaning, nullable=False) -> Column:
-    return Column(name=name, kind=kind, unit=unit, meaning=meaning, nullable=nullable)
-
-
 COLUMNS: tuple[Column, ...] = (
-    _column("trial_id", "text", "-", "hash of what was trained"),
-    _column("sweep", "text", "-", "name of the sweep that holds the run"),
-    _column("status", "text", "-", "done, diverged, stopped (early, by a scheduler) or failed"),
-    _column("status_reason", "text", "-", "why a run is not done; null when it is", True),
-    _column("preset", "text", "-", "label of the model's shape"),
-    _column("architecture", "text", "-", "parcae (looped) or transformer (fixed depth)"),
-    _column(
+    Column("trial_id", "text", "-", "hash of what was trained"),
+    Column("sweep", "text", "-", "name of the sweep that holds the run"),
+    Column("status", "text", "-", "done, diverged, stopped (early, by a scheduler) or failed"),
+    Column("status_reason", "text", "-", "why a run is not done; null when it is", True),
+    Column("preset", "text", "-", "label of the model's shape"),
+    Column("architecture", "text", "-", "parcae (looped) or transformer (fixed depth)"),
+    Column(
         "injection",
         "text",
         "-",
         "how e enters the loop: parcae, add, concat, ...; none in a transformer",
         True,
     ),
-    _column("d_model", "int", "channels", "width of the residual stream"),
-    _column("n_layers", "int", "layers", "unique layers: prelude + core + coda"),
-    _column("n_params", "int", "parameters", "all of them, a tied head once"),
-    _column(
-        "n_params_core", "int", "parameters", "of the looped part, once; none in a transformer"
-    ),
-    _column("n_params_unrolled", "int", "parameters", "N(mu) = total + (mu - 1) * core"),
-    _column("n_params_once", "int", "parameters", "outside the looped part: total - core"),
-    _column("mean_recurrence", "int", "loops", "declared mu_rec; 1 for a transformer"),
-    _column("mean_backprop_depth", "int", "loops", "mu_bwd: of these, with gradient"),
-    _column("depth_scheme", "text", "-", "how depths were drawn; null for a transformer", True),
-    _column("budget_flops", "float", "FLOPs", "what the spec asked for; null: tokens fixed", True),
-    _column("flops_rule", "text", "-", "the rule that budget_flops is counted in"),
-    _column("train_flops_paper", "float", "FLOPs", "spent, by Appendix D of the paper"),
-    _column("train_flops_code", "float", "FLOPs", "spent, as the published code counts"),
-    _column("train_flops_exact", "float", "FLOPs", "spent, by the matmuls that ran"),
-    _column("n_tokens", "int", "tokens", "trained on; n_steps * batch_tokens when done"),
-    _column("n_steps", "int", "steps", "optimiser steps of the whole training"),
-    _column("batch_tokens", "int", "tokens", "per optimiser step"),
-    _column("context", "int", "tokens", "length of a sequence"),
-    _column("n_loops", "int", "loops", "loops run in this evaluation, T"),
-    _column("val_loss", "float", "nats per token", "validation loss; null unless done", True),
-    _column("val_bpb", "float", "bits per byte", "the same loss per byte; null unless done", True),
-    _column("val_tokens", "int", "tokens", "evaluated on; 0 when nothing was evaluated"),
-    _column("seed", "int", "-", "initialisation, initial states, depths"),
-    _column("data_seed", "int", "-", "order of the rows"),
-    _column("data_fingerprint", "text", "-", "sha256 of the source text"),
-    _column("tokenizer", "text", "-", "bytes or bpe-<ids>"),
-    _column("vocab_size", "int", "ids", "ids the tokenizer uses"),
-    _column("data_epochs", "float", "epochs", "passes over the training text, n_tokens / unique"),
-    _column("muon_lr", "float", "-", "peak learning rate of Muon"),
-    _column("adamw_lr", "float", "-", "peak learning rate of AdamW"),
-    _column("diverged_step", "int", "steps", "where the loss stopped being finite", True),
-    _column("wall_s", "float", "s", "training time, restarts included", True),
-    _column("tokens_per_s", "float", "tokens/s", "trained per second of wall_s", True),
-    _column("device", "text", "-", "what it ran on, by name"),
-    _column("torch_version", "text", "-", "torch.__version__"),
-    _column("git_commit", "text", "-", "of this project; null outside a checkout", True),
-    _column("spec_sha256", "text", "-", "of the spec the run was planned from", True),
+    Column("d_model", "int", "channels", "width of the residual stream"),
+    Column("n_layers", "int", "layers", "unique layers: prelude + core + coda"),
+    Column("n_params", "int", "parameters", "all of them, a tied head once"),
+    Column("n_params_core", "int", "parameters", "of the looped part, once; none in a transformer"),
+    Column("n_params_unrolled", "int", "parameters", "N(mu) = total + (mu - 1) * core"),
+    Column("n_params_once", "int", "parameters", "outside the looped part: total - core"),
+    Column("mean_recurrence", "int", "loops", "declared mu_rec; 1 for a transformer"),
+    Column("mean_backprop_depth", "int", "loops", "mu_bwd: of these, with gradient"),
+    Column("depth_scheme", "text", "-", "how depths were drawn; null for a transformer", True),
+    Column("budget_flops", "float", "FLOPs", "what the spec asked for; null: tokens fixed", True),
+    Column("flops_rule", "text", "-", "the rule that budget_flops is counted in"),
+    Column("train_flops_paper", "float", "FLOPs", "spent, by Appendix D of the paper"),
+    Column("train_flops_code", "float", "FLOPs", "spent, as the published code counts"),
+    Column("train_flops_exact", "float", "FLOPs", "spent, by the matmuls that ran"),
+    Column("n_tokens", "int", "tokens", "trained on; n_steps * batch_tokens when done"),
+    Column("n_steps", "int", "steps", "optimiser steps of the whole training"),
+    Column("batch_tokens", "int", "tokens", "per optimiser step"),
+    Column("context", "int", "tokens", "length of a sequence"),
+    Column("n_loops", "int", "loops", "loops run in this evaluation, T"),
+    Column("val_loss", "float", "nats per token", "validation loss; null unless done", True),
+    Column("val_bpb", "float", "bits per byte", "the same loss per byte; null unless done", True),
+    Column("val_tokens", "int", "tokens", "evaluated on; 0 when nothing was evaluated"),
+    Column("seed", "int", "-", "initialisation, initial states, depths"),
+    Column("data_seed", "int", "-", "order of the rows"),
+    Column("data_fingerprint", "text", "-", "sha256 of the source text"),
+    Column("tokenizer", "text", "-", "bytes or bpe-<ids>"),
+    Column("vocab_size", "int", "ids", "ids the tokenizer uses"),
+    Column("data_epochs", "float", "epochs", "passes over the training text, n_tokens / unique"),
+    Column("muon_lr", "float", "-", "peak learning rate of Muon"),
+    Column("adamw_lr", "float", "-", "peak learning rate of AdamW"),
+    Column("diverged_step", "int", "steps", "where the loss stopped being finite", True),
+    Column("wall_s", "float", "s", "training time, restarts included", True),
+    Column("tokens_per_s", "float", "tokens/s", "trained per second of wall_s", True),
+    Column("device", "text", "-", "what it ran on, by name"),
+    Column("torch_version", "text", "-", "torch.__version__"),
+    Column("git_commit", "text", "-", "of this project; null outside a checkout", True),
+    Column("spec_sha256", "text", "-", "of the spec the run was planned from", True),
 )
 # Of what only some sweeps have; first a generated corpus, of which more is known than its text
 KNOWN_COLUMNS: tuple[Column, ...] = (
-    _column("corpus", "text", "-", "what was read, by name", True),
-    _column("loss_floor", "float", "nats per token", "no model can be better; null for text", True),
-    _column(
+    Column("corpus", "text", "-", "what was read, by name", True),
+    Column("loss_floor", "float", "nats per token", "no model can be better; null for text", True),
+    Column(
         "loss_by_reach",
         "text",
         "nats per token",
         "JSON: steps that a reader composes -> the loss it is bound by",
         True,
     ),
-    _column("floor_by_label", "text", "nats per token", "JSON: label -> its tokens' floor", True),
-    _column(
+    Column("floor_by_label", "text", "nats per token", "JSON: label -> its tokens' floor", True),
+    Column(
         "val_loss_by_label",
         "text",
         "nats per token",
@@ -123,10 +117,10 @@ KNOWN_COLUMNS: tuple[Column, ...] = (
         True,
     ),
     # Of a sweep with trunks: FLOPs that were run are train_flops_* * (1 - shared_steps / n_steps)
-    _column("parent_trial_id", "text", "-", "whose checkpoint the run was to begin from", True),
-    _column("shared_steps", "int", "steps", "of n_steps, made by the parent and its parents", True),
+    Column("parent_trial_id", "text", "-", "whose checkpoint the run was to begin from", True),
+    Column("shared_steps", "int", "steps", "of n_steps, made by the parent and its parents", True),
     # Of a sweep with `evaluation.every`
-    _column(
+    Column(
         "val_history",
         "text",
         "nats per token",
@@ -166,7 +160,7 @@ def validate(df: pd.DataFrame, where: str = "records") -> pd.DataFrame:
     _check_names(df, where)
     present = [*COLUMNS, *(c for c in KNOWN_COLUMNS if c.name in df.columns)]
     scores = sorted(str(n) for n in df.columns if str(n).startswith(SCORE_PREFIX))
-    present += [_column(n, "float", "-", "score of a task", nullable=True) for n in scores]
+    present += [Column(n, "float", "-", "score of a task", nullable=True) for n in scores]
     out = df[[c.name for c in present]].copy()
     for column in present:
         out[column.name] = _typed(out[column.name], column, where)

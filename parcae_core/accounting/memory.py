@@ -51,7 +51,8 @@ def training_memory(
     low = 2 if precision == "bfloat16" else WIDE
     chunk = CHUNK_TENSORS * WIDE * CHUNK_LOGITS["cuda" if on_gpu else "cpu"]
     head = model.vocab_size * model.d_model
-    copies = low * (_matmul_params(model) + head) if low < WIDE else 0
+    matmuls = sum(layer_matmul_params(model, i) for i in range(model.n_layers))
+    copies = low * (matmuls + head) if low < WIDE else 0
     saved = saved_bytes_per_token(model, grad_steps, precision)
     widest = max(range(model.n_layers), key=model.layer_ff)
     working = 3 * WIDE * model.state_width  # h, the drive, and the gradient of the drive
@@ -104,7 +105,3 @@ def _layer(model: ModelConfig, layer: int, low: int) -> int:
     kept += WIDE * (w + kv) * model.qk_norm  # q and k before their norm
     kept += low * f * (4 if swiglu else 2)
     return kept + WIDE * (2 + 2 * heads + kv_heads)  # one number per norm's row and per softmax
-
-
-def _matmul_params(model: ModelConfig) -> int:
-    return sum(layer_matmul_params(model, i) for i in range(model.n_layers))

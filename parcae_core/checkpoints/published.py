@@ -119,7 +119,8 @@ def load_upstream(folder: Path) -> UpstreamCheckpoint:
         if tensor.ndim not in (1, 2) or tensor.is_complex():
             problems.append(f"{theirs} has {tensor.ndim} dimensions of {tensor.dtype}")
             continue
-        tensor = _to_ours(ours, tensor, settings)
+        if ours == "head.weight" and _transposed(settings):
+            tensor = tensor.T
         if ours.endswith(".mlp.gate+up.weight"):
             halves = dict(zip(("gate", "up"), tensor.tensor_split(2), strict=True))
             found = {ours.replace("gate+up", half): t for half, t in halves.items()}
@@ -415,10 +416,6 @@ def _check_head_and_rotary(state: dict[str, Tensor], config: ModelConfig, path: 
                 f"{path}: its rotary table is not that of rope_base={config.rope_base} and a "
                 f"context of {config.context}; correct config.json"
             )
-
-
-def _to_ours(name: str, tensor: Tensor, settings: dict[str, Any]) -> Tensor:
-    return tensor.T if name == "head.weight" and _transposed(settings) else tensor
 
 
 def _transposed(settings: dict[str, Any]) -> bool:

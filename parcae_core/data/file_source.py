@@ -131,7 +131,7 @@ class FileSource(Source):
         yield from split_by_text(self._clean(self._read_all()), self._val_share)
 
     def _select(self) -> list[Entry]:
-        found = [e for e in self._files.listing() if not _is_hidden(e.path)]
+        found = [e for e in self._files.listing() if "/." not in f"/{e.path}"]  # hidden
         tables = [e for e in found if e.path.endswith(TABLE_SUFFIXES)]
         texts = [e for e in found if PurePosixPath(e.path).suffix in TEXT_SUFFIXES]
         if not tables and not texts:
@@ -394,10 +394,6 @@ def _lines(file: BinaryIO, where: str) -> Iterator[bytes]:
             yield b"".join(held)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{where}: damaged gzip ({error}); fetch it again") from error
-
-
-def _is_hidden(path: str) -> bool:
-    return any(part.startswith(".") for part in PurePosixPath(path).parts)
 
 
 def _is_unicode(text: str) -> bool:

@@ -67,7 +67,8 @@ class StateReveals:
     @property
     def label(self) -> str:
         """The corpus's name with the parameters that differ from their defaults."""
-        own = [f"{f.name}={getattr(self, f.name):g}" for f in fields(self) if _differs(self, f)]
+        values = ((f, getattr(self, f.name)) for f in fields(self))
+        own = [f"{f.name}={value:g}" for f, value in values if value != f.default]
         return NAME + (f"({', '.join(own)})" if own else "")
 
     @classmethod
@@ -254,10 +255,6 @@ def _entropy(p: np.ndarray) -> np.ndarray:
 def _power_law(n: int, exponent: float) -> np.ndarray:
     weight = np.arange(1.0, n + 1) ** -exponent
     return weight / weight.sum()
-
-
-def _differs(params: StateReveals, field) -> bool:
-    return getattr(params, field.name) != field.default
 
 
 def _require(condition: bool, name: str, value: float, needed: str) -> None:

@@ -210,7 +210,8 @@ class _Run:
             progress.step += 1
             progress.loss = out.loss
             progress.core_sequence_steps += out.core_sequence_steps
-            progress.core_sequence_steps_ideal += self._ideal_steps(draw)
+            if trial.depth is not None:
+                progress.core_sequence_steps_ideal += int(draw.total.sum())
             progress.flops_sampled += flops
             progress.train_s += seconds
             progress.data_wait_s += wait_s
@@ -277,9 +278,6 @@ class _Run:
         norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
         torch.nn.utils.clip_grads_with_norm_(params, self.trial.optim.grad_clip, norm)
         return norm.item()
-
-    def _ideal_steps(self, draw: DepthDraw) -> int:
-        return 0 if self.trial.depth is None else int(draw.total.sum())
 
     def _stop_requested(self) -> bool:
         asked = self.execution.stop_requested

@@ -166,13 +166,15 @@ def _collected(text: str):
 
     store = open_sweep(text)
     frame = records_of(store)
-    planned = len((store.sweep or {}).get("trials", ()))
+    sweep = store.sweep or {}
+    planned = len(sweep.get("trials", ()))
     if frame is None:
         raise InputError(
             f"{text}: none of its {planned} trials has ended yet; `parcae status {text}` shows them."
         )
     ended = frame.trial_id.nunique()
-    notes = [f"{ended} of {planned} trials have ended; the others are not in this table"]
+    what = "candidates have been run" if sweep.get("design") == "adaptive" else "trials have ended"
+    notes = [f"{ended} of {planned} {what}; the others are not in this table"]
     damaged = [f"{trial}: {problem}" for trial, problem in store.problems().items()]
     return load.Found(
         frame=frame, where=text, notes=(*(notes if ended < planned else ()), *damaged)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from parcae_core.errors import UserError
-from sweeps.cli.columns import AsJson
+from sweeps.cli.columns import AsJson, console_for_people
 from sweeps.waiting import say
 
 if TYPE_CHECKING:
@@ -251,8 +252,14 @@ def status(
     address: Annotated[
         str | None, typer.Option(help="Of a cluster: the state of the submitted job instead.")
     ] = None,
+    watch: Annotated[
+        float | None,
+        typer.Option(min=1.0, help="Show it again after so many seconds, until nothing is left."),
+    ] = None,
 ) -> None:
     """How far a sweep is, a row per budget, read from its folder; also while it runs.
+
+    Once enough looped trials have ended it says what they make of gamma_mu, or of an adaptive sweep's target.
 
     Exit code 1 when the trial.json of one is missing or damaged: it is named.
 
@@ -262,6 +269,8 @@ def status(
 
         parcae status runs/demo --trials
 
+        parcae status demo --watch 10
+
         parcae status demo --address http://127.0.0.1:8265
     """
     if address is not None:
@@ -270,15 +279,20 @@ def status(
         with jobs.connected(address) as client:
             typer.echo(jobs.line_of(client, jobs.newest(client, sweep)))
         return
-    from sweeps.cli.tables import print_status, status_data
+    from sweeps.cli.tables import goes_on, print_status, status_data
     from sweeps.store import open_sweep
 
-    store = open_sweep(sweep, out)
-    data = status_data(store)
-    if as_json:
-        typer.echo(json.dumps(data, indent=1))
-    else:
-        print_status(data, every_trial=trials)
+    while True:
+        store = open_sweep(sweep, out)
+        data = status_data(store)
+        if as_json:
+            typer.echo(json.dumps(data, indent=1))
+        else:
+            print_status(data, every_trial=trials)
+        if watch is None or not goes_on(data):
+            break
+        time.sleep(watch)
+        console_for_people().clear()  # a terminal; into a pipe one look follows the other
     _exit_if_damaged(store.where, data["damaged"])
 
 

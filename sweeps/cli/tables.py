@@ -448,6 +448,12 @@ def _half_name(targets: list[str]) -> str:
     return f"+- log {target}" if "@" in target else f"+- {target}"
 
 
+def goes_on(data: Row) -> bool:
+    """Whether a sweep, by its status, has trials that are to end or to be chosen."""
+    choosing = bool(data["design"]) and not end_of(data["design"])
+    return choosing or not data["counts"].keys().isdisjoint(("planned", "running"))
+
+
 def print_status(data: dict[str, Any], *, every_trial: bool = False) -> None:
     """The states for people, on stdout: a row per budget and one per trial at work, or one per trial."""
     console, trials = console_for_people(), data["trials"]
@@ -471,7 +477,10 @@ def print_status(data: dict[str, Any], *, every_trial: bool = False) -> None:
     if lines := data["design"]:
         shown = lines if every_trial else lines[-_LAST_DECISIONS:]
         left_out = f", the last {len(shown)} here, all with --trials" * (len(shown) < len(lines))
-        print_table(console, f"{len(lines)} decisions{left_out}", _design_columns(shown))
+        n = sum(
+            "trial_id" in line for line in lines
+        )  # the last line of a finished sweep is its end
+        print_table(console, f"{n} decisions{left_out}", _design_columns(shown))
     console.print(", ".join(f"{n} {s}" for s, n in data["counts"].items()))
     if now := data["estimate"]:
         spent = f"{now['n_runs']} runs of {_flops(now['flops'])} FLOPs"

@@ -130,16 +130,18 @@ def _trial(
         )
     context = cell.context or spec.context or prepared_context or model.context
     batch = cell.batch_sequences or spec.batch_sequences
-    loops = (1,) if model.is_transformer else _loops(spec, cell)
+    loops = [1] if model.is_transformer else {*spec.evaluation.loops, cell.mean_recurrence}
+    # of trunks no update may depend on a run's length before its cool-down
+    schedule = {"weight_decay_falls": "cooldown"} if spec.trunks else {}
     n_steps = _steps(spec, cell, model, context, batch)
     return Trial(
         preset="/".join(filter(None, (spec.preset or "custom", cell.variant))),
         model=model,
         depth=None if model.is_transformer else _depth(spec, cell, n_steps),
         data=data,
-        optim=OptimConfig(**(_schedule(spec) | given(spec.optim) | cell.optim)),
+        optim=OptimConfig(**(schedule | given(spec.optim) | cell.optim)),
         evaluation=EvalConfig(
-            loops=loops,
+            loops=tuple(sorted(loops)),
             n_sequences=spec.evaluation.n_sequences,
             every=spec.evaluation.steps(n_steps),
         ),
@@ -153,11 +155,6 @@ def _trial(
         budget_rule=spec.budget_rule,
         resources=replace(spec.resources.resolve(), compile=spec.compile),
     )
-
-
-def _schedule(spec: SweepSpec) -> dict[str, Any]:
-    """What trunks ask of the optimiser: no update may depend on a run's length before its cool-down."""
-    return {"weight_decay_falls": "cooldown"} if spec.trunks else {}
 
 
 def _model(
@@ -200,10 +197,6 @@ def _depth(spec: SweepSpec, cell: Cell, n_steps: int) -> DepthScheme:
         per=section.per,
         split=section.split,
     )
-
-
-def _loops(spec: SweepSpec, cell: Cell) -> tuple[int, ...]:
-    return tuple(sorted({*spec.evaluation.loops, cell.mean_recurrence}))
 
 
 def _curriculum(section: DepthSection, mu: int, mu_bwd: int, n_steps: int) -> CurriculumDepth:

@@ -83,8 +83,8 @@ class Display:
         self.trials = {t.trial_id: t for t in trials}
         self.console = console or Console(stderr=True)
         self.bars = Progress(
-            # on a narrow terminal the bar gives way first, then the name is broken between words
-            TextColumn("{task.description}", markup=False, table_column=Column()),
+            # on a narrow terminal the bar gives way first, then the name goes on in the next line
+            TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold")),
             BarColumn(bar_width=None, table_column=Column(ratio=1)),
             TextColumn("{task.fields[amount]}", markup=False),
             TextColumn("{task.fields[note]}", markup=False),
@@ -101,6 +101,11 @@ class Display:
         steps = {t.trial_id: max(store.state(t).step, t.shared_steps) for t in trials}
         self.pace = Pace(trials, steps, self.began)
         self.last = ""
+        self.open_ended = False  # the trials are candidates: how many will run is not known
+
+    @property
+    def _of(self) -> str:
+        return "" if self.open_ended else f" of {len(self.trials)}"
 
     def __enter__(self) -> Display:
         if self.console.is_terminal:
@@ -122,7 +127,7 @@ class Display:
         self.pace.see({trial.trial_id: self.store.state(trial).step}, self.ended, time.monotonic())
         if (line := ended_line(self.store, trial)) is not None:
             done = sum(s in FINISHED for s in self.ended.values())
-            of = f" ({done} of {len(self.trials)} finished)" if state == "done" else ""
+            of = f" ({done}{self._of} finished)" if state == "done" else ""
             self.say(line + of)
 
     def show(self, running: Iterable[str]) -> bool:
@@ -142,7 +147,7 @@ class Display:
         return True
 
     def _left(self) -> str:
-        seconds = self.pace.left_s()
+        seconds = None if self.open_ended else self.pace.left_s()
         return "" if seconds is None else f"about {duration(seconds)} left"
 
     def _line(self, states: Mapping[str, StateReport]) -> None:
@@ -151,7 +156,7 @@ class Display:
             + (f" loss {s.loss:.3f}" if isinstance(s.loss, float) else "")
             for i, s in states.items()
         )
-        text = f"{len(self.ended)} of {len(self.trials)} ended; {steps}"
+        text = f"{len(self.ended)}{self._of} ended; {steps}"
         if text != self.last:
             self.say("; ".join(filter(None, (text, self._left()))))
             self.last = text
@@ -163,10 +168,9 @@ class Display:
         for trial_id in self.rows.keys() - shown.keys() - {""}:
             self.bars.remove_task(self.rows.pop(trial_id))
         hidden = f", {len(states) - len(shown)} more run" if len(shown) < len(states) else ""
-        amount = f"{len(self.ended)} of {len(self.trials)}"
-        self._bar(
-            "", self.store.name + hidden, len(self.ended), len(self.trials), amount, self._left()
-        )
+        name, amount = self.store.name + hidden, f"{len(self.ended)}{self._of}"
+        total = None if self.open_ended else len(self.trials)
+        self._bar("", name, len(self.ended), total, amount, self._left())
         for trial_id, state in shown.items():
             trial = self.trials[trial_id]
             loss = f"loss {state.loss:.3f}" if isinstance(state.loss, float) else ""
@@ -174,7 +178,9 @@ class Display:
             self._bar(trial_id, label(trial), state.step, trial.n_steps, steps, loss)
         self.bars.refresh()
 
-    def _bar(self, key: str, text: str, done: int, total: int, amount: str, note: str) -> None:
+    def _bar(
+        self, key: str, text: str, done: int, total: int | None, amount: str, note: str
+    ) -> None:
         if key not in self.rows:
             self.rows[key] = self.bars.add_task(text, total=total, amount="", note="")
         self.bars.update(self.rows[key], description=text, completed=done, amount=amount, note=note)

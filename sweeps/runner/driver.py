@@ -269,6 +269,7 @@ def _fit(
     with Progress(store, trials, lost_workers=options.lost_workers) as progress:
         if waits is not Waiting:
             waits = partial(waits, slots=_slots(trials))
+            progress.display.open_ended = True
         in_order = _in_order(waits(store, trials, progress.say))
         tune.Tuner(
             tune.with_resources(

@@ -101,6 +101,7 @@ def run_pool(
     machine = _Machine(cpus or usable_cpus(), dict.fromkeys(range(gpus_here(trials)), 1.0))
     if waits is not Waiting:
         waits = partial(waits, slots=machine.slots(trials))
+        display.open_ended = True
     # an adaptive sweep chooses its own order
     waiting = waits(store, sorted(trials, key=lambda t: t.seed), display.say)
     pool = _Pool(job, waiting, machine, Losses(store, trials, lost_workers), display)

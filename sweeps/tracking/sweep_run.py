@@ -220,7 +220,8 @@ def _write(
         run.log(shown | _tables(table, results, problem_rows(study, refusal)))
         run.summary.update({f"trials/{s}": n for s, n in counts_of(store).items()})
         run.summary.update({"trials/total": len(sweep.get("trials", []))} | law_summary(results))
-        run.finish(exit_code=0 if _complete(store) else 1)  # it reads the figures until here
+        complete = all(store.state(t).state in FINISHED for t in store.stored_trials())
+        run.finish(exit_code=0 if complete else 1)  # it reads the figures until here
     mark(store.root, of=content, mode=mode, id=run_id)
 
 
@@ -256,10 +257,6 @@ def _table(rows: list[dict[str, Any]]) -> wandb.Table:
     return wandb.Table(
         columns=columns, data=[[r[c] for c in columns] for r in rows], allow_mixed_types=True
     )
-
-
-def _complete(store: Store) -> bool:
-    return all(store.state(t).state in FINISHED for t in store.stored_trials())
 
 
 def _spec_text(store: Store) -> str:

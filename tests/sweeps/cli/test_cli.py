@@ -12,7 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sweeps.cli import app
-from tests.support.tiny import SPEC, spec_dict, write_spec
+from sweeps.store import Store
+from tests.support.tiny import SPEC, spec_dict, tiny_plan, write_spec
+from tests.sweeps.test_store import good_result, put
 
 
 def parcae(*args, cwd=None) -> subprocess.CompletedProcess:
@@ -154,6 +156,24 @@ def test_a_sweep_that_is_not_there_is_one_sentence(verb, monkeypatch, capsys, tm
     assert (code, out) == (2, "")
     assert err.startswith("parcae: nope: no sweep at ")
     assert len(err.splitlines()) == 1
+
+
+def test_a_sweep_is_watched_until_its_last_trial_has_ended(tmp_path, monkeypatch, capsys):
+    planned = tiny_plan()
+    store = Store(tmp_path, planned.name)
+    store.write_plan(planned, write_spec(tmp_path / "spec"))
+    left, waits = list(planned.trials), []
+
+    def one_ends(seconds):
+        waits.append(seconds)
+        put(store, left[0], good_result(left.pop(0)))
+
+    monkeypatch.setattr("time.sleep", one_ends)
+    code, out, _ = in_process(monkeypatch, capsys, "status", store.root, "--watch", "7")
+    assert code == 0
+    assert waits == [7.0] * 4
+    assert [line for line in out.splitlines() if "done" in line.split()][-1].strip() == "4 done"
+    assert "1 done, 3 planned" in out or "3 planned, 1 done" in out
 
 
 def test_a_missing_extra_is_named_with_the_way_to_get_it(monkeypatch, capsys):

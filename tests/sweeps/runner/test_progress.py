@@ -58,9 +58,25 @@ def test_plain_lines_say_what_runs_and_what_ended(watched):
     assert "failed: ValueError: [no] such thing" in text
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_candidates_are_not_counted_nor_is_their_time_left(watched, terminal):
+    make, store, trials, views = watched
+    progress, out = make(terminal)
+    progress.display.open_ended = True
+    report(store, trials[0], state="running", step=40, loss=2.5)
+    with progress:
+        progress.on_step_end(1, views[:1])
+        put(store, trials[0], good_result(trials[0]))
+        progress.on_trial_complete(2, views, views[0])
+    text = out.getvalue()
+    assert "done, val_loss 3.0000 (1 finished)" in text
+    assert " of 4" not in text
+    assert progress.display._left() == ""
+
+
 def test_a_terminal_gets_bars_that_cut_no_number_at_80_columns(watched):
     make, store, trials, views = watched
-    store.name = "a-sweep-with-a-long-name-at-last"
+    store.name = "a-sweep-whose-name-is-nearly-as-long-as-a-paper"
     progress, out = make(terminal=True)
     progress.display.pace.left_s = lambda: 45 * 3600.0
     report(store, trials[1], state="running", step=1234567, loss=12.345)
