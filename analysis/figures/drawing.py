@@ -279,7 +279,7 @@ class Drawing:
             return
         self._settled = True
         width, height = 72 * self.figure.get_size_inches()
-        places = [(ax, ax.get_subplotspec()) for ax in self.axes]
+        places = [(ax, spec) for ax in self.axes if (spec := ax.get_subplotspec()) is not None]
         left, gap = (
             max((_beside(ax) for ax, spec in places if spec.is_first_col() == first), default=0.0)
             for first in (True, False)
@@ -312,21 +312,21 @@ def _beside(ax: Axes) -> float:
     """Points that the labels of the y axis need; a panel of another size may show one digit more."""
     shown = [label for label in ax.get_yticklabels() if label.get_visible()]
     letters = max((len(label.get_text()) + 1 for label in shown), default=0)
-    ticks = _DIGIT * max(letters, 4) * shown[0].get_fontsize() if shown else 0.0
-    name = 1.5 * ax.yaxis.label.get_fontsize() if ax.get_ylabel() else 0.0
+    ticks = _DIGIT * max(letters, 4) * float(shown[0].get_fontsize()) if shown else 0.0
+    name = 1.5 * float(ax.yaxis.label.get_fontsize()) if ax.get_ylabel() else 0.0
     return ticks + name + _EDGE
 
 
 def _below(ax: Axes) -> float:
     """Points that the labels of the x axis need."""
-    ticks = max((label.get_fontsize() for label in ax.get_xticklabels()), default=0.0)
-    name = 1.5 * ax.xaxis.label.get_fontsize() if ax.get_xlabel() else 0.0
+    ticks = max((float(label.get_fontsize()) for label in ax.get_xticklabels()), default=0.0)
+    name = 1.5 * float(ax.xaxis.label.get_fontsize()) if ax.get_xlabel() else 0.0
     return 1.2 * ticks + name + _EDGE
 
 
 def _above(ax: Axes) -> float:
     """Points that a title needs."""
-    return (1.5 * ax.title.get_fontsize() if ax.get_title() else 0.0) + _EDGE
+    return (1.5 * float(ax.title.get_fontsize()) if ax.get_title() else 0.0) + _EDGE
 
 
 def new(
