@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -426,7 +426,7 @@ class _Run:
             shared_steps=progress.shared_steps,
             n_processes=self.group.n,
             notes=self.metrics.notes if self.group.is_first else (),
-            val_history=self.metrics.column("val/loss") if self.group.is_first else (),
+            val_history=self._history(),
             threads=torch.get_num_threads(),
             device=device_name(self.device),
             torch_version=torch.__version__,
@@ -437,6 +437,13 @@ class _Run:
             cross_entropy=self.model.kernels.cross_entropy,
             attention=backends_taken(trial.model, self.device, self._product_dtype()),
         )
+
+    def _history(self) -> tuple[tuple[int, float], ...]:
+        """Validation losses on the way, of all attempts, as the first process has logged them."""
+        if self.trial.evaluation.every is None:
+            return ()
+        logged = self.metrics.column("val/loss") if self.group.is_first else ()
+        return cast(tuple[tuple[int, float], ...], self.group.from_first(logged))
 
     def _product_dtype(self) -> torch.dtype:
         with autocast(self.device, self.trial.precision):

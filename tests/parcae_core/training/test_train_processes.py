@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from parcae_core.checkpoints.native import newest_checkpoint
+from parcae_core.trial import EvalConfig
 from tests.support.training import metrics, tiny_trial, write_data
 from tests.support.worker import STOPPED, Worker, count_lines
 
@@ -25,7 +26,8 @@ def data_dir(tmp_path_factory):
 
 @pytest.mark.parametrize("n_kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_points_the_run_ends_the_same(data_dir, tmp_path, n_kills):
-    trial = tiny_trial(n_steps=60 * n_kills)
+    measured = EvalConfig(loops=(1, 3), n_sequences=4, every=5)
+    trial = tiny_trial(n_steps=60 * n_kills, evaluation=measured)
     whole = Worker(trial, data_dir, tmp_path / "whole").result()
     chance = random.Random(0)
     for _ in range(n_kills):
@@ -39,6 +41,8 @@ def test_killed_at_random_points_the_run_ends_the_same(data_dir, tmp_path, n_kil
     assert result["n_resumed"] >= 1
     for field in ("status", "step", "evaluation", "final_train_loss", "train_flops_sampled"):
         assert result[field] == whole[field]
+    assert len(whole["val_history"]) == trial.n_steps // 5
+    assert result["val_history"] == whole["val_history"]
     lines = [metrics(tmp_path / name) for name in ("whole", "killed")]
     assert [line["step"] for line in lines[1]] == list(range(1, trial.n_steps + 1))
     losses = [[line["train/loss"] for line in run] for run in lines]
@@ -71,7 +75,8 @@ def without_times(result):
 @pytest.mark.parametrize("n_processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("transformer", [False, True])
 def test_several_processes_train_as_one_does(data_dir, tmp_path, transformer, n_processes):
-    trial = tiny_trial(n_steps=20, transformer=transformer)
+    measured = EvalConfig(loops=(1,) if transformer else (1, 3), n_sequences=4, every=8)
+    trial = tiny_trial(n_steps=20, transformer=transformer, evaluation=measured)
     alone = Worker(trial, data_dir, tmp_path / "alone").result()
     first, *others = [w.result() for w in together(trial, data_dir, tmp_path / "n", n_processes)]
     assert first["n_processes"] == n_processes
@@ -85,6 +90,9 @@ def test_several_processes_train_as_one_does(data_dir, tmp_path, transformer, n_
         assert first[field] == alone[field]
     for row, row_alone in zip(first["evaluation"], alone["evaluation"], strict=True):
         assert row["val_loss"] == pytest.approx(row_alone["val_loss"], abs=5e-4)
+    assert [step for step, _ in first["val_history"]] == [8, 16, 20]
+    pair = [[loss for _, loss in r["val_history"]] for r in (first, alone)]
+    assert pair[0] == pytest.approx(pair[1], abs=5e-4)
 
 
 def test_processes_stop_together_and_another_number_of_them_goes_on(data_dir, tmp_path):
