@@ -230,7 +230,7 @@ def _counted_twice(table: Table) -> dict[str, str]:
 
 def _telling(table: Table) -> str:
     """The file's column that has one loss at each T, as a run does; COLUMN where none of ours is one."""
-    names = [n for n in map(str, table.frame) if n not in ("val_loss", "n_loops")]
+    names = [str(n) for n in table.frame if n not in ("val_loss", "n_loops")]
     found = (n for n in names if not table.frame.duplicated([n, "n_loops"]).any())
     return next((table.columns.get(n, table.called(n)) for n in found), "COLUMN")
 

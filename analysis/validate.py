@@ -156,7 +156,7 @@ def compare_forms(table: Table, runs: list | None = None, n_starts: int = 8) -> 
     rows = []
     for name in library.TEST_TIME_FORMS:
         law = library.get(name)
-        scores = [_score(law, *run, n_starts=n_starts) for run in runs]
+        scores = [_score(law, loops, losses, mu, n_starts) for loops, losses, mu in runs]
         ahead = [s["ahead"] for s in scores if s["ahead"] is not None]
         rows.append(
             {
@@ -240,7 +240,7 @@ def _curves(table: Table):
     return out
 
 
-def _score(law: Law, loops, losses, mu, *, n_starts: int) -> dict:
+def _score(law: Law, loops, losses, mu, n_starts: int) -> dict:
     options = FitOptions(loss="log-lsq", interval="none", n_starts=n_starts)
 
     def fitted(mask):

@@ -26,7 +26,6 @@ from analysis.table.numbers import count
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
-    from matplotlib.text import Text
     from matplotlib.typing import RcKeyType
 
 # Told apart by common colour-vision deficiencies (after Okabe and Ito), each at least 3:1 on white;
@@ -280,8 +279,7 @@ class Drawing:
             return
         self._settled = True
         width, height = 72 * self.figure.get_size_inches()
-        specs = [spec for ax in self.axes if (spec := ax.get_subplotspec()) is not None]
-        places = list(zip(self.axes, specs, strict=True))
+        places = [(ax, spec) for ax in self.axes if (spec := ax.get_subplotspec()) is not None]
         left, gap = (
             max((_beside(ax) for ax, spec in places if spec.is_first_col() == first), default=0.0)
             for first in (True, False)
@@ -290,7 +288,7 @@ class Drawing:
         legends = [legend.get_window_extent().height for legend in self.figure.legends]
         foot = below + sum(legends) * height / self.figure.bbox.height
         foot = min(foot, 0.6 * height)  # a longer legend covers what it must
-        down, across = specs[0].get_gridspec().get_geometry()
+        down, across = places[0][1].get_gridspec().get_geometry()
         panel_width = (width - left - _EDGE - (across - 1) * gap) / across
         panel_height = (height - foot - above - (down - 1) * (below + above)) / down
         self.figure.subplots_adjust(
@@ -314,25 +312,21 @@ def _beside(ax: Axes) -> float:
     """Points that the labels of the y axis need; a panel of another size may show one digit more."""
     shown = [label for label in ax.get_yticklabels() if label.get_visible()]
     letters = max((len(label.get_text()) + 1 for label in shown), default=0)
-    ticks = _DIGIT * max(letters, 4) * _size(shown[0]) if shown else 0.0
-    name = 1.5 * _size(ax.yaxis.label) if ax.get_ylabel() else 0.0
+    ticks = _DIGIT * max(letters, 4) * float(shown[0].get_fontsize()) if shown else 0.0
+    name = 1.5 * float(ax.yaxis.label.get_fontsize()) if ax.get_ylabel() else 0.0
     return ticks + name + _EDGE
 
 
 def _below(ax: Axes) -> float:
     """Points that the labels of the x axis need."""
-    ticks = max(map(_size, ax.get_xticklabels()), default=0.0)
-    name = 1.5 * _size(ax.xaxis.label) if ax.get_xlabel() else 0.0
+    ticks = max((float(label.get_fontsize()) for label in ax.get_xticklabels()), default=0.0)
+    name = 1.5 * float(ax.xaxis.label.get_fontsize()) if ax.get_xlabel() else 0.0
     return 1.2 * ticks + name + _EDGE
 
 
 def _above(ax: Axes) -> float:
     """Points that a title needs."""
-    return (1.5 * _size(ax.title) if ax.get_title() else 0.0) + _EDGE
-
-
-def _size(text: Text) -> float:
-    return float(text.get_fontsize())
+    return (1.5 * float(ax.title.get_fontsize()) if ax.get_title() else 0.0) + _EDGE
 
 
 def new(
