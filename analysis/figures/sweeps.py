@@ -127,7 +127,8 @@ def power_laws(recurrence: Recurrence, ax=None, to: float | None = None) -> Draw
                 middle, below, above = line.predict(x)
                 drawing.line(panel, axis, text, x, middle, dashed=dashed)
                 drawing.band(panel, axis, text, x, below, above)
-            drawing.title(panel, f"{words.letter(axis)}* ~ {text}")
+            exponent = f"{words.parameter('gamma')} = {line.gamma:.3f} [{low:.3f}, {high:.3f}]"
+            drawing.title(panel, f"{words.letter(axis)}* ~ Cᵞ,  {exponent}")
         powers = 2.0 ** np.arange(12)  # of loops; a line goes on beyond those that were run
         words.ticks(panel, "y", axis, powers if axis == "mean_recurrence" else seen)
         figures.power_ticks(panel, "x")
