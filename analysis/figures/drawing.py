@@ -37,6 +37,7 @@ FORMATS = ("png", "pdf", "svg")
 MU = "\u03bc"
 _PANEL = 2.6  # inches: narrower, panels stand one below the other
 _EDGE = 9.0  # points beside what is written
+_BETWEEN = 22.0  # points between panels: half a label of the x axis on either side
 _DIGIT = 0.64  # width of a digit, as a share of its font's size
 _RAISED = str.maketrans(
     "-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"
@@ -284,6 +285,7 @@ class Drawing:
             max((_beside(ax) for ax, spec in places if spec.is_first_col() == first), default=0.0)
             for first in (True, False)
         )
+        gap = max(gap, _BETWEEN)
         below, above = max(map(_below, self.axes)), max(map(_above, self.axes))
         legends = [legend.get_window_extent().height for legend in self.figure.legends]
         foot = below + sum(legends) * height / self.figure.bbox.height
