@@ -38,6 +38,7 @@ MU = "\u03bc"
 _PANEL = 2.6  # inches: narrower, panels stand one below the other
 _EDGE = 9.0  # points beside what is written
 _BETWEEN = 22.0  # points between panels: half a label of the x axis on either side
+_LETTER = 0.54  # width of a letter over its size
 _DIGIT = 0.64  # width of a digit, as a share of its font's size
 _RAISED = str.maketrans(
     "-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"
@@ -293,6 +294,10 @@ class Drawing:
         down, across = places[0][1].get_gridspec().get_geometry()
         panel_width = (width - left - _EDGE - (across - 1) * gap) / across
         panel_height = (height - foot - above - (down - 1) * (below + above)) / down
+        if (lack := max(map(_along, self.axes)) - panel_height) > 0:  # a low figure grows
+            panel_height += lack
+            height += lack * down
+            self.figure.set_figheight(height / 72)
         self.figure.subplots_adjust(
             left=left / width,
             right=1 - _EDGE / width,
@@ -317,6 +322,12 @@ def _beside(ax: Axes) -> float:
     ticks = _DIGIT * max(letters, 4) * float(shown[0].get_fontsize()) if shown else 0.0
     name = 1.5 * float(ax.yaxis.label.get_fontsize()) if ax.get_ylabel() else 0.0
     return ticks + name + _EDGE
+
+
+def _along(ax: Axes) -> float:
+    """Points that the name of the y axis is long."""
+    label = ax.yaxis.label
+    return _LETTER * len(label.get_text()) * float(label.get_fontsize())
 
 
 def _below(ax: Axes) -> float:
