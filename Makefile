@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo       set up, refit the paper's points, measure a law on this machine, report (about 10 min)"
+	@echo "make demo       set up, refit the paper's points, measure a law on this machine, report (10 to 17 min)"
 	@echo "make figures    draw the figures of docs/ and run the notebooks again, from the bundled records"
 	@echo "make docs       the documentation as a site, in site/"
 	@echo "make test       every test that needs no GPU and no network"
