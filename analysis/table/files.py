@@ -68,6 +68,7 @@ def parsed(data: bytes, kind: str, packing: str, where: str) -> Raw:
         data = _unpacked(data, packing)
         if kind == ".parquet":
             frame = pd.read_parquet(io.BytesIO(data))
+            frame.select_dtypes(exclude="number").to_numpy()  # here text that is no UTF-8 shows
             named = [n for n in frame.index.names if n is not None]
             return Raw(frame.reset_index(named) if named else frame, where=where)
         if kind == ".xlsx":

@@ -467,8 +467,9 @@ def print_status(data: dict[str, Any], *, every_trial: bool = False) -> None:
     for t in trials:
         if t["reason"]:
             console.print(f"{t['trial_id']}: {t['reason']}")
-        if t["lost_workers"] and (t["reason"] or "").find(t["lost_reason"]) < 0:
-            lost = f"{t['lost_workers']} workers lost, the last: {t['lost_reason']}"
+        why = t["lost_reason"] or "why is not known"
+        if t["lost_workers"] and why not in (t["reason"] or ""):
+            lost = f"{t['lost_workers']} workers lost, the last: {why}"
             console.print(f"{t['trial_id']}: {lost}")
         for line in t["error"] or []:
             console.print(f"    {line}")

@@ -52,14 +52,16 @@ def edited(draw: Any, data: Any) -> Any:
             case "remove" if box:
                 box.pop(last)
             case "add" if isinstance(box, dict):
-                box[draw(st.text(max_size=8))] = draw(VALUES)
+                box[draw(st.text(max_size=8))] = copy.deepcopy(draw(VALUES))
             case "swap":
                 other: Any = data
                 for key in draw(st.sampled_from(paths(data))):
                     other = other[key]
                 box[last] = copy.deepcopy(other)
             case _:
-                box[last] = draw(_near(box[last])) if draw(st.booleans()) else draw(VALUES)
+                near = draw(st.booleans())
+                # a copy: the next edit may change it, and the same object is drawn again
+                box[last] = copy.deepcopy(draw(_near(box[last]) if near else VALUES))
         if not data:
             break
     return data

@@ -131,6 +131,16 @@ def test_a_report_of_wrong_types_is_damage(tmp_path):
     assert problem_of(path) == ""  # JSON it is
 
 
+def test_lost_workers_without_a_reason_are_shown(done, capsys, monkeypatch):
+    store, plan, _ = done
+    left = StateReport(state="failed", reason="it ended", lost_workers=2)
+    left.write(store.files(plan.trials[0].trial_id).state)
+    (store.folder(plan.trials[0].trial_id) / "result.json").unlink()
+    code, out, _ = parcae(capsys, monkeypatch, "status", store.root)
+    assert code == 0
+    assert "2 workers lost, the last: why is not known" in " ".join(out.split())
+
+
 def save_often(frame: pd.DataFrame, path: Path, failed) -> None:
     for _ in range(20):
         try:

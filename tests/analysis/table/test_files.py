@@ -286,3 +286,11 @@ def test_a_column_per_number_of_loops_becomes_a_row_each(tmp_path, name):
 def test_an_index_of_parquet_is_columns(tmp_path):
     FRAME.set_index(["N", "D"]).to_parquet(tmp_path / "a.parquet")
     assert same(load.load(tmp_path / "a.parquet"))
+
+
+def test_parquet_with_text_that_is_no_utf8_is_said(tmp_path):
+    path = tmp_path / "a.parquet"
+    FRAME.assign(run=["first", "second", "third", "fourth"]).to_parquet(path, compression=None)
+    path.write_bytes(path.read_bytes().replace(b"second", b"se\xffond"))
+    with pytest.raises(InputError, match=r"a\.parquet: cannot be read as parquet"):
+        load.load(path)
