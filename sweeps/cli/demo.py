@@ -105,7 +105,10 @@ def tell(published: Study, here: Study) -> None:
             Column("best loops", [f"{row.looped_loss:.4f}" for row in rows]),
             Column("at mu", [f"{row.mean_recurrence:g}" for row in rows]),
             Column("gained", [f"{row.gain:+.4f}" for row in rows]),
-            Column("of the way to the floor", [f"{row.share or 0:.0%}" for row in rows]),
+            Column(
+                "of the way to the floor",
+                ["" if row.share is None else f"{row.share:.0%}" for row in rows],
+            ),
         ],
     )
     text = known.equal_flops(load(ON_TEXT))

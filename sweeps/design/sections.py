@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
     Discriminator,
     Field,
-    SerializerFunctionWrapHandler,
     Tag,
-    model_serializer,
     model_validator,
 )
 
@@ -60,12 +58,7 @@ class OptimOverrides(_OptimKeys):
             raise ValueError(f"lr sets the rate of both optimisers; leave {min(twice)} out.")
         return rest | {"muon_lr": data["lr"], "adamw_lr": data["lr"]}
 
-    @model_serializer(mode="wrap")
-    def _hashed_as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        data = dump(self)
-        if data.get("weight_decay_falls") is None:  # specs keep the hash of before it was known
-            data.pop("weight_decay_falls", None)
-        return data
+    _absent: ClassVar[tuple[str, ...]] = ("weight_decay_falls",)
 
 
 class DataSection(Section):
@@ -201,12 +194,7 @@ class EvaluationSection(Section):
             return max(1, round(_share(self.every) * n_steps))
         return self.every
 
-    @model_serializer(mode="wrap")
-    def _hashed_as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        data = dump(self)
-        if data.get("every") is None:  # specs keep the hash of before it was known
-            data.pop("every", None)
-        return data
+    _absent: ClassVar[tuple[str, ...]] = ("every",)
 
 
 class ResourcesSection(Section):

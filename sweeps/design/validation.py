@@ -11,10 +11,19 @@ import math
 import types
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    create_model,
+    model_serializer,
+)
 
 from analysis.errors import nearest
 from parcae_core.errors import UserError
@@ -28,6 +37,12 @@ class Section(BaseModel):
     """A mapping of a spec: immutable, no unknown keys, no conversion between types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, defer_build=True)
+    _absent: ClassVar[tuple[str, ...]] = ()  # fields that came later
+
+    @model_serializer(mode="wrap")
+    def _hashed_as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without later fields that are not set: specs keep the hash of before they were known."""
+        return {k: v for k, v in dump(self).items() if v is not None or k not in self._absent}
 
 
 def _to_float(value: Any) -> Any:
