@@ -225,9 +225,8 @@ class CharacterTokenizer:
         return "".join(self.alphabet[i] for i in ids if i < len(self.alphabet)).encode()
 
     def token_bytes(self) -> np.ndarray:
-        table = np.ones(self.vocab_size, np.int32)
-        table[len(self.alphabet) :] = 0
-        return table
+        sizes = [len(c.encode()) for c in self.alphabet] + [0] * len(SPECIALS)
+        return np.array(sizes, np.int32)
 
     def to_json(self) -> None:
         return None
