@@ -257,7 +257,8 @@ def draw(logits: np.ndarray, u: float, sampling: Sampling) -> int:
     if sampling.temperature == 0:
         return int(logits.argmax())
     order = np.argsort(-logits, kind="stable")
-    scaled = (logits[order] - logits[order[0]]) / sampling.temperature
+    with np.errstate(over="ignore"):  # a temperature near 0 leaves the likeliest alone
+        scaled = (logits[order] - logits[order[0]]) / sampling.temperature
     cumulated = np.cumsum(np.exp(scaled))
     cumulated /= cumulated[-1]
     n_kept = min(int(np.searchsorted(cumulated, sampling.top_p)) + 1, len(order))

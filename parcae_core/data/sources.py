@@ -41,6 +41,8 @@ def resolve(
     """
     if not 0 < val_share < 1:
         raise UserError(f"val_share is {val_share}; it must lie strictly between 0 and 1")
+    if not corpus:  # which would be the whole machine to a path
+        raise UserError("the corpus has no name; give a folder of text or a built-in corpus")
     if corpus in BUILTIN_ROOTS:
         return PythonSource(corpus)
     corpus = os.path.expanduser(corpus)

@@ -85,8 +85,10 @@ class StateReveals:
         inside = re.fullmatch(rf"{NAME}(?:\((.*)\))?", label)
         if inside is None:
             raise UserError(f"corpus {label!r}: needed {NAME} or {NAME}(actions=8, zipf=1)")
-        given = [part.split("=") for part in (inside[1] or "").replace(" ", "").split(",") if part]
-        return cls.of({pair[0]: pair[-1] for pair in given})
+        given = [
+            part.partition("=") for part in (inside[1] or "").replace(" ", "").split(",") if part
+        ]
+        return cls.of({name: value for name, _, value in given})
 
     @classmethod
     def of(cls, params: dict[str, object]) -> StateReveals:
@@ -195,14 +197,15 @@ class StateReveals:
         Exact for the floor; a guess is counted as one of all states alike, and may know a little
         more after a short gap.
         """
-        hazard, shares = self.hazard(), self.action_shares()
+        reachable = min(self.longest_gap, length) + 1  # a row holds no longer gap
+        hazard, shares = self.hazard()[:reachable], self.action_shares()
         action = -float(shares @ np.log(shares))
         going_on = 1 - hazard
         # entropy of "does the gap end here", and what follows it
         nats = _entropy(hazard) + going_on * action
         if reach is not None:
             nats[reach + 1 :] += hazard[reach + 1 :] * np.log(self.states)
-        since = np.zeros(self.longest_gap + 1)  # P(k actions since the last state), at a position
+        since = np.zeros(reachable)  # P(k actions since the last state), at a position
         since[0], total = 1.0, float(np.log(self.states))  # the first character is a state
         for _ in range(length - 1):
             total += float(since @ nats)

@@ -163,6 +163,8 @@ def test_an_unwritable_output_folder_is_refused(tmp_path, monkeypatch, capsys):
         (("data", "prepare", "state-reveals", "--context", 10**15), "must be from 2 to 65537"),
         (("data", "prepare", "text", "--context", 10**15), "row_tokens is 1000000000000001"),
         (("data", "prepare", "state-reveals(seed=" + "9" * 400 + ")"), "seed is"),
+        (("data", "prepare", ""), "the corpus has no name"),
+        (("data", "prepare", "state-reveals(seed=1=2)"), "'1=2'"),
         (("data", "prepare", "state-reveals(zipf=inf)"), "zipf is inf; it must be from 0 to 10"),
     ],
 )
