@@ -41,8 +41,11 @@ class Section(BaseModel):
 
     @model_serializer(mode="wrap")
     def _hashed_as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without later fields that are not set: specs keep the hash of before they were known."""
-        return {k: v for k, v in dump(self).items() if v is not None or k not in self._absent}
+        """Without later fields at their defaults: specs keep the hash of before they were known."""
+        known = type(self).model_fields
+        return {
+            k: v for k, v in dump(self).items() if k not in self._absent or v != known[k].default
+        }
 
 
 def _to_float(value: Any) -> Any:
