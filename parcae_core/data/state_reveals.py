@@ -32,12 +32,7 @@ from parcae_core.plain import MAX_INT
 NAME = "state-reveals"
 CHUNK_ROWS = 4_096  # rows drawn together; part of what a seed means
 MAX_EXPONENT = 10  # beyond it the rare gaps and actions have no probability that a float holds
-_STATES = string.ascii_uppercase
-# Latin, then the Greek and Cyrillic letters that look like none before them
-_LOOK_ALIKE = "ςονυ" + "аеорсух"
-_ACTIONS = string.ascii_lowercase + "".join(
-    c for c in map(chr, [*range(0x3B1, 0x3CA), *range(0x430, 0x450)]) if c not in _LOOK_ALIKE
-)
+_STATES, _ACTIONS = string.ascii_uppercase, string.ascii_lowercase
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +49,7 @@ class StateReveals:
 
     def __post_init__(self) -> None:
         _require(2 <= self.states <= 26, "states", self.states, "between 2 and 26")
-        most = min(len(_ACTIONS), int(np.prod(np.arange(1.0, min(self.states, 5) + 1))) - 1)
+        most = min(26, int(np.prod(np.arange(1.0, min(self.states, 5) + 1))) - 1)
         _require(1 <= self.actions <= most, "actions", self.actions, f"between 1 and {most}")
         _require(0 <= self.zipf <= MAX_EXPONENT, "zipf", self.zipf, f"from 0 to {MAX_EXPONENT}")
         _require(0 <= self.tail <= MAX_EXPONENT, "tail", self.tail, f"from 0 to {MAX_EXPONENT}")

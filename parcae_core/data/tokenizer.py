@@ -225,8 +225,9 @@ class CharacterTokenizer:
         return "".join(self.alphabet[i] for i in ids if i < len(self.alphabet)).encode()
 
     def token_bytes(self) -> np.ndarray:
-        sizes = [len(c.encode()) for c in self.alphabet] + [0] * len(SPECIALS)
-        return np.array(sizes, np.int32)
+        table = np.ones(self.vocab_size, np.int32)
+        table[len(self.alphabet) :] = 0
+        return table
 
     def to_json(self) -> None:
         return None
