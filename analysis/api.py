@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analysis.figures.gallery import Gallery
+    from analysis.laws.law import Law
     from analysis.prediction import Answer
     from analysis.report.study import Study
     from analysis.table.load import Table
@@ -81,9 +82,12 @@ def predict_source(source: Source, law: str, at: str | dict[str, float], **optio
 
     choices = Choices.of(**options)
     table = choices.table(source, law)
-    at = parse_setting(at) if isinstance(at, str) else at
-    at = {canonical(k, "at"): v for k, v in at.items()}
-    return predict(table, choices.law(law, table), at, **choices.fitting)
+    form = choices.law(law, table)
+    if isinstance(at, str):
+        at = parse_setting(at, form)
+    else:
+        at = {canonical(k, "at", _columns_of(form)): v for k, v in at.items()}
+    return predict(table, form, at, **choices.fitting)
 
 
 def optimal_source(source: Source, budget: float, law: str, **options: Any) -> Answer:
@@ -136,14 +140,18 @@ def plot_source(
     return gallery(found, only, Look(width=width, style=style), to=to, ax=ax)
 
 
-def parse_setting(text: str) -> dict[str, float]:
-    """`mu=8,D=1e10` as values by our names.
+def _columns_of(law: Law | str) -> tuple[str, ...]:
+    return () if isinstance(law, str) else law.columns
+
+
+def parse_setting(text: str, law: Law | str = "") -> dict[str, float]:
+    """`mu=8,D=1e10` as values by our names; a law may name the file's own columns.
 
     Raises:
         InputError: an unknown quantity or a value that is not a number.
     """
     out = {}
-    for name, value in parse_columns(text, option="--at").items():
+    for name, value in parse_columns(text, "--at", _columns_of(law)).items():
         try:
             out[name] = float(value)
         except ValueError as error:

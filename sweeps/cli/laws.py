@@ -253,7 +253,7 @@ def predict(
 
     table, law = _table_and_law(source, law, choices)
     form = choices.law(law, table)
-    _answer(prediction.predict(table, form, api.parse_setting(at), **choices.fitting), json)
+    _answer(prediction.predict(table, form, api.parse_setting(at, form), **choices.fitting), json)
 
 
 @fits
