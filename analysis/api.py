@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.choices import Choices, Reading, law_of
+from analysis.choices import Choices, Reading
 from analysis.errors import InputError
 from analysis.fitting.result import FitResult
 from analysis.table.columns import canonical, parse_columns
@@ -43,7 +43,7 @@ def fit_source(source: Source, law: str | None = None, **options: Any) -> FitRes
     """
     choices = Choices.of(**options)
     table = choices.table(source, law)
-    return fit_table(table, law or law_of(table), choices)
+    return fit_table(table, law or choices.law_of(table), choices)
 
 
 def fit_table(table: Table, law: str, choices: Choices | None = None, **options: Any) -> FitResult:
@@ -54,6 +54,8 @@ def fit_table(table: Table, law: str, choices: Choices | None = None, **options:
     """
     choices = choices or Choices.of(**options)
     form, chosen = choices.law(law, table), choices.options
+    if isinstance(form, str) or form.per_run:
+        choices.refuse_unused(law)
     if form == "recurrence":
         from analysis.isoflop import bias
         from analysis.isoflop.parabolas import fit_recurrence
@@ -97,7 +99,10 @@ def optimal_source(source: Source, budget: float, law: str, **options: Any) -> A
     choices = Choices.of(**options)
     table = choices.table(source, law)
     over = {"over": choices.over} if choices.over else {}
-    return optimal(table, budget, choices.law(law, table), **choices.fitting, **over)
+    form = choices.law(law, table)
+    if isinstance(form, str):
+        choices.refuse_unused(form)
+    return optimal(table, budget, form, **choices.fitting, **over)
 
 
 def study_source(source: Source, *laws: str, **options: Any) -> Study:

@@ -158,7 +158,9 @@ def compare(
                 else "Transformer of its size"
             )
             there = " at its budget" if "budget_flops" in here else ""
-            lacking.append(f"{words}: {plain} has no {lacks}{there}, so no relative quality follows")
+            lacking.append(
+                f"{words}: {plain} has no {lacks}{there}, so no relative quality follows"
+            )
             continue
         rows = (rivals[small], values, rivals[min(larger)])
         below, looped_mean, above = (float(v.mean()) for v in rows)
