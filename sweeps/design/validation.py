@@ -114,12 +114,18 @@ def _in_words(kind: Any) -> str:
     return "one of " + ", ".join(str(a) for a in get_args(kind))
 
 
+_TEXT = "tag:yaml.org,2002:str"
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice (YAML's own rule; PyYAML keeps the last)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag in _NUMBERS:  # a budget: as its text, which 1e11 is anyway
+                key_node.tag = _TEXT
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 raise UserError(
