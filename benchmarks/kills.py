@@ -116,6 +116,11 @@ class Sweep:
         trials = self.store.stored_trials()
         return bool(trials) and all(self.store.state(t).state in FINISHED for t in trials)
 
+    def failed(self) -> list[str]:
+        """Why trials failed. None may: each kill is the system's doing."""
+        states = [self.store.state(trial) for trial in self.store.stored_trials()]
+        return [f"{s.reason}" for s in states if s.state == "failed"]
+
     def target(self, killed: dict[str, int]) -> Trial | None:
         """A trial at work with a checkpoint newer than at its last kill."""
         for trial in self.store.stored_trials():
@@ -146,6 +151,8 @@ def sweep_with_kills(sweep: Sweep, kinds: list[str], until: float) -> list[dict[
     try:
         sweep.run()
         while not sweep.finished():
+            if failed := sweep.failed():
+                raise SystemExit(f"{sweep.out}: a kill made a trial fail: {failed}")
             if sweep.process.poll() is not None:
                 sweep.run()
             more = len(rows) < len(kinds) and time.monotonic() < until

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 from parcae_core.errors import is_out_of_memory
 
 
@@ -27,6 +29,20 @@ def environment(error: BaseException) -> BaseException | None:
             return seen
         seen = seen.__cause__
     return None
+
+
+def process_ending() -> bool:
+    """Whether Python is shutting down in this process while another thread is still at work.
+
+    A Ray worker whose driver is gone returns from its main thread; from then on no pool takes work,
+    and what a trial raises in its own thread says nothing of the trial.
+    """
+    try:
+        with ThreadPoolExecutor(1) as probe:
+            probe.submit(int)
+    except RuntimeError:
+        return True
+    return False
 
 
 def reason_of(error: BaseException) -> str:

@@ -8,8 +8,8 @@ driver or raylet is gone would wait in it for ever, holding the folder.
 How an attempt ends:
     done, diverged, stopped early       result.json; never run again
     our own exception   state "failed" with the reason; not retried, since it would fail again
-    a full disk, a dead process, worker or node, a lost lease     raised, or simply gone: Tune
-                        retries, and the next attempt goes on from the newest good checkpoint
+    a full disk, a dead process, worker, driver or node, a lost lease     raised, or simply gone:
+                        Tune retries, and the next attempt goes on from the newest good checkpoint
     asked to stop       a checkpoint; the trial stays planned
 """
 
@@ -31,7 +31,7 @@ from parcae_core.result import Execution, Interrupted, TrainResult
 from parcae_core.trial import Trial
 from sweeps.branches import HandOver
 from sweeps.reports import ENDED, StateReport
-from sweeps.runner.errors import environment, reason_of
+from sweeps.runner.errors import environment, process_ending, reason_of
 from sweeps.runner.rungs import Rungs
 from sweeps.storage.base import Lease, LeaseLost, lease
 from sweeps.storage.files import TrialFiles, sealed, write_json
@@ -206,9 +206,12 @@ def _record(
 
     Raises:
         LeaseLost: before anything is written.
-        Exception: the outcome, if the system failed and another attempt may cure it.
+        Exception: the outcome, if the system failed and another attempt may cure it. Nothing is
+            written if this process is about to end: the trial is left as by a killed worker.
     """
     held.require()
+    if isinstance(outcome, Exception) and process_ending():
+        raise outcome
     if isinstance(outcome, Interrupted) and outcome.so_far is not None and halt is not None:
         outcome = replace(outcome.so_far, reason=halt)
     if not isinstance(outcome, Exception):

@@ -1,6 +1,8 @@
 """Attempts at real trials, called as Ray would call them."""
 
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -103,6 +105,46 @@ def test_records_follow_from_the_folders_alone(sweep):
     assert two.n_tokens.iloc[0] == plan.trials[1].n_tokens
     assert two.spec_sha256.iloc[0] == plan.spec.sha256
     assert collect(store).name == "records.parquet"
+
+
+# A Ray worker whose driver is gone: its main thread returns while the trial's own is in a step
+ENDING = """
+import sys, threading, time
+from pathlib import Path
+from parcae_core.training.train import train
+from sweeps.cli.sweep import load_plan
+from sweeps.runner.driver import Options, make_job, prepare_data
+from sweeps.runner.errors import process_ending
+from sweeps.runner.trainable import attempt
+from sweeps.store import Store
+
+plan = load_plan(Path(sys.argv[1]))
+store, training = Store(sys.argv[2], plan.name), threading.Event()
+
+def until_the_end(trial, *, on_report, **rest):
+    def told(line):
+        on_report(line)
+        training.set()
+        while not process_ending():
+            time.sleep(0.01)
+    return train(trial, on_report=told, **rest)
+
+job = make_job(plan, store, prepare_data(plan, store, plan.trials), Options(train=until_the_end))
+threading.Thread(target=attempt, args=(job, plan.trials[1].trial_id, print)).start()
+training.wait()
+"""
+
+
+def test_a_worker_that_ends_under_its_trial_does_not_make_it_fail(prepared, sweep):
+    _, spec, _ = prepared
+    store, plan, _ = sweep
+    command = [sys.executable, "-c", ENDING, str(spec), str(store.root.parent)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert "cannot schedule new futures after shutdown" in ended.stderr
+    trial = plan.trials[1]
+    assert store.report(trial.trial_id).state == "running"  # as a killed process leaves it
+    assert not store.files(trial.trial_id).error.exists()
+    assert store.state(trial).state != "failed"
 
 
 def test_our_own_failure_is_recorded_with_its_last_lines_and_not_raised(sweep):
