@@ -11,11 +11,8 @@ from typing import Any
 import safetensors.torch
 
 from parcae_core.checkpoints.load import TrainedModel
-from parcae_core.checkpoints.published import (
-    UpstreamCheckpoint,
-    save_upstream,
-    upstream_settings,
-)
+from parcae_core.checkpoints.published import UpstreamCheckpoint, save_upstream
+from parcae_core.checkpoints.published_config import upstream_settings
 from parcae_core.checkpoints.text import TOKENIZER_FILE
 from parcae_core.config import ModelConfig
 from parcae_core.data.bpe import standalone_json

@@ -67,15 +67,19 @@ def runs_of(plan: Plan) -> Runs:
 
 
 def _runs(trials: Sequence[Trial], where: str) -> Runs:
-    return Runs(
-        size=size_of(trials, where),
-        mean_recurrence=np.array([t.mean_recurrence for t in trials], dtype=float),
-        budget_flops=np.array([t.budget_flops for t in trials], dtype=float),
-        columns={
+    return Runs(size=size_of(trials, where), **settings_of(trials))
+
+
+def settings_of(trials: Sequence[Trial]) -> dict[str, Any]:
+    """Trials in their order as `Runs` and `Grid` take them."""
+    return {
+        "mean_recurrence": np.array([t.mean_recurrence for t in trials], dtype=float),
+        "budget_flops": np.array([t.budget_flops for t in trials], dtype=float),
+        "columns": {
             "n_params_unrolled": np.array([t.cost.n_params_unrolled for t in trials], dtype=float),
             "n_tokens": np.array([t.n_tokens for t in trials], dtype=float),
         },
-    )
+    }
 
 
 def forecast_data(plan: Plan, prior: Prior, at: float | None = None) -> dict[str, Any]:

@@ -95,7 +95,8 @@ class Choosing(Waiting):
         self.say(f"{self.store.name} is finished: {why}{self._in_words()}")
 
     def _decided(self) -> list[str]:
-        return [line["trial_id"] for line in self.lines if "trial_id" in line]
+        named = (line.get("trial_id") for line in self.lines)
+        return [i for i in named if i in self.rows]  # not of a plan before --extend
 
     def _ended(self) -> dict[str, float | None]:
         """Loss at the trial's own number of loops of what has ended; None where it left none."""
@@ -104,9 +105,7 @@ class Choosing(Waiting):
             if self.store.state(trial).state not in ENDED:
                 continue
             result = self.store.result(trial)
-            losses = {r.n_loops: r.val_loss for r in result.evaluation} if result else {}
-            done = result is not None and result.status == "done"
-            out[trial.trial_id] = losses.get(trial.mean_recurrence) if done else None
+            out[trial.trial_id] = result and result.loss_at(trial.mean_recurrence)
         return out
 
     def _done(self, ended: dict[str, float | None]) -> list[tuple[int, float]]:
