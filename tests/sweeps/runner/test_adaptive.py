@@ -222,6 +222,13 @@ def test_a_line_that_a_kill_cut_short_is_no_decision(adaptive):
     assert len(decisions(store.root)) == 2
 
 
+def test_decisions_of_a_plan_before_extend_are_none_of_this_one(adaptive):
+    store, plan = adaptive
+    line = {"n": 1, "trial_id": "0" * 12, "estimate": None, "reason": "replica"}
+    (store.root / FILE).write_text(json.dumps(line) + "\n")
+    assert choosing(store, plan).ready().trial_id in plan.trial_ids
+
+
 def test_smoke_runs_its_few_trials_as_they_are():
     plan = tiny_plan(**KEYS)
     assert is_adaptive(plan)
