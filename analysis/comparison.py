@@ -86,7 +86,7 @@ def relative_quality(
     small,
     looped,
     large,
-    variances: tuple[float, float, float] | None = None,
+    variances: tuple[float, ...] | None = None,
     dof: float = np.inf,
     confidence: float = 0.95,
 ) -> tuple[float, float | None, float | None]:
