@@ -24,6 +24,7 @@ from analysis.laws import library
 from analysis.report import study
 from analysis.report.html import render, write_report
 from analysis.table import load, records
+from sweeps.cli import parallel
 from sweeps.cli.laws import register
 
 
@@ -201,6 +202,20 @@ def test_a_page_of_both_bundled_sources_takes_15_seconds(tmp_path):
     began = time.process_time()
     write_report(["bundled:parcae-140m", "bundled:nano-isoflop"], tmp_path / "report.html")
     assert time.process_time() - began < 15
+
+
+@pytest.mark.slow
+def test_sources_side_by_side_give_the_page_of_one_after_the_other(app, tmp_path, monkeypatch):
+    sources, pages = ["bundled:parcae-140m", "bundled:nano-isoflop"], []
+    for cores in (1, 2):
+        monkeypatch.setattr(parallel, "usable_cpus", lambda n=cores: n)
+        out = tmp_path / "report.html"
+        done = CliRunner().invoke(
+            app, ["report", *sources, "--law", "recurrence", "--out", str(out)]
+        )
+        pages.append((done.stdout, out.read_bytes()))
+    assert pages[0] == pages[1]
+    assert pages[0][0].count("gamma_mu") == 2
 
 
 def test_fit_prints_json_on_stdout_and_exits_by_validity(app, simulate, tmp_path):
