@@ -19,6 +19,7 @@ whole.
 from __future__ import annotations
 
 import os
+import shlex
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -149,7 +150,7 @@ def busy(where: str, holder: str) -> UserError:
     """Another driver has the sweep."""
     return UserError(
         f"{where}: another `parcae run` is at work here ({holder}); wait for it, or look with "
-        f"`parcae status {where}`."
+        f"`parcae status {shlex.quote(where)}`."
     )
 
 

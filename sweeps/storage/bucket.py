@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any
 
 from parcae_core.data.io import file_lock, write_synced
 from parcae_core.errors import UserError
-from parcae_core.plain import parse_json
+from parcae_core.plain import is_plain_name, parse_json
 from sweeps.storage.base import Unreachable, busy, this_process
-from sweeps.storage.files import SMALL, TrialFiles, is_plain_name
+from sweeps.storage.files import SMALL, TrialFiles
 from sweeps.storage.objects import Objects, Retrying
 from sweeps.storage.tempdir import OwnedFolder, private_folder
 
@@ -52,6 +52,8 @@ class ObjectStorage:
 
     def __init__(self, out: str, sweep: str, *, working: bool) -> None:
         scheme, _, rest = out.partition(":/")
+        if not rest.strip("/"):
+            raise UserError(f"{out}: names no bucket; give one, like {scheme}://bucket/runs.")
         self.place = f"{scheme}://{rest.strip('/')}"
         self.objects = self._objects(sweep)
         work = work_folder(self.place)
