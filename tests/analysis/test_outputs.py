@@ -25,6 +25,7 @@ from analysis.report import study
 from analysis.report.html import render, write_report
 from analysis.table import load, records
 from sweeps.cli import parallel
+from sweeps.cli.app import VERBS_OF_LAWS, build_app
 from sweeps.cli.laws import register
 
 
@@ -316,6 +317,11 @@ def test_plot_and_report_write_what_they_print(app, tmp_path):
     assert "gamma_mu 0.396" in done.stdout
     assert done.stdout.strip().endswith("report.html")
     assert out.read_text().count("<img") == 2
+
+
+def test_the_verbs_that_need_no_other_room_are_those_of_this_one(app):
+    assert tuple(typer.main.get_command(app).commands) == VERBS_OF_LAWS
+    assert set(typer.main.get_command(build_app()).commands) > set(VERBS_OF_LAWS)
 
 
 def test_fit_does_not_load_what_it_does_not_need():
