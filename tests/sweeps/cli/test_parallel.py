@@ -26,7 +26,7 @@ def test_answers_come_in_the_order_of_the_inputs_from_processes_of_their_own():
 
 def test_what_work_raises_is_raised_and_a_lost_process_is_said():
     with pytest.raises(InputError, match="nowhere: no such file or folder"):
-        parallel.each(load.load, ("nowhere", "nor here"))
+        parallel.each(load.load, ("nowhere", "nowhere"))
     with pytest.raises(
         UserError, match=r"9: the process .* was ended by the system \(exit code 9\)"
     ):
