@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 MU_GRID = np.geomspace(1.0, 1024.0, 2000)
 _LOSS = "nats per token"
+_LEAST = 6e8  # FLOPs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,7 +147,7 @@ def optimal(table: Table, budget: float, law: str | Law = "recurrence", **option
     Raises:
         InputError: another law, or minima from which no exponent follows.
     """
-    if not budget > 0:
+    if not 0 < budget < np.inf:
         raise InputError(f"--budget is {budget}; FLOPs above 0 are needed, like 1e20.")
     if law in ("recurrence", "isoflop"):
         over = options.get("over") or ("N" if law == "isoflop" else "mu")
@@ -168,6 +169,11 @@ def _optimal_size(table: Table, budget: float, law: Law, options: dict) -> Answe
     fitted = fit_table(table, law, **options)
     measured = fitted.dataset.columns
     _refuse_other_cost(fitted.dataset.table)
+    if budget < _LEAST:
+        raise InputError(
+            f"--budget is {budget:g}; {_LEAST:g} FLOPs are 10,000 parameters on 10,000 tokens, and no law of "
+            "language models reaches below. Give more."
+        )
 
     def along(log_n):
         n = np.exp(np.asarray(log_n, dtype=float))
@@ -421,12 +427,10 @@ def point_of(law, at: dict[str, float], table: Table) -> dict[str, float]:
 
 def _refuse_unusable(at: dict[str, float]) -> None:
     for name, value in at.items():
-        letter, _, above = info(name)
+        letter, unit, above = info(name)
         if not (np.isfinite(value) and value > above):
-            raise InputError(
-                f"--at: {letter} is {value:g}; a finite number"
-                f"{'' if np.isinf(above) else f' above {above:g}'} is needed."
-            )
+            needed = f"above {above:g}" if np.isfinite(above) else "finite"
+            raise InputError(f"--at: {letter} is {value:g}; {unit} {needed} are needed.")
 
 
 def _refuse_unused(law: Law, at: dict[str, float], point: dict[str, float], table: Table) -> None:

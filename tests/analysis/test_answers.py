@@ -41,8 +41,8 @@ def paper():
         ({"n_params": 1e9}, "N = 1e+09: the runs all have N = 1.44323e+08"),
         ({"train_flops": 1e19}, "C = 1e+19: law 'training' does not depend on it; leave it out"),
         ({"n_params_unrolled": 1e8}, "mu = 8: N_mu = 1e+08 is of another mu here"),
-        ({"n_tokens": float("nan")}, "D is nan; a finite number above 0 is needed"),
-        ({"mean_recurrence": -1.0}, "mu is -1; a finite number above 0 is needed"),
+        ({"n_tokens": float("nan")}, "D is nan; tokens above 0 are needed"),
+        ({"mean_recurrence": -1.0}, "mu is -1; loops above 0 are needed"),
     ],
 )
 def test_a_setting_that_the_law_does_not_know_is_refused(paper, extra, words):
