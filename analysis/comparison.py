@@ -136,7 +136,7 @@ def compare(
     reading = reading or Reading(**options)
     name = LETTERS.get(metric, metric)
     tables = [load.at_training_depth(reading.table(s, own=(metric,))) for s in (looped, plain)]
-    _refuse_other_quantities(*tables, name)
+    _refuse_other_quantities(tables[0], tables[1], name)
     keys = [n for n in _SETTING if n != "budget_flops" or all(_known(t, n) for t in tables)]
     loops = _groups(tables[0], name, keys)
     plains = _groups(tables[1], name, [n for n in keys if n != "mean_recurrence"])
@@ -211,12 +211,11 @@ def _groups(table: Table, name: str, keys: list[str]) -> dict[tuple[float, ...],
     if "budget_flops" in keys:
         frame = frame.assign(budget_flops=checks.grouped(frame.budget_flops, checks.SAME_BUDGET))
     found = {}
-    for setting, rows in frame.groupby(keys, dropna=False):
+    for _, rows in frame.groupby(keys, dropna=False):
+        setting = tuple(float(rows[k].iloc[0]) for k in keys)
         _refuse_no_replicas(table, rows, dict(zip(keys, setting, strict=True)))
         values = np.array(rows[name], dtype=float)
-        found[tuple(map(float, setting))] = (
-            np.log(values) if any(word in name.lower() for word in _LOG) else values
-        )
+        found[setting] = np.log(values) if any(word in name.lower() for word in _LOG) else values
     return found
 
 

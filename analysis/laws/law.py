@@ -81,7 +81,7 @@ class Law:
     # columns of the design whose cells a bootstrap draws whole, as its authors do; () for rows
     cells: tuple[str, ...] = ()
     # parameters that are fitted no more: the number each is held at, or the name of the one it equals
-    changed: Mapping[str, float | str] = field(default_factory=dict, hash=False)
+    changed: dict[str, float | str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         assert bool(self.terms) != (self.gradient is not None), f"{self.name}: terms or a gradient"

@@ -363,7 +363,10 @@ def judge(
     from analysis.validate import judge as judged
 
     table, law = _table_and_law(source, law, choices)
-    _tables(judged(table, choices.law(law, table), **choices.fitting), json)
+    form = choices.law(law, table)
+    if isinstance(form, str):
+        choices.refuse_unused(form)
+    _tables(judged(table, form, **choices.fitting), json)
 
 
 def _tables(tables: dict[str, list[dict]], json: bool) -> None:

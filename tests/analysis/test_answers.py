@@ -131,6 +131,7 @@ def test_options_that_a_law_does_not_take_are_refused(verb):
     for words in (
         ("fit", PAPER, "--law", "recurrence", "--loss", "lsq"),
         ("optimal", PAPER, "--budget", "1e19", "--resamples", 10),
+        ("judge", PAPER, "--law", "recurrence", "--seed", 1),
         ("loops", "bundled:nano-isoflop", "--loss", 1.6, "--resamples", 10),
     ):
         done = verb(*words)
