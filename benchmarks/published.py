@@ -20,7 +20,7 @@ def published_step(case: Case, folder: str) -> Step:
     sys.path.insert(0, folder)
     from parcae_lm.models.parcae.config import ParcaeConfig
 
-    from parcae_core.checkpoints.published import upstream_settings
+    from parcae_core.checkpoints.published_config import upstream_settings
 
     settings = upstream_settings(
         case.config, mean_recurrence=MEAN_RECURRENCE, mean_backprop_depth=MEAN_BACKPROP_DEPTH

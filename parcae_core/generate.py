@@ -168,6 +168,8 @@ def sample(
     """
     if not prompt:
         raise UserError("the prompt is empty; give the beginning of a text")
+    if prompt.encode(errors="replace").decode() != prompt:
+        raise UserError("the prompt is not UTF-8 text; give it in that encoding")
     if wrong := [n for n in loops if n < 1 or (model.config.is_transformer and n != 1)]:
         needed = "runs its layers once" if model.config.is_transformer else "needs 1 loop or more"
         raise UserError(f"{wrong[0]} loops asked for; this model {needed}")
@@ -255,7 +257,8 @@ def draw(logits: np.ndarray, u: float, sampling: Sampling) -> int:
     if sampling.temperature == 0:
         return int(logits.argmax())
     order = np.argsort(-logits, kind="stable")
-    scaled = (logits[order] - logits[order[0]]) / sampling.temperature
+    with np.errstate(over="ignore"):  # a temperature near 0 leaves the likeliest alone
+        scaled = (logits[order] - logits[order[0]]) / sampling.temperature
     cumulated = np.cumsum(np.exp(scaled))
     cumulated /= cumulated[-1]
     n_kept = min(int(np.searchsorted(cumulated, sampling.top_p)) + 1, len(order))

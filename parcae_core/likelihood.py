@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from parcae_core.errors import UserError
 from parcae_core.model.parcae import Parcae
+from parcae_core.training.evaluate import final_states
 
 Scored = tuple[float, bool]  # sum of log-probabilities in nats; whether each token is the likeliest
 
@@ -73,20 +73,8 @@ def _scored(
         targets += tokens[len(tokens) - n :]
     target = torch.tensor(targets, device=device)
     counts = [n for _, n in rows]
-    for t, final in _finals(model, ids.to(device), loops, seed):
+    for t, final in final_states(model, ids.to(device), [0], loops, seed):
         log_p = F.log_softmax(F.linear(final[wanted.to(device)], model.head_weight).float(), -1)
         nats = log_p.gather(1, target[:, None])[:, 0].double().split(counts)
         likeliest = (log_p.argmax(1) == target).split(counts)
         yield t, [(n.sum().item(), bool(g.all())) for n, g in zip(nats, likeliest, strict=True)]
-
-
-def _finals(
-    model: Parcae, ids: Tensor, loops: Sequence[int], seed: int
-) -> Iterator[tuple[int, Tensor]]:
-    if model.config.is_transformer:
-        yield 1, model.transformer_states(ids)
-        return
-    state = model.seeded_state([0], ids.shape[1], seed=seed).expand(len(ids), -1, -1)
-    for t, (h, prepared) in zip(range(1, max(loops) + 1), model.states(ids, state), strict=False):
-        if t in loops:
-            yield t, model.read_out(h, prepared)

@@ -135,6 +135,12 @@ def _in_words(kind: Any) -> str:
     return words.get(kind, str(getattr(kind, "__name__", kind)))
 
 
+def is_plain_name(name: Any) -> bool:
+    """Whether a name from outside stays in the folder that it is joined to."""
+    bad = ("", ".", "..")
+    return isinstance(name, str) and name not in bad and not set(name) & set("/\\\0")
+
+
 def _shown(value: Any) -> str:
     """A value from outside, short enough for a message; a number may have thousands of digits."""
     if isinstance(value, int) and abs(value) > MAX_INT:

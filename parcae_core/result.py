@@ -124,6 +124,10 @@ class TrainResult:
             if not math.isfinite(row.val_loss):
                 raise ValueError(f"validation loss after {row.n_loops} loops is {row.val_loss}")
 
+    def loss_at(self, n_loops: int) -> float | None:
+        """Validation loss after so many loops; None where it was not evaluated."""
+        return next((row.val_loss for row in self.evaluation if row.n_loops == n_loops), None)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return asdict(self) | {"evaluation": [asdict(row) for row in self.evaluation]}

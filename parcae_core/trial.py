@@ -29,6 +29,7 @@ from parcae_core.training.schedule import constant_steps
 # Raise when the same fields come to mean another training (a changed optimiser, initialisation,
 # data order): old results then no longer count as this trial's.
 TRAINING_REVISION = 1
+MAX_RESERVED = 1_000_000  # CPUs, GPUs or processes of a trial; more is a slip of the pen
 MAX_STEPS = 100_000_000  # a curriculum's FLOPs are a sum over its steps
 
 
@@ -67,6 +68,11 @@ class OptimConfig:
         for name in ("muon_lr", "adamw_lr", "adamw_eps", "grad_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be > 0")
+        for name in ("muon_momentum", "adamw_beta1", "adamw_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
+        if not self.muon_weight_decay >= 0:
+            raise ValueError(f"muon_weight_decay is {self.muon_weight_decay}; it must be >= 0")
         if not 0 <= self.cooldown_share <= 1:
             raise ValueError(f"cooldown_share is {self.cooldown_share}; it must lie in [0, 1]")
         if self.warmup_steps < 0:
@@ -104,6 +110,9 @@ class Resources:
     compile: bool = False  # torch.compile, and CUDA graphs on a GPU; changes rounding only
 
     def __post_init__(self) -> None:
+        for name in ("cpus", "gpus", "processes"):
+            if getattr(self, name) > MAX_RESERVED:
+                raise ValueError(f"{name}={getattr(self, name):g} must be <= {MAX_RESERVED}")
         if self.cpus <= 0 or self.gpus < 0:
             raise ValueError(f"cpus={self.cpus:g} must be > 0 and gpus={self.gpus:g} >= 0")
         if self.gpus > 1 and self.gpus != int(self.gpus):
@@ -174,7 +183,7 @@ class Trial:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 1")
         if self.n_steps > MAX_STEPS:
             raise ValueError(
-                f"n_steps is {self.n_steps}; at most {MAX_STEPS} steps are made: raise batch_sequences "
+                f"n_steps is {self.n_steps:.4g}; at most {MAX_STEPS} steps are made: raise batch_sequences "
                 "or lower the budget"
             )
         if self.context > self.model.context:

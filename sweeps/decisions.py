@@ -5,37 +5,88 @@ What was decided stays decided, so a sweep that was killed first finishes that.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from parcae_core.errors import UserError
+from parcae_core.plain import build, parse_json
 
 FILE = "design.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Estimate:
+    """What was known of the target."""
+
+    target: str
+    value: float
+    low: float | None  # None: the runs do not set this end
+    high: float | None
+    n_runs: int
+    flops: float
+
+    def __post_init__(self) -> None:
+        if "@" in self.target and any(e is not None and e <= 0 for e in (self.low, self.high)):
+            raise ValueError(f"{self.target} has an interval from {self.low} to {self.high}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _LeftOut:
+    """A run that is no part of the fit."""
+
+    mean_recurrence: int
+    budget_flops: float
+    loss: float
+    expected: float  # by the law of the others
+    p: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Line:
+    """One decision; the last of a finished sweep says why it stopped, and chooses no trial."""
+
+    estimate: _Estimate | None  # None: the law was not determined yet
+    left_out: tuple[_LeftOut, ...] = ()
+    n: int = 0
+    trial_id: str | None = None
+    mean_recurrence: int | None = None
+    budget_flops: float | None = None
+    seed: int | None = None
+    reason: str | None = None
+    stop: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.trial_id is None) == (self.stop is None):
+            raise ValueError("a line has either a trial_id or a stop")
 
 
 def decisions(folder: Path) -> list[dict[str, Any]]:
     """The lines of design.jsonl; a last line that a kill cut short is none.
 
     Raises:
-        UserError: if another line cannot be read.
+        UserError: if another line cannot be read, or holds what no decision does.
     """
     path = folder / FILE
     if not path.exists():
         return []
+    try:
+        lines = path.read_bytes().split(b"\n")  # what follows the last end is cut short, or nothing
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     out = []
-    lines = path.read_text().splitlines()
-    for i, line in enumerate(lines):
+    for i, line in enumerate(lines, start=1):
+        where = f"{path}: line {i}"
         try:
-            out.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if i == len(lines) - 1:
+            out.append(parse_json(line, where))
+            build(_Line, out[-1], "it")
+        except ValueError as error:
+            if i == len(lines):
                 break
-            raise UserError(
-                f"{path}: line {i + 1} cannot be read ({error.msg}); remove it and start `parcae run` again."
-            ) from None
+            said = str(error) if isinstance(error, UserError) else f"{where}: {error}"
+            raise UserError(f"{said}; remove the line and start `parcae run` again.") from None
     return out
 
 
@@ -64,6 +115,16 @@ def half_of(estimate: dict[str, Any]) -> float | None:
     return (high - low) / 2
 
 
+def left_out_words(line: dict[str, Any]) -> list[str]:
+    """A sentence for each run that is no part of the fit that a decision rests on."""
+    return [
+        f"left out of the fit: {run['mean_recurrence']} loops at {run['budget_flops']:.3g} FLOPs have a loss of "
+        f"{run['loss']:.4g}, and the law of the others says {run['expected']:.4g} (p {run['p']:.1g}); no setting "
+        "with as many loops and no more tokens is run"
+        for run in line.get("left_out", ())
+    ]
+
+
 def table_of(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row per decision, the last of a finished sweep its end; None where the law was not determined yet."""
     out = []
@@ -72,7 +133,8 @@ def table_of(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         row = {name: line.get(name) for name in named} | {"reason": line.get("reason", "end")}
         now = line["estimate"] or {}
         row |= {name: now.get(name) for name in ("n_runs", "flops", "value", "low", "high")}
-        out.append(row | {"half": half_of(now) if now else None})
+        half = half_of(now) if now else None
+        out.append(row | {"half": half, "left_out": left_out_words(line)})
     return out
 
 

@@ -34,9 +34,12 @@ def curves_of(store: Store) -> Curves:
 
     parts = []
     seen: set[str] = set()
-    for trial in store.stored_trials():
-        rule = trial.budget_rule
-        rows = read_metrics(store.files(trial.trial_id).metrics)
+    trials = store.stored_trials()
+    store.storage.pull(store.files(t.trial_id).metrics for t in trials)
+    for trial in trials:
+        flops = f"flops/{trial.budget_rule}"
+        lines = read_metrics(store.files(trial.trial_id).metrics)
+        rows = [line for line in lines if {"n_tokens", "train/loss", flops} <= line.keys()]
         if not rows:
             continue
         budget = "" if trial.budget_flops is None else f", {trial.budget_flops:.3g} FLOPs"
@@ -47,10 +50,11 @@ def curves_of(store: Store) -> Curves:
         frame = pd.DataFrame(rows)
         result = store.result(trial)
         if result and "val/loss" not in frame:
-            losses = {r.n_loops: r.val_loss for r in result.evaluation}
-            frame.loc[frame.index[-1], "val/loss"] = losses.get(trial.mean_recurrence, math.nan)
+            frame.loc[frame.index[-1], "val/loss"] = (
+                result.loss_at(trial.mean_recurrence) or math.nan
+            )
         keep = {old: new for old, new in _NAMES.items() if old in frame}
-        at = frame[["n_tokens"]].assign(run=run, train_flops=frame[f"flops/{rule}"])
+        at = frame[["n_tokens"]].assign(run=run, train_flops=frame[flops])
         parts.append(at.join(frame[list(keep)].rename(columns=keep)))
     if not parts:
         raise UserError(f"{store.where}: no trial has logged a step yet.")

@@ -18,6 +18,7 @@ A state is derived, never believed: "done", "diverged" and "stopped" mean that r
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +59,24 @@ PROJECT = Path(__file__).resolve().parents[1]
 COMMIT_VARIABLE = "PARCAE_GIT_COMMIT"  # of a job whose files came without .git
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Planned:
+    """What sweep.json has to hold."""
+
+    trials: list[str]
+    name: str = ""
+    design: str = ""
+    spec_sha256: str = ""
+    git_commit: str | None = None
+
+
 class Store:
     """One sweep's folder; for an object store, `root` is a working copy of it on this node."""
 
     def __init__(self, out: Path | str, name: str, *, working: bool = False) -> None:
-        self.name = name
+        self.name, out = name, str(out).removeprefix("file://")
         self.storage: Storage = (
-            ObjectStorage(str(out), name, working=working)
+            ObjectStorage(out, name, working=working)
             if is_url(out)
             else LocalStorage(Path(out), name)
         )
@@ -75,6 +87,11 @@ class Store:
     def where(self) -> str:
         """The sweep's place as a user names it: a folder or a URL."""
         return f"{self.storage.place}/{self.name}"
+
+    @property
+    def quoted(self) -> str:
+        """The same as a command has it."""
+        return shlex.quote(self.where)
 
     def folder(self, trial_id: str) -> Path:
         return self.root / trial_id
@@ -92,14 +109,13 @@ class Store:
         """
         path = self.root / "sweep.json"
         try:
-            sweep = plain.read_json(path) if path.exists() else None
-            if sweep is not None and not isinstance(sweep.get("trials"), list):
-                raise UserError(
-                    f"{path}: trials is {sweep.get('trials')!r:.60}; a list was expected"
-                )
-            for trial_id in (sweep or {}).get("trials", ()):
+            if not path.exists():
+                return None
+            sweep = plain.read_json(path)
+            known = {f.name: sweep[f.name] for f in fields(_Planned) if f.name in sweep}
+            for trial_id in plain.build(_Planned, known, f"{path}: sweep").trials:
                 require_plain_name(trial_id, str(path))
-        except UserError as error:
+        except ValueError as error:  # UserError too
             raise UserError(
                 f"{error}\nRemove it and start `parcae run` again: what has finished counts as before."
             ) from None

@@ -42,9 +42,6 @@ class Fingerprint:
     def __init__(self) -> None:
         self._sha = hashlib.sha256()
 
-    def add(self, split: Split, text: str) -> None:
-        self.add_digest(split, hashlib.sha256(text.encode()).digest())
-
     def add_digest(self, split: Split, digest: bytes) -> None:
         self._sha.update(split[:1].encode() + digest)
 

@@ -22,30 +22,10 @@ from typing import Any, BinaryIO, NoReturn
 from parcae_core.data.corpus import Document, Source, Split, split_by_text
 from parcae_core.errors import UserError
 
-TEXT_SUFFIXES = frozenset(
-    [
-        ".txt",
-        ".text",
-        ".md",
-        ".rst",
-        ".tex",
-        ".html",
-        ".xml",
-        ".py",
-        ".c",
-        ".h",
-        ".cc",
-        ".cpp",
-        ".hpp",
-        ".rs",
-        ".go",
-        ".java",
-        ".js",
-        ".ts",
-        ".sh",
-        ".sql",
-    ]
-)
+TEXT_SUFFIXES = frozenset([
+    ".txt", ".text", ".md", ".rst", ".tex", ".html", ".xml", ".py", ".c", ".h", ".cc", ".cpp", ".hpp",
+    ".rs", ".go", ".java", ".js", ".ts", ".sh", ".sql",
+])  # fmt: skip
 TABLE_SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 # Above this a plan would spend its time reading; the text is then read once, by `prepare`.
 READ_AT_ONCE_BYTES = 256 << 20

@@ -11,18 +11,12 @@ from parcae_core.config import MAX_CONTEXT
 from parcae_core.data.corpus import SPLITS, Split
 from parcae_core.data.io import file_sha256
 from parcae_core.errors import UserError
-from parcae_core.plain import build, read_json
+from parcae_core.plain import build, is_plain_name, read_json
 
 FORMAT_VERSION = 1
 MAX_GENERATED_TOKENS = (1 << 16) + 1  # of a row: thousands of them are drawn at once
 MANIFEST_NAME = "manifest.json"
 _AGAIN = "Delete the folder and prepare it again (`parcae data prepare`, or run the sweep again)"
-
-
-def _require_plain_name(name: str) -> None:
-    """A manifest may come from anybody, and its names are joined to the folder's."""
-    if name != Path(name).name or name in ("", ".", "..") or "\0" in name:
-        raise ValueError(f"{name!r} is not the name of a file in the folder")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,14 +56,39 @@ class SplitManifest:
     sha256: str
 
     def __post_init__(self) -> None:
-        if self.file:  # none of a generated corpus
-            _require_plain_name(self.file)
         if min(self.documents, self.text_bytes, self.pieces, self.rows, self.cropped_tokens) < 0:
             raise ValueError("counts are >= 0")
 
     @property
     def cropped_share(self) -> float:
         return self.cropped_tokens / self.tokens if self.tokens else 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Generated:
+    """A corpus drawn while it is read, whose splits have no file; losses in nats per token, see `state_reveals`."""
+
+    corpus: str  # its name with its parameters
+    floor: float
+    loss_by_reach: dict[str, float]
+    floor_by_label: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if odd := [r for r in self.loss_by_reach if not r.isdecimal()]:
+            raise ValueError(f"{odd[0]!r:.40} is no reach")
+
+
+def require_row_tokens(row_tokens: int, *, generated: bool) -> None:
+    """Refuse rows that no model reads.
+
+    Raises:
+        UserError: with the limits.
+    """
+    most = MAX_GENERATED_TOKENS if generated else MAX_CONTEXT + 1
+    if not 2 <= row_tokens <= most:
+        raise UserError(
+            f"row_tokens is {row_tokens}; it must be from 2 to {most}, the context and one more"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,19 +103,20 @@ class Manifest:
     dtype: Literal["uint16", "uint32"]  # of the ids on disk, little-endian
     splits: dict[Split, SplitManifest]
     files: dict[str, str]  # other files -> sha256
-    # Of a corpus drawn while it is read, whose splits have no file: what it is called, and what is
-    # known of its loss in rows of this length (see state_reveals); None for text
-    generated: dict[str, Any] | None = None
+    generated: Generated | None = None  # None for text
     version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        for name in self.files:
-            _require_plain_name(name)
+        shards = (s.file for s in self.splits.values() if s.file)  # none of a generated corpus
+        for name in (
+            *self.files,
+            *shards,
+        ):  # they may come from anybody, and are joined to the folder's
+            if not is_plain_name(name):
+                raise ValueError(f"{name!r} is not the name of a file in the folder")
         if self.splits.keys() != set(SPLITS):
             raise ValueError(f"splits are {', '.join(self.splits)}; {', '.join(SPLITS)} are needed")
-        most = MAX_GENERATED_TOKENS if self.generated is not None else MAX_CONTEXT + 1
-        if not 2 <= self.row_tokens <= most:
-            raise UserError(f"row_tokens is {self.row_tokens}; it must be from 2 to {most}")
+        require_row_tokens(self.row_tokens, generated=self.generated is not None)
 
     @property
     def itemsize(self) -> int:

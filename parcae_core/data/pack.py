@@ -11,14 +11,26 @@ fits one row, which at short contexts loses nearly all of a long document.
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right, insort
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from parcae_core.data.corpus import Split
+from parcae_core.data.io import file_sha256
+from parcae_core.data.manifest import SplitManifest
+from parcae_core.data.permutation import permute
+from parcae_core.data.tokenizer import Tokenizer, id_dtype
+
 LongDocuments = Literal["cut", "crop"]
 BUFFER_PIECES = 1000
+
+# Trials are evaluated on the first validation rows; in document order those would be one document.
+VAL_ORDER_KEY = "parcae validation order 1"
 
 # A buffer key is (length << SEQUENCE_BITS) | (LAST - arrival): one integer that sorts by length
 # and, among equal lengths, puts the oldest last, where the search for the largest fit finds it.
@@ -35,10 +47,6 @@ class PackCounts:
     tokens: int = 0  # ids of all pieces, each piece's BOS included
     rows: int = 0
     cropped_tokens: int = 0
-
-    @property
-    def cropped_share(self) -> float:
-        return self.cropped_tokens / self.tokens if self.tokens else 0.0
 
 
 class Packer:
@@ -148,3 +156,69 @@ class Packer:
             return None
         self._filled = 0
         return self._row.copy()
+
+
+class Shard:
+    """Packs one split and writes its rows into a file of `out`."""
+
+    def __init__(
+        self,
+        out: Path,
+        split: Split,
+        tokenizer: Tokenizer,
+        row_tokens: int,
+        long_documents: LongDocuments,
+    ) -> None:
+        self._split = split
+        self._path = out / f"{split}.bin"
+        self._dtype = id_dtype(tokenizer.vocab_size).newbyteorder("<")
+        self._packer = Packer(
+            row_tokens,
+            bos_id=tokenizer.bos_id,
+            dtype=self._dtype,
+            long_documents=long_documents,
+        )
+        self._file = self._path.open("wb")
+        self._text_bytes = 0
+
+    def add(self, ids: np.ndarray, n_bytes: int) -> None:
+        self._text_bytes += n_bytes
+        self._file.write(self._packer.add(ids).data)
+
+    def close(self) -> None:
+        # A full disk may refuse the last buffered bytes here too; the first error is the one told.
+        with suppress(OSError):
+            self._file.close()
+
+    def finish(self) -> SplitManifest:
+        self._file.write(self._packer.finish().data)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        counts = self._packer.counts
+        if self._split == "val" and counts.rows:
+            self._shuffle(counts.rows)
+        return SplitManifest(
+            file=self._path.name,
+            documents=counts.documents,
+            text_bytes=self._text_bytes,
+            pieces=counts.pieces,
+            tokens=counts.tokens,
+            rows=counts.rows,
+            cropped_tokens=counts.cropped_tokens,
+            sha256=file_sha256(self._path),
+        )
+
+    def _shuffle(self, n_rows: int) -> None:
+        ordered = np.memmap(self._path, self._dtype, "r", shape=(n_rows, self._packer.row_tokens))
+        shuffled = self._path.with_suffix(".shuffled")
+        with shuffled.open("wb") as file:
+            for start in range(0, n_rows, 4096):
+                places = np.arange(start, min(start + 4096, n_rows))
+                file.write(
+                    np.ascontiguousarray(ordered[permute(places, n_rows, VAL_ORDER_KEY)]).data
+                )
+            file.flush()
+            os.fsync(file.fileno())
+        del ordered
+        shuffled.replace(self._path)

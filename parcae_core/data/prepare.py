@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from itertools import takewhile
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from parcae_core.data.io import file_sha256, folder_lock, publish, write_synced
 from parcae_core.data.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
+    Generated,
     Manifest,
     SourceManifest,
     SplitManifest,
@@ -34,9 +35,9 @@ from parcae_core.data.manifest import (
     check_hashes,
     check_sizes,
     read_manifest,
+    require_row_tokens,
 )
-from parcae_core.data.pack import BUFFER_PIECES, LongDocuments, Packer
-from parcae_core.data.permutation import permute
+from parcae_core.data.pack import BUFFER_PIECES, VAL_ORDER_KEY, LongDocuments, Shard
 from parcae_core.data.sources import GeneratedSource, PreparedSource
 from parcae_core.data.tokenizer import (
     ByteTokenizer,
@@ -53,8 +54,6 @@ from parcae_core.errors import UserError
 BPE_TEXT_BYTES = 256 << 20
 # A finished folder is compared by hash on reuse up to this size, and by file sizes above it.
 HASH_ON_REUSE_BYTES = 512 << 20
-# Trials are evaluated on the first validation rows; in document order those would be one document.
-VAL_ORDER_KEY = "parcae validation order 1"
 
 # A generated corpus has no end; these say how far `batch` and `rows` may be asked
 GENERATED_TRAIN_ROWS = 1 << 40
@@ -91,8 +90,7 @@ def prepare(
         UserError: if the corpus, the tokenizer or the disk does not allow it, or a finished folder
             is damaged.
     """
-    if row_tokens < 2:
-        raise UserError(f"row_tokens is {row_tokens}; a row needs a BOS and at least one token")
+    require_row_tokens(row_tokens, generated=isinstance(source, GeneratedSource))
     if tokenizer is None and isinstance(source, PreparedSource):
         return _given(source, source.manifest.tokenizer.name, row_tokens)
     name = parse_tokenizer(tokenizer or "", source.alphabet)
@@ -163,7 +161,7 @@ class _Job:
         if self.source.is_quick:
             fingerprint = self.source.fingerprint
         elif self.memo.exists():
-            fingerprint = self.memo.read_text().strip()
+            fingerprint = self.memo.read_text(errors="replace").strip()
         else:
             return None
         final = self.root / self.data_id(fingerprint)
@@ -215,7 +213,10 @@ class _Job:
             return self._write_manifest(out, tokenizer, self._endless(), self.source.fingerprint)
         fingerprint = Fingerprint()
         with ExitStack() as files:
-            shards = {split: _Shard(out, split, tokenizer, self) for split in SPLITS}
+            shards = {
+                split: Shard(out, split, tokenizer, self.row_tokens, self.long_documents)
+                for split in SPLITS
+            }
             for shard in shards.values():
                 files.callback(shard.close)
             self._encode(tokenizer, shards, fingerprint, workers)
@@ -244,7 +245,7 @@ class _Job:
     def _encode(
         self,
         tokenizer: Tokenizer,
-        shards: dict[Split, _Shard],
+        shards: dict[Split, Shard],
         fingerprint: Fingerprint,
         workers: int,
     ) -> None:
@@ -326,11 +327,11 @@ class _Job:
         write_synced(out / MANIFEST_NAME, manifest.to_json().encode())
         return manifest
 
-    def _known(self) -> dict[str, object] | None:
+    def _known(self) -> Generated | None:
         if not isinstance(self.source, GeneratedSource):
             return None
         known = self.source.generator.known(self.row_tokens - 1)
-        return {"corpus": self.source.name, **known}
+        return Generated(corpus=self.source.name, **known)
 
     def _check_rows(self, splits: dict[Split, SplitManifest]) -> None:
         for split, s in splits.items():
@@ -356,65 +357,6 @@ class _Job:
             f"{error.filename or self.root}: cannot prepare {self.source.name} there "
             f"({error.strerror or error}); give a folder that can be written, or fix the cause"
         )
-
-
-class _Shard:
-    """Packs one split and writes its rows."""
-
-    def __init__(self, out: Path, split: Split, tokenizer: Tokenizer, job: _Job) -> None:
-        self._split = split
-        self._path = out / f"{split}.bin"
-        self._dtype = id_dtype(tokenizer.vocab_size).newbyteorder("<")
-        self._packer = Packer(
-            job.row_tokens,
-            bos_id=tokenizer.bos_id,
-            dtype=self._dtype,
-            long_documents=job.long_documents,
-        )
-        self._file = self._path.open("wb")
-        self._text_bytes = 0
-
-    def add(self, ids: np.ndarray, n_bytes: int) -> None:
-        self._text_bytes += n_bytes
-        self._file.write(self._packer.add(ids).data)
-
-    def close(self) -> None:
-        # A full disk may refuse the last buffered bytes here too; the first error is the one told.
-        with suppress(OSError):
-            self._file.close()
-
-    def finish(self) -> SplitManifest:
-        self._file.write(self._packer.finish().data)
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        counts = self._packer.counts
-        if self._split == "val" and counts.rows:
-            self._shuffle(counts.rows)
-        return SplitManifest(
-            file=self._path.name,
-            documents=counts.documents,
-            text_bytes=self._text_bytes,
-            pieces=counts.pieces,
-            tokens=counts.tokens,
-            rows=counts.rows,
-            cropped_tokens=counts.cropped_tokens,
-            sha256=file_sha256(self._path),
-        )
-
-    def _shuffle(self, n_rows: int) -> None:
-        ordered = np.memmap(self._path, self._dtype, "r", shape=(n_rows, self._packer.row_tokens))
-        shuffled = self._path.with_suffix(".shuffled")
-        with shuffled.open("wb") as file:
-            for start in range(0, n_rows, 4096):
-                places = np.arange(start, min(start + 4096, n_rows))
-                file.write(
-                    np.ascontiguousarray(ordered[permute(places, n_rows, VAL_ORDER_KEY)]).data
-                )
-            file.flush()
-            os.fsync(file.fileno())
-        del ordered
-        shuffled.replace(self._path)
 
 
 def _digest(settings: dict[str, object]) -> str:

@@ -20,28 +20,11 @@ from parcae_core.errors import UserError
 BUILTIN_ROOTS = {"python-stdlib": "stdlib", "python-env": "purelib"}
 
 # Tests, generated tables, data disguised as code, and packages that not every build ships.
-SKIPPED_FOLDERS = frozenset(
-    [
-        "site-packages",
-        "dist-packages",
-        "__pycache__",
-        "test",
-        "tests",
-        "idlelib",
-        "tkinter",
-        "turtledemo",
-        "lib2to3",
-        "distutils",
-        "ensurepip",
-        "encodings",
-        "pydoc_data",
-        "msilib",
-        "venv",
-        "curses",
-        "dbm",
-        "lib-dynload",
-    ]
-)
+SKIPPED_FOLDERS = frozenset([
+    "site-packages", "dist-packages", "__pycache__", "test", "tests", "idlelib", "tkinter", "turtledemo",
+    "lib2to3", "distutils", "ensurepip", "encodings", "pydoc_data", "msilib", "venv", "curses", "dbm",
+    "lib-dynload",
+])  # fmt: skip
 SKIPPED_FILES = frozenset({"turtle.py", "entities.py"})
 MIN_FILE_BYTES = 512
 MAX_FILE_BYTES = 400_000

@@ -64,7 +64,7 @@ class RowReader:
         self.token_bytes = _token_bytes(path, self.manifest.tokenizer.vocab_size)
         self.generator = None
         if (generated := self.manifest.generated) is not None:
-            self.generator = StateReveals.named(str(generated.get("corpus")))
+            self.generator = StateReveals.named(generated.corpus)
             # An order has its own stream, so every seed draws other rows; validation is one for all
             stream = (0, data_seed) if split == "train" else (1,)
             bos_id = self.manifest.tokenizer.bos_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -40,8 +41,11 @@ def resolve(
     """
     if not 0 < val_share < 1:
         raise UserError(f"val_share is {val_share}; it must lie strictly between 0 and 1")
+    if not corpus:  # which would be the whole machine to a path
+        raise UserError("the corpus has no name; give a folder of text or a built-in corpus")
     if corpus in BUILTIN_ROOTS:
         return PythonSource(corpus)
+    corpus = os.path.expanduser(corpus)
     if corpus.partition("(")[0] == STATE_REVEALS:
         return GeneratedSource(StateReveals.named(corpus))
     if "://" not in corpus and _exists(f"{corpus}/manifest.json"):
@@ -70,7 +74,7 @@ def missing(corpus: str) -> bool:
 
 def _exists(corpus: str) -> bool:
     try:
-        return Path(corpus).exists()
+        return Path(os.path.expanduser(corpus)).exists()
     except (OSError, ValueError):  # a name too long, or with a NUL
         return False
 

@@ -22,13 +22,16 @@ import json
 import re
 import string
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 
 from parcae_core.errors import UserError
+from parcae_core.plain import MAX_INT
 
 NAME = "state-reveals"
 CHUNK_ROWS = 4_096  # rows drawn together; part of what a seed means
+MAX_EXPONENT = 10  # beyond it the rare gaps and actions have no probability that a float holds
 _STATES, _ACTIONS = string.ascii_uppercase, string.ascii_lowercase
 
 
@@ -48,16 +51,17 @@ class StateReveals:
         _require(2 <= self.states <= 26, "states", self.states, "between 2 and 26")
         most = min(26, int(np.prod(np.arange(1.0, min(self.states, 5) + 1))) - 1)
         _require(1 <= self.actions <= most, "actions", self.actions, f"between 1 and {most}")
-        _require(self.zipf >= 0, "zipf", self.zipf, ">= 0")
-        _require(self.tail >= 0, "tail", self.tail, ">= 0")
+        _require(0 <= self.zipf <= MAX_EXPONENT, "zipf", self.zipf, f"from 0 to {MAX_EXPONENT}")
+        _require(0 <= self.tail <= MAX_EXPONENT, "tail", self.tail, f"from 0 to {MAX_EXPONENT}")
         _require(
             1 <= self.longest_gap <= 1 << 20,
             "longest_gap",
             self.longest_gap,
             f"from 1 to {1 << 20}",
         )
-        _require(self.seed >= 0, "seed", self.seed, ">= 0")
-        _require(self.rules_seed >= 0, "rules_seed", self.rules_seed, ">= 0")
+        for name in ("seed", "rules_seed"):
+            value = getattr(self, name)
+            _require(0 <= value <= MAX_INT, name, min(value, 1e300), "from 0 to 2^63 - 1")
 
     @property
     def alphabet(self) -> str:
@@ -81,8 +85,10 @@ class StateReveals:
         inside = re.fullmatch(rf"{NAME}(?:\((.*)\))?", label)
         if inside is None:
             raise UserError(f"corpus {label!r}: needed {NAME} or {NAME}(actions=8, zipf=1)")
-        given = [part.split("=") for part in (inside[1] or "").replace(" ", "").split(",") if part]
-        return cls.of({pair[0]: pair[-1] for pair in given})
+        given = [
+            part.partition("=") for part in (inside[1] or "").replace(" ", "").split(",") if part
+        ]
+        return cls.of({name: value for name, _, value in given})
 
     @classmethod
     def of(cls, params: dict[str, object]) -> StateReveals:
@@ -191,21 +197,22 @@ class StateReveals:
         Exact for the floor; a guess is counted as one of all states alike, and may know a little
         more after a short gap.
         """
-        hazard, shares = self.hazard(), self.action_shares()
+        reachable = min(self.longest_gap, length) + 1  # a row holds no longer gap
+        hazard, shares = self.hazard()[:reachable], self.action_shares()
         action = -float(shares @ np.log(shares))
         going_on = 1 - hazard
         # entropy of "does the gap end here", and what follows it
         nats = _entropy(hazard) + going_on * action
         if reach is not None:
             nats[reach + 1 :] += hazard[reach + 1 :] * np.log(self.states)
-        since = np.zeros(self.longest_gap + 1)  # P(k actions since the last state), at a position
+        since = np.zeros(reachable)  # P(k actions since the last state), at a position
         since[0], total = 1.0, float(np.log(self.states))  # the first character is a state
         for _ in range(length - 1):
             total += float(since @ nats)
             since = np.concatenate([[since @ hazard], (since * going_on)[:-1]])
         return total / length
 
-    def known(self, length: int) -> dict[str, object]:
+    def known(self, length: int) -> dict[str, Any]:
         """Floor and loss by reach, in nats per token, and the floor of a state by its gap."""
         reaches = [
             r for r in (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96) if r < self.longest_gap

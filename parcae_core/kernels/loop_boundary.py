@@ -15,19 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from parcae_core.kernels.dispatch import (
-    LAUNCH,
-    Impl,
-    launched,
-    n_programs,
-    only_real_gradients,
-    operator,
-    or_zeros,
-    row_blocks,
-    tl,
-    triton,
-    use_triton,
-)
+from parcae_core.kernels import dispatch
+from parcae_core.kernels.dispatch import Impl, tl, triton
 from parcae_core.kernels.rms_norm import rms_norm, rms_norm_ref
 
 
@@ -95,7 +84,7 @@ if triton is not None:
         tl.store(da_part + i_p * S + cols, b_da, mask=cols < S)
         tl.store(dw_part + i_p * S + cols, b_dw, mask=cols < S)
 
-    @operator
+    @dispatch.operator
     def _loop_boundary(
         h: Tensor, a_bar: Tensor, injected: Tensor, weight: Tensor, eps: float, rows_active: int,
         dtype: torch.dtype,
@@ -105,13 +94,26 @@ if triton is not None:
         S, M = h.shape[-1], h.numel() // h.shape[-1]
         x, u = torch.empty_like(h), torch.empty_like(h, dtype=dtype)
         r = torch.empty(M, device=h.device, dtype=torch.float32)
-        bm, bs, n_blocks = row_blocks(M, S, tensors=2)
-        launched(_loop_boundary_fwd_kernel)[(n_blocks,)](
-            h, a_bar, injected, weight, x, u, r, M, rows_active, S, eps, BM=bm, BS=bs, **LAUNCH
+        bm, bs, n_blocks = dispatch.row_blocks(M, S, tensors=2)
+        dispatch.launched(_loop_boundary_fwd_kernel)[(n_blocks,)](
+            h,
+            a_bar,
+            injected,
+            weight,
+            x,
+            u,
+            r,
+            M,
+            rows_active,
+            S,
+            eps,
+            BM=bm,
+            BS=bs,
+            **dispatch.LAUNCH,
         )
         return x, u, r
 
-    @operator
+    @dispatch.operator
     def _loop_boundary_bwd(
         dx: Tensor, du: Tensor, h: Tensor, a_bar: Tensor, injected: Tensor, weight: Tensor,
         r: Tensor, rows_active: int,
@@ -121,12 +123,12 @@ if triton is not None:
         h, a_bar, injected, weight = (t.contiguous() for t in (h, a_bar, injected, weight))
         S, M = h.shape[-1], r.numel()
         dh, dinjected = torch.empty_like(h), torch.empty_like(injected)
-        bm, bs, n_blocks = row_blocks(M, S, tensors=4)
-        n = n_programs(h.device, n_blocks)
+        bm, bs, n_blocks = dispatch.row_blocks(M, S, tensors=4)
+        n = dispatch.n_programs(h.device, n_blocks)
         parts = torch.empty(2, n, S, device=h.device, dtype=torch.float32)
-        launched(_loop_boundary_bwd_kernel)[(n,)](
+        dispatch.launched(_loop_boundary_bwd_kernel)[(n,)](
             dx, du, h, a_bar, injected, weight, r, dh, dinjected, parts[0], parts[1], M,
-            rows_active, S, BM=bm, BS=bs, **LAUNCH,
+            rows_active, S, BM=bm, BS=bs, **dispatch.LAUNCH,
         )  # fmt: skip
         return dh, dinjected, parts
 
@@ -142,7 +144,7 @@ if triton is not None:
     @_loop_boundary_bwd.register_fake
     def _(dx, du, h, a_bar, injected, weight, r, rows_active):
         rows, S = torch.contiguous_format, h.shape[-1]
-        n = n_programs(h.device, row_blocks(r.numel(), S, tensors=4)[2])
+        n = dispatch.n_programs(h.device, dispatch.row_blocks(r.numel(), S, tensors=4)[2])
         return (
             torch.empty_like(h, memory_format=rows),
             torch.empty_like(injected, memory_format=rows),
@@ -150,13 +152,13 @@ if triton is not None:
         )
 
     def _keep(ctx, inputs, output) -> None:
-        only_real_gradients(ctx, *output[:2])
+        dispatch.only_real_gradients(ctx, *output[:2])
         h, a_bar, injected, weight, _, ctx.rows_active, _ = inputs
         ctx.save_for_backward(h, a_bar, injected, weight, output[2])
 
     def _gradient(ctx, dx: Tensor | None, du: Tensor | None, dr: None):
         _, a_bar, _, weight, _ = ctx.saved_tensors
-        dx, du = or_zeros(ctx, dx, du)
+        dx, du = dispatch.or_zeros(ctx, dx, du)
         dh, dinjected, parts = _loop_boundary_bwd(dx, du, *ctx.saved_tensors, ctx.rows_active)
         da, dw = parts.sum(1)
         return dh, da.to(a_bar.dtype), dinjected, dw.to(weight.dtype), None, None, None
@@ -204,7 +206,7 @@ def loop_boundary(
     n_active = h.shape[0] if n_active is None else n_active
     if not 0 <= n_active <= h.shape[0]:
         raise ValueError(f"loop_boundary: n_active is {n_active} of {h.shape[0]} sequences")
-    if use_triton("loop_boundary", impl, h, a_bar, injected, weight, width=h.shape[-1]):
+    if dispatch.use_triton("loop_boundary", impl, h, a_bar, injected, weight, width=h.shape[-1]):
         rows = n_active * h.shape[1]
         return _loop_boundary(h, a_bar, injected, weight, eps, rows, dtype or h.dtype)[:2]
     x = torch.addcmul(injected[:n_active], a_bar.to(h.dtype), h[:n_active])

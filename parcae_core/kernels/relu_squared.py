@@ -13,17 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parcae_core.kernels.dispatch import (
-    LAUNCH,
-    Impl,
-    apply,
-    launched,
-    operator,
-    row_blocks,
-    tl,
-    triton,
-    use_triton,
-)
+from parcae_core.kernels import dispatch
+from parcae_core.kernels.dispatch import Impl, tl, triton
 
 
 def relu_squared_ref(x: Tensor) -> Tensor:
@@ -49,21 +40,23 @@ if triton is not None:
         b_dy = tl.load(dy + offs, mask=offs < N, other=0.0).to(tl.float32)
         tl.store(dx + offs, (b_dy * b_r).to(dx.dtype.element_ty), mask=offs < N)
 
-    @operator
+    @dispatch.operator
     def _relu_squared(x: Tensor) -> Tensor:
         x = x.contiguous()
         y = torch.empty_like(x)
         block, n_blocks = _blocks(x.numel())
-        launched(_relu_squared_fwd_kernel)[(n_blocks,)](x, y, x.numel(), BN=block, **LAUNCH)
+        dispatch.launched(_relu_squared_fwd_kernel)[(n_blocks,)](
+            x, y, x.numel(), BN=block, **dispatch.LAUNCH
+        )
         return y
 
-    @operator
+    @dispatch.operator
     def _relu_squared_bwd(dy: Tensor, kept: Tensor, kept_y: bool) -> Tensor:
         dy, kept = dy.contiguous(), kept.contiguous()
         dx = torch.empty_like(kept)
         block, n_blocks = _blocks(kept.numel())
-        launched(_relu_squared_bwd_kernel)[(n_blocks,)](
-            dy, kept, dx, kept.numel(), BN=block, KEPT_Y=kept_y, **LAUNCH
+        dispatch.launched(_relu_squared_bwd_kernel)[(n_blocks,)](
+            dy, kept, dx, kept.numel(), BN=block, KEPT_Y=kept_y, **dispatch.LAUNCH
         )
         return dx
 
@@ -88,7 +81,7 @@ if triton is not None:
 
 def _blocks(n: int) -> tuple[int, int]:
     """(elements per program, programs)."""
-    elements, _, n_blocks = row_blocks(n, 1, tensors=2)
+    elements, _, n_blocks = dispatch.row_blocks(n, 1, tensors=2)
     return elements, n_blocks
 
 
@@ -111,6 +104,6 @@ def relu_squared(x: Tensor, *, impl: Impl = "auto") -> Tensor:
     Raises:
         ValueError: if the kernel was asked for and cannot run.
     """
-    if use_triton("relu_squared", impl, x):
+    if dispatch.use_triton("relu_squared", impl, x):
         return _relu_squared(x)
-    return apply(_ReluSquared, x)
+    return dispatch.apply(_ReluSquared, x)

@@ -15,17 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parcae_core.kernels.dispatch import (
-    INTERPRETED,
-    LAUNCH,
-    Impl,
-    launched,
-    operator,
-    product_dtype,
-    tl,
-    triton,
-    use_triton,
-)
+from parcae_core.kernels import dispatch
+from parcae_core.kernels.dispatch import Impl, tl, triton
 from parcae_core.kernels.relu_squared import relu_squared, relu_squared_ref
 
 # Of a tile of the output, and of the inner size; 8 tiles of rows share what they read of B. Compiled for
@@ -81,14 +72,14 @@ if triton is not None:
             b_out = 0.5 * b_sum * b_sum
         tl.store(out + offs, b_out.to(out.dtype.element_ty), mask=mask)
 
-    @operator
+    @dispatch.operator
     def _relu_squared_mlp(u: Tensor, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
         """z (M, D), and y (M, F) for the backward."""
         u, up = u.contiguous(), up.contiguous()
         y = _product(u, up, up.stride(1), up.stride(0), None, up.shape[0])
         return y @ down.T, y
 
-    @operator
+    @dispatch.operator
     def _relu_squared_mlp_bwd(
         dz: Tensor, u: Tensor, y: Tensor, up: Tensor, down: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,9 +93,9 @@ if triton is not None:
         m, k = a.shape
         out = torch.empty(m, n, device=a.device, dtype=a.dtype)
         grid = (triton.cdiv(m, _TILES["BM"]) * triton.cdiv(n, _TILES["BN"]),)
-        launched(_product_epilogue_kernel)[grid](
+        dispatch.launched(_product_epilogue_kernel)[grid](
             a, b, a if y is None else y, out, m, n, k, b_k, b_n,
-            BACK=y is not None, EVEN=k % _TILES["BK"] == 0, **_TILES, **_COMPILED, **LAUNCH,
+            BACK=y is not None, EVEN=k % _TILES["BK"] == 0, **_TILES, **_COMPILED, **dispatch.LAUNCH,
         )  # fmt: skip
         return out
 
@@ -144,8 +135,8 @@ def relu_squared_mlp(u: Tensor, up: Tensor, down: Tensor, *, impl: Impl = "auto"
             f"relu_squared_mlp: u {tuple(u.shape)} must be (..., D), up {tuple(up.shape)} (F, D) and "
             f"down {tuple(down.shape)} (D, F)"
         )
-    if use_triton("relu_squared_mlp", impl, u, up, down) and joins(u):
-        dtype = product_dtype(u)  # a kernel is no product to autocast
+    if dispatch.use_triton("relu_squared_mlp", impl, u, up, down) and joins(u):
+        dtype = dispatch.product_dtype(u)  # a kernel is no product to autocast
         rows, up, down = u.flatten(0, -2).to(dtype), up.to(dtype), down.to(dtype)
         return _relu_squared_mlp(rows, up, down)[0].view(u.shape)
     return F.linear(relu_squared(F.linear(u, up), impl=impl), down)
@@ -153,4 +144,6 @@ def relu_squared_mlp(u: Tensor, up: Tensor, down: Tensor, *, impl: Impl = "auto"
 
 def joins(u: Tensor) -> bool:
     """Whether the products of u are made with their epilogues, where kernels run at all."""
-    return product_dtype(u) == torch.bfloat16 or (INTERPRETED and u.dtype == torch.float32)
+    return dispatch.product_dtype(u) == torch.bfloat16 or (
+        dispatch.INTERPRETED and u.dtype == torch.float32
+    )

@@ -13,19 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from parcae_core.kernels.dispatch import (
-    LAUNCH,
-    Impl,
-    launched,
-    n_programs,
-    only_real_gradients,
-    operator,
-    or_zeros,
-    row_blocks,
-    tl,
-    triton,
-    use_triton,
-)
+from parcae_core.kernels import dispatch
+from parcae_core.kernels.dispatch import Impl, tl, triton
 from parcae_core.kernels.rms_norm import rms_norm, rms_norm_ref
 
 
@@ -84,7 +73,7 @@ if triton is not None:
         # one partial sum per program, added up by torch: deterministic, unlike atomics
         tl.store(dw_part + i_p * D + cols, b_dw, mask=cols < D)
 
-    @operator
+    @dispatch.operator
     def _residual_norm(
         x: Tensor, delta: Tensor, weight: Tensor, eps: float, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,13 +82,13 @@ if triton is not None:
         D, M = x.shape[-1], x.numel() // x.shape[-1]
         s, u = torch.empty_like(x), torch.empty_like(x, dtype=dtype)
         r = torch.empty(M, device=x.device, dtype=torch.float32)
-        bm, bd, n_blocks = row_blocks(M, D, tensors=2)
-        launched(_residual_norm_fwd_kernel)[(n_blocks,)](
-            x, delta, weight, s, u, r, M, D, eps, BM=bm, BD=bd, **LAUNCH
+        bm, bd, n_blocks = dispatch.row_blocks(M, D, tensors=2)
+        dispatch.launched(_residual_norm_fwd_kernel)[(n_blocks,)](
+            x, delta, weight, s, u, r, M, D, eps, BM=bm, BD=bd, **dispatch.LAUNCH
         )
         return s, u, r
 
-    @operator
+    @dispatch.operator
     def _residual_norm_bwd(
         ds: Tensor, du: Tensor, s: Tensor, r: Tensor, weight: Tensor, delta_dtype: torch.dtype
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,11 +97,24 @@ if triton is not None:
         D, M = s.shape[-1], r.numel()
         dx, split = torch.empty_like(s), delta_dtype != s.dtype
         ddelta = torch.empty(s.shape if split else (0,), device=s.device, dtype=delta_dtype)
-        bm, bd, n_blocks = row_blocks(M, D, tensors=4)
-        n = n_programs(s.device, n_blocks)
+        bm, bd, n_blocks = dispatch.row_blocks(M, D, tensors=4)
+        n = dispatch.n_programs(s.device, n_blocks)
         dw_part = torch.empty(n, D, device=s.device, dtype=torch.float32)
-        launched(_residual_norm_bwd_kernel)[(n,)](
-            ds, du, s, r, weight, dx, ddelta, dw_part, M, D, BM=bm, BD=bd, SPLIT=split, **LAUNCH
+        dispatch.launched(_residual_norm_bwd_kernel)[(n,)](
+            ds,
+            du,
+            s,
+            r,
+            weight,
+            dx,
+            ddelta,
+            dw_part,
+            M,
+            D,
+            BM=bm,
+            BD=bd,
+            SPLIT=split,
+            **dispatch.LAUNCH,
         )
         return dx, ddelta, dw_part
 
@@ -128,7 +130,7 @@ if triton is not None:
     @_residual_norm_bwd.register_fake
     def _(ds, du, s, r, weight, delta_dtype):
         split = delta_dtype != s.dtype
-        n = n_programs(s.device, row_blocks(r.numel(), s.shape[-1], tensors=4)[2])
+        n = dispatch.n_programs(s.device, dispatch.row_blocks(r.numel(), s.shape[-1], tensors=4)[2])
         return (
             torch.empty_like(s),
             s.new_empty(s.shape if split else (0,), dtype=delta_dtype),
@@ -136,13 +138,13 @@ if triton is not None:
         )
 
     def _keep(ctx, inputs, output) -> None:
-        only_real_gradients(ctx, *output[:2])
+        dispatch.only_real_gradients(ctx, *output[:2])
         ctx.save_for_backward(output[0], output[2], inputs[2])
         ctx.delta_dtype = inputs[1].dtype
 
     def _gradient(ctx, ds: Tensor | None, du: Tensor | None, dr: None):
         s, r, weight = ctx.saved_tensors
-        ds, du = or_zeros(ctx, ds, du)
+        ds, du = dispatch.or_zeros(ctx, ds, du)
         dx, ddelta, dw_part = _residual_norm_bwd(ds, du, s, r, weight, ctx.delta_dtype)
         ddelta = ddelta if ddelta.numel() else dx
         return dx, ddelta, dw_part.sum(0).to(weight.dtype), None, None
@@ -180,7 +182,7 @@ def residual_norm(
             f"residual_norm: x {tuple(x.shape)} and delta {tuple(delta.shape)} must have one shape "
             f"and weight {tuple(weight.shape)} must be ({x.shape[-1]},)"
         )
-    if use_triton("residual_norm", impl, x, delta, weight, width=x.shape[-1]):
+    if dispatch.use_triton("residual_norm", impl, x, delta, weight, width=x.shape[-1]):
         return _residual_norm(x, delta, weight, eps, dtype or x.dtype)[:2]
     s = x + delta
     return s, rms_norm(s, weight, eps)

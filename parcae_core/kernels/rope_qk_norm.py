@@ -16,19 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from parcae_core.kernels.dispatch import (
-    LAUNCH,
-    Impl,
-    head_rows,
-    launched,
-    only_real_gradients,
-    operator,
-    or_zeros,
-    row_blocks,
-    tl,
-    triton,
-    use_triton,
-)
+from parcae_core.kernels import dispatch
+from parcae_core.kernels.dispatch import Impl, tl, triton
 from parcae_core.kernels.rms_norm import rms_norm, rms_norm_ref
 
 _KEEP_Y_FROM = 64  # head width
@@ -131,23 +120,27 @@ if triton is not None:
         else:
             _turn_rows_back(dyk, kept_k, rk, turn, dk, T, G, MK, K, NORM, KEPT_Y, BM, BK)
 
-    @operator
+    @dispatch.operator
     def _rope_qk_norm(
         q: Tensor, k: Tensor, turn: Tensor, norm: bool, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """q and k turned and normed, and r of each of their rows for the backward."""
-        (q, token_q), (k, token_k), turn = head_rows(q), head_rows(k), turn.contiguous()
+        (q, token_q), (k, token_k), turn = (
+            dispatch.head_rows(q),
+            dispatch.head_rows(k),
+            turn.contiguous(),
+        )
         sizes, rows = _sizes(q, k), torch.contiguous_format
         yq, yk = (torch.empty_like(t, memory_format=rows) for t in (q, k))
         rq, rk = (torch.empty(m, device=q.device, dtype=torch.float32) for m in sizes[3:5])
-        bm, bk, n_blocks = row_blocks(sizes[3], sizes[-1], tensors=2)
-        launched(_rope_qk_norm_fwd_kernel)[(n_blocks, 2)](
+        bm, bk, n_blocks = dispatch.row_blocks(sizes[3], sizes[-1], tensors=2)
+        dispatch.launched(_rope_qk_norm_fwd_kernel)[(n_blocks, 2)](
             q, k, yq, yk, rq, rk, turn, *sizes, token_q, token_k, eps,
-            NORM=norm, BM=bm, BK=bk, **LAUNCH,
+            NORM=norm, BM=bm, BK=bk, **dispatch.LAUNCH,
         )  # fmt: skip
         return yq, yk, rq, rk
 
-    @operator
+    @dispatch.operator
     def _rope_qk_norm_bwd(
         dyq: Tensor, dyk: Tensor, kept_q: Tensor, kept_k: Tensor, rq: Tensor, rk: Tensor,
         turn: Tensor, norm: bool, kept_y: bool,
@@ -155,10 +148,10 @@ if triton is not None:
         dyq, dyk, turn = dyq.contiguous(), dyk.contiguous(), turn.contiguous()
         kept_q, kept_k, sizes = kept_q.contiguous(), kept_k.contiguous(), _sizes(dyq, dyk)
         dq, dk = torch.empty_like(dyq), torch.empty_like(dyk)
-        bm, bk, n_blocks = row_blocks(sizes[3], sizes[-1], tensors=2)
-        launched(_rope_qk_norm_bwd_kernel)[(n_blocks, 2)](
+        bm, bk, n_blocks = dispatch.row_blocks(sizes[3], sizes[-1], tensors=2)
+        dispatch.launched(_rope_qk_norm_bwd_kernel)[(n_blocks, 2)](
             dyq, dyk, kept_q, kept_k, rq, rk, turn, dq, dk, *sizes,
-            NORM=norm, KEPT_Y=kept_y, BM=bm, BK=bk, **LAUNCH,
+            NORM=norm, KEPT_Y=kept_y, BM=bm, BK=bk, **dispatch.LAUNCH,
         )  # fmt: skip
         return dq, dk
 
@@ -179,7 +172,7 @@ if triton is not None:
         return T, H, k.shape[2], q.numel() // K, k.numel() // K, K
 
     def _keep(ctx, inputs, output) -> None:
-        only_real_gradients(ctx, *output[:2])
+        dispatch.only_real_gradients(ctx, *output[:2])
         (q, k, turn, ctx.norm, _), (yq, yk, rq, rk) = inputs, output
         ctx.kept_y = q.shape[-1] >= _KEEP_Y_FROM
         kept = () if not ctx.norm else (yq, yk) if ctx.kept_y else (q, k)
@@ -187,7 +180,7 @@ if triton is not None:
 
     def _gradient(ctx, dyq: Tensor | None, dyk: Tensor | None, drq: None, drk: None):
         rq, rk, turn, *kept = ctx.saved_tensors
-        dyq, dyk = or_zeros(ctx, dyq, dyk)
+        dyq, dyk = dispatch.or_zeros(ctx, dyq, dyk)
         kept = kept or (dyq, dyk)  # not read without the norm
         found = _rope_qk_norm_bwd(dyq, dyk, *kept, rq, rk, turn, ctx.norm, ctx.kept_y)
         return *found, None, None, None
@@ -232,7 +225,7 @@ def rope_qk_norm(
             f"rope_qk_norm: q {tuple(q.shape)} must be (B, T, H, K), k {tuple(k.shape)} "
             f"(B, T, G, K) with G <= H, and turn {tuple(turn.shape)} (>= T, K/2, 2)"
         )
-    if use_triton("rope_qk_norm", impl, q, k, width=q.shape[-1]):
+    if dispatch.use_triton("rope_qk_norm", impl, q, k, width=q.shape[-1]):
         eps = torch.finfo(torch.float32).eps if eps is None else eps
         return _rope_qk_norm(q, k, turn, norm, eps)[:2]
     q, k = rotate(q, turn), rotate(k, turn)

@@ -14,17 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from parcae_core.kernels.dispatch import (
-    LAUNCH,
-    Impl,
-    head_rows,
-    launched,
-    operator,
-    row_blocks,
-    tl,
-    triton,
-    use_triton,
-)
+from parcae_core.kernels import dispatch
+from parcae_core.kernels.dispatch import Impl, tl, triton
 
 
 def value_gate_ref(v: Tensor, gate: Tensor, embedding: Tensor) -> Tensor:
@@ -69,25 +60,29 @@ if triton is not None:
         b_dgate = 2 * b_sigmoid * (1 - b_sigmoid) * tl.sum(b_dy * b_e, axis=1)
         tl.store(dgate + rows, b_dgate.to(dgate.dtype.element_ty), mask=rows < M)
 
-    @operator
+    @dispatch.operator
     def _value_gate(v: Tensor, gate: Tensor, embedding: Tensor) -> Tensor:
-        (v, token), gate, embedding = head_rows(v), gate.contiguous(), embedding.contiguous()
+        (v, token), gate, embedding = (
+            dispatch.head_rows(v),
+            gate.contiguous(),
+            embedding.contiguous(),
+        )
         (G, K), M = v.shape[2:], gate.numel()
         y = torch.empty_like(v, memory_format=torch.contiguous_format)
-        bm, bk, n_blocks = row_blocks(M, K, tensors=2)
-        launched(_value_gate_fwd_kernel)[(n_blocks,)](
-            v, gate, embedding, y, G, token, M, K, BM=bm, BK=bk, **LAUNCH
+        bm, bk, n_blocks = dispatch.row_blocks(M, K, tensors=2)
+        dispatch.launched(_value_gate_fwd_kernel)[(n_blocks,)](
+            v, gate, embedding, y, G, token, M, K, BM=bm, BK=bk, **dispatch.LAUNCH
         )
         return y
 
-    @operator
+    @dispatch.operator
     def _value_gate_bwd(dy: Tensor, gate: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
         dy, gate, embedding = dy.contiguous(), gate.contiguous(), embedding.contiguous()
         K, M = dy.shape[-1], gate.numel()
         dgate, de = torch.empty_like(gate), torch.empty_like(embedding)
-        bm, bk, n_blocks = row_blocks(M, K, tensors=2)
-        launched(_value_gate_bwd_kernel)[(n_blocks,)](
-            dy, gate, embedding, dgate, de, M, K, BM=bm, BK=bk, **LAUNCH
+        bm, bk, n_blocks = dispatch.row_blocks(M, K, tensors=2)
+        dispatch.launched(_value_gate_bwd_kernel)[(n_blocks,)](
+            dy, gate, embedding, dgate, de, M, K, BM=bm, BK=bk, **dispatch.LAUNCH
         )
         return dgate, de
 
@@ -132,6 +127,6 @@ def value_gate(v: Tensor, gate: Tensor, embedding: Tensor, *, impl: Impl = "auto
             f"value_gate: v {tuple(v.shape)} must be (B, T, G, K), gate {tuple(gate.shape)} "
             f"(B, T, G) and embedding {tuple(embedding.shape)} (B, T, G*K)"
         )
-    if use_triton("value_gate", impl, v, gate, embedding, width=v.shape[-1]):
+    if dispatch.use_triton("value_gate", impl, v, gate, embedding, width=v.shape[-1]):
         return _value_gate(v, gate, embedding)
     return value_gate_ref(v, gate, embedding)

@@ -7,7 +7,7 @@ T = 1..K needs K core steps and one coda per requested T, not 1 + 2 + ... + K.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -76,7 +76,7 @@ def evaluate(
         rows = torch.from_numpy(stored).to(device)
         ids, targets = rows[:, :-1], rows[:, 1:]
         in_text = token_bytes[targets]
-        for t, final in _finals(model, ids, range(start, start + n), wanted, seed):
+        for t, final in final_states(model, ids, range(start, start + n), wanted, seed):
             losses = token_losses(final, model.head_weight, targets).double()
             sums[t].add(losses, in_text, labels)
     shares = group.gather(sums)
@@ -138,12 +138,18 @@ def _padded_sum(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.pad(a, (0, n - len(a))) + np.pad(b, (0, n - len(b)))
 
 
-def _finals(model: Parcae, ids: Tensor, rows: range, wanted: list[int], seed: int):
-    """(T, final states (B, T, D)) for each wanted number of loops, in rising order."""
+def final_states(
+    model: Parcae, ids: Tensor, rows: Sequence[int], wanted: Sequence[int], seed: int
+) -> Iterator[tuple[int, Tensor]]:
+    """(T, final states (B, T, D)) for each wanted number of loops, in rising order.
+
+    Args:
+        rows: whose initial states the sequences have, one each; a single one is for all.
+    """
     if model.config.is_transformer:
         yield 1, model.transformer_states(ids)
         return
-    state = model.seeded_state(rows, ids.shape[1], seed=seed)
-    for t, (h, prepared) in zip(range(1, wanted[-1] + 1), model.states(ids, state), strict=False):
+    state = model.seeded_state(rows, ids.shape[1], seed=seed).expand(len(ids), -1, -1)
+    for t, (h, prepared) in zip(range(1, max(wanted) + 1), model.states(ids, state), strict=False):
         if t in wanted:
             yield t, model.read_out(h, prepared)

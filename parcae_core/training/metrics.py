@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from parcae_core.errors import UserError
+from parcae_core.plain import MAX_INT
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +54,16 @@ def parse_lines(text: bytes) -> list[dict[str, Any]]:
     for line in text.split(b"\n"):
         with suppress(ValueError, RecursionError):
             row = json.loads(line)
-            if isinstance(row, dict) and type(row.get("step")) is int:
+            if isinstance(row, dict) and type(row.get("step")) is int and _is_numbers(row):
                 rows.append(row)
     return rows
+
+
+def _is_numbers(row: dict[str, Any]) -> bool:
+    return all(
+        v is None or type(v) is float or (type(v) is int and abs(v) <= MAX_INT)
+        for v in row.values()
+    )
 
 
 class MetricsLog:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
+import math
 import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from analysis.errors import InputError
-from parcae_core.errors import UserError
+from parcae_core.errors import UserError, is_out_of_memory
+from parcae_core.plain import MAX_INT
 from sweeps.tracking import reader
 from sweeps.waiting import say, waiting
 
@@ -37,8 +41,8 @@ _EXTRAS = {
 _ROOMS = (
     "sweeps.cli.write",
     "sweeps.cli.sweep",
+    "sweeps.cli.folder",
     "sweeps.cli.jobs",
-    "sweeps.cli.cluster",
     "sweeps.cli.laws",
     "sweeps.cli.design",
     "sweeps.cli.data",
@@ -48,10 +52,39 @@ _ROOMS = (
 )
 
 
+# Of a path that a user gave; all else that the system refuses is no mistake of theirs
+_NO_SUCH_PATH = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+    *(errno.ENAMETOOLONG, errno.ELOOP),
+)
+
+
 @cache
 def command() -> Callable[[], object]:
     """What `parcae` runs; made once, since its many options take a while."""
-    return typer.main.get_command(build_app())
+    made = typer.main.get_command(build_app())
+    _limit_numbers(made)
+    return made
+
+
+def _limit_numbers(verb: Any) -> None:
+    """Let every number of the command line be finite and of at most 64 bits, as those of files are."""
+    for inner in getattr(verb, "commands", {}).values():
+        _limit_numbers(inner)
+    for parameter in verb.params:
+        if parameter.callback is None:
+            parameter.callback = _require_sensible
+
+
+def _require_sensible(context: typer.Context, parameter: Any, value: Any) -> Any:
+    for number in value if isinstance(value, (list, tuple)) else (value,):
+        if isinstance(number, float) and not math.isfinite(number):
+            raise UserError(f"{parameter.opts[0]} is {number}; a finite number is needed.")
+        if isinstance(number, int) and abs(number) > MAX_INT:
+            raise UserError(
+                f"{parameter.opts[0]} is a number of {number.bit_length()} bits; at most 63 are needed."
+            )
+    return value
 
 
 # They print lines or bars while they work
@@ -101,16 +134,34 @@ def _print_version(wanted: bool) -> None:
 def main() -> None:
     """Entry point: runs a verb; a user's mistake is one message on stderr and exit code 2.
 
-    What the system refuses (a full disk, a missing permission) is one message and exit code 1.
+    What the system refuses (a full disk, a missing permission, memory) is one message and exit code 1.
     """
+    for stream in (sys.stdout, sys.stderr):  # the name of a file may hold any bytes
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         _run()
     except OSError as error:
         _give_up_stdout()
         place = f"{error.filename}: " if error.filename else ""
+        said = f"parcae: {place}{error.strerror or error or type(error).__name__}"
+        if error.errno in _NO_SUCH_PATH:
+            say(f"{said}; give another path")
+            sys.exit(2)
         say(
-            f"parcae: {place}{error.strerror or error or type(error).__name__}; the command did not "
-            "finish. See to it and run it again: what was written before is whole"
+            f"{said}; the command did not finish. See to it and run it again: what was written before is "
+            "whole"
+        )
+        sys.exit(1)
+    except UnicodeEncodeError as error:  # a name of other bytes, where a library takes text alone
+        say(f"parcae: {error.object}: is not UTF-8 text; give the file or folder another name")
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        say(
+            "parcae: this needs more memory than there is; ask for less at once (rows, sequences, "
+            "processes), or run it on a larger machine"
         )
         sys.exit(1)
     except (UserError, InputError) as error:

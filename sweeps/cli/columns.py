@@ -6,12 +6,12 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from analysis.table.numbers import count
-from sweeps.waiting import wrapped
+from sweeps.waiting import visible, wrapped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")]
 _GAP = 2  # blanks between two columns
 _LONGEST_LIST = 20  # characters of values named one by one
+
+
+Row = dict[str, Any]  # of a trial, as plain data
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +39,37 @@ class Column:
         return max(map(len, (self.name, *self.cells)))
 
 
+def column(
+    name: str,
+    rows: Sequence[Any],
+    cell: Callable[[Any], str],
+    rank: int = 0,
+    *,
+    left: bool = False,
+    stays: bool = False,
+) -> Column:
+    """A column whose cells are made of the rows."""
+    return Column(name, [cell(row) for row in rows], rank, left, stays)
+
+
+def grouped(trials: Iterable[Row]) -> list[list[Row]]:
+    """Trials of one size and one length of training, in the order of the plan."""
+    groups: dict[Any, list[Row]] = {}
+    for t in trials:
+        groups.setdefault((t["preset"], t["budget_flops"] or t["n_tokens"]), []).append(t)
+    return list(groups.values())
+
+
 def console_for_people() -> Console:
     """stdout; a pipe has no width, and there no column is left out."""
     from rich.console import Console  # --json needs no rich
 
-    console = Console(highlight=False, markup=False)
+    class Plain(Console):
+        def print(self, *objects: Any, **options: Any) -> None:
+            shown = (visible(o) if isinstance(o, str) else o for o in objects)
+            super().print(*shown, **options)
+
+    console = Plain(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = max(console.width, 200)
     return console
@@ -66,7 +95,7 @@ def print_table(console: Console, title: str, columns: Sequence[Column]) -> None
     for column in shown:
         table.add_column(column.name, justify="left" if column.left else "right", no_wrap=True)
     for row in zip(*(c.cells for c in shown), strict=True):
-        table.add_row(*row)
+        table.add_row(*map(visible, row))
     wide = console.width
     console.width = max(wide, _width(shown))  # a narrower terminal wraps; nothing is cut
     console.print(table)
@@ -103,12 +132,25 @@ def span(values: Iterable[float], written: Callable[[float], str] = count) -> st
     return "-".join(dict.fromkeys(map(written, (ordered[0], ordered[-1]))))
 
 
-def listed(values: Iterable[float]) -> str:
-    """Settings one by one while they are few; else their ends and how many there are."""
+def flops(number: float) -> str:
+    """Three digits, as people write them."""
+    return _short(float(f"{number:.3g}"))
+
+
+def budget_of(trial: Row) -> str:
+    return "" if trial["budget_flops"] is None else _short(trial["budget_flops"])
+
+
+def _short(number: float) -> str:
     from sweeps.design.plan import short  # every verb imports this file
 
+    return short(number)
+
+
+def listed(values: Iterable[float]) -> str:
+    """Settings one by one while they are few; else their ends and how many there are."""
     ordered = sorted(set(values))
-    text = " ".join(map(short, ordered))
+    text = " ".join(map(_short, ordered))
     if len(text) <= _LONGEST_LIST:
         return text
-    return f"{short(ordered[0])}-{short(ordered[-1])} ({len(ordered)})"
+    return f"{_short(ordered[0])}-{_short(ordered[-1])} ({len(ordered)})"

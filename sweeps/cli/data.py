@@ -57,7 +57,8 @@ def prepare_corpus(
         str, typer.Option(help="cut them into rows, or crop what exceeds one row, as published.")
     ] = "cut",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads; all cores by default. Changes no byte.")
+        int | None,
+        typer.Option(min=1, max=1_024, help="Threads; all cores by default. Changes no byte."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -98,7 +99,9 @@ def prepare_corpus(
 
 def inspect_prepared(
     folder: Annotated[Path, typer.Argument(help="A folder written by `parcae data prepare`.")],
-    n_rows: Annotated[int, typer.Option("--rows", min=0, help="Decoded rows to show.")] = 3,
+    n_rows: Annotated[
+        int, typer.Option("--rows", min=0, max=10_000, help="Decoded rows to show.")
+    ] = 3,
     split: Annotated[str, typer.Option(help="train or val.")] = "train",
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare every file with its hash; reads it all.")
@@ -142,7 +145,7 @@ def _show(
 ) -> None:
     if as_json:
         shown = {"path": str(path), "manifest": json.loads(manifest.to_json())}
-        typer.echo(json.dumps(shown | ({"sample": sample} if sample else {}), ensure_ascii=False))
+        typer.echo(json.dumps(shown | ({"sample": sample} if sample else {})))
         return
     source = manifest.source
     typer.echo(path)
@@ -152,8 +155,8 @@ def _show(
     typer.echo(f"  rows       {manifest.row_tokens} ids each, {manifest.dtype}")
     if (known := manifest.generated) is not None:
         typer.echo("  generated  rows without end, drawn while they are read")
-        typer.echo(f"  floor      {known['floor']:.4f} nats per token")
-        reaches = sorted(known["loss_by_reach"].items(), key=lambda pair: int(pair[0]))
+        typer.echo(f"  floor      {known.floor:.4f} nats per token")
+        reaches = sorted(known.loss_by_reach.items(), key=lambda pair: int(pair[0]))
         reach = ", ".join(f"{r}: {nats:.4f}" for r, nats in reaches)
         typer.echo(f"  by reach   {reach}")
     for name, s in manifest.splits.items() if known is None else ():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json as json_module
 import math
+import re
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -64,7 +66,7 @@ def design(
     bound: Annotated[
         str | None, typer.Option(help="Ranges of parameters, like alpha=0:3,E=1:.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the starts of every fit.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the starts of every fit.")] = 0,
     json: AsJson = False,
 ) -> None:
     """Choose runs that tell most for their cost.
@@ -132,10 +134,10 @@ def _of_flops(flops, like: Path, prior: str, noise, target: str, out: Path, larg
         raise InputError(f"--flops is {flops:g}; FLOPs above 0 are needed, like 1e19.")
     believed = priors.read(prior, noise)
     limits = Limits(largest_flops=largest, memory_bytes=None if memory is None else memory * 2**30)
-    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in out.stem.lower())
+    name = re.sub(r"[^a-z0-9._-]", "-", out.stem.lower())
     found = propose(load_plan(like), believed, target, flops, limits, name)
-    command = f"parcae design --flops {flops:g} --like {like} --prior {prior} --target {target}"
-    found.write(out, command, like)
+    words = ("--flops", f"{flops:g}", "--like", str(like), "--prior", prior, "--target", target)
+    found.write(out, shlex.join(("parcae", "design", *words)), like)
     if json:
         typer.echo(json_module.dumps(found.to_dict() | {"file": str(out)}, indent=1))
         return

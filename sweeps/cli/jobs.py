@@ -1,4 +1,4 @@
-"""`parcae submit|logs|stop`: a sweep whose driver lives on a Ray cluster, through Ray Jobs.
+"""`parcae submit|logs|stop`: a sweep whose driver lives on a Ray cluster, through Ray Jobs; `parcae cluster check`.
 
 The command line imports this module at its start, so the verbs import Ray's client themselves.
 """
@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from parcae_core.errors import UserError
+from sweeps.cli.columns import AsJson
 from sweeps.cli.sweep import CHECKPOINT_EVERY, LOST_WORKERS, NODE_CPUS, NODE_GPUS, SET
 from sweeps.waiting import say
 
 if TYPE_CHECKING:
+    from sweeps.runner.cluster.check import Report
     from sweeps.runner.cluster.package import Package
 
+WIDTH = 80
 _ADDRESS = typer.Option(help="The cluster's dashboard: http://host:8265.")
 EXCLUDE = typer.Option(help="Send no file of this pattern, as in .gitignore.")
 ENV = typer.Option(
@@ -31,6 +34,10 @@ def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
     for verb in (submit, logs, stop):
         app.command(name=verb.__name__)(verb)
+    questions = typer.Typer(help="Questions to a running Ray cluster.", no_args_is_help=True)
+    questions.command(name="check")(check)
+    questions.callback()(lambda: None)  # or Typer would make `check` the whole command
+    app.add_typer(questions, name="cluster")
 
 
 def submit(
@@ -151,3 +158,80 @@ def stop(sweep: Annotated[str, _NAME], address: Annotated[str, _ADDRESS]) -> Non
         job = jobs.newest(client, sweep)
         client.stop_job(job)
         typer.echo(jobs.line_of(client, job, message=False))
+
+
+def check(
+    address: Annotated[
+        str, typer.Option(help="auto or host:port on the cluster; http://host:8265 from elsewhere.")
+    ],
+    out: Annotated[
+        str | None, typer.Option(help="The place for sweeps: written and read by each node.")
+    ] = None,
+    as_json: AsJson = False,
+    exclude: Annotated[list[str] | None, EXCLUDE] = None,
+    env: Annotated[list[str] | None, ENV] = None,
+) -> None:
+    """Versions, GPUs and storage of every node, and what differs. Takes less than a minute.
+
+    Exit code 0 when nothing differs, 1 with a sentence for each difference. Through a dashboard it
+    sends the current folder, as `parcae submit` does.
+
+    Examples:
+
+        parcae cluster check --address auto --out /mnt/sweep/runs
+
+        parcae cluster check --address http://127.0.0.1:8265 --out s3://bucket/runs
+    """
+    if address.startswith(("http://", "https://")):
+        report = _through_a_job(address, out, exclude, env)
+    else:
+        from sweeps.runner.cluster.check import check as ask
+        from sweeps.runner.cluster.connect import ray_cluster
+
+        with ray_cluster(address):
+            report = ask(out)
+    if as_json:
+        typer.echo(report.to_json())
+    else:
+        _print(report)
+    if report.problems:
+        raise typer.Exit(1)
+
+
+def _through_a_job(
+    address: str, out: str | None, exclude: list[str] | None, env: list[str] | None
+) -> Report:
+    from sweeps.runner.cluster import jobs
+    from sweeps.runner.cluster.check import Report
+
+    package, variables = sendable(Path.cwd(), exclude, env)
+    command = ["cluster", "check", "--address", "auto", "--json"]
+    command += [] if out is None else ["--out", out]
+    with jobs.connected(address) as client:
+        job = jobs.submit(client, "cluster-check", command, package, variables)
+        jobs.wait(client, job)
+        said = client.get_job_logs(job).splitlines()
+        found = [line for line in said if line.startswith('{"nodes"')]
+        if not found:
+            raise UserError(f"{jobs.line_of(client, job)}: {' '.join(said[-3:])[-500:]}")
+    return Report.from_json(found[-1])
+
+
+def _print(report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("node", "CPU", "Python", "Ray", "torch", "code", "GPU", "storage"):
+        table.add_column(column, overflow="fold")
+    for node in report.nodes:
+        versions = [node.versions.get(n) or "-" for n in ("python", "ray", "torch", "code")]
+        gpus = f"{len(node.devices)} {node.devices[0].split(',')[0]}" if node.devices else "-"
+        storage = node.storage if node.storage in ("ok", "not asked") else "fails"
+        table.add_row(node.name, f"{node.cpus:g}", *versions, gpus, storage)
+    console = Console(width=WIDTH, highlight=False)
+    console.print(table)
+    for problem in report.problems:
+        console.print(problem, markup=False, soft_wrap=True)
+    if not report.problems:
+        console.print(f"{len(report.nodes)} nodes agree, asked in {report.seconds:.1f} s")

@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from parcae_core.errors import UserError
 from sweeps.cli.columns import AsJson
+from sweeps.waiting import say
+
+if TYPE_CHECKING:
+    from parcae_core.checkpoints.load import TrainedModel
+
+ENDLESS_ROWS = 1_024  # read by default of a generated text, which has no end
 
 
 def register(app: typer.Typer) -> None:
@@ -39,13 +46,14 @@ def params(
 
         parcae params 140m --mean-recurrence 4 --mean-recurrence 8 --json
     """
+    from parcae_core.depth import MAX_LOOPS
     from parcae_core.presets import PRESETS
 
     if preset is not None and preset not in PRESETS:
         raise UserError(f"params: unknown preset {preset!r}; the presets are {', '.join(PRESETS)}")
     depths = mean_recurrence or [1, 2, 4, 6, 8, 10, 12]
-    if min(depths) < 1:
-        raise UserError(f"params: --mean-recurrence is {min(depths)}; it must be >= 1")
+    if odd := [n for n in depths if not 1 <= n <= MAX_LOOPS]:
+        raise UserError(f"params: --mean-recurrence is {odd[0]}; it must be from 1 to {MAX_LOOPS}")
     table = {name: describe(name, depths) for name in ([preset] if preset else PRESETS)}
     if as_json:
         typer.echo(json.dumps(table, indent=2))
@@ -131,7 +139,10 @@ def evaluate_model(
     data: Annotated[Path, typer.Option(help="Prepared data, as `parcae data prepare` writes it.")],
     loops: Annotated[str, typer.Option(help="Numbers of loops: 1-24, or 1,2,4,8.")] = "1-24",
     n_sequences: Annotated[
-        int | None, typer.Option(min=1, help="Validation rows to use; all by default.")
+        int | None,
+        typer.Option(
+            min=1, help=f"Validation rows to use; all of a text, {ENDLESS_ROWS} of a generated one."
+        ),
     ] = None,
     batch_sequences: Annotated[int, typer.Option(min=1)] = 16,
     as_json: AsJson = False,
@@ -144,12 +155,11 @@ def evaluate_model(
 
         parcae eval parcae-140m/ --data data/fineweb --loops 1,2,4,8,16 --json
     """
-    from parcae_core.checkpoints.load import load_model
     from parcae_core.data.reader import RowReader
     from parcae_core.training.evaluate import evaluate
 
     wanted = parse_loops(loops)
-    trained = load_model(checkpoint)
+    trained = open_model(checkpoint)
     model = trained.model
     reader = RowReader(data, "val", data_seed=0)
     context, vocab_size = reader.row_tokens - 1, len(reader.token_bytes)
@@ -163,14 +173,19 @@ def evaluate_model(
         raise UserError(
             f"eval: --n-sequences is {n_sequences}; {data} has {reader.n_rows} validation rows"
         )
+    if n_sequences is None:
+        n_sequences = reader.n_rows
+        if reader.generator is not None and n_sequences > ENDLESS_ROWS:
+            n_sequences = ENDLESS_ROWS
+            say(f"{data}: generated text; {n_sequences} rows are read, more with --n-sequences")
     if model.config.is_transformer and wanted != [1]:
         raise UserError(f"eval: {checkpoint} is a fixed-depth Transformer; pass --loops 1")
-    typer.echo(f"{trained.origin}, trained at mean_recurrence {trained.mean_recurrence}", err=True)
+    say(f"{trained.origin}, trained at mean_recurrence {trained.mean_recurrence}")
     rows = evaluate(
         model,
         reader,
         loops=wanted,
-        n_sequences=n_sequences or reader.n_rows,
+        n_sequences=n_sequences,
         batch_sequences=batch_sequences,
         seed=trained.seed,
     )
@@ -192,15 +207,33 @@ def parse_loops(text: str) -> list[int]:
     """Numbers of loops from "1-24" or "1,2,4-6".
 
     Raises:
-        UserError: anything else, or a number below 1.
+        UserError: anything else, or a number below 1 or above MAX_LOOPS.
     """
+    from parcae_core.depth import MAX_LOOPS
+
     found: set[int] = set()
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        match = re.fullmatch(r"\s*([0-9]{1,9})(?:-([0-9]{1,9}))?\s*", part)
+        if match is None:
             raise UserError(f"--loops {text!r}: {part!r} is not a number or a range like 1-24")
-        low, high = int(first), int(last or first)
-        if not 1 <= low <= high:
-            raise UserError(f"--loops {text!r}: {part!r} must rise and start at 1 or more")
+        low, high = int(match[1]), int(match[2] or match[1])
+        if not 1 <= low <= high <= MAX_LOOPS:
+            raise UserError(
+                f"--loops {text!r}: {part!r} must rise, start at 1 or more and end at {MAX_LOOPS} or less"
+            )
         found.update(range(low, high + 1))
     return sorted(found)
+
+
+def open_model(path: Path) -> TrainedModel:
+    """The model in a folder; of a run whose result was taken from another sweep, that sweep's."""
+    from parcae_core.checkpoints.load import load_model
+    from sweeps.reports import StateReport
+    from sweeps.storage.files import TrialFiles, require_plain_name
+
+    files = TrialFiles(path)
+    report = None if files.checkpoints.exists() else StateReport.read(files.state)
+    if report is not None and report.reused_from:
+        sweep = require_plain_name(report.reused_from, str(files.state))
+        path = path.resolve().parents[1] / sweep / path.resolve().name
+    return load_model(path)

@@ -1,10 +1,9 @@
-"""`parcae plan|run|status|retry|collect`. Light to import; verbs import what they need."""
+"""`parcae plan` and `parcae run`. Light to import; verbs import what they need."""
 
 from __future__ import annotations
 
 import json
 import shlex
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from parcae_core.errors import UserError
-from sweeps.cli.columns import AsJson, console_for_people
+from sweeps.cli.columns import AsJson
 from sweeps.waiting import say
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from sweeps.store import Store
 
 
-def _sweeps(incomplete: str) -> list[str]:
+def sweeps_here(incomplete: str) -> list[str]:
     """Names of the sweeps here, for the shell's completion."""
     return [p.parent.name for p in sorted(Path("runs").glob(f"{incomplete}*/sweep.json"))]
 
@@ -30,7 +29,7 @@ def _sweeps(incomplete: str) -> list[str]:
 def _specs(incomplete: str) -> list[str]:
     """Spec files and sweeps that begin so."""
     paths = (p for end in ("*.yaml", "*/") for p in sorted(Path().glob(f"{incomplete}{end}")))
-    return [f"{p}/" if p.is_dir() else str(p) for p in paths] + _sweeps(incomplete)
+    return [f"{p}/" if p.is_dir() else str(p) for p in paths] + sweeps_here(incomplete)
 
 
 _SPEC = typer.Argument(
@@ -41,11 +40,8 @@ _SPEC = typer.Argument(
 SET = typer.Option(
     "--set", help="A key of the spec in another way, such as optim.lr=1e-2.", metavar="KEY=VALUE"
 )
-_TRIALS = typer.Option("--trials", help="A row for every trial.")
-_SWEEP = typer.Argument(
-    help="A sweep's name under --out, its folder or URL, or its spec.", autocompletion=_sweeps
-)
-_OUT = typer.Option("--out", help="Where sweeps are: a folder, or a URL such as s3://bucket/runs.")
+TRIALS = typer.Option("--trials", help="A row for every trial.")
+OUT = typer.Option("--out", help="Where sweeps are: a folder, or a URL such as s3://bucket/runs.")
 # of `submit` as well
 LOST_WORKERS = typer.Option(min=0, help="Workers a trial may lose without a newer checkpoint.")
 CHECKPOINT_EVERY = typer.Option(min=1.0, help="Seconds between checkpoints.")
@@ -55,16 +51,16 @@ NODE_GPUS = typer.Option(help="GPUs of the largest node that the cluster at --ad
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
-    for verb in (plan, run, status, retry, collect, sync):
-        app.command(name=verb.__name__)(verb)
+    app.command(name="plan")(plan)
+    app.command(name="run")(run)
 
 
 def plan(
     spec: Annotated[Path, _SPEC],
-    trials: Annotated[bool, _TRIALS] = False,
+    trials: Annotated[bool, TRIALS] = False,
     changes: Annotated[list[str] | None, SET] = None,
     as_json: AsJson = False,
-    out: Annotated[str, _OUT] = "runs",
+    out: Annotated[str, OUT] = "runs",
     cpus: Annotated[
         int | None, typer.Option(min=1, help="Of the cluster that the time is for.")
     ] = None,
@@ -121,7 +117,7 @@ def plan(
 
         parcae plan sweeps/specs/paper-140m-isoflop.yaml --prior paper:140m --at 1e20
     """
-    from sweeps.cli.tables import plan_data, print_plan
+    from sweeps.cli.tables.plan import plan_data, print_plan
     from sweeps.design.benchmark_rates import with_measured_shares
     from sweeps.store import Store
 
@@ -129,6 +125,7 @@ def plan(
     planned, notes = with_measured_shares(loaded, device)
     if planned.spec.design == "adaptive":
         from sweeps.design.adaptive import planner_of
+        from sweeps.design.forecasting import off_curve
         from sweeps.design.plan import short
 
         planner_of(loaded)  # refuses a prior that is none
@@ -138,6 +135,7 @@ def plan(
             *notes,
             f"these are candidates: {short(most)} FLOPs of them are run, chosen on the way ({share:.0%} of the "
             "FLOPs and of the time above)",
+            *off_curve(planned.trials),
         ]
     store = Store(out, planned.name)
     store.refresh()
@@ -171,7 +169,7 @@ def plan(
 def run(
     spec: Annotated[Path, _SPEC],
     changes: Annotated[list[str] | None, SET] = None,
-    out: Annotated[str, _OUT] = "runs",
+    out: Annotated[str, OUT] = "runs",
     extend: Annotated[
         bool, typer.Option("--extend", help="Accept a changed spec: keep what is finished.")
     ] = False,
@@ -244,175 +242,6 @@ def run(
     finish(outcome, store, again=_again(spec, out, changes or (), smoke=smoke, no_ray=no_ray))
 
 
-def status(
-    sweep: Annotated[str, _SWEEP],
-    trials: Annotated[bool, _TRIALS] = False,
-    as_json: AsJson = False,
-    out: Annotated[str, _OUT] = "runs",
-    address: Annotated[
-        str | None, typer.Option(help="Of a cluster: the state of the submitted job instead.")
-    ] = None,
-    watch: Annotated[
-        float | None,
-        typer.Option(min=1.0, help="Show it again after so many seconds, until nothing is left."),
-    ] = None,
-) -> None:
-    """How far a sweep is, a row per budget, read from its folder; also while it runs.
-
-    Once enough looped trials have ended it says what they make of gamma_mu, or of an adaptive sweep's target.
-
-    Exit code 1 when the trial.json of one is missing or damaged: it is named.
-
-    Examples:
-
-        parcae status demo
-
-        parcae status runs/demo --trials
-
-        parcae status demo --watch 10
-
-        parcae status demo --address http://127.0.0.1:8265
-    """
-    if address is not None:
-        from sweeps.runner.cluster import jobs
-
-        with jobs.connected(address) as client:
-            typer.echo(jobs.line_of(client, jobs.newest(client, sweep)))
-        return
-    from sweeps.cli.tables import goes_on, print_status, status_data
-    from sweeps.store import open_sweep
-
-    while True:
-        store = open_sweep(sweep, out)
-        data = status_data(store)
-        if as_json:
-            typer.echo(json.dumps(data, indent=1))
-        else:
-            print_status(data, every_trial=trials)
-        if watch is None or not goes_on(data):
-            break
-        time.sleep(watch)
-        console_for_people().clear()  # a terminal; into a pipe one look follows the other
-    _exit_if_damaged(store.where, data["damaged"])
-
-
-def retry(
-    sweep: Annotated[str, _SWEEP],
-    trial: Annotated[list[str] | None, typer.Argument(help="Trial ids; all failed ones.")] = None,
-    out: Annotated[str, _OUT] = "runs",
-) -> None:
-    """Let failed trials be planned again; then `parcae run` takes them up from their checkpoints.
-
-    Examples:
-
-        parcae retry demo
-
-        parcae retry runs/demo 0f3a52c1b77e
-    """
-    from sweeps.store import open_sweep
-
-    store = open_sweep(sweep, out)
-    failed = [t.trial_id for t in store.stored_trials() if store.state(t).state == "failed"]
-    for trial_id in trial or []:
-        if trial_id not in failed:
-            raise UserError(
-                f"{store.where}: trial {trial_id} has not failed; "
-                f"failed: {', '.join(failed) or 'none'}."
-            )
-    for trial_id in trial or failed:
-        store.forget_failure(trial_id)
-        typer.echo(trial_id)
-    say(f"{len(trial or failed)} trials are planned again; start them with `parcae run`.")
-
-
-def collect(
-    sweep: Annotated[str, _SWEEP],
-    out: Annotated[str, _OUT] = "runs",
-) -> None:
-    """Write the sweep's records.parquet from its trial folders; also while a sweep runs.
-
-    Exit code 1 when a trial or a result is damaged: it is named, and the others are written.
-
-    Examples:
-
-        parcae collect demo
-
-        parcae collect s3://bucket/runs/demo
-
-        parcae fit $(parcae collect runs/demo) --law recurrence
-    """
-    from sweeps.records import collect as collect_records
-    from sweeps.store import open_sweep
-
-    store = open_sweep(sweep, out)
-    path, problems = collect_records(store), store.problems()
-    if path is None and not problems:
-        raise UserError(f"{sweep}: no trial has ended yet; nothing to collect.")
-    if path is not None:
-        typer.echo(f"{store.where}/{path.name}")
-    for trial_id, problem in problems.items():
-        say(f"{trial_id}: left out: {problem}")
-    _exit_if_damaged(store.where, problems)
-
-
-def _exit_if_damaged(where: str, problems: dict[str, str]) -> None:
-    if problems:
-        say(
-            f"{where}: {len(problems)} trials are damaged; `parcae run SPEC` writes a planned trial "
-            "again and trains again what has no whole result."
-        )
-        raise typer.Exit(1)
-
-
-def sync(
-    sweep: Annotated[str, _SWEEP],
-    out: Annotated[str, _OUT] = "runs",
-) -> None:
-    """Send a sweep's offline W&B runs, and its own with figures and laws, to the server.
-
-    What was sent is not sent again; a run that no worker lived to write is written first.
-
-    Examples:
-
-        parcae sync demo
-
-        WANDB_BASE_URL=https://wandb.example.org parcae sync runs/demo
-    """
-    from sweeps.design.spec import load_spec
-    from sweeps.store import open_sweep
-    from sweeps.tracking.sweep_run import pushed, write_missing
-    from sweeps.tracking.sync import key_problem, unsynced
-    from sweeps.tracking.sync import sync as send
-    from sweeps.tracking.target import target
-
-    store = open_sweep(sweep, out)
-    if (problem := key_problem()) is not None:
-        raise UserError(f"{store.where}: {problem}.")
-    project = target(load_spec(store.root / "spec.yaml").wandb).project
-    try:
-        # else workers may be writing the same runs
-        with store.driver_lock(), pushed(store):
-            for problem in write_missing(store, project=project):
-                say(problem)
-    except UserError:
-        say(f"{store.where}: a `parcae run` is at work here; what it has not written yet waits")
-    runs = (n for n in store.storage.list() if "wandb" in n.split("/")[:2])
-    store.storage.pull(store.root / n for n in runs)
-    waiting = unsynced(store.root)
-    for i, folder in enumerate(waiting):
-        problem = send(folder)
-        if problem is not None:
-            say(f"{folder}: {problem}")
-            say(
-                f"{i} of {len(waiting)} runs sent; the rest wait for another "
-                f"`parcae sync {store.where}`"
-            )
-            raise typer.Exit(1)
-        store.storage.push(*folder.glob("*.wandb.synced"))
-        typer.echo(folder.name.split("-", 3)[-1])
-    say(f"{len(waiting)} runs sent")
-
-
 def spec_file(named: Path, out: str = "runs") -> Path:
     """The file of a spec; of a sweep that is named, or whose folder is given, the one that it keeps."""
     if named.is_file() or named.suffix in (".yaml", ".yml"):
@@ -461,8 +290,8 @@ def finish(outcome: Outcome, store: Store, *, again: str) -> None:
         return
     if counts["failed"]:
         say(
-            f"The reasons: `parcae status {store.where}`. Once they are mended: "
-            f"`parcae retry {store.where}`, then `{again}`."
+            f"The reasons: `parcae status {store.quoted}`. Once they are mended: "
+            f"`parcae retry {store.quoted}`, then `{again}`."
         )
     if counts["planned"]:
         what = "stopped" if outcome.stopped else "not every trial could be run"

@@ -14,7 +14,8 @@ import typer
 
 from parcae_core.errors import UserError
 from sweeps.cli.columns import AsJson
-from sweeps.cli.model import parse_loops
+from sweeps.cli.model import open_model, parse_loops
+from sweeps.waiting import say, visible
 
 if TYPE_CHECKING:
     from parcae_core.checkpoints.load import TrainedModel
@@ -31,7 +32,6 @@ TokenizerOption = Annotated[
         help="A tokenizer.json, a prepared folder or hf:owner/name; by default what lies beside the run.",
     ),
 ]
-MARK = "\N{REPLACEMENT CHARACTER}"
 
 
 def register(app: typer.Typer) -> None:
@@ -87,7 +87,7 @@ def sample_text(
         sampling=sampling,
         state_seed=trained.seed,
     )
-    typer.echo(f"{trained.origin}, trained at mean_recurrence {trained.mean_recurrence}", err=True)
+    say(f"{trained.origin}, trained at mean_recurrence {trained.mean_recurrence}")
     if as_json:
         rows = [asdict(c) | {"saved": c.saved} for c in columns]
         typer.echo(json.dumps({"prompt": prompt, "columns": rows}, indent=2))
@@ -187,7 +187,7 @@ def score_models(
         trained = open_model(path)
         if wanted and trained.model.config.is_transformer and wanted != [1]:
             raise UserError(f"score: {path} is a fixed-depth Transformer; pass --loops 1")
-        typer.echo(f"{path}: {trained.origin}", err=True)
+        say(f"{path}: {trained.origin}")
         scores, notes = score(
             trained,
             load_tokenizer(path, trained, tokenizer),
@@ -198,7 +198,7 @@ def score_models(
             limit=limit,
         )
         for note in (*notes, *_keep(path, trained, scores)):
-            typer.echo(f"  {note}", err=True)
+            say(f"  {note}")
         found[str(path)] = scores
     if as_json:
         typer.echo(json.dumps({p: asdict(s) for p, s in found.items()}, indent=2))
@@ -247,20 +247,6 @@ def _print_scores(name: str, scores: Scores) -> None:
     Console().print(table)
 
 
-def open_model(path: Path) -> TrainedModel:
-    """The model in a folder; of a run whose result was taken from another sweep, that sweep's."""
-    from parcae_core.checkpoints.load import load_model
-    from sweeps.reports import StateReport
-    from sweeps.storage.files import TrialFiles, require_plain_name
-
-    files = TrialFiles(path)
-    report = None if files.checkpoints.exists() else StateReport.read(files.state)
-    if report is not None and report.reused_from:
-        sweep = require_plain_name(report.reused_from, str(files.state))
-        path = path.resolve().parents[1] / sweep / path.resolve().name
-    return load_model(path)
-
-
 def default_loops(trained: TrainedModel) -> list[int]:
     mu = trained.mean_recurrence
     return [1] if trained.model.config.is_transformer else sorted({1, mu, 2 * mu})
@@ -274,7 +260,7 @@ def _print_samples(prompt: str, columns: list[Sample], stop_below: float | None)
     texts = Table(show_lines=True)
     for c in columns:
         texts.add_column(_loops(c.n_loops), overflow="fold", ratio=1)
-    texts.add_row(*(Text(_visible(prompt), style="dim") + Text(_visible(c.text)) for c in columns))
+    texts.add_row(*(Text(visible(prompt), style="dim") + Text(visible(c.text)) for c in columns))
     console = Console()
     console.print(texts)
     deepest = columns[-1]
@@ -295,8 +281,3 @@ def _print_samples(prompt: str, columns: list[Sample], stop_below: float | None)
 
 def _loops(n: int) -> str:
     return f"{n} loop{'s' * (n > 1)}"
-
-
-def _visible(text: str) -> str:
-    """Text that cannot steer the terminal it is printed on."""
-    return "".join(c if c.isprintable() or c in "\n\t" else MARK for c in text)

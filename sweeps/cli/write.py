@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from enum import StrEnum
 from importlib.resources import files
 from pathlib import Path
@@ -72,13 +73,14 @@ def init(
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; make it, or leave --in out.")
     text = (files("sweeps") / "specs" / f"{source}.yaml").read_text(encoding="utf-8")
-    text = text.replace(f"sweeps/specs/{source}.yaml", str(path))
+    text = text.replace(f"sweeps/specs/{source}.yaml", shlex.quote(str(path)).replace("\n", " "))
     text = re.sub(r"^name: \S+", f"name: {name}", text, count=1, flags=re.MULTILINE)
     parse_spec(parse_mapping(text, str(path)), str(path))  # the name may not be one
     write_synced(path, text)
     typer.echo(path)
+    named = shlex.quote(str(path))
     say(
-        f"next: parcae plan {path}; then parcae run {path}. `parcae spec` says what each field means"
+        f"next: parcae plan {named}; then parcae run {named}. `parcae spec` says what each field means"
     )
 
 

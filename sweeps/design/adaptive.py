@@ -6,16 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from analysis.design import priors
 from analysis.design.adaptive import Estimate, Grid, Planner
-from analysis.design.optimum import Size, enclosed
+from analysis.design.optimum import enclosed
 from analysis.errors import InputError
 from parcae_core.errors import UserError
 from parcae_core.trial import Trial
 from sweeps.decisions import decisions, end_of, ends_data
-from sweeps.design.forecasting import size_of
+from sweeps.design.forecasting import settings_of, size_of
 from sweeps.design.plan import Plan
 from sweeps.design.spec import AdaptiveSpec
 
@@ -35,7 +33,7 @@ def planner_of(plan: Plan) -> Planner:
     assert isinstance(spec, AdaptiveSpec), f"{spec.design} is not adaptive"
     first = plan.trials[:: len(spec.seeds)]
     size = size_of(first, plan.where)
-    grid = grid_of(first, size)
+    grid = Grid(size=size, **settings_of(first))
     try:
         prior = priors.read(spec.prior, spec.noise)
         budgets = enclosed(prior.values, size, grid.budget_flops)
@@ -49,19 +47,6 @@ def planner_of(plan: Plan) -> Planner:
         budgets=budgets,
         half=spec.half_width,
         most=len(spec.seeds),
-    )
-
-
-def grid_of(trials: Sequence[Trial], size: Size) -> Grid:
-    """Trials as the settings of a planner, in their order."""
-    return Grid(
-        size=size,
-        budget_flops=np.array([t.budget_flops for t in trials], dtype=float),
-        mean_recurrence=np.array([t.mean_recurrence for t in trials], dtype=float),
-        columns={
-            "n_params_unrolled": np.array([t.cost.n_params_unrolled for t in trials], dtype=float),
-            "n_tokens": np.array([t.n_tokens for t in trials], dtype=float),
-        },
     )
 
 
@@ -93,3 +78,18 @@ def estimate_data(found: Estimate | None, target: str) -> dict[str, Any] | None:
         "n_runs": found.n_runs,
         "flops": found.flops,
     }
+
+
+def left_out_data(planner: Planner, done: list[tuple[int, float]]) -> list[dict[str, Any]]:
+    """Runs that are no part of the fit, as plain data."""
+    grid = planner.grid
+    return [
+        {
+            "mean_recurrence": int(grid.mean_recurrence[run.row]),
+            "budget_flops": float(grid.budget_flops[run.row]),
+            "loss": run.loss,
+            "expected": run.expected,
+            "p": run.p,
+        }
+        for run in planner.left_out(done)
+    ]

@@ -144,7 +144,7 @@ def longest_first(trials: Sequence[Trial]) -> list[Trial]:
 
 def makespan(seconds: Sequence[float], slots: int) -> float:
     """Wall time of runs started in the given order, each on the slot that is free first."""
-    free = [0.0] * max(1, slots)
+    free = [0.0] * max(1, min(slots, len(seconds)))
     for s in seconds:
         heapq.heapreplace(free, free[0] + s)
     return max(free)

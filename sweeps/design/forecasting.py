@@ -67,15 +67,19 @@ def runs_of(plan: Plan) -> Runs:
 
 
 def _runs(trials: Sequence[Trial], where: str) -> Runs:
-    return Runs(
-        size=size_of(trials, where),
-        mean_recurrence=np.array([t.mean_recurrence for t in trials], dtype=float),
-        budget_flops=np.array([t.budget_flops for t in trials], dtype=float),
-        columns={
+    return Runs(size=size_of(trials, where), **settings_of(trials))
+
+
+def settings_of(trials: Sequence[Trial]) -> dict[str, Any]:
+    """Trials in their order as `Runs` and `Grid` take them."""
+    return {
+        "mean_recurrence": np.array([t.mean_recurrence for t in trials], dtype=float),
+        "budget_flops": np.array([t.budget_flops for t in trials], dtype=float),
+        "columns": {
             "n_params_unrolled": np.array([t.cost.n_params_unrolled for t in trials], dtype=float),
             "n_tokens": np.array([t.n_tokens for t in trials], dtype=float),
         },
-    )
+    }
 
 
 def forecast_data(plan: Plan, prior: Prior, at: float | None = None) -> dict[str, Any]:
@@ -107,6 +111,23 @@ def _apart(found: Forecast) -> str:
         f"{found.name}: simulated intervals are {ratio:.2f} times those by Fisher information: the law is far "
         "from linear over them, and these runs hardly determine it"
     )
+
+
+def off_curve(trials: Sequence[Trial]) -> list[str]:
+    """Sentences about numbers of loops that no recurrence fit keeps (`analysis.isoflop.parabolas.without_shallow`)."""
+    shallow = sorted({t.mean_recurrence for t in trials if t.mean_backprop_depth == 1})
+    apart = "`parcae fit --law recurrence` leaves such runs out, and here they count as any other"
+    out = []
+    if 1 in shallow:
+        out.append(
+            f"mean_recurrence 1 is the fixed-depth Transformer, another architecture; {apart}. Leave it out"
+        )
+    if looped := ", ".join(str(mu) for mu in shallow if mu > 1):
+        out.append(
+            f"mean_recurrence {looped}: with gradient through one loop alone (mean_backprop_depth 1) a model hardly "
+            f"learns to loop; {apart}. Leave {looped} out, or let depth.mean_backprop_depth be 2"
+        )
+    return out
 
 
 def forecast_lines(data: dict[str, Any]) -> list[str]:

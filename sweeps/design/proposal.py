@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from analysis.design.adaptive import Planner
+from analysis.design.adaptive import Grid, Planner
 from analysis.design.forecast import Forecast, forecast
 from analysis.design.optimum import enclosed
 from analysis.design.priors import Prior
 from parcae_core.data.io import write_synced
 from parcae_core.errors import UserError
-from sweeps.design.adaptive import grid_of
-from sweeps.design.forecasting import runs_of, size_of
+from sweeps.design.forecasting import off_curve, runs_of, settings_of, size_of
 from sweeps.design.plan import Plan, plan, short
 from sweeps.design.sections import LADDER
 from sweeps.design.spec import parse_spec
@@ -58,7 +57,7 @@ class Proposal:
             out.append(
                 _line("the spec's grid", self.grid_forecast, self.grid_runs, self.grid_flops)
             )
-        return out
+        return out + off_curve(self.plan.trials)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -68,6 +67,7 @@ class Proposal:
             "grid": self.grid_forecast and asdict(self.grid_forecast),
             "grid_flops": self.grid_flops,
             "grid_runs": self.grid_runs,
+            "notes": off_curve(self.plan.trials),
             "spec": self.spec,
         }
 
@@ -79,7 +79,8 @@ class Proposal:
         """
         if path.exists():
             raise UserError(f"{path}: is there already; give another --out, or remove it.")
-        head = [f"# Made by: {command}", *(f"# {line}" for line in self.lines())]
+        made_by = command.replace("\n", " ")
+        head = [f"# Made by: {made_by}", *(f"# {line}" for line in self.lines())]
         spec, corpus = self.spec, self.spec["data"]["corpus"]
         if isinstance(corpus, str) and (like.parent / corpus).exists():
             there = os.path.relpath(like.parent / corpus, path.parent)
@@ -141,7 +142,7 @@ def propose(
             f"--flops {total_flops:g} buys nothing: the cheapest run costs {cheapest:g}; raise it."
         )
     planner = Planner(
-        grid=grid_of(candidates.trials, size),
+        grid=Grid(size=size, **settings_of(candidates.trials)),
         prior=prior,
         target=target,
         total_flops=total_flops,

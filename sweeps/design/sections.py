@@ -229,6 +229,7 @@ class WandbSection(Section):
     )
     project: str = Field("parcae-scaling", min_length=1, description="a W&B project name")
     entity: str | None = Field(None, min_length=1, description="a W&B user or team")
+    _absent: ClassVar[tuple[str, ...]] = ("entity",)
 
 
 class Variation(Section):
@@ -247,6 +248,8 @@ class Variation(Section):
     )
     model: ModelOverrides = Field(ModelOverrides(), description="model keys to override")
     optim: OptimOverrides = Field(OptimOverrides(), description="optimiser keys to override")
+
+    _absent: ClassVar[tuple[str, ...]] = ("seeds",)
 
     @model_validator(mode="after")
     def _one_size(self) -> Variation:

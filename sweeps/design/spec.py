@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import yaml
 from pydantic import Field, StringConstraints, ValidationError, model_validator
@@ -92,6 +92,7 @@ class _Common(Section):
         "fifo",
         description="fifo (every trial to its end) or asha (learning rates that look worse end early)",
     )
+    _absent: ClassVar[tuple[str, ...]] = ("trunks", "scheduler")
 
     @model_validator(mode="after")
     def _compares_rates(self) -> _Common:
@@ -135,18 +136,7 @@ class _Common(Section):
     @property
     def sha256(self) -> str:
         """Hash of what the file says, comments, order and spelling of numbers aside."""
-        data = self.model_dump(mode="json")
-        # so that specs keep the hash of before these were known
-        if data["wandb"]["entity"] is None:
-            del data["wandb"]["entity"]
-        if not data["trunks"]:
-            del data["trunks"]
-        if data["scheduler"] == "fifo":
-            del data["scheduler"]
-        for variation in (data.get("base"), *(data.get("trials") or ())):
-            if variation and variation["seeds"] is None:
-                del variation["seeds"]
-        text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -41,8 +41,11 @@ class Section(BaseModel):
 
     @model_serializer(mode="wrap")
     def _hashed_as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without later fields that are not set: specs keep the hash of before they were known."""
-        return {k: v for k, v in dump(self).items() if v is not None or k not in self._absent}
+        """Without later fields at their defaults: specs keep the hash of before they were known."""
+        known = type(self).model_fields
+        return {
+            k: v for k, v in dump(self).items() if k not in self._absent or v != known[k].default
+        }
 
 
 def _to_float(value: Any) -> Any:
@@ -111,12 +114,18 @@ def _in_words(kind: Any) -> str:
     return "one of " + ", ".join(str(a) for a in get_args(kind))
 
 
+_TEXT = "tag:yaml.org,2002:str"
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader that refuses a key given twice (YAML's own rule; PyYAML keeps the last)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag in _NUMBERS:  # a budget: as its text, which 1e11 is anyway
+                key_node.tag = _TEXT
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 raise UserError(

@@ -36,8 +36,7 @@ def ended_line(store: Store, trial: Trial) -> str | None:
     if state.state in ("failed", "diverged", "stopped"):
         return f"{label(trial)}: {state.state}: {state.reason}"
     if state.state == "done" and (result := store.result(trial)):
-        loss = {r.n_loops: r.val_loss for r in result.evaluation}
-        return f"{label(trial)}: done, val_loss {loss[trial.mean_recurrence]:.4f}"
+        return f"{label(trial)}: done, val_loss {result.loss_at(trial.mean_recurrence):.4f}"
     return None
 
 

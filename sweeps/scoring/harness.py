@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from lm_eval import evaluator
 from lm_eval.api.instance import Instance
@@ -143,7 +143,8 @@ def score(
     by_loops = {}
     for n_loops in model.loops:
         model.n_loops = n_loops
-        with _one_process():
+        # the harness would start a process per core to draw a few numbers
+        with patch.dict(os.environ, DISABLE_MULTIPROC="1"):
             results = evaluator.evaluate(
                 model, found, limit=limit, bootstrap_iters=BOOTSTRAP_DRAWS, log_samples=False
             )
@@ -179,21 +180,6 @@ def _load_tasks(tasks: Sequence[str], include: Path | None) -> dict[str, Any]:
             "they need the hub's network once, or data sets already in its cache (HF_HOME); tasks in files "
             "of your own need none"
         ) from error
-
-
-@contextmanager
-def _one_process():
-    """The harness would start a process per core to draw a few numbers."""
-    name = "DISABLE_MULTIPROC"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def _scores(results: dict[str, Any], n_shot: int | None, limit: int | None) -> list[Score]:

@@ -19,6 +19,7 @@ whole.
 from __future__ import annotations
 
 import os
+import shlex
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -75,7 +76,10 @@ class Storage(Protocol):
         """Remove files, here and for the other nodes; absent ones are fine."""
 
     def lock(self) -> AbstractContextManager[None]:
-        """Hold the sweep for this driver; UserError if another one has it."""
+        """Hold the sweep for this driver; UserError if another one has it.
+
+        If another takes it over later, this process gets SIGINT.
+        """
 
     # What the verbs are used for, where the two storages differ in more than where a file lies
 
@@ -149,7 +153,7 @@ def busy(where: str, holder: str) -> UserError:
     """Another driver has the sweep."""
     return UserError(
         f"{where}: another `parcae run` is at work here ({holder}); wait for it, or look with "
-        f"`parcae status {where}`."
+        f"`parcae status {shlex.quote(where)}`."
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from parcae_core import plain
 from parcae_core.data.io import write_synced
 from parcae_core.errors import UserError
+from parcae_core.plain import is_plain_name
 
 SEAL = "sha256"  # key of the checksum in trial.json and result.json
 SMALL = ("trial.json", "state.json", "result.json", "error.txt")  # what a view of a sweep holds
@@ -34,7 +35,7 @@ class TrialFiles:
     def newest_step(self) -> int:
         """Of the newest checkpoint here; 0 without one."""
         steps = (p.name.removeprefix("step-") for p in self.checkpoints.glob("step-*"))
-        return max((int(s) for s in steps if s.isdigit()), default=0)
+        return max((int(s) for s in steps if s.isdecimal()), default=0)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -96,9 +97,3 @@ def require_plain_name(name: Any, where: str) -> str:
             "written by this program"
         )
     return name
-
-
-def is_plain_name(name: Any) -> bool:
-    """Whether a name from outside stays in the folder that it is joined to."""
-    bad = ("", ".", "..")
-    return isinstance(name, str) and name not in bad and not set(name) & set("/\\\0")

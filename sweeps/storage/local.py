@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,7 +20,9 @@ class LocalStorage:
     """`sweeps.storage.base.Storage` of a shared folder; nothing has to be moved."""
 
     def __init__(self, out: Path, sweep: str) -> None:
-        out = out.absolute()
+        out = Path(
+            os.path.expanduser(out)
+        ).absolute()  # a shell leaves the ~ of --out=~/runs as it is
         self.place, self.data_root = str(out), out / "_data"
         self.root = self.work_root = out / sweep
 
@@ -46,7 +49,7 @@ class LocalStorage:
             try:
                 stack.enter_context(file_lock(path))
             except Locked:
-                raise busy(str(self.root), path.read_text().strip()) from None
+                raise busy(str(self.root), path.read_text(errors="replace").strip()[:200]) from None
             path.write_text(this_process())
             yield
 
@@ -62,7 +65,7 @@ class LocalStorage:
         pass
 
     def push_data(self, folder: Path) -> str:
-        return str(folder)
+        return str(folder.absolute())  # workers of a running cluster work in folders of their own
 
     def pull_data(self, shared: str) -> Path:
         return Path(shared)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from parcae_core.errors import UserError
+from parcae_core.plain import is_plain_name
 from sweeps.storage.base import Unreachable
-from sweeps.storage.files import is_plain_name
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 15.0
 PATIENCE_S = 60.0
@@ -27,8 +27,8 @@ _FINAL = (FileNotFoundError, PermissionError, ImportError, ValueError)
 
 def is_url(text: str | Path) -> bool:
     """Whether a path is meant as a URL; `Path` folds its two slashes into one."""
-    head, colon, rest = str(text).partition(":/")
-    return bool(colon) and head.isalnum() and len(head) > 1 and bool(rest)
+    head, colon, _ = str(text).partition(":/")
+    return bool(colon) and head.isalnum() and len(head) > 1
 
 
 class Objects:

@@ -106,6 +106,7 @@ def test_draws_follow_temperature_and_top_p():
     ("prompt", "loops", "n_tokens", "words"),
     [
         ("", [1], 4, "the prompt is empty"),
+        ("a\udce9", [1], 4, "not UTF-8"),
         ("abc", [0], 4, "0 loops asked for; this model needs 1"),
         ("abc", [1], 10, "ask for 9 tokens or fewer"),
         ("abcdefghijklmn", [1], 1, "shorten the prompt"),

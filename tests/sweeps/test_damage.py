@@ -124,6 +124,38 @@ def test_a_damaged_sweep_file_is_named(done, damage, capsys, monkeypatch):
         assert "Remove it and start `parcae run` again" in err
 
 
+LINE = {"trial_id": "0f3a52c1b77e", "estimate": None, "reason": "replica"}
+KNOWN = {"target": "mu@1e9", "value": 2.0, "low": 1.0, "high": 3.0, "n_runs": 9, "flops": 1e9}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b"\xff\xfe", "not JSON"),
+        (b"[]", "holds a list"),
+        (DEEP, "nested too deep"),
+        (b"{}", "estimate is missing"),
+        (json.dumps(LINE | {"trial_id": 7}).encode(), "trial_id is 7"),
+        (json.dumps(LINE | {"budget_flops": "much"}).encode(), "budget_flops is 'much'"),
+        (json.dumps(LINE | {"stop": "x"}).encode(), "either a trial_id or a stop"),
+        (json.dumps(LINE | {"estimate": KNOWN | {"value": None}}).encode(), "value is None"),
+        (json.dumps(LINE | {"estimate": KNOWN | {"low": -1.0}}).encode(), "interval from -1.0"),
+    ],
+)
+def test_a_damaged_decision_is_named(done, line, words, capsys, monkeypatch):
+    store, _, _ = done
+    path = store.root / "design.jsonl"
+    path.write_bytes(line + b"\n")
+    code, out, err = parcae(capsys, monkeypatch, "status", store.root)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"parcae: {path}: line 1")
+    assert words in err
+    path.unlink()
+    path.mkdir()
+    code, _, err = parcae(capsys, monkeypatch, "status", store.root)
+    assert (code, err) == (2, f"parcae: {path}: cannot be read (Is a directory)\n")
+
+
 def test_a_report_of_wrong_types_is_damage(tmp_path):
     path = tmp_path / "state.json"
     write_json(path, {"state": "running", "step": "many", "time": []})
@@ -224,3 +256,14 @@ def test_json_of_a_result_survives_being_sealed(done):
     _store, plan, _ = done
     result = good_result(plan.trials[0])
     assert json.loads(json.dumps(sealed(result)))["sha256"] == sealed(sealed(result))["sha256"]
+
+
+def test_what_a_report_says_cannot_steer_the_terminal(done, capsys, monkeypatch):
+    store, plan, _ = done
+    steering = "\x1b]0;title\x07\x1b[2J\x9b1A"
+    StateReport(state="failed", reason=steering).write(store.files(plan.trials[0].trial_id).state)
+    store.files(plan.trials[0].trial_id).result.unlink()
+    code, out, _ = parcae(capsys, monkeypatch, "status", store.root)
+    assert code == 0
+    assert "]0;title" in out
+    assert not set(out) & {"\x1b", "\x07", "\x9b"}

@@ -84,7 +84,7 @@ def ray_cluster(
         where = require_reachable(address)
         try:
             init(address=where)
-        except (ConnectionError, RuntimeError) as error:
+        except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"--address {address}: no connection to a Ray cluster ({error}). Check the "
                 "address and, where the cluster asks for one, RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
@@ -293,7 +293,11 @@ def require_reachable(address: str) -> str:
     host, _, port = where.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), PROBE_S).close()
-    except OSError as error:
+    except (
+        OSError,
+        ValueError,
+        OverflowError,
+    ) as error:  # a port that is none, a name that no host has
         raise UserError(
             f"--address {address}: nobody answers at {where} ({error}). Start the cluster "
             "(`ray up`, or `ray start --head`), or check the address and the network."

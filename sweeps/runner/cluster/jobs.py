@@ -31,10 +31,21 @@ def connected(address: str) -> Iterator[JobSubmissionClient]:
     Raises:
         UserError: whatever goes wrong between here and there, also within the block.
     """
+    if address.startswith("ray://"):  # which would be tried for 30 s
+        raise UserError(
+            f"--address {address}: is Ray Client's; give the dashboard's, http://host:8265."
+        )
     logging.getLogger("ray.dashboard").setLevel(logging.WARNING)  # its upload notes
     try:
         yield JobSubmissionClient(address)
-    except (AuthenticationError, OSError, RuntimeError) as error:  # requests raises OSErrors
+    except UserError:
+        raise
+    except (
+        AuthenticationError,
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # requests raises OSErrors
         text = re.sub(r"\s+", " ", str(error)).strip(" .")
         raise UserError(
             f"--address {address}: {text[:300]}. Check the address, that `ray dashboard` is running, "

@@ -6,7 +6,8 @@ import pickle
 import pytest
 import torch
 
-from parcae_core.checkpoints.published import load_upstream, save_upstream, upstream_settings
+from parcae_core.checkpoints.published import load_upstream, save_upstream
+from parcae_core.checkpoints.published_config import upstream_settings
 from parcae_core.errors import UserError
 from parcae_core.model.parcae import build_model
 

@@ -94,8 +94,8 @@ def test_a_batch_is_a_function_of_its_step_and_rows_never_repeat(folder):
 def test_a_prepared_folder_says_what_it_is_and_holds_no_text(folder):
     manifest = read_manifest(folder)
     check_hashes(folder, manifest)
-    assert manifest.generated["floor"] == StateReveals().loss(64)
-    assert manifest.generated["loss_by_reach"]["8"] == StateReveals().loss(64, 8)
+    assert manifest.generated.floor == StateReveals().loss(64)
+    assert manifest.generated.loss_by_reach["8"] == StateReveals().loss(64, 8)
     assert manifest.tokenizer.vocab_size == 12
     assert sum(p.stat().st_size for p in folder.iterdir()) < 10_000
     tokenizer = load_prepared_tokenizer(folder)

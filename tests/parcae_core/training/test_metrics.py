@@ -77,7 +77,16 @@ def test_results_and_interruptions_are_read_without_torch():
 
 
 @pytest.mark.parametrize(
-    "garbage", [b"\xff\xfe\x00", b"7", b"[1, 2]", b'{"step": "x"}', b"null", b"[" * 200_000]
+    "garbage",
+    [
+        b"\xff\xfe\x00",
+        b"7",
+        b"[1, 2]",
+        b'{"step": "x"}',
+        b'{"step": 9, "train/loss": "x"}',
+        b"null",
+        b"[" * 200_000,
+    ],
 )
 def test_what_is_no_line_is_cut_with_a_note(tmp_path, garbage):
     path = tmp_path / "metrics.jsonl"

@@ -137,6 +137,89 @@ def test_an_unwritable_output_folder_is_refused(tmp_path, monkeypatch, capsys):
     assert "cannot be written" in err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("plan", "SPEC", "--at", "nan"), "--at is nan; a finite number is needed"),
+        (("plan", "SPEC", "--flops-per-s", "inf"), "--flops-per-s is inf"),
+        (("plan", "SPEC", "--gpus", 10**30), "--gpus is a number of 100 bits"),
+        (("run", "SPEC", "--checkpoint-every", "inf"), "--checkpoint-every is inf"),
+        (("params", "-m", 5000), "--mean-recurrence is 5000; it must be from 1 to 1000"),
+        (("params", "-m", 2, "-m", 10**30), "is a number of 100 bits"),
+        (("plan", "SPEC", "--set", "resources.gpus=1e300"), "gpus=1e+300 must be <= 1000000"),
+        (("plan", "SPEC", "--set", "resources.processes=1e15"), "processes=1e+15 must be <="),
+        (("plan", "SPEC", "--set", "optim.muon_momentum=1e308"), "it must lie in [0, 1)"),
+        (
+            ("plan", "SPEC", "--set", "budgets_flops=[1e308]", "--set", "mean_recurrence=[2]"),
+            "n_steps is 1.935e+301;",
+        ),
+        (
+            ("run", "SPEC", "--out", "s3:/"),
+            "s3:/: names no bucket; give one, like s3://bucket/runs",
+        ),
+        (("status", "x", "--address", "ray://127.0.0.1:1"), "is Ray Client's"),
+        (("plan", "x" * 300), "File name too long; give another path"),
+        (("status", "x" * 300), "File name too long; give another path"),
+        (("data", "prepare", "state-reveals", "--context", 10**15), "must be from 2 to 65537"),
+        (("data", "prepare", "text", "--context", 10**15), "row_tokens is 1000000000000001"),
+        (("data", "prepare", "state-reveals(seed=" + "9" * 400 + ")"), "seed is"),
+        (("data", "prepare", ""), "the corpus has no name"),
+        (("data", "prepare", "state-reveals(seed=1=2)"), "'1=2'"),
+        (("data", "prepare", "state-reveals(zipf=inf)"), "zipf is inf; it must be from 0 to 10"),
+    ],
+)
+def test_numbers_and_names_that_mean_nothing_are_one_sentence(
+    arguments, words, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    spec = write_spec(tmp_path)
+    before = everything_in(tmp_path)
+    asked = [spec if a == "SPEC" else a for a in arguments]
+    code, out, err = in_process(monkeypatch, capsys, *asked)
+    assert (code, out) == (2, "")
+    assert words in err
+    assert err.strip().startswith("parcae: ")
+    assert len(err.strip().splitlines()) == 1
+    assert everything_in(tmp_path) == before
+
+
+def test_a_plan_for_more_slots_than_there_are_trials_costs_no_memory(tmp_path, monkeypatch, capsys):
+    ask = ("plan", write_spec(tmp_path), "--cpus", 10**15, "--json")
+    code, out, _ = in_process(monkeypatch, capsys, *ask)
+    data = json.loads(out)
+    assert code == 0
+    assert data["totals"]["makespan_s"] == max(t["estimated_s"] for t in data["trials"])
+
+
+def test_a_corpus_without_a_training_text_is_planned(tmp_path, monkeypatch, capsys):
+    spec = write_spec(tmp_path)
+    monkeypatch.setattr(
+        "parcae_core.data.corpus.split_by_text", lambda d, _: (("val", x) for x in d)
+    )
+    monkeypatch.setattr(
+        "parcae_core.data.file_source.split_by_text", lambda d, _: (("val", x) for x in d)
+    )
+    code, out, _ = in_process(monkeypatch, capsys, "plan", spec, "--json")
+    assert code == 0
+    assert {t["epochs"] for t in json.loads(out)["trials"]} == {None}
+
+
+def test_a_folder_whose_name_is_no_text_is_named(tmp_path, monkeypatch, capsys):
+    planned = tiny_plan()
+    store = Store(tmp_path / "caf\udce9", planned.name)  # bytes of another encoding
+    store.write_plan(planned, write_spec(tmp_path / "spec"))
+    put(store, planned.trials[0], good_result(planned.trials[0]))
+    code, out, _ = in_process(monkeypatch, capsys, "status", store.root)
+    assert code == 0
+    assert rf"{tmp_path}/caf\udce9/tiny" in out
+    code, out, err = in_process(
+        monkeypatch, capsys, "collect", store.root
+    )  # pyarrow takes text alone
+    assert (code, out) == (2, "")
+    assert rf"{tmp_path}/caf\udce9/tiny/" in err
+    assert "is not UTF-8 text" in err
+
+
 @pytest.mark.parametrize("verb", ["status", "logs", "stop"])
 def test_a_cluster_that_does_not_answer_is_one_sentence(verb, monkeypatch, capsys):
     pytest.importorskip("ray")

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import typer
@@ -48,6 +49,19 @@ def test_prepare_prints_a_folder_that_inspect_reads(run, corpus, tmp_path):
     assert shown.count("val row") == 2
     assert "<|bos|>" in shown
     assert "It goes on" in shown
+
+
+@pytest.mark.parametrize(
+    "changes", [{"floor": "low"}, {"loss_by_reach": {"x": 1.0}}, {"corpus": None}, {"more": 1}]
+)
+def test_what_is_known_of_a_generated_text_is_checked(run, changes, tmp_path):
+    path = Path(run("prepare", "state-reveals", "--out", tmp_path).stdout.splitlines()[0])
+    assert "floor      " in run("inspect", path).stdout
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["generated"] |= changes
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="damaged manifest"):
+        run("inspect", path)
 
 
 def test_json_is_all_of_stdout(run, corpus, tmp_path):

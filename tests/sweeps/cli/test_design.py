@@ -42,7 +42,7 @@ def test_a_spec_for_a_budget_that_can_be_run(tmp_path, monkeypatch, capsys):
     [
         ({"--target": "phi"}, "the training law has no such quantity"),
         ({"--flops": "1e8"}, "buys nothing: the cheapest run costs 4e+08"),
-        ({"--flops": "inf"}, "FLOPs above 0 are needed"),
+        ({"--flops": "inf"}, "--flops is inf; a finite number is needed"),
         ({"--prior": "nonsense"}, "--prior nonsense is neither paper:140m nor parameters"),
         ({"--prior": "E=1"}, "X is missing"),
         ({"--prior": "paper:14m"}, "did you mean 'paper:140m'"),

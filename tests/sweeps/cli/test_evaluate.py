@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from parcae_core.checkpoints.published import UpstreamCheckpoint, save_upstream, upstream_settings
+from parcae_core.checkpoints.published import UpstreamCheckpoint, save_upstream
+from parcae_core.checkpoints.published_config import upstream_settings
 from parcae_core.data.prepare import prepare
 from parcae_core.data.sources import resolve
 from parcae_core.errors import UserError
@@ -14,6 +15,7 @@ from parcae_core.model.parcae import build_model
 from parcae_core.presets import preset
 from sweeps.cli.model import parse_loops
 from tests.parcae_core.conftest import randomise
+from tests.support.trained import trained_run
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,9 @@ def test_curve_of_a_published_checkpoint(monkeypatch, capsys, published):
     [
         (["--loops", "0-3"], "start at 1"),
         (["--loops", "a"], "not a number"),
+        (["--loops", "\u00b2"], "not a number"),
+        (["--loops", "1-999999999"], "end at 1000"),
+        (["--n-sequences", str(10**30)], "a number of 100 bits"),
         (["--n-sequences", "100000"], "validation rows"),
     ],
 )
@@ -72,6 +77,19 @@ def test_bad_input_is_one_message(monkeypatch, capsys, published, arguments, wor
     assert (code, out) == (2, "")
     assert words in err
     assert "Traceback" not in err
+
+
+def test_of_a_text_without_end_a_stated_number_of_rows_is_read(monkeypatch, capsys, tmp_path):
+    data = prepare(resolve("state-reveals"), "characters", 17, tmp_path / "data")
+    run_folder = trained_run(tmp_path / "run")
+    ask = (run_folder, "--data", data, "--loops", "1", "--batch-sequences", "512", "--json")
+    code, out, err = run(monkeypatch, capsys, *ask)
+    assert code == 0
+    assert [row["n_tokens"] for row in json.loads(out)] == [1_024 * 16]
+    assert "1024 rows are read, more with --n-sequences" in err
+    code, out, err = run(monkeypatch, capsys, *ask, "--n-sequences", "1025")
+    assert [row["n_tokens"] for row in json.loads(out)] == [1_025 * 16]
+    assert "rows are read" not in err
 
 
 def test_a_folder_without_a_model_says_what_was_looked_for(

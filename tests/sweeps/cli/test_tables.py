@@ -20,8 +20,10 @@ from rich.console import Console
 from analysis import api
 from analysis.laws import library
 from parcae_core.trial import DataConfig
-from sweeps.cli import columns, tables
+from sweeps.cli import columns
 from sweeps.cli.app import command
+from sweeps.cli.tables import plan as plan_table
+from sweeps.cli.tables import status as status_table
 from sweeps.decisions import FILE
 from sweeps.design.corpora import Corpus, bytes_per_token, resolve_data
 from sweeps.design.plan import plan
@@ -41,7 +43,8 @@ def at_80(monkeypatch):
     def console():
         return Console(file=out, force_terminal=True, color_system=None, width=80, markup=False)
 
-    monkeypatch.setattr(tables, "console_for_people", console)
+    for module in (plan_table, status_table):
+        monkeypatch.setattr(module, "console_for_people", console)
     return out
 
 
@@ -63,16 +66,18 @@ def shipped(path):
 @pytest.mark.parametrize("path", SPECS, ids=lambda p: p.stem)
 def test_no_plan_is_cut_at_80_columns(path, at_80, tmp_path):
     planned = shipped(path)
-    data = tables.plan_data(planned, Store(tmp_path, "x"), cpus=2, flops_per_s=1e12, tokens=1e11)
-    tables.print_plan(data)
+    data = plan_table.plan_data(
+        planned, Store(tmp_path, "x"), cpus=2, flops_per_s=1e12, tokens=1e11
+    )
+    plan_table.print_plan(data)
     short = at_80.getvalue()
-    for group in tables._groups(data["trials"]):
+    for group in columns.grouped(data["trials"]):
         steps = [t["n_steps"] for t in group]
         for n in (min(steps), max(steps)):
             assert f"{n:,}" in short
         tokens = [t["n_tokens"] for t in group]
         assert columns.span(tokens) in short
-    tables.print_plan(data, every_trial=True)
+    plan_table.print_plan(data, every_trial=True)
     text = at_80.getvalue()
     for t in data["trials"]:
         assert t["trial_id"] in text
@@ -96,9 +101,9 @@ def test_no_status_is_cut_at_80_columns(at_80, tmp_path):
     running = planned.trials[-1]
     report(store, running, state="running", step=123456, loss=12.3456, tokens_per_s=1234567.0)
     report(store, planned.trials[5], state="failed", reason="ValueError: [no] such thing")
-    data = tables.status_data(store)
-    tables.print_status(data)
-    tables.print_status(data, every_trial=True)
+    data = status_table.status_data(store)
+    status_table.print_status(data)
+    status_table.print_status(data, every_trial=True)
     text = at_80.getvalue()
     assert "…" not in text
     assert text.count(running.trial_id) == 2
@@ -231,10 +236,10 @@ def test_decisions_of_an_adaptive_sweep_fit_80_columns_and_end_in_the_interval(a
         )
     lines.append({"n": 7, "stop": "the interval is reached", "estimate": lines[-1]["estimate"]})
     (store.root / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    data = tables.status_data(store)
+    data = status_table.status_data(store)
     assert data["estimate"] == lines[-1]["estimate"]
     assert len(data["trials"]) == 6  # the other three are candidates
-    tables.print_status(data)
+    status_table.print_status(data)
     text = at_80.getvalue()
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text
@@ -261,7 +266,7 @@ def test_status_of_many_decisions_shows_the_last_ten(at_80, tmp_path):
     }
     data = {"name": "x", "folder": "x", "trials": [], "damaged": {}, "counts": {}, "estimate": None}
     data |= {"design": [line] * 30, "made_flops_paper": {"own": 0.0, "separate": 0.0}}
-    tables.print_status(data)
+    status_table.print_status(data)
     assert at_80.getvalue().count("replica") == 1  # the same in every row: in the title
     assert at_80.getvalue().count("\n") < 20
     assert "30 decisions, the last 10 here, all with --trials" in at_80.getvalue()
@@ -298,12 +303,12 @@ def test_a_corpus_that_is_not_there_is_costed_and_marked(tmp_path, at_80):
     data = resolve_data(spec, str(spec_path), assume=True)
     planned = plan(spec, data, str(spec_path))
     store = Store(tmp_path, "x")
-    unknown = tables.plan_data(planned, store)
+    unknown = plan_table.plan_data(planned, store)
     assert unknown["data"]["assumed"]
     assert {t["epochs"] for t in unknown["trials"]} == {None}
-    shown = tables.plan_data(planned, store, tokens=1000)
+    shown = plan_table.plan_data(planned, store, tokens=1000)
     assert [t["epochs"] for t in shown["trials"]] == [t["n_tokens"] / 1000 for t in shown["trials"]]
-    tables.print_plan(shown, every_trial=True)
+    plan_table.print_plan(shown, every_trial=True)
     text = " ".join(at_80.getvalue().split())
     assert "assumed, since it is not there" in text
     assert "1k tokens, as given by --tokens" in text
@@ -315,7 +320,7 @@ def test_a_corpus_that_is_there_is_counted(tmp_path):
     spec_path = write_spec(tmp_path)
     spec = load_spec(spec_path)
     planned = plan(spec, resolve_data(spec, str(spec_path)), str(spec_path))
-    [text] = tables.plan_data(planned, Store(tmp_path, "x"))["texts"]
+    [text] = plan_table.plan_data(planned, Store(tmp_path, "x"))["texts"]
     [corpus] = planned.corpora
     read = sum(len(d.text.encode()) for d in corpus.source.documents("train"))
     assert text["train_tokens"] == read

@@ -1,4 +1,5 @@
 import pytest
+import yaml
 
 from parcae_core.data.prepare import prepare
 from parcae_core.data.sources import resolve
@@ -313,3 +314,13 @@ def test_a_prepared_folder_brings_its_tokenizer_and_context_and_contradictions_a
         planned("bytes")
     with pytest.raises(UserError, match=r"context is 4, and .* rows of 8 tokens"):
         planned(context=4)
+
+
+def test_a_budget_may_be_written_as_any_number_of_yaml(tmp_path):
+    path = write_spec(tmp_path)
+    own = yaml.safe_dump(spec_dict(mean_recurrence={4e8: [1, 2], 8e8: [2]}))
+    assert "400000000.0:" in own  # a float, where 4e8 is text
+    path.write_text(own)
+    assert list(load_spec(path).mean_recurrence) == [4e8, 8e8]
+    path.write_text(own.replace("400000000.0:", "400000000:"))
+    assert list(load_spec(path).mean_recurrence) == [4e8, 8e8]

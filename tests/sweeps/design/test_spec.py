@@ -127,7 +127,7 @@ def test_all_problems_are_reported_at_once():
         ("a: 1\na: 2\n", "line 2: 'a' is given twice"),
         ("a: {b: 1\n", "line 2: not readable as YAML"),
         ("a: &x [1]\nb: *x\n", "line 2: YAML aliases"),
-        ("1: 2\n", "line 1: a key is 1; keys are text"),
+        ("true: 2\n", "line 1: a key is True; keys are text"),
         ("a: !!python/object:os.system {}\n", "line 1: not readable as YAML"),
     ],
 )

@@ -7,8 +7,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFile
 
 from parcae_core.errors import UserError
+from parcae_core.plain import is_plain_name
 from sweeps.storage.bucket import ObjectStorage
-from sweeps.storage.files import is_plain_name
 from sweeps.storage.tempdir import OwnedFolder, private_folder, remove_stale
 
 
