@@ -15,7 +15,7 @@ from scipy.optimize import minimize_scalar
 
 from analysis.errors import InputError
 from analysis.fitting.fit import Fit, fit_table
-from analysis.fitting.intervals import tail_of
+from analysis.fitting.intervals import expanded
 from analysis.fitting.result import FitResult, Param, frame_of, html_of, interval
 from analysis.laws import library
 from analysis.table import load, numbers
@@ -379,8 +379,8 @@ def flops_per_token(table: Table):
 
 
 def ends(fitted: Fit, draws: np.ndarray) -> tuple[float, float]:
-    """Of the interval that a fit's own bootstrap would give: few runs move the percentiles outward."""
-    return percentiles(draws, tail_of(fitted.dataset, fitted.options.confidence))
+    """Percentiles of an answer over resamples, moved outward where runs, or rows, are few."""
+    return percentiles(draws, expanded(fitted.dataset.n_runs, fitted.options.confidence))
 
 
 def percentiles(draws: np.ndarray, tail: float) -> tuple[float, float]:

@@ -221,7 +221,7 @@ def bootstrap(
     draws, finished = refits(objective, theta, counts(data, n_resamples, rng))
     # a refit that stopped short is kept: leaving it out would narrow the interval on just the side
     # that the data leave open
-    tail = tail_of(data, confidence)
+    tail = 50 * (1 - confidence) if data.runs is None else expanded(data.n_runs, confidence)
     values = by_name(objective, draws)
     low: dict[str, float | None] = {k: float(np.percentile(v, tail)) for k, v in values.items()}
     high: dict[str, float | None] = {
@@ -238,12 +238,7 @@ def bootstrap(
     return Intervals(name, low, high, tuple(notes), tuple(problems))
 
 
-def tail_of(data: Dataset, confidence: float) -> float:
-    """Percent of draws of a bootstrap that lie beyond each end of its interval."""
-    return 50 * (1 - confidence) if data.runs is None else _expanded(data.n_runs, confidence)
-
-
-def _expanded(n: int, confidence: float) -> float:
+def expanded(n: int, confidence: float) -> float:
     """Percent of draws beyond each end where n blocks are resampled: percentiles alone are too narrow.
 
     Source: Hesterberg (2015), The American Statistician 69, 371, expanded percentiles.

@@ -58,14 +58,14 @@ def test_a_setting_may_say_what_all_runs_share(paper):
     assert alone.values[0].value == pytest.approx(2.9662, abs=1e-4)
 
 
-def test_few_runs_move_the_ends_of_an_answer_outward_as_those_of_a_fit():
+def test_few_runs_move_the_ends_of_an_answer_outward():
     rng = np.random.default_rng(0)
     runs = np.repeat(np.arange(8), 4)
     n, d = np.repeat(np.geomspace(1e7, 3e9, 8), 4), np.tile(np.geomspace(1e9, 1e11, 4), 8)
     loss = (1.8 + 420 * n**-0.345 + 1500 * d**-0.36) * np.exp(0.005 * rng.standard_normal(8)[runs])
     frame = pd.DataFrame({"run": runs.astype(str), "N": n, "D": d, "loss": loss})
     fitted = fit_table(load(frame), library.get("chinchilla"), loss="log-lsq", **QUICK)
-    assert intervals.tail_of(fitted.dataset, 0.95) == pytest.approx(0.574, abs=1e-3)
+    assert intervals.expanded(8, 0.95) == pytest.approx(0.574, abs=1e-3)
     draws = np.linspace(0, 1, 1001)
     assert prediction.ends(fitted, draws) == pytest.approx((0.00574, 0.99426), abs=1e-4)
 
