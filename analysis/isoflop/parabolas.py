@@ -91,7 +91,8 @@ def without_shallow(table: Table) -> Table:
     loop alone (mu_rec = 2 with the paper's mu_bwd = ceil(mu/2)) a model hardly learns to loop.
     """
     frame = table.frame
-    if "architecture" in frame and (frame.architecture == "transformer").any():
+    of_ours = table.kind == "sweep" and "architecture" in frame
+    if of_ours and (frame.architecture == "transformer").any():
         rows = known.equal_flops(table)
         better = sum(r.gain < 0 for r in rows)
         table = table.noting(
@@ -127,7 +128,7 @@ def fit_recurrence(
     needed = ("budget_flops", "mean_recurrence", "n_tokens", "val_loss")
     table = load.need(table, needed, "recurrence")
     checks.refuse_sizes(table, "recurrence")
-    problems = checks.disagreements(table)
+    problems = [*checks.disagreements(table), *checks.mixtures(table, _LOOPED)]
     return _fitted(table, _LOOPED, "recurrence", FORMULA, problems, confidence)
 
 
@@ -162,7 +163,8 @@ def fit_isoflop(table: Table, over: str = "N", confidence: float = 0.95) -> Recu
     letters = [axis_words(a)[0] for a in axes]
     formula = ", ".join(f"{x}* = k_{x} C^gamma_{x}" for x in letters)
     formula += f", at the minima of a parabola in log {letters[0]} per budget"
-    return _fitted(table, axes, "isoflop", formula, checks.disagreements(table), confidence)
+    problems = [*checks.disagreements(table), *checks.mixtures(table, axes)]
+    return _fitted(table, axes, "isoflop", formula, problems, confidence)
 
 
 def _fitted(table, axes, law: str, formula: str, problems: list[str], confidence) -> Recurrence:

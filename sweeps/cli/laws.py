@@ -19,6 +19,7 @@ from sweeps.cli.columns import echo, terminal_width
 if TYPE_CHECKING:
     from analysis.choices import Choices
     from analysis.figures.decisions import Decisions
+    from analysis.report.html import Part
     from analysis.table.load import Table
 
 Source = Annotated[
@@ -144,11 +145,15 @@ reads, fits = _with(_reading), _with(_reading, _fitting)
 
 def register(app: typer.Typer) -> None:
     """Add this room's verbs to an application, and let `load` collect a sweep that runs."""
+    _register_sweeps()
+    for verb in (columns, fit, predict, optimal, loops, judge, compare, plot, curves, report):
+        app.command(verb.__name__)(verb)
+
+
+def _register_sweeps() -> None:
     from analysis.table import load
 
     load.register("sweep", load.Reader(claims=_is_sweep, read=_collected))
-    for verb in (columns, fit, predict, optimal, loops, judge, compare, plot, curves, report):
-        app.command(verb.__name__)(verb)
 
 
 def _is_sweep(text: str) -> bool:
@@ -534,14 +539,24 @@ def report(
         parcae report bundled:parcae-140m runs/demo --out report.html
     """
     from analysis.report.html import write_report
-    from analysis.report.study import study
+    from sweeps.cli.parallel import each
 
-    laws = tuple(law or ())
-    studies = [study(choices.table(s, *laws), laws, choices) for s in source]
-    for place, found in zip(source, studies, strict=True):
-        found.more, found.decisions = _learning_curves(place), _decisions(place)
-    write_report(studies, out)
-    for found in studies:
-        for line in found.summaries():
+    parts = each(functools.partial(_part, tuple(law or ()), choices), source)
+    write_report(parts, out)
+    for part in parts:
+        for line in part.lines:
             echo(line)
     typer.echo(str(out))
+
+
+def _part(laws: tuple[str, ...], choices: Choices, source: str) -> Part:
+    """One source of a report; a process of its own has not registered what reads sweeps."""
+    from analysis.report.html import Part
+    from analysis.report.study import study
+    from sweeps.tracking import reader
+
+    reader.register()
+    _register_sweeps()
+    found = study(choices.table(source, *laws), laws, choices)
+    found.more, found.decisions = _learning_curves(source), _decisions(source)
+    return Part.of(found)
