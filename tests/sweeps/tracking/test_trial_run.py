@@ -244,7 +244,7 @@ def test_runs_that_hold_no_records_are_counted_with_their_reasons(ended):
     assert {(d.reason, d.n_rows) for d in found.dropped} == {
         ("a W&B run that this toolkit did not write", 1),
         ("a W&B run without a result: its trial has not ended (running)", 1),
-        ("a W&B run of a trial that another sweep took over", 1),
+        ("a W&B run of a trial that another run has too", 1),
     }
     assert found.notes == ("1 trials that the sweep planned are not among the runs",)
     with pytest.raises(InputError, match=r"no run there holds records .1 runs: a W&B run that"):
