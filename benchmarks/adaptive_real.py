@@ -2,15 +2,13 @@
 
     python -m benchmarks.adaptive_real --seed 0 --out runs/adaptive-real --cpus 2     again, until it says its rows
     python -m benchmarks.adaptive_real --seed 0 --replay                              in seconds, from the records
-    python -m benchmarks.adaptive_real --seed 0 --replay --beyond                     also runs outside the grid's windows
 
 The grid is the demo's (`sweeps/specs/demo.yaml`) without its fixed-depth runs: its losses at three seeds lie in
 `bundled:state-reveals`. The adaptive sweep (`sweeps/specs/adaptive.yaml`) chooses among the same budgets with all of the
 demo's numbers of loops, at that seed alone, and may spend half the grid's FLOPs. What it believes before is of another
 task, so nothing of the answer is in it. gamma_mu is the training law's, over the same budgets,
 by the same estimate for both; the grid's by parabolas stands beside it. A replay chooses among the grid's own runs and
-reads their losses, which a trial trained again has to the last digit; with `--beyond`, among all looped runs of that seed in
-the records, pilots far from the optima with them. Rows go to benchmarks/results/adaptive_real.csv.
+reads their losses, which a trial trained again has to the last digit. Rows go to benchmarks/results/adaptive_real.csv.
 """
 
 from __future__ import annotations
@@ -60,19 +58,11 @@ def spec_of(seed: int, share: float) -> dict[str, Any]:
     return spec | own
 
 
-def looped(seed: int) -> Table:
-    """All looped runs of a seed in the records, at their own number of loops."""
+def grid_of(seed: int) -> Table:
+    """The demo's looped runs of a seed, at their own number of loops."""
     table = api.load(GRID)
     rows = table.frame
-    own = (rows.seed == seed) & (rows.n_loops == rows.mean_recurrence) & (rows.mean_recurrence > 1)
-    return table.keep(own, "not a looped run of this seed")
-
-
-def grid_of(seed: int) -> Table:
-    """Those of the demo."""
-    table = looped(seed)
-    rows = table.frame
-    own = rows.mean_recurrence > 1
+    own = (rows.seed == seed) & (rows.n_loops == rows.mean_recurrence)
     for budget in rows.budget_flops.unique():
         away = ~rows.mean_recurrence.isin(WINDOWS.get(budget, []))
         own &= ~((rows.budget_flops == budget) & away)
@@ -168,7 +158,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/adaptive-real"))
     parser.add_argument("--cpus", type=int, default=2)
     parser.add_argument("--replay", action="store_true", help="train nothing")
-    parser.add_argument("--beyond", action="store_true", help="with --replay: all looped runs")
     given = parser.parse_args()
     spec = spec_of(given.seed, given.share)
     given.out.mkdir(parents=True, exist_ok=True)
@@ -176,8 +165,7 @@ def main() -> None:
     path.write_text(yaml.safe_dump(spec))
     plan, grid = load_plan(path), grid_of(given.seed)
     if given.replay:
-        name = "adaptive beyond the windows, replayed" if given.beyond else "adaptive, replayed"
-        adaptive = replayed(plan, looped(given.seed) if given.beyond else grid)
+        name, adaptive = "adaptive, replayed", replayed(plan, grid)
     else:
         store = Store(given.out, plan.name)
         name, adaptive = "adaptive", trained(plan, store, path, given.cpus)

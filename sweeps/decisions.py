@@ -34,10 +34,22 @@ class _Estimate:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class _LeftOut:
+    """A run that is no part of the fit."""
+
+    mean_recurrence: int
+    budget_flops: float
+    loss: float
+    expected: float  # by the law of the others
+    p: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Line:
     """One decision; the last of a finished sweep says why it stopped, and chooses no trial."""
 
     estimate: _Estimate | None  # None: the law was not determined yet
+    left_out: tuple[_LeftOut, ...] = ()
     n: int = 0
     trial_id: str | None = None
     mean_recurrence: int | None = None

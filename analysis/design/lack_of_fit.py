@@ -43,7 +43,7 @@ def beyond(loops: np.ndarray, tokens: np.ndarray, at_loops, at_tokens) -> np.nda
     """Which settings (n,) have at least the loops and at most the tokens of one of the others (m,): (n,)."""
     deeper = loops[:, None] >= np.atleast_1d(at_loops)
     shorter = tokens[:, None] <= np.atleast_1d(at_tokens) * (1 + 1e-9)
-    return (deeper & shorter).any(axis=1)
+    return np.any(deeper & shorter, axis=1)
 
 
 def sets(loops, tokens, flops, losses, n_params: int) -> list[np.ndarray]:

@@ -117,7 +117,7 @@ def plan(
 
         parcae plan sweeps/specs/paper-140m-isoflop.yaml --prior paper:140m --at 1e20
     """
-    from sweeps.cli.plan_table import plan_data, print_plan
+    from sweeps.cli.tables.plan import plan_data, print_plan
     from sweeps.design.benchmark_rates import with_measured_shares
     from sweeps.store import Store
 

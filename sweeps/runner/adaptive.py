@@ -48,10 +48,16 @@ class Choosing(Waiting):
         self.over = False
         self.next: Trial | None = None
         planner = planner_of(plan)
-        # results of other sweeps are known from the start, and this one pays nothing for them
-        known = [self.rows[i] for i in self._ended().keys() - set(self._decided())]
-        paid = float(planner.grid.budget_flops[known].sum())
-        self.planner = replace(planner, total_flops=planner.total_flops + paid)
+        # results of other sweeps are known from the start, and this one pays nothing for them; what was
+        # trained here is paid for, also where its decision is lost or another design made it
+        undecided = self._ended().keys() - set(self._decided())
+        reused = {i for i in undecided if (r := store.report(i)) is not None and r.reused_from}
+        if own := undecided - reused:
+            say(
+                f"{len(own)} results of {store.name} are of no decision in {FILE}; their FLOPs count as spent"
+            )
+        theirs = planner.grid.budget_flops[[self.rows[i] for i in reused]].sum()
+        self.planner = replace(planner, total_flops=planner.total_flops + float(theirs))
 
     def __bool__(self) -> bool:
         return not self.over

@@ -14,9 +14,9 @@ from sweeps.design.smoke import shrink
 from sweeps.history import decisions_of
 from sweeps.runner import driver
 from sweeps.runner.adaptive import Choosing
-from sweeps.store import Store
+from sweeps.store import Store, open_sweep
 from tests.support.tiny import spec_dict, tiny_plan, write_spec
-from tests.sweeps.test_store import good_result, put
+from tests.sweeps.test_store import good_result, put, report
 
 KEYS = {
     "design": "adaptive",
@@ -133,12 +133,48 @@ def test_results_of_another_sweep_are_known_and_cost_nothing(adaptive):
     theirs = [t for t in plan.trials if t.seed == 0 and t.budget_flops == 4e8]
     for trial in theirs:
         finish(store, trial)
+        report(store, trial, state="done", reused_from="other")
     go_on(choosing(store, plan), store, 100)
     lines = decisions(store.root)
     mine = {line["trial_id"] for line in lines[:-1]}
     assert mine.isdisjoint(t.trial_id for t in theirs)
     assert 1.2e10 - 4e8 < sum(line["budget_flops"] for line in lines[:-1]) <= 1.2e10
     assert lines[-1]["estimate"]["n_runs"] == len(mine) + len(theirs)
+
+
+def test_what_was_trained_here_is_paid_for_although_its_decisions_are_lost(adaptive):
+    store, plan = adaptive
+    before = go_on(choosing(store, plan), store, 3)
+    (store.root / FILE).unlink()
+    said = []
+    again = Choosing(store, planned(store, plan), said.append, plan=plan)
+    assert said == [
+        "3 results of tiny are of no decision in design.jsonl; their FLOPs count as spent"
+    ]
+    assert again.planner.total_flops == 1.2e10
+    assert go_on(again, store, 1)[0] not in before
+
+
+def test_an_object_store_keeps_the_decisions(ended, object_store):
+    """The second start has another working copy, as on another machine."""
+    _, plan, spec, names = ended
+
+    def go_on_there(n: int) -> list[str]:
+        store = Store(object_store, plan.name)
+        store.refresh()
+        waiting, done = choosing(store, plan), []
+        while len(done) < n and (trial := waiting.ready()) is not None:
+            waiting.trials.remove(trial)
+            finish(store, trial)
+            store.storage.push(store.files(trial.trial_id).result)
+            waiting.asked_anew()
+            done.append(trial.trial_id)
+        return done
+
+    Store(object_store, plan.name).write_plan(plan, spec)
+    assert go_on_there(3) + go_on_there(2) == names[:5]
+    seen = open_sweep(f"{object_store}/tiny")
+    assert [line["n"] for line in decisions(seen.root)] == [1, 2, 3, 4, 5]
 
 
 def test_after_a_kill_the_next_choice_is_the_same(ended, adaptive):
