@@ -74,6 +74,7 @@ def test_records_keep_scores_and_compare_uses_them(tmp_path):
     looped["n_params_once"] = looped.n_params - looped.n_params_core
     for name in ("n_params", "n_params_unrolled", "n_params_once"):
         plain.loc[plain.index[1], name] *= 2
+    plain["budget_flops"] = looped.budget_flops.iloc[0]
     looped["score_copy_acc"], plain["score_copy_acc"] = [0.6], [0.5, 0.7]
     paths = [records.save(f, tmp_path / f"{n}.parquet") for n, f in (("l", looped), ("p", plain))]
     assert records.load(paths[0]).score_copy_acc.dtype == "float64"
