@@ -43,7 +43,11 @@ TASKS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
         NANO
         | {
             # Settings whose published losses are bundled
-            "mean_recurrence": {"0.8e11": [3, 4, 6, 8], "1.2e11": [3, 4, 6, 8], "1.8e11": [4, 6, 8]},
+            "mean_recurrence": {
+                "0.8e11": [3, 4, 6, 8],
+                "1.2e11": [3, 4, 6, 8],
+                "1.8e11": [4, 6, 8],
+            },
             "context": 64,
             "data": {
                 "corpus": {"name": "state-reveals", "states": 4, "actions": 2, "longest_gap": 32}

@@ -45,13 +45,16 @@ def info(name: str) -> tuple[str, str, float]:
     return LAW_COLUMNS.get(name, (name, "-", float("-inf")))
 
 
-# What tells rows apart that no law may mix; found by these names, case and folders aside
+# What tells rows apart that a law may not mix; found by these names, case and folders aside
 LABELS: dict[str, tuple[str, ...]] = {
     "tokenizer": ("tokenizer", "tokeniser", "tokenizer_name"),
     "vocab_size": ("vocab_size", "vocab", "n_vocab"),
     "data_fingerprint": ("data_fingerprint", "dataset", "corpus", "dataset_name", "train_data"),
     "flops_rule": ("flops_rule", "flop_rule", "flops_convention"),
     "seed": ("seed", "random_seed", "rng_seed", "replicate", "replica"),
+    # which rows are a fixed-depth Transformer, and which hardly learned to loop
+    "architecture": ("architecture",),
+    "mean_backprop_depth": ("mean_backprop_depth", "mu_bwd"),
 }
 _TEXT = ("trial_id", *LABELS)  # compared, never computed with
 

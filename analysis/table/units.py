@@ -114,6 +114,19 @@ def check_mapped(
                 f"{where}: column {column!r} for the loss says it holds {what}; the laws take nats "
                 f"per token. Convert it with --unit {cure}, or say --unit nats if its name misleads."
             )
+    kind = (unit or "nats").partition("=")[0].strip()
+    of_bytes = re.search("bpb|byte", column, re.IGNORECASE)
+    if (kind == "bits" and of_bytes) or (kind in ("bits", "bpb") and _PERPLEXITY.search(column)):
+        cure = "ppl" if not of_bytes else "bpb=BYTES_PER_TOKEN (1 where a token is a byte)"
+        raise InputError(
+            f"{where}: --unit {unit} is not what column {column!r} for the loss says it holds; convert it with "
+            f"--unit {cure}, or map another column."
+        )
+    if kind == "ppl" and _BITS.search(column):
+        raise InputError(
+            f"{where}: --unit ppl is not what column {column!r} for the loss says it holds; convert it with "
+            f"--unit {(named([column]) or ('', 'bits'))[1]}, or map another column."
+        )
     if "n_loops" not in frame:  # curves over loops may explode, which laws of trained models refuse
         refuse_diverged(frame, where)
     notes = []

@@ -56,3 +56,38 @@ def test_a_table_without_curves_is_told_what_is_missing(history):
         curves.of_table(load.load(history.drop(columns="run")))
     with pytest.raises(InputError, match="no run has 5 rows"):
         curves.of_table(load.load(history[::20]))
+
+
+def test_a_loss_that_is_none_is_left_out_and_a_gap_is_not_bridged(history):
+    whole = curves.envelope(curves.of_table(load.load(history))).frame
+    # where the fourth run is the lowest, its log has an infinite loss and then nothing
+    own = history[history.run == history.run.unique()[3]]
+    broken = history.astype({"loss": object})
+    broken.loc[own.index[10], "loss"] = "inf"
+    found = curves.envelope(curves.of_table(load.load(broken)))
+    assert [(d.reason, d.n_rows) for d in found.dropped] == [("no finite loss", 1)]
+    assert len(found.frame) >= len(whole) - 1
+    assert found.frame.val_loss.to_numpy()[-5:] == pytest.approx(whole.val_loss.to_numpy()[-5:])
+    broken.loc[own.index[10:45], "loss"] = ""
+    found = curves.envelope(curves.of_table(load.load(broken)))
+    assert [d.n_rows for d in found.dropped] == [35]
+    assert any("computes are left out: the run that may be the lowest" in n for n in found.notes)
+    both = whole.merge(found.frame, on="train_flops", suffixes=("", "_found"))
+    assert 40 <= len(both) < len(whole)
+    assert both.val_loss_found.to_numpy() == pytest.approx(both.val_loss.to_numpy(), rel=1e-3)
+
+
+def test_curves_keep_what_was_left_out_and_say_which_loss_they_are_of(history):
+    both = history.rename(columns={"loss": "eval/loss"}).assign(
+        **{"train/loss": history.loss - 0.5}
+    )
+    first = history.D.min()
+    table = load.load(both, where=(f"D>{first}",))
+    found = curves.of_table(table)
+    assert found.labels["loss"] == "validation loss (nats per token)"
+    assert any("those of the training loss: --columns" in n for n in found.notes)
+    result = curves.fit_envelope(found, interval="none").result
+    assert (f"not D>{first}", 1) in [(d.reason, d.n_rows) for d in result.dropped]
+    assert set(table.notes) <= set(result.notes)
+    named = load.load(both, {"run": "run", "N": "N", "D": "D", "loss": "train/loss"})
+    assert curves.of_table(named).what == "training loss"
