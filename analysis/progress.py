@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 T = TypeVar("T")
-_PATIENCE = 2.0  # s before anything is shown
+patience = 2.0  # s before anything is shown
 
 
 def track(items: Iterable[T], words: str) -> Iterator[T]:
@@ -16,7 +16,7 @@ def track(items: Iterable[T], words: str) -> Iterator[T]:
     began, progress = time.monotonic(), None
     try:
         for done, item in enumerate(items):
-            if progress is None and time.monotonic() - began > _PATIENCE:
+            if progress is None and time.monotonic() - began > patience:
                 from rich.console import Console
                 from rich.progress import Progress
 

@@ -27,8 +27,8 @@ from analysis.isoflop.parabolas import fit_recurrence
 from analysis.table.load import Table, from_records
 from benchmarks.common import append_rows, provenance
 from sweeps.cli.sweep import load_plan
-from sweeps.decisions import decisions, words
-from sweeps.design.adaptive import planner_of
+from sweeps.decisions import decisions, left_out_words, words
+from sweeps.design.adaptive import left_out_data, planner_of
 from sweeps.design.plan import Plan
 from sweeps.records import records_of
 from sweeps.runner.driver import Options, run
@@ -99,7 +99,10 @@ def by_law(which: str, seed: int, plan: Plan, table: Table) -> dict[str, Any]:
             frame.budget_flops, frame.mean_recurrence, frame.val_loss, strict=True
         )
     ]
-    found = planner_of(plan).estimate(done)
+    planner = planner_of(plan)
+    found = planner.estimate(done)
+    for sentence in left_out_words({"left_out": left_out_data(planner, done)}):
+        print(f"{which}: {sentence}")
     now = None
     if found is not None:
         now = {"value": found.value, "low": found.low, "high": found.high}

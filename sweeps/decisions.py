@@ -34,10 +34,22 @@ class _Estimate:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class _LeftOut:
+    """A run that is no part of the fit."""
+
+    mean_recurrence: int
+    budget_flops: float
+    loss: float
+    expected: float  # by the law of the others
+    p: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Line:
     """One decision; the last of a finished sweep says why it stopped, and chooses no trial."""
 
     estimate: _Estimate | None  # None: the law was not determined yet
+    left_out: tuple[_LeftOut, ...] = ()
     n: int = 0
     trial_id: str | None = None
     mean_recurrence: int | None = None
@@ -103,6 +115,16 @@ def half_of(estimate: dict[str, Any]) -> float | None:
     return (high - low) / 2
 
 
+def left_out_words(line: dict[str, Any]) -> list[str]:
+    """A sentence for each run that is no part of the fit that a decision rests on."""
+    return [
+        f"left out of the fit: {run['mean_recurrence']} loops at {run['budget_flops']:.3g} FLOPs have a loss of "
+        f"{run['loss']:.4g}, and the law of the others says {run['expected']:.4g} (p {run['p']:.1g}); no setting "
+        "with as many loops and no more tokens is run"
+        for run in line.get("left_out", ())
+    ]
+
+
 def table_of(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """A row per decision, the last of a finished sweep its end; None where the law was not determined yet."""
     out = []
@@ -111,7 +133,8 @@ def table_of(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         row = {name: line.get(name) for name in named} | {"reason": line.get("reason", "end")}
         now = line["estimate"] or {}
         row |= {name: now.get(name) for name in ("n_runs", "flops", "value", "low", "high")}
-        out.append(row | {"half": half_of(now) if now else None})
+        half = half_of(now) if now else None
+        out.append(row | {"half": half, "left_out": left_out_words(line)})
     return out
 
 

@@ -34,7 +34,9 @@ def curves_of(store: Store) -> Curves:
 
     parts = []
     seen: set[str] = set()
-    for trial in store.stored_trials():
+    trials = store.stored_trials()
+    store.storage.pull(store.files(t.trial_id).metrics for t in trials)
+    for trial in trials:
         flops = f"flops/{trial.budget_rule}"
         lines = read_metrics(store.files(trial.trial_id).metrics)
         rows = [line for line in lines if {"n_tokens", "train/loss", flops} <= line.keys()]

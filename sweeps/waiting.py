@@ -18,10 +18,20 @@ AFTER_S = 2.0
 EVERY_S = 30.0  # a line, where no terminal is
 
 
+def visible(text: str) -> str:
+    """Text that cannot steer the terminal it is printed on: files and models may come from anybody."""
+    return "".join(
+        c
+        if c.isprintable() or c in "\n\t" or "\ud800" <= c <= "\udfff"
+        else "\N{REPLACEMENT CHARACTER}"
+        for c in text
+    )
+
+
 def say(text: str) -> None:
     """A line on stderr; a terminal that has closed is no reason to fail."""
     with suppress(OSError):
-        print(wrapped(text, sys.stderr), file=sys.stderr, flush=True)
+        print(wrapped(visible(text), sys.stderr), file=sys.stderr, flush=True)
 
 
 def wrapped(text: str, stream: TextIO) -> str:

@@ -4,7 +4,8 @@
 was killed asks again and gets the same answer.
 
 1. Bracket: at the cheapest budgets three values of mu about the optimum that the prior expects.
-2. Fit the training law from several starts; optima that fit about equally well are basins with weights.
+2. Fit the training law from several starts; optima that fit about equally well are basins with weights. Runs that
+   no such law fits (`analysis.design.lack_of_fit`) are left out, and nothing beyond them is run any more.
 3. Edge: where the lowest loss of a budget lies at an end of what was tried there, and the law says so too,
    the next value beyond that end.
 4. Lay out what is left: spend s_i on setting i, minimise the target's variance over the basins,
@@ -22,8 +23,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import stdtrit
 
+from analysis.design import lack_of_fit
 from analysis.design.descent import descend
 from analysis.design.forecast import slopes_of, theta_of
+from analysis.design.lack_of_fit import LeftOut
+from analysis.design.layout import layout
 from analysis.design.optimum import LAW, Size, log_optimum, quantities
 from analysis.design.priors import Prior
 from analysis.design.profile import profiled
@@ -35,7 +39,6 @@ _BRACKETED = 3  # cheapest budgets that are bracketed
 _APART = 2.5  # of the bracket's values about the optimum, and of their ends
 _STARTS, _KEPT = 10, 4
 _PRIOR_DOF = 4.0  # residuals that the stated noise counts as
-_ROUNDS = 120
 _JUDGED = 3  # runs for each parameter before an interval may end a sweep
 _WIDE = 3.0  # standard deviation of a logarithm that is not known at all
 
@@ -78,7 +81,7 @@ class Estimate:
     value: float
     low: float  # of the 95 % interval, and
     high: float  # infinite where the runs set no end
-    n_runs: int
+    n_runs: int  # known, those that are left out of the fit with them
     flops: float
 
     @property
@@ -101,6 +104,7 @@ class Planner:
     _bracket: list[int] = field(init=False)
     _known: dict = field(init=False, default_factory=dict)  # the basins of this call
     _estimates: dict = field(init=False, default_factory=dict)  # the last, by its runs
+    _fitted: dict = field(init=False, default_factory=dict)  # the same of the runs that are fitted
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_bracket", self._bracketing())
@@ -136,7 +140,7 @@ class Planner:
 
     def estimate(self, done: list[tuple[int, float]]) -> Estimate | None:
         """The target with its profile interval, or None while the runs do not determine the law."""
-        if len(done) <= len(LAW.params) + 1:
+        if len(self._used(done)[0]) <= len(LAW.params) + 1:
             return None
         known = tuple(sorted(done))  # decisions made together rest on the same runs
         if known not in self._estimates:
@@ -145,19 +149,20 @@ class Planner:
         return self._estimates[known]
 
     def _estimated(self, done) -> Estimate | None:
-        rows, losses = _split(done)
+        rows, losses, _ = self._used(done)
         thetas, _, noise, whole = self._basins(rows, losses)
         value, half = self._linear(rows, thetas[0], noise, whole)
         if half == 0:  # no optimum within any budget by this fit: the target feels no parameter
             return None
         low, high = self._profiled(rows, thetas[0], noise, whole)
-        return Estimate(value, low, high, len(rows), float(self.grid.budget_flops[rows].sum()))
+        flops = self.grid.budget_flops[[r for r, _ in done]].sum()
+        return Estimate(value, low, high, len(done), float(flops))
 
     def _reached(self, done) -> bool:
         """Whether the interval is as narrow as wanted, by runs that can say so."""
-        if self.half is None or len(done) < _JUDGED * len(LAW.params):
+        rows, losses, _ = self._used(done)
+        if self.half is None or len(rows) < _JUDGED * len(LAW.params):
             return False
-        rows, losses = _split(done)
         thetas, weights, noise, whole = self._basins(rows, losses)
         half = self._linear(rows, thetas[0], noise, whole)[1]
         if len(weights) > 1 or not 0 < half <= self.half:
@@ -212,14 +217,17 @@ class Planner:
         taken = Counter([*(r for r, _ in done), *pending])
         affordable = self.grid.budget_flops <= left * (1 + 1e-9)
         affordable[[*lost, *(r for r, k in taken.items() if k >= self.most)]] = False
+        rows, losses, out = self._used(done)
+        beyond = self._beyond(out)
+        affordable &= ~beyond
         for row in self._bracket:
             if row not in taken and affordable[row]:
                 return row, "bracket"
         if not affordable.any():
-            return None, "the FLOPs are spent"
-        if len(done) <= len(LAW.params) + 1:
+            left_some = (self.grid.budget_flops <= left * (1 + 1e-9)).any()
+            return None, "no setting is left" if left_some else "the FLOPs are spent"
+        if len(rows) <= len(LAW.params) + 1:
             return None, "waiting for the bracket" if pending else "too few runs have ended"
-        rows, losses = _split(done)
         if "basins" not in self._known:
             self._known["basins"] = self._basins(rows, losses)
             self._known["reached"] = self._reached(done)
@@ -227,12 +235,11 @@ class Planner:
             return None, "the interval is reached"
         thetas, weights, noise, whole = self._known["basins"]
         basins = [whole.natural(t) for t in thetas]
-        edge = self._edge(basins[0], rows, losses, pending, affordable)
-        if edge is not None:
-            return edge, "edge"
-        spend, within, between = self._layout(
-            basins, weights, noise, [*rows, *pending], left, affordable
-        )
+        further = self._edge(basins[0], rows, losses, pending, affordable)
+        if further is not None:
+            return further, "edge"
+        there = [*rows, *(r for r in pending if not beyond[r])]
+        spend, within, between = self._layout(basins, weights, noise, there, left, affordable)
         counts = spend / self.grid.budget_flops
         if not counts.max() > 0:  # nothing that can be run bears on the target by this fit
             repeats = np.array([taken[r] for r in range(len(counts))])
@@ -258,8 +265,55 @@ class Planner:
                     out.append(int(nearest))
         return out
 
-    def _basins(self, rows: np.ndarray, losses: np.ndarray):
-        """Optima (K, P), weights (K,), noise, and the objective whose coordinates they have."""
+    def left_out(self, done: list[tuple[int, float]]) -> tuple[LeftOut, ...]:
+        """Runs that are no part of the fit."""
+        return self._used(done)[2]
+
+    def _used(self, done) -> tuple[np.ndarray, np.ndarray, tuple[LeftOut, ...]]:
+        """Rows and losses that the law is fitted to, and what is left out."""
+        known = tuple(sorted(done))
+        if known not in self._fitted:
+            self._fitted.clear()
+            self._fitted[known] = self._cut(*_split(known))
+        return self._fitted[known]
+
+    def _cut(self, rows: np.ndarray, losses: np.ndarray):
+        loops, tokens = self.grid.mean_recurrence, self.grid.columns["n_tokens"]
+        flops = self.grid.budget_flops
+        n_params = len(LAW.params)
+        masks = lack_of_fit.sets(loops[rows], tokens[rows], flops[rows], losses, n_params)
+        if not masks:
+            return rows, losses, ()
+        thetas, _, whole = self._fit(rows, losses)
+
+        def squares(kept: np.ndarray) -> float:
+            return 2 * float(self._fit(rows[kept], losses[kept])[1][0])
+
+        residuals, slopes = whole.residuals_and_jacobian(thetas[0])
+        found = lack_of_fit.left_out(
+            masks, residuals, slopes, squares, self.prior.noise, _PRIOR_DOF
+        )
+        if found is None:
+            return rows, losses, ()
+        out, p = found
+        thetas, _, whole = self._fit(rows[~out], losses[~out])
+        values = whole.natural(thetas[0])
+        expected = LAW.predict(values, {k: v[rows[out]] for k, v in self.grid.columns.items()})
+        said = zip(rows[out], losses[out], expected, strict=True)
+        return (
+            rows[~out],
+            losses[~out],
+            tuple(LeftOut(int(r), float(v), float(e), p) for r, v, e in said),
+        )
+
+    def _beyond(self, out: tuple[LeftOut, ...]) -> np.ndarray:
+        """Settings (n,) with at least the loops of a run that is left out, and no more tokens."""
+        at = [o.row for o in out]
+        loops, tokens = self.grid.mean_recurrence, self.grid.columns["n_tokens"]
+        return lack_of_fit.beyond(loops, tokens, loops[at], tokens[at])
+
+    def _fit(self, rows: np.ndarray, losses: np.ndarray):
+        """Optima (S, P) of every start, best first, their objectives (S,), and whose coordinates they have."""
         columns = {k: v[rows] for k, v in self.grid.columns.items()}
         whole = objective.build(LAW, Dataset.of(columns, losses), FitOptions(loss="log-lsq"))
         rng = np.random.default_rng([self.seed, len(rows)])
@@ -268,8 +322,12 @@ class Planner:
         starts = first * np.exp(0.4 * rng.standard_normal((_STARTS, len(first))))
         thetas, costs = descend(whole, np.concatenate([first[None], starts]), rounds=200)
         order = np.argsort(costs, kind="stable")
-        thetas, costs = thetas[order], costs[order]
-        dof = max(len(rows) - len(first), 0)
+        return thetas[order], costs[order], whole
+
+    def _basins(self, rows: np.ndarray, losses: np.ndarray):
+        """Optima (K, P), weights (K,), noise, and the objective whose coordinates they have."""
+        thetas, costs, whole = self._fit(rows, losses)
+        dof = max(len(rows) - thetas.shape[1], 0)
         square = (2 * costs[0] + _PRIOR_DOF * self.prior.noise**2) / (dof + _PRIOR_DOF)
         kept = [0]
         for i in range(1, len(thetas)):
@@ -323,36 +381,8 @@ class Planner:
         return spend, within, between
 
 
-def layout(jacobians, targets, informations, weights, costs, total: float) -> np.ndarray:
-    """Spend (n,) that minimises the mean variance of the targets, sum `total`.
-
-    Args:
-        jacobians: (K, n, P) of each setting's log loss over its noise.
-        targets: (K, P) slopes of the quantity.
-        informations: (K, P, P) that are there already.
-        weights: (K,) of the basins.
-        costs: (n,) of one run; infinite for settings that cannot be run.
-    """
-    spend = np.where(np.isfinite(costs), total / np.isfinite(costs).sum(), 0.0)
-    usable = np.isfinite(jacobians).all(axis=(1, 2)) & np.isfinite(targets).all(axis=1)
-    if not usable.any():
-        return np.zeros(len(costs))
-    jacobians, targets, informations = (x[usable] for x in (jacobians, targets, informations))
-    weights = weights[usable] / weights[usable].sum()
-    for _ in range(_ROUNDS):
-        runs = spend / costs
-        inner = informations + np.einsum("knp,n,knq->kpq", jacobians, runs, jacobians)
-        pull = np.linalg.solve(inner, targets[:, :, None])[:, :, 0]
-        gain = weights @ np.square(np.einsum("knp,kp->kn", jacobians, pull)) / costs
-        spend = spend * np.sqrt(gain / gain.max()) if gain.max() > 0 else 0 * spend
-        if not spend.sum() > 0:
-            break
-        spend *= total / spend.sum()
-    return spend
-
-
 def _split(done) -> tuple[np.ndarray, np.ndarray]:
-    return np.array([r for r, _ in done]), np.array([v for _, v in done], dtype=float)
+    return np.array([r for r, _ in done], dtype=int), np.array([v for _, v in done], dtype=float)
 
 
 def _scales(values) -> np.ndarray:

@@ -42,6 +42,7 @@ class Decisions:
         return (
             f"Adaptive sweep: {words.parameter(self.target)} = {now['value']:.3g} [{low}, {high}] by "
             f"{now['n_runs']} runs of {now['flops']:.3g} FLOPs; {end}."
+            + "".join(f" {said[0].upper()}{said[1:]}." for said in now.get("left_out", ()))
         )
 
     def table(self) -> list[dict[str, Any]]:

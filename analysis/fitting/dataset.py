@@ -122,7 +122,11 @@ def prepare(table: Table, law: Law) -> Dataset:
         target=target,
         runs=runs,
         unit=unit,
-        problems=(*_proportional(law, columns), *_disagreements(table, law)),
+        problems=(
+            *_proportional(law, columns),
+            *_disagreements(table, law),
+            *(() if law.per_run else checks.mixtures(table, law.columns, frontier=law.frontier)),
+        ),
     )
 
 

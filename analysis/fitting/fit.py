@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import fdtrc
 
 from analysis.errors import InputError
-from analysis.fitting import intervals, profile, search
+from analysis.fitting import intervals, outliers, profile, search
 from analysis.fitting.dataset import Dataset, prepare
 from analysis.fitting.intervals import Curvature, Intervals
 from analysis.fitting.objective import Objective, build
@@ -143,6 +143,9 @@ def fit(data: Dataset, law: Law, options: FitOptions | None = None) -> Fit:
     notes: list[str] = []
     problems: list[str] = []
     problems += _sizes_apart(data, law, options, best.objective)
+    if options.undertuned == 1.0 and law.target == "val_loss" and not (law.per_run or law.frontier):
+        problems += checks.tuning(data.table, law.columns)
+    problems += [] if law.per_run else outliers.sentences(objective, best.theta, data)
     for name, sentence in at_bounds(objective, best.theta).items():
         (notes if name in law.floors else problems).append(sentence)
     if len(data) > search.MANY:

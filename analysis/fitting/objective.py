@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _TINY = 1e-300
 _FAR = 1e30
+_FLAT = 1e-6  # cosine of the slopes' angle with the Jacobian, at what is an optimum for a next threshold
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,49 +214,69 @@ class Objective:
 
         return weighted
 
-    def descend(self, start, *, tolerance: float = 1e-15) -> OptimizeResult:
+    def descend(
+        self, start, *, tolerance: float = 1e-15, widest: float | None = None
+    ) -> OptimizeResult:
         """Minimise through falling Huber thresholds, each from where the last ended.
 
         Near delta = 0 the surface is a polytope's and single paths stall on its edges; a wide
         quadratic zone first leads them to the right face.
+
+        Args:
+            widest: residual that the zones begin below; the largest of all without it.
         """
         theta = np.asarray(start, dtype=float)
         if np.isfinite(self.delta):
-            wide = 0.3 * float(np.abs(self.residuals(theta)).max())
+            wide = 0.3 * float(np.abs(self.residuals(theta)).max() if widest is None else widest)
             while wide > 1.5 * self.delta:
-                theta = self.minimise(theta, delta=wide, tolerance=1e-6, max_nfev=50).x
+                near, angle = replace(self, delta=wide)._newton(theta)
+                if angle > _FLAT:
+                    near = self.minimise(theta, delta=wide, tolerance=1e-6, max_nfev=50).x
                 narrow = max(0.3 * wide, self.delta)
-                theta, wide = self._onward(theta, wide, narrow), narrow
-        return self._polished(self.minimise(theta, tolerance=tolerance))
+                theta, wide = self._onward(near, wide, narrow), narrow
+        found = self.minimise(self._newton(theta)[0], tolerance=tolerance)
+        # F ends at rounding when theta is known to its root, 1e-8; certified values have more digits
+        found.x = self._newton(found.x)[0]
+        found.cost = self.value(found.x)
+        return found
 
-    def _polished(self, found: OptimizeResult) -> OptimizeResult:
-        """Steps that shrink the gradient, below where F itself still tells one theta from another.
+    def _newton(self, theta: np.ndarray) -> tuple[np.ndarray, float]:
+        """Gauss-Newton steps for as long as they shrink the gradient and do not raise F.
 
-        F ends at rounding when theta is known to its root, 1e-8; certified values have more digits.
+        Returns:
+            theta, and the largest cosine of an angle between the slopes and a column of the Jacobian, which
+            is 0 at an optimum; inf where a parameter at a bound would leave it.
         """
-        theta, slope = found.x, np.inf
-        # far away, where nothing moves F, slopes vanish too
-        highest = found.cost * (1 + 1e-9) + 1e-300
+        best, least, angle = theta, np.inf, np.inf
+        highest = None
         for _ in range(6):
             r, jacobian = self.residuals_and_jacobian(theta)
             w = self.row_weights(r)
             w = np.ones(len(r)) if w is None else w
-            if w @ huber(r, self.delta) > highest:
+            cost = w @ huber(r, self.delta)
+            # far away, where nothing moves F, slopes vanish too
+            highest = cost * (1 + 1e-9) + 1e-300 if highest is None else highest
+            if cost > highest:
                 break
-            free = (theta > self.lower) & (theta < self.upper)
+            slopes = w * np.clip(r, -self.delta, self.delta)
+            gradient = jacobian.T @ slopes
+            low, high = theta <= self.lower, theta >= self.upper
+            free = ~(low | high)
             if self.held is not None:
                 free[self.held] = False
-            rows = jacobian[:, free]
-            gradient = rows.T @ (w * np.clip(r, -self.delta, self.delta))
-            if not np.abs(gradient).max(initial=0.0) < slope:
+            size = np.abs(gradient[free]).max(initial=0.0)
+            if not size < least:
                 break
-            found.x, slope = theta, np.abs(gradient).max(initial=0.0)
+            best, least = theta, size
+            rows = jacobian[:, free]
+            norms = np.linalg.norm(rows, axis=0) * np.linalg.norm(slopes) + 1e-300
+            leaves = (low & (gradient < 0)) | (high & (gradient > 0))
+            angle = np.inf if leaves.any() else np.abs(gradient[free] / norms).max(initial=0.0)
             near = (w * (np.abs(r) <= self.delta))[:, None]
-            step = np.linalg.lstsq(rows.T @ (near * rows), -gradient)[0]
+            step = np.linalg.lstsq(rows.T @ (near * rows), -gradient[free])[0]
             theta = theta.copy()
             theta[free] = np.clip(theta[free] + step, self.lower[free], self.upper[free])
-        found.cost = self.value(found.x)
-        return found
+        return best, float(angle)
 
     def _onward(self, theta: np.ndarray, wide: float, narrow: float) -> np.ndarray:
         """Follow the optimum to a smaller threshold, with the quadratic zone held fixed.

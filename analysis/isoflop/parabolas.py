@@ -138,7 +138,7 @@ def fit_recurrence(
     needed = ("budget_flops", "mean_recurrence", "n_tokens", "val_loss")
     table = load.need(table, needed, "recurrence")
     checks.refuse_sizes(table, "recurrence")
-    problems = checks.disagreements(table, _LOOPED)
+    problems = [*checks.disagreements(table, _LOOPED), *checks.mixtures(table, _LOOPED)]
     return _fitted(table, _LOOPED, "recurrence", FORMULA, problems, confidence)
 
 
@@ -178,7 +178,8 @@ def fit_isoflop(table: Table, over: str = "N", confidence: float = 0.95) -> Recu
     letters = [axis_words(a)[0] for a in axes]
     formula = ", ".join(f"{x}* = k_{x} C^gamma_{x}" for x in letters)
     formula += f", at the minima of a parabola in log {letters[0]} per budget"
-    return _fitted(table, axes, "isoflop", formula, checks.disagreements(table, axes), confidence)
+    problems = [*checks.disagreements(table, axes), *checks.mixtures(table, axes)]
+    return _fitted(table, axes, "isoflop", formula, problems, confidence)
 
 
 def _fitted(table, axes, law: str, formula: str, problems: list[str], confidence) -> Recurrence:

@@ -9,16 +9,16 @@ from __future__ import annotations
 import base64
 import datetime
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.report.study import Study, load
-
 if TYPE_CHECKING:
     from analysis.figures.drawing import Drawing
     from analysis.fitting.result import FitResult
+    from analysis.report.study import Study
 
 _LIBRARIES = ("numpy", "scipy", "pandas", "matplotlib", "parcae-scaling")
 
@@ -26,20 +26,38 @@ _LIBRARIES = ("numpy", "scipy", "pandas", "matplotlib", "parcae-scaling")
 TOP = 2  # figures under a source's headline
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one source brings to the page; it can be made in a process of its own."""
+
+    section: dict[str, Any]
+    lines: tuple[str, ...]  # for a terminal
+
+    @classmethod
+    def of(cls, source: str | Path | Study) -> Part:
+        """Fit and draw all that a source allows."""
+        from analysis.report import (
+            study,
+        )  # pandas, SciPy and matplotlib: a page of parts needs none
+
+        found = source if isinstance(source, study.Study) else study.load(source)
+        section = _section(found)
+        return cls(section, tuple(found.summaries()))
+
+
 def write_report(
-    sources: Iterable[str | Path | Study], out: str | Path, day: str | None = None
+    sources: Iterable[str | Path | Study | Part], out: str | Path, day: str | None = None
 ) -> Path:
     """Fit and draw every source and write one HTML page.
 
     Args:
-        sources: sweep folders, records files, `bundled:NAME`, or studies already made.
+        sources: sweep folders, records files, `bundled:NAME`, studies, or parts already made.
         day: on the page; today without it.
 
     Raises:
         InputError: for a source that cannot be read or has nothing to fit.
     """
-    studies = [s if isinstance(s, Study) else load(s) for s in sources]
-    html = render(studies, day or datetime.date.today().isoformat())
+    html = render(list(sources), day or datetime.date.today().isoformat())
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
@@ -48,7 +66,7 @@ def write_report(
     return out
 
 
-def render(studies: list[Study], day: str) -> str:
+def render(sources: Sequence[str | Path | Study | Part], day: str) -> str:
     """The page as text."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -62,7 +80,7 @@ def render(studies: list[Study], day: str) -> str:
     environment.filters["number"] = number
     return environment.get_template("report.html.j2").render(
         day=day,
-        sections=[_section(s) for s in studies],
+        sections=[(s if isinstance(s, Part) else Part.of(s)).section for s in sources],
         versions={"Python": platform.python_version()}
         | {n: metadata.version(n) for n in _LIBRARIES},
     )

@@ -28,6 +28,11 @@ SAME_LOSS = 1e-3  # two losses of one setting further apart than this share are 
 _SETTING = ("budget_flops", "mean_recurrence", "n_tokens", "n_params", "n_loops")
 _RECIPE = ("injection", "muon_lr", "adamw_lr")
 _SEEDS = ("seed", "data_seed")
+_TUNED = ("learning_rate", "muon_lr", "adamw_lr", "batch_size")
+# A law that has one of these knows that models loop, with one of the first also what fixed depth is
+_LOOPED_SIZES = frozenset(("n_params_unrolled", "n_params_core", "n_params_once"))
+_LOOPS = _LOOPED_SIZES | {"mean_recurrence", "n_loops"}
+_LADDER = 3  # models named one by one, each of its own size, are a family and no mixture
 
 
 def refuse_mixtures(table: Table) -> None:
@@ -59,7 +64,7 @@ def refuse_sizes(table: Table, law: str) -> None:
     frame = table.frame
     if "n_params" not in frame:
         return
-    if "preset" in frame:
+    if "preset" in frame and table.kind == "sweep":
         presets = frame.preset.unique()
         if len(presets) > 1:
             raise InputError(
@@ -90,6 +95,100 @@ def _one_size(sizes, ends, frame) -> str:
         return f"--where {_quoted(f'N={low:.15g}')}"
     least = "" if end == ends.min() else f'--where "N>={low:.15g}" '
     return f'{least}--where "N<={high:.15g}"'
+
+
+def mixtures(table: Table, columns: tuple[str, ...], *, frontier: bool = False) -> list[str]:
+    """What a law over `columns` would take for one and is not: architectures, or loops it does not know.
+
+    A sentence each, and no refusal: their losses can be compared, but one law describes neither.
+
+    Args:
+        frontier: the law takes the best of whatever was run at each compute, loops included.
+    """
+    out = [_named_apart(table, columns, label, frontier) for label in ("architecture", "preset")]
+    if not frontier:
+        out.append(_loops_apart(table, columns))
+    return [sentence for sentence in out if sentence]
+
+
+def _named_apart(table: Table, columns, label: str, frontier: bool) -> str:
+    frame = table.frame
+    if label not in frame or (label == "preset" and (table.kind == "sweep" or frontier)):
+        return ""
+    names = frame[label].astype("str").fillna("(empty)")
+    n_names = names.nunique()
+    least = _LADDER if label == "architecture" else 2
+    ladder = any(_one_to_one(names, _sizes(frame, c)) for c in columns if c in frame)
+    if n_names < 2 or (n_names >= least and ladder) or _is_depth(names, frame, columns):
+        return ""
+    called, first = table.called(label), frame[label].dropna().astype("str").iloc[0]
+    shown = list(dict.fromkeys(names))[:3]
+    return (
+        f"the rows mix {called} {' and '.join(shown)}, and one law of several models describes none of "
+        f"them; keep one with --where {_quoted(f'{called}={first}')}"
+    )
+
+
+def _loops_apart(table: Table, columns) -> str:
+    """Of a table whose sizes count loops already there is nothing to say."""
+    frame = table.frame
+    if _LOOPS & set(columns):
+        return ""
+    for name in ("mean_recurrence", "n_loops"):
+        if name not in frame or frame[name].nunique(dropna=False) < 2:
+            continue
+        loops = numbers.floats(frame[name])
+        if "n_params" in columns and _one_to_one(loops, _sizes(frame, "n_params")):
+            continue
+        values = loops.value_counts()
+        shown = ", ".join(f"{v:g}" for v in sorted(values.index)[:6])
+        shown += ", ..." if len(values) > 6 else ", (empty)" if loops.isna().any() else ""
+        letter, called = LAW_COLUMNS[name][0], table.called(name)
+        law = "training" if name == "mean_recurrence" else "unified"
+        return (
+            f"the runs loop differently ({called} {shown}) and the law does not know {letter}: keep one with "
+            f'--where "{called}={values.index[0]:g}", or fit a law that does, like --law {law}'
+        )
+    return ""
+
+
+def tuning(table: Table, columns: tuple[str, ...]) -> list[str]:
+    """Runs of one setting of a law that were tuned differently: it would take their mean, and none is best."""
+    frame = table.frame
+    keys = [c for c in columns if c in frame]
+    for name in _TUNED:
+        called = table.called(name)
+        if not keys or name not in frame or {name, called} & set(columns):
+            continue
+        settings = frame.groupby(keys, dropna=False)
+        loss = settings.val_loss
+        apart = loss.max() > loss.min() * (1 + SAME_LOSS)
+        several = int((apart & (settings[name].nunique() > 1)).sum())
+        if several:
+            values = frame[name].dropna().value_counts()
+            most = _quoted(f"{called}={values.index[0]}")
+            return [
+                f"{several} settings were run with several values of {called}, and a law through all of them is "
+                f"not the best runs'. Keep one with --where {most}, or let the lowest losses count with --undertuned 10"
+            ]
+    return []
+
+
+def _is_depth(names, frame, columns) -> bool:
+    """Whether names tell what a law of N(mu) knows: fixed depth at one loop, looped models above."""
+    if not _LOOPED_SIZES & set(columns) or "mean_recurrence" not in frame:
+        return False
+    looped = numbers.floats(frame.mean_recurrence) > 1
+    return bool((names.groupby(looped).nunique() == 1).all())
+
+
+def _sizes(frame, name: str):
+    values = numbers.floats(frame[name])
+    return grouped(values, SAME_SIZE) if name.startswith("n_params") else values
+
+
+def _one_to_one(a, b) -> bool:
+    return bool((b.groupby(a).nunique() == 1).all() and (a.groupby(b).nunique() == 1).all())
 
 
 def _by_depth(sizes, frame) -> bool:

@@ -45,15 +45,17 @@ def info(name: str) -> tuple[str, str, float]:
     return LAW_COLUMNS.get(name, (name, "-", float("-inf")))
 
 
-# What tells rows apart that a law may not mix; found by these names, case and folders aside
+# What tells rows apart that a law may not mix; found by these names, the first first, case and folders aside
 LABELS: dict[str, tuple[str, ...]] = {
     "tokenizer": ("tokenizer", "tokeniser", "tokenizer_name"),
     "vocab_size": ("vocab_size", "vocab", "n_vocab"),
     "data_fingerprint": ("data_fingerprint", "dataset", "corpus", "dataset_name", "train_data"),
     "flops_rule": ("flops_rule", "flop_rule", "flops_convention"),
     "seed": ("seed", "random_seed", "rng_seed", "replicate", "replica"),
-    # which rows are a fixed-depth Transformer, and which hardly learned to loop
-    "architecture": ("architecture",),
+    "architecture": ("architecture", "arch", "model_type", "model_family", "model_class", "family"),
+    "preset": ("preset", "model_preset"),
+    "learning_rate": ("learning_rate", "lr", "peak_lr", "max_lr", "base_lr", "peak_learning_rate"),
+    "batch_size": ("batch_size", "global_batch_size", "train_batch_size"),
     "mean_backprop_depth": ("mean_backprop_depth", "mu_bwd"),
 }
 _TEXT = ("trial_id", *LABELS)  # compared, never computed with
@@ -157,13 +159,13 @@ def _comma(name: str, raw: Raw) -> str | None:
 
 def _labels(frame: pd.DataFrame) -> dict[str, str]:
     """Columns that say what may not be mixed: `dataset`, `config/tokenizer`, `Seed`."""
-    found: dict[str, str] = {}
+    last: dict[str, str] = {}
     for column in map(str, frame.columns):
-        last = re.split(r"[/.]", column)[-1].strip().lower().replace(" ", "_").replace("-", "_")
-        for name, spellings in LABELS.items():
-            if last in spellings and frame[column].notna().any():
-                found.setdefault(name, column)
-    return found
+        if frame[column].notna().any():
+            word = re.split(r"[/.]", column)[-1].strip().lower()
+            last.setdefault(re.sub(r"[ -]", "_", word), column)
+    found = {n: next((last[s] for s in words if s in last), None) for n, words in LABELS.items()}
+    return {name: column for name, column in found.items() if column is not None}
 
 
 def conversion(expression: str, names: tuple[str, ...]):

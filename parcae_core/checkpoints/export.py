@@ -8,9 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-
 from parcae_core.checkpoints.load import TrainedModel
+from parcae_core.checkpoints.native import write_tensors
 from parcae_core.checkpoints.published import UpstreamCheckpoint, save_upstream
 from parcae_core.checkpoints.published_config import upstream_settings
 from parcae_core.checkpoints.text import TOKENIZER_FILE
@@ -81,8 +80,8 @@ def export_transformers(
             text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
             (into / name).write_text(text, encoding="utf-8")
         shutil.copyfile(Path(__file__).with_name(MODELING_FILE), into / MODELING_FILE)
-        weights = {n: p.detach().contiguous() for n, p in trained.model.named_parameters()}
-        safetensors.torch.save_file(weights, into / "model.safetensors", metadata={"format": "pt"})
+        weights = dict(trained.model.named_parameters())
+        write_tensors(into / "model.safetensors", weights, {"format": "pt"})
 
     _write_whole(folder, write)
 

@@ -113,7 +113,7 @@ def save_checkpoint(
         temporary.mkdir()
         with ThreadPoolExecutor(2) as pool:  # hashing one file while the other is written
             written = [
-                pool.submit(_write_tensors, temporary / name, tensors)
+                pool.submit(write_tensors, temporary / name, tensors)
                 for name, tensors in ((_WEIGHTS, weights), (_OPTIMIZER, optimizer))
             ]
             files = {
@@ -312,9 +312,17 @@ def _remove_leftovers(folder: Path) -> None:
             shutil.rmtree(leftover)
 
 
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """Write a file of safetensors, to the disk; what an index says of it.
+
+    Raises:
+        OSError: if the disk has no room.
+    """
+    plain = {n: t.detach().contiguous() for n, t in tensors.items()}
     try:
-        safetensors.torch.save_file({n: t.detach().contiguous() for n, t in tensors.items()}, path)
+        safetensors.torch.save_file(plain, path, metadata)
     except SafetensorError as error:  # how it reports a full disk
         raise OSError(str(error)) from error
     sha256 = file_sha256(path)

@@ -99,7 +99,11 @@ def load_upstream(folder: Path) -> UpstreamCheckpoint:
 
 
 def save_upstream(checkpoint: UpstreamCheckpoint, folder: Path) -> None:
-    """Write a checkpoint in the published format; the inverse of `load_upstream`."""
+    """Write a checkpoint in the published format; the inverse of `load_upstream`.
+
+    Raises:
+        OSError: if the disk has no room.
+    """
     model, settings = checkpoint.model, checkpoint.settings
     if model_config(settings, where="settings") != model.config:
         raise ValueError("settings describe another model than the one given")
@@ -117,7 +121,11 @@ def save_upstream(checkpoint: UpstreamCheckpoint, folder: Path) -> None:
     if model.config.tie_embeddings:
         state["lm_head.weight"] = state["transformer.wte.weight"]
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(state, folder / WEIGHT_FILES[0])
+    path = folder / WEIGHT_FILES[0]
+    try:
+        torch.save(state, path)
+    except RuntimeError as error:  # how it reports a full disk
+        raise OSError(f"{path}: cannot be written ({str(error)[:200]})") from error
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 

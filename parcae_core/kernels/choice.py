@@ -1,7 +1,7 @@
 """What a model runs, decided once: the layers' ops and the cross-entropy of the head.
 
-"auto" takes the kernels on a GPU and torch on a CPU. Whoever wants to know what ran reads the
-model's `kernels`; a run's result records it.
+"auto" takes the kernels on a GPU, and on a CPU whole blocks of torch's operations. Whoever wants to
+know what ran reads the model's `kernels`; a run's result records its ops.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ class Kernels:
 
     ops: Literal["torch", "triton"] = "torch"
     mlp: Literal["apart", "joined"] = "apart"  # relu^2 in the epilogues of the MLP's products
+    block: Literal["apart", "joined"] = "apart"  # one node of autograd, on a CPU
     cross_entropy: CrossEntropy = "torch"
 
 
-TORCH = Kernels()
+TORCH = Kernels()  # the definitions
+ON_CPU = Kernels(block="joined")
 
 
 def choose(device: torch.device, impl: Impl = "auto", *, width: int = 1) -> Kernels:
@@ -42,8 +44,10 @@ def choose(device: torch.device, impl: Impl = "auto", *, width: int = 1) -> Kern
     except ValueError as error:
         raise UserError(str(error)) from None
     on_gpu = device.type == "cuda"
-    if impl == "torch" or (impl == "auto" and not on_gpu):
+    if impl == "torch":
         return TORCH
+    if impl == "auto" and not on_gpu:
+        return ON_CPU
     problem = unavailable(device, width)
     if problem is not None and impl == "triton":
         raise UserError(f"kernels: impl='triton' {problem}; use impl='torch'")

@@ -11,6 +11,8 @@ Source: Zhang & Sennrich (arXiv:1910.07467); eps as in REFERENCE.md, "Forward".
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,11 +39,43 @@ if triton is not None:
         return b_r * (b_g - b_s * b_r * b_r * mean)
 
 
+@cache
+def number(value: float, dtype: torch.dtype) -> Tensor:
+    """A number as a tensor on the CPU: torch makes one anew, and casts it, where it is given a float."""
+    return torch.tensor(value, dtype=dtype)
+
+
+def inverse_rms(x: Tensor, eps: float) -> Tensor:
+    """r = (mean(x^2) + eps)^-1/2 over the last dimension, (..., 1)."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return torch.addcdiv(
+        number(eps, x.dtype), norm.square_(), number(x.shape[-1], x.dtype)
+    ).rsqrt_()
+
+
+def rms_norm_backward(
+    dy: Tensor, x: Tensor, weight: Tensor | None, r: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """(dx, dw) of y = x * r * w; dw is None without a weight."""
+    width = x.shape[-1]
+    dw = None
+    if weight is not None:
+        # both sums as matrix-vector products: no further temporary of x's size
+        scaled = (dy * x).view(-1, width)
+        dw = torch.mv(scaled.T, r.view(-1))
+        inner = torch.mv(scaled, weight).view(r.shape)
+        g = dy * weight
+    else:
+        inner = (dy * x).sum(-1, keepdim=True)
+        g = dy
+    shift = inner.mul_(r).mul_(r).div_(number(-width, x.dtype))
+    return torch.addcmul(g, x, shift).mul_(r), dw
+
+
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        r = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # (..., 1)
+        r = inverse_rms(x, eps)
         ctx.save_for_backward(x, weight, r)
         y = x * r
         return y if weight is None else y.mul_(weight)
@@ -49,19 +83,7 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy: Tensor):
         x, weight, r = ctx.saved_tensors
-        width = x.shape[-1]
-        dw = None
-        if weight is not None:
-            # both sums as matrix-vector products: no further temporary of x's size
-            scaled = (dy * x).view(-1, width)
-            dw = torch.mv(scaled.T, r.view(-1))
-            inner = torch.mv(scaled, weight).view(r.shape)
-            g = dy * weight
-        else:
-            inner = (dy * x).sum(-1, keepdim=True)
-            g = dy
-        shift = inner.mul_(r).mul_(r).div_(-width)
-        return torch.addcmul(g, x, shift).mul_(r), dw, None
+        return *rms_norm_backward(dy, x, weight, r), None
 
 
 def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float | None = None) -> Tensor:

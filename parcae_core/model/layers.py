@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from parcae_core.accounting.params import kv_width
 from parcae_core.config import ModelConfig
 from parcae_core.kernels.dispatch import product_dtype
+from parcae_core.kernels.joined_block import BlockWeights, Bound, bind, joins
 from parcae_core.kernels.relu_squared import relu_squared
 from parcae_core.kernels.relu_squared_mlp import relu_squared_mlp
 from parcae_core.kernels.residual_norm import residual_norm
@@ -43,6 +44,9 @@ class Rotary(nn.Module):
         self.shape, self.base = (context, d_head), base
         # cosines and sines (context, K/2, 2), kept out of the state dict: the config has it all
         self.register_buffer("turn", torch.empty(context, d_head // 2, 2), persistent=False)
+        self._of_heads: tuple[Tensor, Tensor] | None = (
+            None  # see `of_heads`: the table it is of, it
+        )
         self.reset()
 
     def reset(self) -> None:
@@ -52,6 +56,15 @@ class Rotary(nn.Module):
         position = torch.arange(context, device=self.turn.device, dtype=torch.float32)
         angle = torch.outer(position, self.base**exponent)
         self.turn = torch.view_as_real(torch.polar(torch.ones_like(angle), angle)).clone()
+
+    def of_heads(self, n_heads: int, seq_len: int) -> Tensor:
+        """The first rotations as complex numbers, once for each head, (seq_len, n_heads, K/2)."""
+        # made once: of all that are asked for, many times a step, the shape is one
+        kept = self._of_heads
+        if kept is None or kept[0] is not self.turn or kept[1].shape[:2] != (seq_len, n_heads):
+            turn = torch.view_as_complex(self.turn[:seq_len, None])
+            kept = self._of_heads = self.turn, turn.expand(-1, n_heads, -1).contiguous()
+        return kept[1]
 
 
 class KeyValues:
@@ -181,6 +194,13 @@ class Block(nn.Module):
         after = config.residual_norm
         self.norm_after_attn = RMSNorm(width, config.norm_eps) if after else nn.Identity()
         self.norm_after_mlp = RMSNorm(width, config.norm_eps) if after else nn.Identity()
+        self.joined = False  # see Parcae.use
+        self.can_join = (
+            config.qk_norm
+            and self.attn.n_kv_head == self.attn.n_head
+            and isinstance(self.mlp, ReLU2Mlp)
+            and not after
+        )
 
     def forward(
         self,
@@ -190,8 +210,20 @@ class Block(nn.Module):
         past: KeyValues | None = None,
     ) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
+        if self.joined and past is None and joins(x):
+            return self.bind(rotary, x.shape[1])(x, value_embedding)
         x = self.norm_after_attn(x + self.attn(self.norm_attn(x), rotary, value_embedding, past))
         return self.norm_after_mlp(x + self.mlp(self.norm_mlp(x)))
+
+    def bind(self, rotary: Rotary, seq_len: int) -> Bound:
+        """`forward` of whole sequences as one operation, with the weights as they are now."""
+        attn, mlp = self.attn, self.mlp
+        gate = None if attn.value_gate is None else attn.value_gate.weight
+        weights = BlockWeights(
+            self.norm_attn.weight, torch.cat([attn.q.weight, attn.k.weight]), attn.v.weight,
+            attn.out.weight, self.norm_mlp.weight, mlp.up.weight, mlp.down.weight, gate,
+        )  # fmt: skip
+        return bind(weights, rotary.of_heads(2 * attn.n_head, seq_len), self.norm_attn.eps)
 
     def fused(
         self,

@@ -25,6 +25,7 @@ from parcae_core.config import ModelConfig
 from parcae_core.depth import DepthDraw
 from parcae_core.kernels.choice import TORCH, Kernels, choose
 from parcae_core.kernels.dispatch import Impl
+from parcae_core.kernels.joined_block import joins
 from parcae_core.kernels.linear_cross_entropy import linear_cross_entropy
 from parcae_core.kernels.lookup import lookup
 from parcae_core.kernels.rms_norm import RMSNorm
@@ -93,6 +94,7 @@ class Parcae(nn.Module):
         for block in (*self.prelude, *self.core, *self.coda):
             block.attn.impl = block.mlp.impl = kernels.ops
             block.mlp.joined = kernels.mlp == "joined"
+            block.joined = kernels.block == "joined" and block.can_join
 
     # ---- weights -------------------------------------------------------------------------------
 
@@ -188,9 +190,9 @@ class Parcae(nn.Module):
         output = ModelOutput()
         run = advance_static if self.static_shapes else advance
         with torch.no_grad():
-            h, steps = run(self._step(prepared), state, draw.no_grad)
+            h, steps = run(self._step(prepared, ids.shape[1]), state, draw.no_grad)
         trace = Trace() if instruments else None
-        h, grad_steps = run(self._step(prepared), h, draw.grad, trace=trace)
+        h, grad_steps = run(self._step(prepared, ids.shape[1]), h, draw.grad, trace=trace)
         output.core_sequence_steps = steps + grad_steps
         if trace is not None:
             output.instruments = self._measure(h, trace)
@@ -203,7 +205,7 @@ class Parcae(nn.Module):
         """h_1, h_2, ... for whole sequences, each with what `read_out` needs; endless."""
         self._check(ids, state)
         prepared = self.prepare(ids)
-        step, h = self._step(prepared), state
+        step, h = self._step(prepared, ids.shape[1]), state
         while True:
             h = step(h, ids.shape[0])
             yield h, prepared
@@ -262,13 +264,28 @@ class Parcae(nn.Module):
             x, u = block.fused(x, u, rotary, value, norm)
         return x, u
 
-    def _step(self, prepared: Prepared):
+    def _step(self, prepared: Prepared, seq_len: int):
         """One loop step over the first m sequences, as a function (h (m, T, S), m) -> h."""
 
-        def step(h: Tensor, m: int, active: Tensor | None = None) -> Tensor:
-            return self.core_step(h, *self.first(prepared, m), active)
+        joined = all(block.joined for block in self.core) and joins(self.embedding.weight)
+        if self.static_shapes or not joined:  # a compiler has made `core_step` its own
 
-        return step
+            def step(h: Tensor, m: int, active: Tensor | None = None) -> Tensor:
+                return self.core_step(h, *self.first(prepared, m), active)
+
+            return step
+
+        carry = self.injection.carry
+        blocks = [block.bind(self.core_rotary, seq_len) for block in self.core]
+
+        def joined_step(h: Tensor, m: int, active: Tensor | None = None) -> Tensor:
+            drive, values = self.first(prepared, m)
+            x = carry(h, drive)
+            for block, value in zip(blocks, values, strict=True):
+                x = block(x, value)
+            return x if active is None else torch.where(active[:, None, None], x, h)
+
+        return joined_step
 
     def first(self, prepared: Prepared, m: int) -> tuple[object, list[Tensor | None]]:
         """What a loop step reads for the first m sequences: the drive, the value embeddings."""

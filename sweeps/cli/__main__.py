@@ -1,5 +1,17 @@
-"""python -m sweeps.cli: the command without its entry point."""
+"""The command, without its entry point too (`python -m sweeps.cli`); Ctrl-C while its modules load is no traceback."""
 
-from sweeps.cli.app import main
+import sys
 
-main()
+
+def main() -> None:
+    """Load the command and run it."""
+    try:
+        from sweeps.cli.app import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

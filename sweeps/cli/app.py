@@ -141,8 +141,6 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         _run()
-    except KeyboardInterrupt:  # before a verb is at work, which has an end of its own
-        sys.exit(130)
     except OSError as error:
         _give_up_stdout()
         place = f"{error.filename}: " if error.filename else ""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from analysis.table.numbers import count
-from sweeps.waiting import wrapped
+from sweeps.waiting import visible, wrapped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,7 +64,12 @@ def console_for_people() -> Console:
     """stdout; a pipe has no width, and there no column is left out."""
     from rich.console import Console  # --json needs no rich
 
-    console = Console(highlight=False, markup=False)
+    class Plain(Console):
+        def print(self, *objects: Any, **options: Any) -> None:
+            shown = (visible(o) if isinstance(o, str) else o for o in objects)
+            super().print(*shown, **options)
+
+    console = Plain(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = max(console.width, 200)
     return console
@@ -90,7 +95,7 @@ def print_table(console: Console, title: str, columns: Sequence[Column]) -> None
     for column in shown:
         table.add_column(column.name, justify="left" if column.left else "right", no_wrap=True)
     for row in zip(*(c.cells for c in shown), strict=True):
-        table.add_row(*row)
+        table.add_row(*map(visible, row))
     wide = console.width
     console.width = max(wide, _width(shown))  # a narrower terminal wraps; nothing is cut
     console.print(table)

@@ -63,7 +63,7 @@ def status(
         with jobs.connected(address) as client:
             typer.echo(jobs.line_of(client, jobs.newest(client, sweep)))
         return
-    from sweeps.cli.status_table import goes_on, print_status, status_data
+    from sweeps.cli.tables.status import goes_on, print_status, status_data
     from sweeps.store import open_sweep
 
     while True:

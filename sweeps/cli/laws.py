@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,12 +20,13 @@ from sweeps.cli.columns import echo, terminal_width
 if TYPE_CHECKING:
     from analysis.choices import Choices
     from analysis.figures.decisions import Decisions
+    from analysis.report.html import Part
     from analysis.table.load import Table
 
 Source = Annotated[
     str,
     typer.Argument(
-        help="A sweep's name or folder, also while it runs; a .csv, .tsv, .jsonl, .parquet or .xlsx file; - for a pipe; "
+        help="A sweep's name, folder or URL, also while it runs; a .csv, .tsv, .jsonl, .parquet or .xlsx file; - for a pipe; "
         'a pattern in quotes, "runs/*.csv"; a folder of tables, Trainer states or TensorBoard events; '
         "wandb:ENTITY/PROJECT; bundled:parcae-140m."
     ),
@@ -144,17 +146,41 @@ reads, fits = _with(_reading), _with(_reading, _fitting)
 
 def register(app: typer.Typer) -> None:
     """Add this room's verbs to an application, and let `load` collect a sweep that runs."""
-    from analysis.table import load
-
-    load.register("sweep", load.Reader(claims=_is_sweep, read=_collected))
+    _register_sweeps()
     for verb in (columns, fit, predict, optimal, loops, judge, compare, plot, curves, report):
         app.command(verb.__name__)(verb)
 
 
+def _register_sweeps() -> None:
+    from analysis.table import load
+
+    load.register("sweep", load.Reader(claims=_is_sweep, read=_collected))
+
+
 def _is_sweep(text: str) -> bool:
-    """A sweep's folder, or the name of one under runs/ where no file has that name."""
+    """A sweep's folder or URL, or the name of one under runs/ where no file has that name."""
+    from sweeps.storage.objects import is_url
+
+    if is_url(text):
+        return _is_sweep_at(text)
     folders = [Path(text)] if Path(text).exists() else [Path("runs") / text]
     return any((folder / "sweep.json").is_file() for folder in folders)
+
+
+def _is_sweep_at(url: str) -> bool:
+    """Whether a sweep's plan lies below a URL; one request, and none for a table or a web page."""
+    from analysis.table.files import suffix
+    from parcae_core.errors import UserError
+    from sweeps.store import Store
+
+    place, _, name = url.rstrip("/").rpartition("/")
+    if url.startswith("http") or suffix(Path(name))[0]:
+        return False
+    with suppress(OSError, UserError):  # who reads the source says what is wrong with it
+        store = Store(place, name)
+        store.storage.pull([store.root / "sweep.json"])
+        return (store.root / "sweep.json").is_file()
+    return False
 
 
 def _collected(text: str):
@@ -418,13 +444,9 @@ def plot(
     from analysis.report.study import Study
 
     laws = tuple(law or ())
-    study = Study(
-        choices.table(source, *laws),
-        laws,
-        choices,
-        more=_learning_curves(source),
-        decisions=_decisions(source),
-    )
+    table = choices.table(source, *laws)
+    more, decisions = _history(source)
+    study = Study(table, laws, choices, more=more, decisions=decisions)
     found = gallery(study, tuple(only or ()), Look(width=width, style=style), to=to)
     for name, why in found.refusals.items():
         typer.echo(f"{name}: not drawn: {why}", err=True)
@@ -432,30 +454,20 @@ def plot(
         typer.echo(str(path))
 
 
-def _learning_curves(source: str) -> dict[str, Callable]:
-    """The figure of a sweep's learning curves, where its trials have logged any."""
+def _history(source: str) -> tuple[dict[str, Callable], Decisions | None]:
+    """The figure of a sweep's learning curves, where its trials have logged any, and what it has decided, if it
+    is adaptive; nothing of any other source."""
     if not _is_sweep(source):
-        return {}
+        return {}, None
     from analysis.figures import curves as curve_figures
     from parcae_core.errors import UserError
-    from sweeps.history import curves_of
+    from sweeps.history import curves_of, decisions_of
     from sweeps.store import open_sweep
 
-    try:
-        found = curves_of(open_sweep(source))
-    except UserError:  # nothing is logged yet: the laws have their say without
-        return {}
-    return {"curves": functools.partial(curve_figures.curves, found)}
-
-
-def _decisions(source: str) -> Decisions | None:
-    """What an adaptive sweep has decided; None of any other source."""
-    if not _is_sweep(source):
-        return None
-    from sweeps.history import decisions_of
-    from sweeps.store import open_sweep
-
-    return decisions_of(open_sweep(source))
+    store, more = open_sweep(source), {}
+    with suppress(UserError):  # nothing is logged yet: the laws have their say without
+        more["curves"] = functools.partial(curve_figures.curves, curves_of(store))
+    return more, decisions_of(store)
 
 
 @fits
@@ -534,14 +546,24 @@ def report(
         parcae report bundled:parcae-140m runs/demo --out report.html
     """
     from analysis.report.html import write_report
-    from analysis.report.study import study
+    from sweeps.cli.parallel import each
 
-    laws = tuple(law or ())
-    studies = [study(choices.table(s, *laws), laws, choices) for s in source]
-    for place, found in zip(source, studies, strict=True):
-        found.more, found.decisions = _learning_curves(place), _decisions(place)
-    write_report(studies, out)
-    for found in studies:
-        for line in found.summaries():
+    parts = each(functools.partial(_part, tuple(law or ()), choices), source)
+    write_report(parts, out)
+    for part in parts:
+        for line in part.lines:
             echo(line)
     typer.echo(str(out))
+
+
+def _part(laws: tuple[str, ...], choices: Choices, source: str) -> Part:
+    """One source of a report; a process of its own has not registered what reads sweeps."""
+    from analysis.report.html import Part
+    from analysis.report.study import study
+    from sweeps.tracking import reader
+
+    reader.register()
+    _register_sweeps()
+    found = study(choices.table(source, *laws), laws, choices)
+    found.more, found.decisions = _history(source)
+    return Part.of(found)

@@ -117,7 +117,7 @@ def plan(
 
         parcae plan sweeps/specs/paper-140m-isoflop.yaml --prior paper:140m --at 1e20
     """
-    from sweeps.cli.plan_table import plan_data, print_plan
+    from sweeps.cli.tables.plan import plan_data, print_plan
     from sweeps.design.benchmark_rates import with_measured_shares
     from sweeps.store import Store
 
@@ -125,6 +125,7 @@ def plan(
     planned, notes = with_measured_shares(loaded, device)
     if planned.spec.design == "adaptive":
         from sweeps.design.adaptive import planner_of
+        from sweeps.design.forecasting import off_curve
         from sweeps.design.plan import short
 
         planner_of(loaded)  # refuses a prior that is none
@@ -134,6 +135,7 @@ def plan(
             *notes,
             f"these are candidates: {short(most)} FLOPs of them are run, chosen on the way ({share:.0%} of the "
             "FLOPs and of the time above)",
+            *off_curve(planned.trials),
         ]
     store = Store(out, planned.name)
     store.refresh()

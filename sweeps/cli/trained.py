@@ -15,7 +15,7 @@ import typer
 from parcae_core.errors import UserError
 from sweeps.cli.columns import AsJson
 from sweeps.cli.model import open_model, parse_loops
-from sweeps.waiting import say
+from sweeps.waiting import say, visible
 
 if TYPE_CHECKING:
     from parcae_core.checkpoints.load import TrainedModel
@@ -32,7 +32,6 @@ TokenizerOption = Annotated[
         help="A tokenizer.json, a prepared folder or hf:owner/name; by default what lies beside the run.",
     ),
 ]
-MARK = "\N{REPLACEMENT CHARACTER}"
 
 
 def register(app: typer.Typer) -> None:
@@ -261,7 +260,7 @@ def _print_samples(prompt: str, columns: list[Sample], stop_below: float | None)
     texts = Table(show_lines=True)
     for c in columns:
         texts.add_column(_loops(c.n_loops), overflow="fold", ratio=1)
-    texts.add_row(*(Text(_visible(prompt), style="dim") + Text(_visible(c.text)) for c in columns))
+    texts.add_row(*(Text(visible(prompt), style="dim") + Text(visible(c.text)) for c in columns))
     console = Console()
     console.print(texts)
     deepest = columns[-1]
@@ -282,8 +281,3 @@ def _print_samples(prompt: str, columns: list[Sample], stop_below: float | None)
 
 def _loops(n: int) -> str:
     return f"{n} loop{'s' * (n > 1)}"
-
-
-def _visible(text: str) -> str:
-    """Text that cannot steer the terminal it is printed on."""
-    return "".join(c if c.isprintable() or c in "\n\t" else MARK for c in text)

@@ -78,3 +78,18 @@ def estimate_data(found: Estimate | None, target: str) -> dict[str, Any] | None:
         "n_runs": found.n_runs,
         "flops": found.flops,
     }
+
+
+def left_out_data(planner: Planner, done: list[tuple[int, float]]) -> list[dict[str, Any]]:
+    """Runs that are no part of the fit, as plain data."""
+    grid = planner.grid
+    return [
+        {
+            "mean_recurrence": int(grid.mean_recurrence[run.row]),
+            "budget_flops": float(grid.budget_flops[run.row]),
+            "loss": run.loss,
+            "expected": run.expected,
+            "p": run.p,
+        }
+        for run in planner.left_out(done)
+    ]

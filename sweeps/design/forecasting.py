@@ -113,6 +113,23 @@ def _apart(found: Forecast) -> str:
     )
 
 
+def off_curve(trials: Sequence[Trial]) -> list[str]:
+    """Sentences about numbers of loops that no recurrence fit keeps (`analysis.isoflop.parabolas.without_shallow`)."""
+    shallow = sorted({t.mean_recurrence for t in trials if t.mean_backprop_depth == 1})
+    apart = "`parcae fit --law recurrence` leaves such runs out, and here they count as any other"
+    out = []
+    if 1 in shallow:
+        out.append(
+            f"mean_recurrence 1 is the fixed-depth Transformer, another architecture; {apart}. Leave it out"
+        )
+    if looped := ", ".join(str(mu) for mu in shallow if mu > 1):
+        out.append(
+            f"mean_recurrence {looped}: with gradient through one loop alone (mean_backprop_depth 1) a model hardly "
+            f"learns to loop; {apart}. Leave {looped} out, or let depth.mean_backprop_depth be 2"
+        )
+    return out
+
+
 def forecast_lines(data: dict[str, Any]) -> list[str]:
     """The same for people."""
     lines = [

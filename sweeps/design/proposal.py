@@ -17,7 +17,7 @@ from analysis.design.optimum import enclosed
 from analysis.design.priors import Prior
 from parcae_core.data.io import write_synced
 from parcae_core.errors import UserError
-from sweeps.design.forecasting import runs_of, settings_of, size_of
+from sweeps.design.forecasting import off_curve, runs_of, settings_of, size_of
 from sweeps.design.plan import Plan, plan, short
 from sweeps.design.sections import LADDER
 from sweeps.design.spec import parse_spec
@@ -57,7 +57,7 @@ class Proposal:
             out.append(
                 _line("the spec's grid", self.grid_forecast, self.grid_runs, self.grid_flops)
             )
-        return out
+        return out + off_curve(self.plan.trials)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -67,6 +67,7 @@ class Proposal:
             "grid": self.grid_forecast and asdict(self.grid_forecast),
             "grid_flops": self.grid_flops,
             "grid_runs": self.grid_runs,
+            "notes": off_curve(self.plan.trials),
             "spec": self.spec,
         }
 

@@ -15,8 +15,8 @@ from analysis.design.adaptive import Decision
 from parcae_core.data.io import write_synced
 from parcae_core.trial import Trial
 from sweeps.branches import Waiting
-from sweeps.decisions import FILE, decisions, end_of, words
-from sweeps.design.adaptive import estimate_data, losses_of, planner_of
+from sweeps.decisions import FILE, decisions, end_of, left_out_words, words
+from sweeps.design.adaptive import estimate_data, left_out_data, losses_of, planner_of
 from sweeps.design.plan import Plan, describe
 from sweeps.reports import ENDED
 from sweeps.store import Store
@@ -46,10 +46,16 @@ class Choosing(Waiting):
         self.over = False
         self.next: Trial | None = None
         planner = planner_of(plan)
-        # results of other sweeps are known from the start, and this one pays nothing for them
-        known = [self.rows[i] for i in self._ended().keys() - set(self._decided())]
-        paid = float(planner.grid.budget_flops[known].sum())
-        self.planner = replace(planner, total_flops=planner.total_flops + paid)
+        # results of other sweeps are known from the start, and this one pays nothing for them; what was
+        # trained here is paid for, also where its decision is lost or another design made it
+        undecided = self._ended().keys() - set(self._decided())
+        reused = {i for i in undecided if (r := store.report(i)) is not None and r.reused_from}
+        if own := undecided - reused:
+            say(
+                f"{len(own)} results of {store.name} are of no decision in {FILE}; their FLOPs count as spent"
+            )
+        theirs = planner.grid.budget_flops[[self.rows[i] for i in reused]].sum()
+        self.planner = replace(planner, total_flops=planner.total_flops + float(theirs))
 
     def __bool__(self) -> bool:
         return not self.over
@@ -90,7 +96,8 @@ class Choosing(Waiting):
         """Write down, and say, that the sweep is finished."""
         self.over = True
         if end_of(self.lines) != why:
-            self._write({"stop": why, "estimate": self._estimate(self._ended())})
+            ended = self._ended()
+            self._write({"stop": why, **self._known(ended)})
         self.say(f"{self.store.name} is finished: {why}{self._in_words()}")
 
     def _decided(self) -> list[str]:
@@ -129,15 +136,19 @@ class Choosing(Waiting):
                 "budget_flops": trial.budget_flops,
                 "seed": trial.seed,
                 "reason": decision.reason,
-                "estimate": self._estimate(ended),
+                **self._known(ended),
             }
         )
         said = f"next {describe(trial)}, seed {trial.seed}: {decision.reason}"
         self.say(said + self._in_words())
         return trial
 
-    def _estimate(self, ended: dict[str, float | None]) -> dict[str, Any] | None:
-        return estimate_data(self.planner.estimate(self._done(ended)), self.planner.target)
+    def _known(self, ended: dict[str, float | None]) -> dict[str, Any]:
+        """What a decision rests on: runs that are no part of the fit, if any, and the target by the others."""
+        done = self._done(ended)
+        out = left_out_data(self.planner, done)
+        estimate = estimate_data(self.planner.estimate(done), self.planner.target)
+        return ({"left_out": out} if out else {}) | {"estimate": estimate}
 
     def _in_words(self) -> str:
         now = self.lines[-1]["estimate"]
@@ -147,7 +158,12 @@ class Choosing(Waiting):
         """A decision is on the disk before anything is started on it."""
         if end_of(self.lines):
             self.lines.pop()
+        before = self.lines[-1].get("left_out", ()) if self.lines else ()
         self.lines.append({"n": len(self.lines) + 1} | line)
+        known = {(run["mean_recurrence"], run["budget_flops"], run["loss"]) for run in before}
+        for run, sentence in zip(line.get("left_out", ()), left_out_words(line), strict=True):
+            if (run["mean_recurrence"], run["budget_flops"], run["loss"]) not in known:
+                self.say(sentence)
         path = self.store.root / FILE
         write_synced(path, "".join(json.dumps(x) + "\n" for x in self.lines))
         self.store.storage.push(path)

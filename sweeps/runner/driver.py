@@ -19,6 +19,7 @@ from parcae_core.trial import Resources, Trial
 from sweeps.branches import Waiting, hand_over_ended
 from sweeps.design.adaptive import chosen, is_adaptive, planner_of
 from sweeps.design.estimate import longest_first
+from sweeps.design.forecasting import off_curve
 from sweeps.design.plan import Plan
 from sweeps.design.trunks import branches_of
 from sweeps.reports import FINISHED, State
@@ -90,6 +91,8 @@ def run(
         )
     if is_adaptive(plan):
         planner_of(plan)  # a prior that is none is refused before anything is written
+        for sentence in off_curve(plan.trials):
+            say(sentence)
     store.check(plan, spec_path, extend=extend)
     if options.address is None:
         require_local(plan.trials, options.cpus)

@@ -56,7 +56,11 @@ class Halving(FIFOScheduler):
     def _remember(self, trial: Trial) -> None:
         """Tell what a trial showed at the rungs that it will not pass again."""
         files = self.store.files(trial.trial_id)
-        made = trial.n_steps if self.store.result(trial) is not None else files.newest_step()
+        report = self.store.report(trial.trial_id)
+        # A driver's view of an object store holds no checkpoints; after `retry` a folder has no report
+        made = max(files.newest_step(), 0 if report is None else report.checkpoint_step)
+        if self.store.result(trial) is not None:
+            made = trial.n_steps
         if made < rungs_of(trial)[0]:
             return
         self.store.storage.pull([files.metrics])

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
@@ -167,6 +168,7 @@ class _Pool:
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(self.job, theirs, gpus), daemon=False)
         # a process keeps this mask: Ctrl-C, which is for us, would else end it while it still imports
+        resource_tracker.ensure_running()  # whose own start would lift the mask
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             process.start()

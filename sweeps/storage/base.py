@@ -76,7 +76,10 @@ class Storage(Protocol):
         """Remove files, here and for the other nodes; absent ones are fine."""
 
     def lock(self) -> AbstractContextManager[None]:
-        """Hold the sweep for this driver; UserError if another one has it."""
+        """Hold the sweep for this driver; UserError if another one has it.
+
+        If another takes it over later, this process gets SIGINT.
+        """
 
     # What the verbs are used for, where the two storages differ in more than where a file lies
 

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -28,10 +29,13 @@ from typing import TYPE_CHECKING, Any
 from parcae_core.data.io import file_lock, write_synced
 from parcae_core.errors import UserError
 from parcae_core.plain import is_plain_name, parse_json
+from sweeps.decisions import FILE as DECISIONS
+from sweeps.scoring.scores import FILE_NAME as SCORES
 from sweeps.storage.base import Unreachable, busy, this_process
 from sweeps.storage.files import SMALL, TrialFiles
 from sweeps.storage.objects import Objects, Retrying
 from sweeps.storage.tempdir import OwnedFolder, private_folder
+from sweeps.waiting import say
 
 if TYPE_CHECKING:
     from parcae_core.trial import Trial
@@ -111,7 +115,11 @@ class ObjectStorage:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """An object that is renewed: one that stays as it is belongs to a driver that is dead."""
+        """An object that is renewed: one that stays as it is belongs to a driver that is dead.
+
+        A driver that was held up for so long (suspended, cut off) finds another's and is stopped as by
+        Ctrl-C: its trials write a checkpoint, and the other's workers take them over.
+        """
         mine = {"owner": uuid.uuid4().hex, "who": this_process()}
         began, before = time.monotonic(), self.objects.pull(".driver")
         while before is not None and time.monotonic() - began < DRIVER_GONE_S:
@@ -127,11 +135,21 @@ class ObjectStorage:
             raise busy(self.objects.url, _holder(found))
         hasty, over = self._objects(self.root.name, DRIVER_RENEWS_S), threading.Event()
 
+        def ours() -> bool:
+            found = hasty.pull(".driver")
+            return found is None or _said(found).get("owner") == mine["owner"]
+
         def renew() -> None:
             beat = 0
             while not over.wait(DRIVER_RENEWS_S):
                 beat += 1
                 with suppress(OSError):
+                    if not ours():
+                        say(
+                            f"{self.objects.url}: another `parcae run` took it over, since this one was "
+                            f"not heard for {DRIVER_GONE_S:.0f} s; this one stops"
+                        )
+                        return os.kill(os.getpid(), signal.SIGINT)
                     hasty.push(".driver", json.dumps(mine | {"beat": beat}).encode())
 
         thread = threading.Thread(target=renew, daemon=True)
@@ -142,7 +160,8 @@ class ObjectStorage:
             over.set()
             thread.join()
             with suppress(OSError):
-                hasty.delete(".driver")
+                if ours():
+                    hasty.delete(".driver")
 
     # ---- trials --------------------------------------------------------------------------------
 
@@ -220,7 +239,7 @@ class ObjectStorage:
 def _is_small(name: str) -> bool:
     """Whether a view of the sweep holds the file."""
     folder, _, file = name.rpartition("/")
-    return file in SMALL if folder else file in ("sweep.json", "spec.yaml")
+    return file in ((*SMALL, SCORES) if folder else ("sweep.json", "spec.yaml", DECISIONS))
 
 
 def work_folder(place: str) -> Path:

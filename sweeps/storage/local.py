@@ -65,7 +65,7 @@ class LocalStorage:
         pass
 
     def push_data(self, folder: Path) -> str:
-        return str(folder)
+        return str(folder.absolute())  # workers of a running cluster work in folders of their own
 
     def pull_data(self, shared: str) -> Path:
         return Path(shared)

@@ -21,7 +21,7 @@ from parcae_core.data.io import write_synced
 from parcae_core.errors import UserError
 from parcae_core.plain import parse_json
 from parcae_core.trial import Trial
-from sweeps.storage.base import Lease, LeaseLost
+from sweeps.storage.base import Lease, LeaseLost, Unreachable
 from sweeps.storage.files import TrialFiles
 from sweeps.storage.objects import Retrying
 
@@ -209,6 +209,10 @@ def pull_checkpoint(
 
     Args:
         wanted: only this one, which is on its way to the store; waits for it.
+
+    Raises:
+        Unreachable: the wanted one did not come, or came damaged; training from another step than the
+            processes that wait for this one would fail for good.
     """
     local = newest_checkpoint(files.checkpoints, trial)
     here = "" if local is None else local.path.name
@@ -232,6 +236,10 @@ def pull_checkpoint(
         if metrics is not None:
             write_synced(files.metrics, metrics)
         return
+    if wanted is not None:
+        raise Unreachable(
+            f"{objects.url}: {trial.trial_id} has no whole checkpoint {wanted} after {PATIENCE_S:.0f} s"
+        )
 
 
 def _pull(objects: Retrying, checkpoints: Path, trial: Trial, name: str) -> None:

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from sweeps.cli.status_table import status_data
+from sweeps.cli.tables.status import status_data
 from sweeps.decisions import decisions
 from sweeps.store import Store
 from tests.e2e.test_kills import finish, start

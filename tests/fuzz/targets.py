@@ -577,6 +577,13 @@ def finished_sweep(folder: Path) -> Any:
     return plan, store
 
 
+def decision(trial_id: str) -> dict[str, Any]:
+    """A line of design.jsonl."""
+    known = {"target": "mu@1e9", "value": 4.0, "low": 2.0, "high": 8.0, "n_runs": 7, "flops": 1e9}
+    of = {"trial_id": trial_id, "mean_recurrence": 2, "budget_flops": 4e8, "seed": 0}
+    return {"n": 1, **of, "reason": "replica", "estimate": known}
+
+
 class Sweeps(Target):
     def prepare(self, folder: Path) -> Any:
         plan, store = finished_sweep(folder)
@@ -586,8 +593,14 @@ class Sweeps(Target):
         case = fresh(prepared.root, folder)
         trial = draw(st.sampled_from(prepared.trials))
         names = ["sweep.json", *(f"{trial}/{n}.json" for n in ("trial", "state", "result"))]
-        for name in draw(st.lists(st.sampled_from(names), min_size=1, max_size=2, unique=True)):
-            json_or_bytes(draw, case / name, json.loads((case / name).read_text()))
+        for name in draw(
+            st.lists(st.sampled_from([*names, "design.jsonl"]), min_size=1, max_size=2, unique=True)
+        ):
+            path = case / name
+            data = json.loads(path.read_text()) if path.exists() else decision(trial)
+            json_or_bytes(draw, path, data)
+            if name == "design.jsonl" and path.is_file():  # a line without an end is none
+                path.write_bytes(path.read_bytes() + b"\n")
         verb = draw(st.sampled_from(["status", "status", "collect", "retry", "fit"]))
         if verb == "fit":
             return ["fit", str(case), "--law", "recurrence", "--starts", "2", "--interval", "none"]

@@ -9,8 +9,8 @@ import pytest
 from parcae_core.checkpoints.native import newest_checkpoint
 from parcae_core.training.train import train
 from sweeps.branches import Waiting, hand_over_ended
-from sweeps.cli.status_table import status_data
 from sweeps.cli.sweep import load_plan
+from sweeps.cli.tables.status import status_data
 from sweeps.records import records_of
 from sweeps.reports import StateReport
 from sweeps.runner.driver import Options, make_job, prepare_data

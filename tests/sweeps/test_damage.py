@@ -256,3 +256,14 @@ def test_json_of_a_result_survives_being_sealed(done):
     _store, plan, _ = done
     result = good_result(plan.trials[0])
     assert json.loads(json.dumps(sealed(result)))["sha256"] == sealed(sealed(result))["sha256"]
+
+
+def test_what_a_report_says_cannot_steer_the_terminal(done, capsys, monkeypatch):
+    store, plan, _ = done
+    steering = "\x1b]0;title\x07\x1b[2J\x9b1A"
+    StateReport(state="failed", reason=steering).write(store.files(plan.trials[0].trial_id).state)
+    store.files(plan.trials[0].trial_id).result.unlink()
+    code, out, _ = parcae(capsys, monkeypatch, "status", store.root)
+    assert code == 0
+    assert "]0;title" in out
+    assert not set(out) & {"\x1b", "\x07", "\x9b"}

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from analysis.design import priors
-from analysis.design.adaptive import Grid, Planner, layout
+from analysis.design import lack_of_fit, priors
+from analysis.design.adaptive import Grid, Planner
+from analysis.design.layout import layout
 from analysis.design.optimum import LAW, Size, enclosed, quantities
 
 SIZE = Size(
@@ -130,3 +131,70 @@ def test_the_whole_sweep_by_the_prior_alone():
     spent = sum(GRID.budget_flops[r] * k for r, k in counts.items())
     assert 4e19 - min(BUDGETS) < spent <= 4e19
     assert set(plan.next([], [], 9)[0][i].row for i in range(9)) <= set(counts)
+
+
+# Thirteen runs of the demo's task in the order that an adaptive sweep chose them: (budget, loops, loss). With 32 loops
+# the rule was not found.
+RUNS = (
+    (0.8e11, 3, 1.047958),
+    (0.8e11, 6, 1.043899),
+    (0.8e11, 16, 1.171327),
+    (1.2e11, 3, 1.027435),
+    (1.2e11, 8, 1.021042),
+    (1.2e11, 16, 1.071148),
+    (1.8e11, 3, 1.010552),
+    (1.8e11, 8, 1.000080),
+    (1.8e11, 16, 1.005474),
+    (0.8e11, 12, 1.112690),
+    (0.8e11, 8, 1.068102),
+    (1.8e11, 32, 1.124111),
+    (1.2e11, 32, 1.195235),
+)
+
+
+@pytest.fixture(scope="module")
+def demo():
+    """The planner of the demo's adaptive spec, and what those runs left."""
+    size = Size(
+        n_params=40_224, n_params_core=12_352, flops_at_zero=2.231e5, flops_per_loop=6.532e4
+    )
+    grid = Grid.of(size, (0.8e11, 1.2e11, 1.8e11, 2.7e11, 4e11), (3, 4, 6, 8, 12, 16, 24, 32))
+    prior = priors.read("E=1.45,X=32.6,x=0.493,Y=4.11e7,y=1.62", 0.003)
+    over = enclosed(prior.values, size, grid.budget_flops)
+    given = {"target": "gamma_mu", "total_flops": 2.25e12, "budgets": over}
+    cells = list(zip(grid.budget_flops, grid.mean_recurrence, strict=True))
+    done = [(cells.index((budget, loops)), loss) for budget, loops, loss in RUNS]
+    return Planner(grid=grid, prior=prior, **given), done
+
+
+def test_runs_that_have_not_found_the_rule_do_not_bend_the_law(demo):
+    planner, done = demo
+    left_out = planner.left_out(done)
+    assert {(run.row, run.loss) for run in left_out} == set(done[-2:])
+    assert all(run.p < lack_of_fit.LEVEL for run in left_out)
+    before, after = planner.estimate(done[:11]), planner.estimate(done)
+    assert after.value == pytest.approx(before.value, abs=1e-6)
+    assert after.flops == pytest.approx(1.6e12)  # they are paid for
+    for decision in planner.next(done, [], 8)[0]:
+        row = decision.row
+        shorter = (
+            planner.grid.columns["n_tokens"][row] <= planner.grid.columns["n_tokens"][done[-2][0]]
+        )
+        assert not (planner.grid.mean_recurrence[row] == 32 and shorter)
+
+
+def test_a_run_that_may_be_an_optimum_is_never_left_out(demo):
+    """A loss far below the law at the deepest setting of a budget says that the optimum lies further out."""
+    planner, done = demo
+    better = [*done[:-2], (done[-2][0], 0.9)]
+    assert planner.left_out(better) == ()
+
+
+def test_chance_leaves_hardly_a_run_out():
+    """Of 40 sets of 15 runs that do follow a law."""
+    rng, plan, lost = np.random.default_rng(0), planner(), 0
+    for _ in range(40):
+        rows = rng.choice(len(TRUTH), 15)
+        losses = TRUTH[rows] * np.exp(2e-3 * rng.standard_normal(15))
+        lost += bool(plan.left_out(list(zip(rows.tolist(), losses.tolist(), strict=True))))
+    assert lost == 0

@@ -1,7 +1,10 @@
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from analysis import api
 from analysis.errors import InputError
 from analysis.isoflop import parabolas
 from analysis.table import checks, load
@@ -129,3 +132,83 @@ def test_filters_act_first_and_know_the_files_own_words(tmp_path):
         load.load(path, columns, ("State=done",))
     noted = load.load(path, columns, ("loss!=12000",)).notes
     assert any("'State' gives 1 as running of 3 rows" in n for n in noted)
+
+
+def ladder(sizes=(1e7, 3e7, 1e8, 3e8), budgets=(1e9, 3e9, 1e10, 3e10), noise=1e-3):
+    """Runs of a Chinchilla law over sizes and tokens."""
+    n, d = (x.ravel() for x in np.meshgrid(sizes, budgets))
+    rng = np.random.default_rng(1)
+    loss = (1.8 + 420 * n**-0.345 + 1500 * d**-0.36) * np.exp(noise * rng.standard_normal(n.size))
+    return pd.DataFrame({"N": n, "D": d, "loss": loss})
+
+
+def chinchilla(frame, **options):
+    return api.fit_source(frame, "chinchilla", interval="none", n_starts=4, **options)
+
+
+@pytest.mark.parametrize("column", ["architecture", "config/arch", "model_type", "preset"])
+def test_two_architectures_fitted_as_one_are_a_problem_and_the_advice_keeps_one(column):
+    frame = ladder()
+    both = pd.concat(
+        [frame.assign(**{column: "gpt"}), frame.assign(loss=frame.loss * 0.97, **{column: "rnn"})]
+    )
+    [sentence] = chinchilla(both).problems
+    assert sentence.startswith(f"the rows mix {column} gpt and rnn")
+    [advice] = re.findall(r"--where \"?([^\"]*)\"?$", sentence)
+    assert chinchilla(both, where=(advice,)).valid
+    assert chinchilla(both.rename(columns={column: "remark"})).valid  # nobody said what it is
+
+
+def test_models_named_by_their_size_are_no_mixture():
+    frame = ladder()
+    assert chinchilla(frame.assign(model_type=frame.N.map("gpt-{:.0e}".format))).valid
+    assert chinchilla(frame.assign(preset=frame.N.map("p{:.0e}".format))).valid
+
+
+def test_a_law_without_loops_does_not_take_looped_and_fixed_depth_runs_for_one():
+    frame = ladder()
+    looped = pd.concat([frame.assign(mu=1), frame.assign(loss=frame.loss * 0.98, mu=4)])
+    [sentence] = chinchilla(looped).problems
+    assert sentence.startswith("the runs loop differently (mu 1, 4) and the law does not know mu")
+    [advice] = re.findall(r'--where "([^"]*)"', sentence)
+    assert chinchilla(looped, where=(advice,)).valid
+    [sentence] = chinchilla(looped.rename(columns={"mu": "T"})).problems
+    assert sentence.startswith("the runs loop differently (T 1, 4)")
+    unrolled = frame.assign(mu=frame.N.rank(method="dense"))  # N counts the loops already
+    assert chinchilla(unrolled).valid
+    everything = api.fit_source(
+        looped.assign(C=6 * looped.N * looped.D), "frontier", interval="none"
+    )
+    assert not any("loop differently" in p for p in everything.problems)
+
+
+def test_fixed_depth_is_one_loop_to_a_law_of_unrolled_sizes():
+    frame = ladder()
+    looped = pd.concat(
+        [
+            frame.assign(mu=mu, N_rec=frame.N / 2, arch="plain" if mu == 1 else "looped")
+            for mu in (1, 2, 4)
+        ]
+    )
+    unrolled = looped.N + (looped.mu - 1) * looped.N_rec
+    looped["loss"] = 1.8 + 420 * unrolled**-0.345 + 1500 * looped.D**-0.36
+    result = api.fit_source(looped, "training", interval="none", n_starts=4)
+    assert result.valid
+    assert result["x"].value == pytest.approx(0.345, rel=1e-3)
+
+
+def test_several_learning_rates_of_a_setting_are_a_problem_and_both_cures_work():
+    frame = ladder(noise=2e-3)
+    swept = pd.concat(
+        [
+            frame.assign(loss=frame.loss * (1 + slack), lr=lr)
+            for lr, slack in ((1e-3, 0.0), (3e-3, 0.01), (1e-2, 0.03))
+        ]
+    )
+    [sentence] = chinchilla(swept).problems
+    assert sentence.startswith("16 settings were run with several values of lr,")
+    assert chinchilla(swept, where=("lr=0.001",)).valid
+    assert "--where lr=0.001, or" in sentence
+    assert chinchilla(swept, undertuned=10.0).valid
+    best = swept.iloc[:16]
+    assert chinchilla(best.assign(lr=np.linspace(1e-3, 1e-2, 16))).valid

@@ -170,7 +170,7 @@ def die_at(call, monkeypatch):
 
         return wrapped
 
-    for name in ("_write_tensors", "write_synced", "sync"):
+    for name in ("write_tensors", "write_synced", "sync"):
         monkeypatch.setattr(native, name, mortal(getattr(native, name)))
     for name in ("mkdir", "rename"):
         monkeypatch.setattr(Path, name, mortal(getattr(Path, name)))

@@ -10,7 +10,7 @@ import torch
 from parcae_core.errors import UserError
 from parcae_core.kernels import choice, dispatch
 from parcae_core.kernels.attention import backend_order, backends_taken, first_backend
-from parcae_core.kernels.choice import TORCH, Kernels, choose
+from parcae_core.kernels.choice import ON_CPU, TORCH, Kernels, choose
 from parcae_core.model.parcae import build_model
 from parcae_core.training.compile import compile_model
 
@@ -18,8 +18,9 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 def test_a_cpu_runs_torch_unless_told(tiny, device):
-    assert choose(CPU) == choose(CPU, "torch") == TORCH
-    assert build_model(tiny(), seed=0).kernels == TORCH
+    assert choose(CPU) == ON_CPU
+    assert choose(CPU, "torch") == TORCH
+    assert build_model(tiny(), seed=0).kernels == ON_CPU
     if dispatch.INTERPRETED:
         assert choose(CPU, "triton") == Kernels(ops="triton", mlp="joined", cross_entropy="torch")
 

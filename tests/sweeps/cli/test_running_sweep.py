@@ -1,4 +1,4 @@
-"""The laws of a sweep that still runs: what has ended is read from its folders, never an older table."""
+"""The laws of a sweep that still runs: what has ended is read from its folders, never an older table; also at a URL."""
 
 import json
 import math
@@ -8,19 +8,20 @@ import typer
 
 from analysis.errors import InputError
 from analysis.table import load
-from sweeps.cli.laws import _learning_curves, register
+from sweeps.cli.laws import _history, register
 from sweeps.records import collect
 from sweeps.store import Store
 from tests.support.tiny import tiny_plan, write_spec
 from tests.sweeps.test_store import good_result, put
 
 
-@pytest.fixture
-def running(tmp_path, monkeypatch):
-    """Four trials planned: (folder, a function that ends the next of them)."""
+@pytest.fixture(params=["folder", "object store"])
+def running(tmp_path, monkeypatch, request, object_store):
+    """Four trials planned: (store, a function that ends the next of them)."""
     monkeypatch.setattr(load, "_READERS", {})
     register(typer.Typer())
-    plan, store = tiny_plan(), Store(tmp_path / "runs", "tiny")
+    out = object_store if request.param == "object store" else tmp_path / "runs"
+    plan, store = tiny_plan(), Store(out, "tiny")
     store.write_plan(plan, write_spec(tmp_path))
     left = list(plan.trials)
 
@@ -30,6 +31,7 @@ def running(tmp_path, monkeypatch):
         for row in result["evaluation"]:
             row["val_bpb"] = row["val_loss"] / math.log(2)
         put(store, trial, result)
+        store.storage.push(store.files(trial.trial_id).result)
 
     return store, end
 
@@ -37,22 +39,22 @@ def running(tmp_path, monkeypatch):
 def test_what_has_ended_is_collected_and_counted(running):
     store, end = running
     with pytest.raises(InputError, match="none of its 4 trials has ended yet"):
-        load.load(store.root)
+        load.load(store.where)
     end()
     collect(store)  # a table that is soon too old
     end()
     end()
-    table = load.load(store.root)
+    table = load.load(store.where)
     assert table.frame.trial_id.nunique() == 3
     assert "3 of 4 trials have ended; the others are not in this table" in table.notes
     assert table.flops_rule == "paper"
     end()
-    assert not any("have ended" in note for note in load.load(store.root).notes)
+    assert not any("have ended" in note for note in load.load(store.where).notes)
 
 
 def test_its_learning_curves_are_drawn_while_it_trains(running):
     store, end = running
-    assert _learning_curves(str(store.root)) == {}
+    assert _history(store.where) == ({}, None)
     for trial in store.stored_trials():
         lines = [
             {
@@ -66,14 +68,16 @@ def test_its_learning_curves_are_drawn_while_it_trains(running):
         ]
         path = store.files(trial.trial_id).metrics
         path.write_text("\n".join(map(json.dumps, lines)) + "\n{torn")
+        store.storage.push(path)
     end()
-    drawing = _learning_curves(str(store.root))["curves"]()
+    drawing = _history(store.where)[0]["curves"]()
     rows = drawing.drawn
     assert set(rows.panel) == {"loss", "lr", "val_loss"}
     assert rows[rows.panel == "lr"].series.nunique() == 4
     assert list(rows[rows.panel == "val_loss"].y) == [3.0]  # of the one that has ended
 
 
+@pytest.mark.parametrize("running", ["folder"], indirect=True)
 def test_a_sweep_is_named_wherever_its_folder_is_wanted(running, monkeypatch):
     store, end = running
     end()

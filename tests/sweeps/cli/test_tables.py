@@ -20,8 +20,10 @@ from rich.console import Console
 from analysis import api
 from analysis.laws import library
 from parcae_core.trial import DataConfig
-from sweeps.cli import columns, plan_table, status_table
+from sweeps.cli import columns
 from sweeps.cli.app import command
+from sweeps.cli.tables import plan as plan_table
+from sweeps.cli.tables import status as status_table
 from sweeps.decisions import FILE
 from sweeps.design.corpora import Corpus, bytes_per_token, resolve_data
 from sweeps.design.plan import plan

@@ -1,6 +1,7 @@
 """`parcae sample` and `parcae export` on a run's folder, through the command line."""
 
 import json
+import resource
 import sys
 
 import pytest
@@ -113,3 +114,19 @@ def test_an_export_can_be_sampled_in_the_published_format(parcae, run, tmp_path)
     code, _, err = parcae("export", run, tmp_path / "hub")
     assert code == 2
     assert "is there already" in err
+
+
+@pytest.mark.parametrize("form", ["transformers", "parcae"])
+def test_an_export_that_the_disk_does_not_hold_is_one_sentence_and_leaves_nothing(
+    parcae, run, tmp_path, form
+):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # as a full disk refuses it
+    try:
+        code, out, err = parcae("export", run, tmp_path / "new", "--format", form)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (code, out) == (1, "")
+    assert err.startswith("parcae: ")
+    assert "the command did not finish" in err
+    assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,7 @@ from benchmarks.common import RESULTS, rate_rows
 from parcae_core.accounting.hardware import cpu_device, peak_flops_per_s
 from parcae_core.errors import UserError
 from parcae_core.trial import Resources
-from sweeps.cli.plan_table import plan_data
+from sweeps.cli.tables.plan import plan_data
 from sweeps.design import benchmark_rates
 from sweeps.design.benchmark_rates import best_share, measured_rate, with_measured_shares
 from sweeps.design.estimate import ASSUMED_FLOPS_PER_CPU, rate_of

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from parcae_core.accounting.flops import eval_flops_per_token
-from sweeps.cli.plan_table import plan_data
+from sweeps.cli.tables.plan import plan_data
 from sweeps.design.estimate import (
     duration,
     longest_first,

@@ -3,7 +3,7 @@
 import pytest
 
 from parcae_core.errors import UserError
-from sweeps.cli.plan_table import plan_data
+from sweeps.cli.tables.plan import plan_data
 from sweeps.design.estimate import longest_first
 from sweeps.design.smoke import shrink
 from sweeps.design.trunks import branches_of, flops_to_make

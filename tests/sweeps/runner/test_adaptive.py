@@ -7,15 +7,16 @@ import pytest
 
 from analysis.design.optimum import LAW
 from parcae_core.errors import UserError
-from sweeps.decisions import FILE, decisions, half_of
+from sweeps.decisions import FILE, decisions, half_of, table_of
 from sweeps.design.adaptive import chosen, is_adaptive
+from sweeps.design.forecasting import off_curve
 from sweeps.design.smoke import shrink
 from sweeps.history import decisions_of
 from sweeps.runner import driver
 from sweeps.runner.adaptive import Choosing
-from sweeps.store import Store
+from sweeps.store import Store, open_sweep
 from tests.support.tiny import spec_dict, tiny_plan, write_spec
-from tests.sweeps.test_store import good_result, put
+from tests.sweeps.test_store import good_result, put, report
 
 KEYS = {
     "design": "adaptive",
@@ -38,22 +39,22 @@ def adaptive(tmp_path):
     return store, plan
 
 
-def finish(store, trial) -> None:
-    """A result with the law's loss at the trial's setting."""
+def finish(store, trial, factor: float = 1.0) -> None:
+    """A result with the law's loss at the trial's setting, times a factor."""
     values = {"E": 1.0, "X": 330.0, "x": 0.5, "Y": 55.0, "y": 0.5}
     columns = {
         "n_params_unrolled": np.array([trial.cost.n_params_unrolled]),
         "n_tokens": np.array([trial.n_tokens]),
     }
     rng = np.random.default_rng([trial.mean_recurrence, trial.n_steps, trial.seed])
-    loss = float(LAW.predict(values, columns)[0] * np.exp(0.005 * rng.standard_normal()))
+    loss = float(LAW.predict(values, columns)[0] * np.exp(0.005 * rng.standard_normal())) * factor
     result = good_result(trial)
     for row in result["evaluation"]:
         row["val_loss"] = loss
     put(store, trial, result)
 
 
-def go_on(waiting, store, n: int) -> list[str]:
+def go_on(waiting, store, n: int, factor=lambda trial: 1.0) -> list[str]:
     """Run the next n trials one after the other."""
     names = []
     for _ in range(n):
@@ -61,7 +62,7 @@ def go_on(waiting, store, n: int) -> list[str]:
         if trial is None:
             break
         waiting.trials.remove(trial)
-        finish(store, trial)
+        finish(store, trial, factor(trial))
         waiting.asked_anew()
         names.append(trial.trial_id)
     return names
@@ -132,12 +133,48 @@ def test_results_of_another_sweep_are_known_and_cost_nothing(adaptive):
     theirs = [t for t in plan.trials if t.seed == 0 and t.budget_flops == 4e8]
     for trial in theirs:
         finish(store, trial)
+        report(store, trial, state="done", reused_from="other")
     go_on(choosing(store, plan), store, 100)
     lines = decisions(store.root)
     mine = {line["trial_id"] for line in lines[:-1]}
     assert mine.isdisjoint(t.trial_id for t in theirs)
     assert 1.2e10 - 4e8 < sum(line["budget_flops"] for line in lines[:-1]) <= 1.2e10
     assert lines[-1]["estimate"]["n_runs"] == len(mine) + len(theirs)
+
+
+def test_what_was_trained_here_is_paid_for_although_its_decisions_are_lost(adaptive):
+    store, plan = adaptive
+    before = go_on(choosing(store, plan), store, 3)
+    (store.root / FILE).unlink()
+    said = []
+    again = Choosing(store, planned(store, plan), said.append, plan=plan)
+    assert said == [
+        "3 results of tiny are of no decision in design.jsonl; their FLOPs count as spent"
+    ]
+    assert again.planner.total_flops == 1.2e10
+    assert go_on(again, store, 1)[0] not in before
+
+
+def test_an_object_store_keeps_the_decisions(ended, object_store):
+    """The second start has another working copy, as on another machine."""
+    _, plan, spec, names = ended
+
+    def go_on_there(n: int) -> list[str]:
+        store = Store(object_store, plan.name)
+        store.refresh()
+        waiting, done = choosing(store, plan), []
+        while len(done) < n and (trial := waiting.ready()) is not None:
+            waiting.trials.remove(trial)
+            finish(store, trial)
+            store.storage.push(store.files(trial.trial_id).result)
+            waiting.asked_anew()
+            done.append(trial.trial_id)
+        return done
+
+    Store(object_store, plan.name).write_plan(plan, spec)
+    assert go_on_there(3) + go_on_there(2) == names[:5]
+    seen = open_sweep(f"{object_store}/tiny")
+    assert [line["n"] for line in decisions(seen.root)] == [1, 2, 3, 4, 5]
 
 
 def test_after_a_kill_the_next_choice_is_the_same(ended, adaptive):
@@ -163,6 +200,39 @@ def test_its_decisions_are_read_with_what_all_candidates_would_tell(ended):
     assert half_of({"target": "mu@1e20", "low": 2.0, "high": 8.0}) == pytest.approx(np.log(2))
 
 
+def test_loops_that_a_recurrence_fit_leaves_out_are_said():
+    [words] = off_curve(tiny_plan(**KEYS).trials)
+    assert words.startswith("mean_recurrence 2: with gradient through one loop alone")
+    deeper = KEYS | {"depth": {"mean_backprop_depth": 2}}
+    assert off_curve(tiny_plan(**deeper).trials) == []
+    looped = tiny_plan(**KEYS | {"mean_recurrence": [3, 4, 8]})
+    assert off_curve(looped.trials) == []
+
+
+def test_a_run_that_no_law_fits_is_said_and_nothing_beyond_it_is_run(adaptive):
+    """At the smallest budget 8 and 16 loops have hardly learnt to loop: 30 % above the law."""
+    store, plan = adaptive
+
+    def lost(trial):
+        return trial.budget_flops == 4e8 and trial.mean_recurrence >= 8
+
+    for trial in plan.trials:
+        if trial.seed == 0 and (trial.budget_flops, trial.mean_recurrence) != (4e8, 16):
+            finish(store, trial, 1.3 if lost(trial) else 1.0)
+    said: list[str] = []
+    waiting = Choosing(store, planned(store, plan), said.append, plan=plan)
+    go_on(waiting, store, 2)
+    lines = decisions(store.root)
+    for line in lines:
+        [run] = line["left_out"]
+        assert (run["budget_flops"], run["mean_recurrence"]) == (4e8, 8)
+        assert run["loss"] / run["expected"] == pytest.approx(1.3, abs=0.02)
+        assert run["p"] < 1e-6
+        assert (line["budget_flops"], line["mean_recurrence"]) not in ((4e8, 8), (4e8, 16))
+    [sentence] = [x for x in said if x.startswith("left out of the fit: 8 loops at 4e+08 FLOPs")]
+    assert table_of(lines)[0]["left_out"] == [sentence]
+
+
 def test_no_decision_before_a_slot_is_free(adaptive):
     store, plan = adaptive
     waiting = choosing(store, plan, slots=2)
@@ -186,6 +256,13 @@ def test_a_line_that_a_kill_cut_short_is_no_decision(adaptive):
     path = store.root / "design.jsonl"
     path.write_text(path.read_text() + '{"n": 3, "tri')
     assert len(decisions(store.root)) == 2
+
+
+def test_decisions_of_a_plan_before_extend_are_none_of_this_one(adaptive):
+    store, plan = adaptive
+    line = {"n": 1, "trial_id": "0" * 12, "estimate": None, "reason": "replica"}
+    (store.root / FILE).write_text(json.dumps(line) + "\n")
+    assert choosing(store, plan).ready().trial_id in plan.trial_ids
 
 
 def test_smoke_runs_its_few_trials_as_they_are():

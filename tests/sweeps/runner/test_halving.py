@@ -9,6 +9,7 @@ from parcae_core.errors import UserError
 from sweeps.cli.sweep import load_plan
 from sweeps.design.spec import parse_spec
 from sweeps.records import records_of
+from sweeps.reports import StateReport
 from sweeps.runner.driver import Options, make_job, prepare_data, run
 from sweeps.runner.halving import Halving
 from sweeps.runner.rungs import loss_at, rungs_of
@@ -88,6 +89,23 @@ def test_a_second_start_knows_what_trials_have_shown_before(planned):
     tell(halving, trials[2], views[trials[2].trial_id], [2.1])
     assert halt(store, trials[1])["step"] == 6
     assert halt(store, trials[2])["step"] == 2
+
+
+def test_a_second_start_in_an_object_store_knows_it_from_the_reports(object_store, tmp_path):
+    plan = tiny_plan(**STABILITY)
+    first = Store(object_store, plan.name)
+    first.write_plan(plan, write_spec(tmp_path, **STABILITY))
+    for trial, loss in zip(plan.trials, (2.0, 3.0), strict=False):
+        files = first.files(trial.trial_id)
+        files.metrics.write_text(f'{{"step": 2, "train/loss": {loss}}}\n')
+        StateReport(state="planned", step=3, checkpoint_step=3).write(files.state)
+        first.storage.push(files.metrics, files.state)
+    again = Store(object_store, plan.name)
+    again.refresh()
+    halving, third = Halving(again, list(plan.trials[:3])), plan.trials[2]
+    view = SimpleNamespace(trial_id="tune-2", config={"trial_id": third.trial_id})
+    tell(halving, third, view, [2.5])
+    assert halt(again, third)["step"] == 2
 
 
 def test_the_loss_at_a_rung_is_a_mean_over_the_last_tenth_of_the_steps(tmp_path):

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from sweeps.cli.status_table import status_data
+from sweeps.cli.tables.status import status_data
 from sweeps.reports import StateReport
 from sweeps.runner.losses import Losses, loss_of, loss_of_process
 from sweeps.store import Store

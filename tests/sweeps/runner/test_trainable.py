@@ -10,8 +10,8 @@ import pytest
 
 from parcae_core.result import Interrupted
 from parcae_core.training.train import train
-from sweeps.cli.status_table import status_data
 from sweeps.cli.sweep import load_plan
+from sweeps.cli.tables.status import status_data
 from sweeps.records import collect, records_of
 from sweeps.runner.driver import Options, make_job, prepare_data
 from sweeps.runner.trainable import attempt

@@ -4,16 +4,20 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
+import threading
 from pathlib import Path
 
 import pytest
 
 from parcae_core.errors import UserError
-from sweeps.storage.base import LeaseBusy, lease, require_writable
+from sweeps.runner.errors import environment
+from sweeps.runner.signals import stop_on_signals
+from sweeps.storage import bucket, uploads
+from sweeps.storage.base import LeaseBusy, Unreachable, lease, require_writable
 from sweeps.storage.bucket import ObjectStorage
 from sweeps.storage.local import LocalStorage
 from sweeps.storage.objects import Objects
+from tests.support.tiny import tiny_plan
 
 HOLDER = """
 import subprocess, sys, time
@@ -29,13 +33,11 @@ with lease(out / "tiny" / "trial", LocalStorage(out, "tiny"), wait_s=0) as held:
 
 
 @pytest.fixture
-def files(monkeypatch, tmp_path):
-    """An empty object store in this process's memory."""
-    fsspec = pytest.importorskip("fsspec")
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    files = fsspec.filesystem("memory")
-    files.store.clear()
-    return files
+def files(object_store):
+    """What the empty object store in this process's memory holds."""
+    import fsspec
+
+    return fsspec.filesystem("memory")
 
 
 def test_a_view_follows_what_the_store_holds(files):
@@ -97,3 +99,29 @@ def test_a_killed_workers_folder_is_held_while_a_process_of_its_lives(tmp_path):
     with lease(folder, storage, wait_s=5) as mine:
         assert mine.orphan
         assert mine.content["generation"] == 3
+
+
+def test_a_driver_that_was_taken_over_stops_and_leaves_the_others_lock(files, monkeypatch, capsys):
+    monkeypatch.setattr(bucket, "DRIVER_RENEWS_S", 0.1)
+    storage, theirs = ObjectStorage("memory://runs", "tiny", working=False), b'{"owner": "other"}'
+    stopped = threading.Event()
+    with stop_on_signals(stopped.set), storage.lock():
+        files.pipe_file("/runs/tiny/.driver", theirs)  # as after a long suspension
+        assert stopped.wait(5)
+    assert files.cat_file("/runs/tiny/.driver") == theirs
+    assert "memory://runs/tiny: another `parcae run` took it over" in capsys.readouterr().err
+
+
+def test_prepared_data_is_known_to_workers_in_other_folders(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    shared = LocalStorage(Path("runs"), "tiny").push_data(Path("data"))
+    assert shared == str(tmp_path / "data")
+
+
+def test_a_checkpoint_that_does_not_come_is_no_fresh_start(object_store, monkeypatch):
+    monkeypatch.setattr(uploads, "PATIENCE_S", 0.1)
+    storage, trial = ObjectStorage(object_store, "tiny", working=True), tiny_plan().trials[0]
+    with pytest.raises(Unreachable, match="has no whole checkpoint step-000000100 after") as error:
+        storage.pull_checkpoint(trial, "step-000000100")
+    assert environment(error.value) is error.value  # so the trial is planned again

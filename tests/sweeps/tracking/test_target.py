@@ -1,7 +1,5 @@
 """Where W&B runs go: the spec comes first, then W&B's own variables."""
 
-import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -52,10 +50,9 @@ def test_an_entity_changes_the_specs_hash_and_its_absence_does_not():
     assert plain.sha256 != with_entity.sha256
     # as before W&B's entity was known to specs: runs of then keep their names
     data = plain.model_dump(mode="json")
-    assert data["wandb"].pop("entity") is None
-    assert (data.pop("trunks"), data.pop("scheduler")) == (False, "fifo")
-    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
-    assert plain.sha256 == hashlib.sha256(text.encode()).hexdigest()
+    assert "entity" not in data["wandb"]
+    assert data.keys().isdisjoint(("trunks", "scheduler"))
+    assert plain.sha256[:12] == "f0db4d547c57"
 
 
 def test_a_run_is_the_teams(tmp_path):

@@ -18,7 +18,7 @@ from sweeps.cli.columns import (
     listed,
     print_table,
 )
-from sweeps.decisions import decisions, end_of, table_of, words
+from sweeps.decisions import decisions, end_of, left_out_words, table_of, words
 from sweeps.reports import StateReport
 from sweeps.store import Store
 
@@ -170,6 +170,8 @@ def print_status(data: dict[str, Any], *, every_trial: bool = False) -> None:
     if now := data["estimate"]:
         spent = f"{now['n_runs']} runs of {flops(now['flops'])} FLOPs"
         console.print(f"{words(now)} by {spent}, from the training law")
+    for sentence in left_out_words(data["design"][-1]) if data["design"] else ():
+        console.print(sentence)
     if why := end_of(data["design"]):
         console.print(f"the design has ended: {why}")
     made = data["made_flops_paper"]
