@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 SMOOTH = 0.02  # of a run's points, the width of the running mean
 MIN_POINTS = 5  # of a run: fewer are no curve
-GAP = 5.0  # times a run's usual step: a longer one is not interpolated across
 SHARE = 0.1  # of a run that is left out at its start, where the learning rate warms up
 _HELD_OUT = re.compile(
     r"(^|[^a-z])(val|valid|validation|eval|test|dev|held_?out)([^a-z]|$)", re.IGNORECASE
@@ -117,7 +116,9 @@ def of_log(frame: pd.DataFrame, source: str) -> Curves:
 
 def _usable(table: Table) -> Table:
     """The rows that a curve can go through: one infinite loss would spoil a running mean."""
-    table = table.keep(np.isfinite(table.frame.loss), "no finite loss")
+    table = table.keep(
+        np.isfinite(table.frame.loss), "no finite loss; the curve goes straight across"
+    )
     spent = table.frame.train_flops
     return table.keep(np.isfinite(spent) & (spent > 0), "no compute above 0")
 
@@ -149,16 +150,15 @@ def envelope(curves: Curves, n: int = 60) -> Table:
             f"{curves.source}: every row has the same compute, so there is no envelope."
         )
     grid = np.geomspace(low, high, n)
-    losses, in_gap = np.array([_on_grid(r, grid) for _, r in runs]).swapaxes(0, 1)
+    losses = np.array(
+        [
+            np.interp(np.log(grid), np.log(r.train_flops), r.loss, left=np.inf, right=np.inf)
+            for _, r in runs
+        ]
+    )
     best = losses.argmin(axis=0)
     least = losses.min(axis=0)
-    unknown = in_gap[best, np.arange(n)] > 0
-    words = (
-        f"{int(unknown.sum())} of {n} computes are left out: the run that may be the lowest there has no loss "
-        f"over more than {GAP:g} of its usual steps"
-    )
     falling = np.isfinite(least) & (least < np.minimum.accumulate(np.r_[np.inf, least[:-1]]))
-    falling &= ~unknown
     frame = pd.DataFrame(
         {
             "train_flops": grid[falling],
@@ -174,27 +174,10 @@ def envelope(curves: Curves, n: int = 60) -> Table:
         dropped=curves.dropped,
         notes=(
             *curves.notes,
-            *([words] if unknown.any() else []),
             f"the lower envelope of {len(runs)} runs' smoothed {curves.what}es at {n} computes: of runs not "
             "cooled down there, so an upper bound of what a run planned for that compute reaches",
         ),
     )
-
-
-def _on_grid(rows: pd.DataFrame, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A run's loss at each compute, infinite beyond its ends, and where it lies in a gap: there as after it.
-
-    A gap is long beside the run's other steps in compute and in its logarithm: the steps of a log may grow.
-    """
-    spent, loss = np.array(rows.train_flops, dtype=float), np.array(rows.loss, dtype=float)
-    at = np.interp(np.log(grid), np.log(spent), loss, left=np.inf, right=np.inf)
-    if len(spent) < 2:
-        return at, np.zeros(len(grid))
-    steps = np.array([np.diff(spent), np.diff(np.log(spent))])
-    gap = (steps > GAP * np.median(steps, axis=1, keepdims=True)).all(axis=0)
-    step = np.clip(np.searchsorted(spent, grid) - 1, 0, len(gap) - 1)
-    in_gap = gap[step] & np.isfinite(at)
-    return np.where(in_gap, loss[step + 1], at), in_gap
 
 
 def fit_envelope(curves: Curves, law: Law | None = None, **options) -> Fit:
