@@ -5,6 +5,7 @@ The command line and the Python door both come through here, so that an option m
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,7 @@ class Changes:
                 f'it as a formula over one run, like --law "{form}".'
             )
         tied = _pairs(self.tie, "--tie", "alpha=beta", str)
-        fixed = _pairs(self.fix, "--fix", "gamma=1", float)
+        fixed = _pairs(self.fix, "--fix", "gamma=1", _finite)
         bounded = _pairs(self.bound, "--bound", "alpha=0:3", _range)
         return law.tying(**tied).fixing(**fixed).bounding(**bounded)
 
@@ -199,6 +200,12 @@ def _pairs(given, option: str, example: str, read) -> dict:
                 f"{option}: {part.strip()!r} cannot be read; write it like {example}."
             ) from error
     return out
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError
+    return value
 
 
 def _range(text: str) -> tuple[float, float]:

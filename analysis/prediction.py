@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MU_GRID = np.geomspace(1.0, 128.0, 1200)
 _LOSS = "nats per token"
+_LEAST = 6e8  # FLOPs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,7 +146,7 @@ def optimal(table: Table, budget: float, law: str | Law = "recurrence", **option
     Raises:
         InputError: another law, or minima from which no exponent follows.
     """
-    if not budget > 0:
+    if not 0 < budget < np.inf:
         raise InputError(f"--budget is {budget}; FLOPs above 0 are needed, like 1e20.")
     if law in ("recurrence", "isoflop"):
         over = options.get("over") or ("N" if law == "isoflop" else "mu")
@@ -167,6 +168,11 @@ def _optimal_size(table: Table, budget: float, law: Law, options: dict) -> Answe
     fitted = fit_table(table, law, **options)
     confidence, measured = fitted.options.confidence, fitted.dataset.columns
     _refuse_other_cost(fitted.dataset.table)
+    if budget < _LEAST:
+        raise InputError(
+            f"--budget is {budget:g}; {_LEAST:g} FLOPs are 10,000 parameters on 10,000 tokens, and no law of "
+            "language models reaches below. Give more."
+        )
 
     def along(log_n):
         n = np.exp(np.asarray(log_n, dtype=float))
@@ -393,4 +399,9 @@ def point_of(law, at: dict[str, float], table: Table) -> dict[str, float]:
             f"--at: law {law.name!r} needs {missing[0]}; add {letter}=VALUE (it takes "
             f"{', '.join(info(c)[0] for c in law.columns)})."
         )
+    for name in law.columns:
+        letter, unit, above = info(name)
+        if not (np.isfinite(point[name]) and point[name] > above):
+            needed = f"above {above:g}" if np.isfinite(above) else "finite"
+            raise InputError(f"--at: {letter} is {point[name]:g}; {unit} {needed} are needed.")
     return {c: float(point[c]) for c in law.columns}

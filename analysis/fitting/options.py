@@ -36,6 +36,10 @@ class FitOptions:
             if not getattr(self, name) > 0:
                 option = name.removeprefix("n_")
                 raise InputError(f"--{option} is {getattr(self, name)}; it must be above 0.")
+        if not self.undertuned < 1e6:
+            raise InputError(f"--undertuned is {self.undertuned}; it must be below 1e6, like 10.")
+        if self.seed < 0:
+            raise InputError(f"--seed is {self.seed}; it must be at least 0.")
         if not 0 < self.confidence < 1:
             raise InputError(
                 f"confidence is {self.confidence}; it must lie between 0 and 1, like 0.95."

@@ -1,4 +1,4 @@
-"""Rows that a law fitted to the others does not describe: named, with what to do.
+"""Rows that a law fitted to the others does not describe: named, with what to do; and laws that describe none.
 
 Huber's function bounds what such a row does to the parameters, so nothing else would show it. But it is a run
 recorded wrongly, or one of a kind that the law does not know, and which of the two decides what the fit means.
@@ -24,6 +24,7 @@ _FEW = 6  # degrees of freedom; of fewer the spread itself is not known
 _SMALL = 1e-3  # a log residual below is no matter, however well the others are met
 _SUSPECT = 4.0  # spreads, of a fit by squares: such a fit follows its outliers
 _SHOWN = 3
+_WORSE = 1.5  # a law with a floor is never worse than that floor alone
 
 
 def sentences(objective: Objective, theta: np.ndarray, data: Dataset) -> list[str]:
@@ -33,7 +34,14 @@ def sentences(objective: Objective, theta: np.ndarray, data: Dataset) -> list[st
     fitted = objective.parts(theta)[0]
     if not (fitted > 0).all():
         return []
-    spreads = _in_spreads(np.log(fitted / data.target), len(theta))
+    off, apart = np.abs(np.log(fitted / data.target)), np.log(data.target)
+    of_constant = float(np.median(np.abs(apart - np.median(apart))))
+    if np.median(off) > _WORSE * of_constant:
+        return [
+            f"the law is farther from these rows than one number for all of them is (median of the log residuals "
+            f"{np.median(off):.3g} and {of_constant:.3g}): its form is not theirs, and its parameters mean nothing"
+        ]
+    spreads = _in_spreads(off, len(theta))
     if np.isinf(objective.delta) and spreads.max() > _SUSPECT:
         robust = replace(objective, raw=False, delta=FitOptions().delta)
         fitted = objective.parts(robust.descend(theta).x)[0]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from analysis.table.load import Table
 
 MIN_RUNS = 4  # three determine a parabola and leave nothing to judge it by
+_FAR_OFF = 8.0  # times the misfit of the other budgets' parabolas
 MIN_BUDGETS = 3  # two optima determine a line and leave nothing to judge it by
 FORMULA = "mu* = k_mu C^gamma_mu, D* = k_D C^gamma_D, at the minima of a parabola per budget"
 _LOOPED = ("mean_recurrence", "n_tokens")  # the axes of the recurrence law
@@ -188,6 +189,8 @@ def _fitted(table, axes, law: str, formula: str, problems: list[str], confidence
     seeds = checks.averaged_seeds(table, axes)
     table = seeds.table
     parabolas = fit_parabolas(table, confidence, seeds, axes)
+    if seeds.variance is None:  # else rows are means
+        problems = [*problems, *_far_off(table, [p for p in parabolas if p.axis == axes[0]])]
     params, lines, notes = [], {}, [*table.notes]
     used = {p.budget_flops for p in parabolas if p.axis == axes[0] and p.interpolated}
     for axis in axes:
@@ -245,6 +248,37 @@ def fit_parabolas(
             if variance is None or of_means > variance:
                 variance, dof = of_means, seeds.dof
         out += [_parabola(axis, *f, variance, dof, confidence) for f in fits]
+    return out
+
+
+def _far_off(table: Table, parabolas: list[Parabola]) -> list[str]:
+    """A sentence for a run that alone makes its budget's parabola miss far more than those of the others."""
+    out = []
+    for own in parabolas:
+        others = [p for p in parabolas if p is not own and p.n_runs > 3 and p.status != "none"]
+        left = sum(p.n_runs - 3 for p in others)
+        if own.n_runs <= MIN_RUNS or not left:
+            continue
+        noise = sum(p.sse for p in others) / left
+        if own.sse / (own.n_runs - 3) < _FAR_OFF**2 * max(noise, 1e-12):
+            continue
+        group = table.frame[table.frame.budget_flops == own.budget_flops]
+        without = [_least_squares(group.drop(i), own.axis)[2] for i in group.index]
+        sse = np.array([np.inf if f is None else f[2] for f in without])
+        if sse.min() > own.sse / 10:
+            continue  # it is not one run
+        row = group.iloc[int(sse.argmin())]
+        name = f"run {row.trial_id}, " if "trial_id" in group else ""
+        leave = (
+            f"{table.called('trial_id')}!={row.trial_id}"
+            if "trial_id" in group
+            else f"val_loss!={float(row.val_loss)!r}"
+        )
+        out.append(
+            f"{own.budget_flops:.3g} FLOPs: {name}{axis_words(own.axis)[0]} = {row[own.axis]:.4g} (loss "
+            f"{row.val_loss:.5g}) lies off the parabola of the others, which miss by {noise**0.5:.2g} nats: recorded "
+            f'wrongly, or of another kind; correct it, or leave it out with --where "{leave}"'
+        )
     return out
 
 

@@ -280,6 +280,8 @@ class Study:
         Raises:
             InputError: a name that fits no figure, or axes for several figures.
         """
+        if to is not None and not 0 < to < float("inf"):
+            raise InputError(f"--to is {to}; FLOPs above 0 are needed, like 1e24.")
         draws = _chosen(self.figures(), only)
         if ax is not None and len(draws) != 1:
             raise InputError(

@@ -59,10 +59,32 @@ _NO_SUCH_PATH = (
 )
 
 
+# The verbs of a room with many options; a command line of one of them needs no other room
+LAWS, VERBS_OF_LAWS = (
+    "sweeps.cli.laws",
+    (
+        "columns",
+        "fit",
+        "predict",
+        "optimal",
+        "loops",
+        "judge",
+        "compare",
+        "plot",
+        "curves",
+        "report",
+    ),
+)
+
+
 @cache
-def command() -> Callable[[], object]:
-    """What `parcae` runs; made once, since its many options take a while."""
-    made = typer.main.get_command(build_app())
+def command(verb: str = "") -> Callable[[], object]:
+    """What `parcae` runs; made once, since its many options take a while.
+
+    Args:
+        verb: that will be run, where it is known.
+    """
+    made = typer.main.get_command(build_app((LAWS,) if verb in VERBS_OF_LAWS else _ROOMS))
     _limit_numbers(made)
     return made
 
@@ -91,8 +113,8 @@ def _require_sensible(context: typer.Context, parameter: Any, value: Any) -> Any
 _SHOW_THEMSELVES = ("run", "demo", "data", "submit", "logs")
 
 
-def build_app() -> typer.Typer:
-    """The command with every room's verbs; the modules that hold them are cheap to import."""
+def build_app(rooms: tuple[str, ...] = _ROOMS) -> typer.Typer:
+    """The command with the verbs of rooms; the modules that hold them are cheap to import."""
     app = typer.Typer(
         name="parcae",
         help="Plan and run compute-budget sweeps of looped language models, and fit their scaling "
@@ -104,7 +126,7 @@ def build_app() -> typer.Typer:
     )
     app.callback()(_options)
     reader.register()  # analysis does not know this room
-    for name in _ROOMS:
+    for name in rooms:
         importlib.import_module(name).register(app)
     return app
 
@@ -181,7 +203,7 @@ def main() -> None:
 
 def _run() -> None:
     try:
-        command()()
+        command(sys.argv[1] if len(sys.argv) > 1 else "")()
     except SystemExit:
         sys.stdout.flush()  # a full disk shows here, while there is still a message to be given
         raise

@@ -24,6 +24,8 @@ from analysis.laws import library
 from analysis.report import study
 from analysis.report.html import render, write_report
 from analysis.table import load, records
+from sweeps.cli import parallel
+from sweeps.cli.app import VERBS_OF_LAWS, build_app
 from sweeps.cli.laws import register
 
 
@@ -203,6 +205,20 @@ def test_a_page_of_both_bundled_sources_takes_15_seconds(tmp_path):
     assert time.process_time() - began < 15
 
 
+@pytest.mark.slow
+def test_sources_side_by_side_give_the_page_of_one_after_the_other(app, tmp_path, monkeypatch):
+    sources, pages = ["bundled:parcae-140m", "bundled:nano-isoflop"], []
+    for cores in (1, 2):
+        monkeypatch.setattr(parallel, "usable_cpus", lambda n=cores: n)
+        out = tmp_path / "report.html"
+        done = CliRunner().invoke(
+            app, ["report", *sources, "--law", "recurrence", "--out", str(out)]
+        )
+        pages.append((done.stdout, out.read_bytes()))
+    assert pages[0] == pages[1]
+    assert pages[0][0].count("gamma_mu") == 2
+
+
 def test_fit_prints_json_on_stdout_and_exits_by_validity(app, simulate, tmp_path):
     done = CliRunner().invoke(app, ["fit", "bundled:parcae-140m", "--law", "recurrence", "--json"])
     assert done.exit_code == 0
@@ -301,6 +317,11 @@ def test_plot_and_report_write_what_they_print(app, tmp_path):
     assert "gamma_mu 0.396" in done.stdout
     assert done.stdout.strip().endswith("report.html")
     assert out.read_text().count("<img") == 2
+
+
+def test_the_verbs_that_need_no_other_room_are_those_of_this_one(app):
+    assert tuple(typer.main.get_command(app).commands) == VERBS_OF_LAWS
+    assert set(typer.main.get_command(build_app()).commands) > set(VERBS_OF_LAWS)
 
 
 def test_fit_does_not_load_what_it_does_not_need():

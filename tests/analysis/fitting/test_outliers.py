@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from analysis import api
+from analysis.errors import InputError
 
 LAW = {"E": 1.8, "A": 420.0, "alpha": 0.345, "B": 1500.0, "beta": 0.36}
 
@@ -57,3 +58,33 @@ def test_heavy_tails_and_undertuned_runs_are_no_outliers(runs):
     assert fitted(runs.assign(loss=runs.loss * tails)).valid
     slack = runs.loss.where(runs.run != "r7", runs.loss * 1.5)
     assert fitted(runs.assign(loss=slack), undertuned=10.0).valid
+
+
+def test_a_form_that_is_farther_than_a_constant_is_no_law_of_these_rows(runs):
+    result = api.fit_source(runs, "E/N", interval="none", n_starts=2)
+    assert result.r_squared < 0
+    assert result.problems[0].startswith("the law is farther from these rows than one number")
+    assert api.fit_source(runs, "E + A/N", interval="none", n_starts=2).valid
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (
+            lambda d: api.predict_source(d, "chinchilla", "N=-1,D=1e9"),
+            "--at: N is -1; parameters above 0",
+        ),
+        (lambda d: api.predict_source(d, "chinchilla", "N=nan,D=1e9"), "--at: N is nan"),
+        (
+            lambda d: api.optimal_source(d, 1.0, "chinchilla", n_starts=2),
+            "--budget is 1; 6e.08 FLOPs are",
+        ),
+        (lambda d: api.optimal_source(d, float("inf"), "chinchilla"), "--budget is inf"),
+        (lambda d: fitted(d, undertuned=float("inf")), "--undertuned is inf"),
+        (lambda d: fitted(d, seed=-1), "--seed is -1"),
+        (lambda d: fitted(d, fix="E=nan"), "--fix: 'E=nan' cannot be read"),
+    ],
+)
+def test_numbers_that_cannot_be_are_one_sentence(runs, ask, message):
+    with pytest.raises(InputError, match=message):
+        ask(runs)

@@ -212,3 +212,17 @@ def test_several_learning_rates_of_a_setting_are_a_problem_and_both_cures_work()
     assert chinchilla(swept, undertuned=10.0).valid
     best = swept.iloc[:16]
     assert chinchilla(best.assign(lr=np.linspace(1e-3, 1e-2, 16))).valid
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_one_run_off_its_parabola_is_named_and_the_advice_leaves_it_out(fit, named):
+    frame = isoflop(noise=5e-4).assign(run=[f"r{i}" for i in range(28)]).drop(columns="seed")
+    frame = frame if named else frame.drop(columns="run")
+    assert fit(frame).problems == ()
+    wrong = frame.assign(loss=frame.loss.where(frame.index != 10, frame.loss + 0.05))
+    [sentence] = [p for p in fit(wrong).problems if "lies off the parabola" in p]
+    assert sentence.startswith(f"1e+18 FLOPs: {'run r10, ' if named else ''}mu = 4 (loss ")
+    [advice] = re.findall(r'--where "([^"]*)"', sentence)
+    mended = fit(wrong, where=(advice,))
+    assert mended.problems == ()
+    assert mended["gamma_mu"].value == pytest.approx(0.4, abs=0.05)
