@@ -93,10 +93,12 @@ def load(
         table = from_records(found.frame, found.where)
         table = replace(table, dropped=(*found.dropped, *table.dropped)).noting(*found.notes)
     else:
-        is_frame = isinstance(source, pd.DataFrame)
-        raw = files.of_frame(source, "DataFrame") if is_frame else sources.read(source)
+        if isinstance(source, pd.DataFrame):
+            raw = files.of_frame(source, "DataFrame")
+        else:
+            raw = sources.read(source)
         # a notebook adds columns to records; what it then holds is a table of its own
-        if columns or not records.is_records(raw.frame, strictly=is_frame):
+        if columns or not records.is_records(raw.frame, strictly=text is None):
             return _points(raw, columns, where, own, unit)
         _refuse_options(raw.where, columns, unit)
         table = from_records(raw.frame, raw.where)
