@@ -43,6 +43,7 @@ TASKS: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
         NANO
         | {
             # Settings whose published losses are bundled
+            "budgets_flops": [0.8e11, 1.2e11, 1.8e11],
             "mean_recurrence": {
                 "0.8e11": [3, 4, 6, 8],
                 "1.2e11": [3, 4, 6, 8],

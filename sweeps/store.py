@@ -2,7 +2,7 @@
 
 <out> is a folder that every node sees, or the URL of an object store (`sweeps.storage.base`).
 
-    <out>/<sweep>/sweep.json        name, spec hash, trial ids in plan order, commit
+    <out>/<sweep>/sweep.json        name, spec hash, trial ids in plan order, commit, where the spec lay
                   spec.yaml         the spec as it was given
                   <trial_id>/trial.json       the planned trial (sweeps)
                              state.json, result.json         what its worker reports (sweeps.reports)
@@ -67,6 +67,7 @@ class _Planned:
     name: str = ""
     design: str = ""
     spec_sha256: str = ""
+    spec_folder: str = ""
     git_commit: str | None = None
 
 
@@ -261,6 +262,7 @@ class Store:
             "name": plan.name,
             "design": plan.spec.design,
             "spec_sha256": plan.spec.sha256,
+            "spec_folder": str(spec_folder(spec_path)),
             "trials": list(plan.trial_ids),
             "git_commit": git_commit(),
         }
@@ -362,6 +364,12 @@ def git_commit(checkout: Path = PROJECT) -> str | None:
     head += ["describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     done = subprocess.run(head, capture_output=True, text=True, check=False)
     return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def spec_folder(spec: Path) -> Path:
+    """Where the paths in a spec start: at its folder; of the one that a sweep keeps, where that was taken from."""
+    kept = read_json(spec.parent / "sweep.json") if spec.name == "spec.yaml" else None
+    return Path((kept or {}).get("spec_folder") or spec.absolute().parent)
 
 
 def open_sweep(source: str | Path, out: str | Path = "runs") -> Store:

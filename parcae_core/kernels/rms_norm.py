@@ -42,7 +42,7 @@ if triton is not None:
 @cache
 def number(value: float, dtype: torch.dtype) -> Tensor:
     """A number as a tensor on the CPU: torch makes one anew, and casts it, where it is given a float."""
-    return torch.tensor(value, dtype=dtype)
+    return torch.tensor(value, dtype=dtype, device="cpu")
 
 
 def inverse_rms(x: Tensor, eps: float) -> Tensor:

@@ -13,7 +13,8 @@ import typer
 
 from parcae_core.errors import UserError
 from sweeps.cli.columns import AsJson
-from sweeps.cli.sweep import CHECKPOINT_EVERY, LOST_WORKERS, NODE_CPUS, NODE_GPUS, SET
+from sweeps.cli.sweep import CHECKPOINT_EVERY, LOST_WORKERS, NODE_CPUS, NODE_GPUS, SET, largest_node
+from sweeps.storage.objects import is_url
 from sweeps.waiting import say
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def submit(
     from sweeps.design.spec import load_spec
     from sweeps.runner.cluster import jobs
 
+    _require_shared(out)
     # a mistake in it is found here and not on the cluster
     name = load_spec(spec, changes or ()).name
     here = Path.cwd()
@@ -89,8 +91,8 @@ def submit(
         )
     options = [f"--{n}" for n, on in (("extend", extend), ("smoke", smoke)) if on]
     options += [f"--lost-workers={lost_workers}", f"--checkpoint-every={checkpoint_every:g}"]
-    if node_cpus is not None:
-        options += [f"--node-cpus={node_cpus:g}", f"--node-gpus={node_gpus:g}"]
+    if (node := largest_node(node_cpus, node_gpus)) is not None:
+        options += [f"--node-cpus={node['CPU']:g}", f"--node-gpus={node['GPU']:g}"]
     options += [word for change in changes or () for word in ("--set", change)]
     command = ["run", inside, "--out", out, "--address", "auto", *options]
     with jobs.connected(address) as client:
@@ -103,6 +105,19 @@ def submit(
         code = jobs.exit_code(client, job)
     if code:
         raise typer.Exit(code)
+
+
+def _require_shared(out: str) -> None:
+    """Refuse what the job would make in Ray's copy of this folder: no other node sees it, and Ray removes it.
+
+    Raises:
+        UserError: if it is neither an absolute path nor a URL.
+    """
+    if not (out.startswith(("/", "~")) or is_url(out)):
+        raise UserError(
+            f"--out {out}: would lie in the job's temporary folder; give a folder that every node sees, like "
+            "/mnt/sweep/runs, or a URL, like s3://bucket/runs."
+        )
 
 
 def sendable(
@@ -204,6 +219,8 @@ def _through_a_job(
     from sweeps.runner.cluster import jobs
     from sweeps.runner.cluster.check import Report
 
+    if out is not None:
+        _require_shared(out)
     package, variables = sendable(Path.cwd(), exclude, env)
     command = ["cluster", "check", "--address", "auto", "--json"]
     command += [] if out is None else ["--out", out]

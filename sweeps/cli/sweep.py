@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -216,7 +217,11 @@ def run(
         raise UserError(f"--wandb is {wandb!r}; it must be offline, online or disabled.")
     if no_ray and address is not None:
         raise UserError("--no-ray runs on this machine, and --address names a cluster; give one.")
-    can_add = None if node_cpus is None else {"CPU": node_cpus, "GPU": node_gpus}
+    if address is None and node_cpus is not None:
+        raise UserError("--node-cpus is of a cluster's nodes; name the cluster with --address.")
+    if address is not None and cpus is not None:
+        raise UserError("--cpus is of this machine, and --address names a cluster; give one.")
+    can_add = largest_node(node_cpus, node_gpus)
     spec = spec_file(spec, out)
     planned = load_plan(spec, changes or (), smoke=smoke)
     if address is None:  # nobody here knows the GPUs of a cluster elsewhere: the spec's shares hold
@@ -239,7 +244,18 @@ def run(
             checkpoint_every_s=checkpoint_every,
         ),
     )
-    finish(outcome, store, again=_again(spec, out, changes or (), smoke=smoke, no_ray=no_ray))
+    finish(outcome, store, again=shlex.join(["parcae", *sys.argv[1:]]))
+
+
+def largest_node(cpus: float | None, gpus: float) -> dict[str, float] | None:
+    """What --node-cpus and --node-gpus say of the nodes that a cluster may add.
+
+    Raises:
+        UserError: GPUs of a node whose CPUs nobody gave.
+    """
+    if cpus is None and gpus:
+        raise UserError(f"--node-gpus {gpus:g}: a node has CPUs too; give --node-cpus beside it.")
+    return None if cpus is None else {"CPU": cpus, "GPU": gpus}
 
 
 def spec_file(named: Path, out: str = "runs") -> Path:
@@ -265,9 +281,11 @@ def load_plan(
     from sweeps.design.corpora import resolve_data
     from sweeps.design.plan import plan as make_plan
     from sweeps.design.spec import load_spec
+    from sweeps.store import spec_folder
 
     loaded, where = load_spec(spec, changes), str(spec)
-    planned = make_plan(loaded, resolve_data(loaded, where, assume=assume), where=where)
+    data = resolve_data(loaded, where, assume=assume, folder=spec_folder(spec))
+    planned = make_plan(loaded, data, where=where)
     planned = replace(planned, changes=tuple(changes))
     if smoke:
         from sweeps.design.smoke import shrink
@@ -297,10 +315,3 @@ def finish(outcome: Outcome, store: Store, *, again: str) -> None:
         what = "stopped" if outcome.stopped else "not every trial could be run"
         say(f"{what}; go on with: {again}")
     raise typer.Exit(1)
-
-
-def _again(spec: Path, out: str, changes: Sequence[str], *, smoke: bool, no_ray: bool) -> str:
-    options = ["--out", out] if out != "runs" else []
-    options += [word for change in changes for word in ("--set", change)]
-    options += ["--smoke"] * smoke + ["--no-ray"] * no_ray
-    return shlex.join(["parcae", "run", str(spec), *options])

@@ -99,22 +99,27 @@ def data_sections(spec: SweepSpec, where: str) -> list[DataSection]:
     return list(dict.fromkeys(cell.data or spec.data for cell in cells(spec, where)))
 
 
-def resolve_data(spec: SweepSpec, where: str, *, assume: bool = False) -> dict[DataSection, Corpus]:
+def resolve_data(
+    spec: SweepSpec, where: str, *, assume: bool = False, folder: Path | None = None
+) -> dict[DataSection, Corpus]:
     """Which text and which ids the spec means: reads each corpus, trains nothing.
 
     Args:
+        folder: where paths in the spec start; None: at the folder of the file `where`.
         assume: take a corpus that is not there, or is too large to be read now, for what the spec says
             of it; good enough to count what training costs.
 
     Raises:
         UserError: if a corpus or a tokenizer cannot be had.
     """
-    return {section: _resolve(section, where, assume) for section in data_sections(spec, where)}
+    folder = folder or Path(where).parent
+    sections = data_sections(spec, where)
+    return {section: _resolve(section, where, folder, assume) for section in sections}
 
 
-def _resolve(section: DataSection, where: str, assume: bool) -> Corpus:
+def _resolve(section: DataSection, where: str, folder: Path, assume: bool) -> Corpus:
     try:
-        place = section.place(where)
+        place = section.place(folder)
         if assume and missing(place):
             return Corpus(
                 config=_config(section.corpus, UNREAD, parse_tokenizer(section.tokenizer)),

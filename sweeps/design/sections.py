@@ -96,9 +96,9 @@ class DataSection(Section):
         """Whether the spec names one, so that a prepared folder's may contradict it."""
         return "tokenizer" in self.model_fields_set
 
-    def place(self, where: str) -> str:
-        """The corpus as `resolve` takes it: a path starts at the folder of the spec file `where`."""
-        inside = Path(where).parent / self.corpus
+    def place(self, folder: Path) -> str:
+        """The corpus as `resolve` takes it: a path starts at the folder of the spec file."""
+        inside = folder / self.corpus
         return str(inside) if "://" not in self.corpus and inside.exists() else self.corpus
 
 

@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sweeps.cli import app
+from sweeps.cli.sweep import load_plan, spec_file
 from sweeps.store import Store
 from tests.support.tiny import SPEC, spec_dict, tiny_plan, write_spec
-from tests.sweeps.test_store import good_result, put
+from tests.sweeps.test_store import good_result, put, report
 
 
 def parcae(*args, cwd=None) -> subprocess.CompletedProcess:
@@ -158,6 +159,17 @@ def test_an_unwritable_output_folder_is_refused(tmp_path, monkeypatch, capsys):
             "s3:/: names no bucket; give one, like s3://bucket/runs",
         ),
         (("status", "x", "--address", "ray://127.0.0.1:1"), "is Ray Client's"),
+        (
+            ("submit", "SPEC", "--address", "http://h:1", "--out", "runs"),
+            "--out runs: would lie in",
+        ),
+        (
+            ("cluster", "check", "--address", "http://h:1", "--out", "runs"),
+            "give a folder that every node sees",
+        ),
+        (("run", "SPEC", "--node-gpus", 2), "--node-gpus 2: a node has CPUs too; give --node-cpus"),
+        (("run", "SPEC", "--node-cpus", 2), "name the cluster with --address"),
+        (("run", "SPEC", "--cpus", 2, "--address", "auto"), "--address names a cluster; give one"),
         (("plan", "x" * 300), "File name too long; give another path"),
         (("status", "x" * 300), "File name too long; give another path"),
         (("data", "prepare", "state-reveals", "--context", 10**15), "must be from 2 to 65537"),
@@ -181,6 +193,34 @@ def test_numbers_and_names_that_mean_nothing_are_one_sentence(
     assert err.strip().startswith("parcae: ")
     assert len(err.strip().splitlines()) == 1
     assert everything_in(tmp_path) == before
+
+
+def test_a_sweep_by_its_name_reads_the_corpus_beside_its_spec(tmp_path, monkeypatch, capsys):
+    spec = write_spec(tmp_path / "specs", data={"corpus": "text"})
+    planned = load_plan(spec)
+    Store(tmp_path / "runs", "tiny").write_plan(planned, spec)
+    monkeypatch.chdir(tmp_path)
+    kept = spec_file(Path("tiny"))
+    assert kept == Path("runs/tiny/spec.yaml")
+    Store("runs", "again").write_plan(
+        load_plan(kept), kept
+    )  # as `parcae run tiny --set name=again`
+    for name in ("tiny", "again"):
+        code, out, _ = in_process(monkeypatch, capsys, "plan", name, "--json")
+        assert code == 0
+        assert [t["trial_id"] for t in json.loads(out)["trials"]] == list(planned.trial_ids)
+
+
+def test_advice_to_go_on_repeats_the_command_as_it_was_given(tmp_path, monkeypatch, capsys):
+    spec = write_spec(tmp_path)
+    planned, store = load_plan(spec), Store(tmp_path / "runs", "tiny")
+    store.write_plan(planned, spec)
+    for trial in planned.trials:
+        report(store, trial, state="failed", reason="made up")
+    given = ("run", spec, "--no-ray", "--out", store.out, "--extend", "--wandb", "disabled")
+    code, _, err = in_process(monkeypatch, capsys, *given, "--lost-workers", 1)
+    assert code == 1
+    assert f"then `parcae {' '.join(map(str, given))} --lost-workers 1`." in err
 
 
 def test_a_plan_for_more_slots_than_there_are_trials_costs_no_memory(tmp_path, monkeypatch, capsys):
