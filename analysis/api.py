@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.choices import Choices, Reading, law_of
+from analysis.choices import Choices, Reading
 from analysis.errors import InputError
 from analysis.fitting.result import FitResult
 from analysis.table import load as table_load
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analysis.figures.gallery import Gallery
+    from analysis.laws.law import Law
     from analysis.prediction import Answer
     from analysis.report.study import Study
     from analysis.table.load import Table
@@ -43,7 +44,7 @@ def fit_source(source: Source, law: str | None = None, **options: Any) -> FitRes
     """
     choices = Choices.of(**options)
     table = choices.table(source, law)
-    return fit_table(table, law or law_of(table), choices)
+    return fit_table(table, law or choices.law_of(table), choices)
 
 
 def fit_table(table: Table, law: str, choices: Choices | None = None, **options: Any) -> FitResult:
@@ -54,6 +55,8 @@ def fit_table(table: Table, law: str, choices: Choices | None = None, **options:
     """
     choices = choices or Choices.of(**options)
     form, chosen = choices.law(law, table), choices.options
+    if isinstance(form, str) or form.per_run:
+        choices.refuse_unused(law)
     if form == "recurrence":
         from analysis.isoflop import bias
         from analysis.isoflop.parabolas import fit_recurrence
@@ -82,9 +85,12 @@ def predict_source(source: Source, law: str, at: str | dict[str, float], **optio
 
     choices = Choices.of(**options)
     table = choices.table(source, law)
-    at = parse_setting(at) if isinstance(at, str) else at
-    at = {canonical(k, "at"): v for k, v in at.items()}
-    return predict(table, choices.law(law, table), at, **choices.fitting)
+    form = choices.law(law, table)
+    if isinstance(at, str):
+        at = parse_setting(at, form)
+    else:
+        at = {canonical(k, "at", _columns_of(form)): v for k, v in at.items()}
+    return predict(table, form, at, **choices.fitting)
 
 
 def optimal_source(source: Source, budget: float, law: str, **options: Any) -> Answer:
@@ -94,7 +100,10 @@ def optimal_source(source: Source, budget: float, law: str, **options: Any) -> A
     choices = Choices.of(**options)
     table = choices.table(source, law)
     over = {"over": choices.over} if choices.over else {}
-    return optimal(table, budget, choices.law(law, table), **choices.fitting, **over)
+    form = choices.law(law, table)
+    if isinstance(form, str):
+        choices.refuse_unused(form)
+    return optimal(table, budget, form, **choices.fitting, **over)
 
 
 def study_source(source: Source, *laws: str, **options: Any) -> Study:
@@ -137,14 +146,18 @@ def plot_source(
     return gallery(found, only, Look(width=width, style=style), to=to, ax=ax)
 
 
-def parse_setting(text: str) -> dict[str, float]:
-    """`mu=8,D=1e10` as values by our names.
+def _columns_of(law: Law | str) -> tuple[str, ...]:
+    return () if isinstance(law, str) else law.columns
+
+
+def parse_setting(text: str, law: Law | str = "") -> dict[str, float]:
+    """`mu=8,D=1e10` as values by our names; a law may name the file's own columns.
 
     Raises:
         InputError: an unknown quantity or a value that is not a number.
     """
     out = {}
-    for name, value in parse_columns(text, option="--at").items():
+    for name, value in parse_columns(text, "--at", _columns_of(law)).items():
         try:
             out[name] = float(value)
         except ValueError as error:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from analysis.laws.law import Law
     from analysis.table.load import Table
 
+# of the same runs, with a loss at a setting
+_VALUED = {"recurrence": "training", "isoflop": "chinchilla"}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
@@ -125,6 +128,32 @@ class Choices:
     def table(self, source: str | Path | pd.DataFrame, *laws: str | None) -> Table:
         """The rows of a source, with the axis and the names of formulas among its columns."""
         return self.reading.table(source, *laws, own=(self.over,) if self.over else ())
+
+    def law_of(self, table: Table, *, valued: bool = False) -> str:
+        """The law that a table looks like; the one of minima over an axis, where one is chosen.
+
+        Args:
+            valued: one that gives a loss at a setting.
+
+        Raises:
+            InputError: when it looks like none.
+        """
+        law = "isoflop" if self.over else law_of(table)
+        return _VALUED.get(law, law) if valued else law
+
+    def refuse_unused(self, law: str) -> None:
+        """Of options of a fit, a law without a search of its own takes the confidence alone.
+
+        Raises:
+            InputError: another one that is not at its default.
+        """
+        for f in fields(FitOptions):
+            value = self.fitting.get(f.name, f.default)
+            if f.name != "confidence" and value != f.default:
+                raise InputError(
+                    f"--{f.name.removeprefix('n_')} {value}: law {law!r} takes --confidence alone of the options of "
+                    "a fit; leave it out."
+                )
 
     def law(self, text: str, table: Table) -> Law | str:
         """A `Law`, changed as asked; the name alone of one that is fitted in closed form.

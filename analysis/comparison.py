@@ -6,6 +6,9 @@ the way to 1.3B, by Core scores 87.5 % (arXiv:2604.12946). Say which metric a nu
 
 Effective speed-up at equal loss = C_plain / C_looped: the compute at which the plain models' curve of loss over
 compute reaches the looped model's loss, over what the looped model spent.
+
+A looped model's loss is the one at T = mu_rec. Models of several mu or budgets are compared one by one; what is
+averaged are runs of one setting, seeds.
 """
 
 from __future__ import annotations
@@ -18,17 +21,30 @@ import numpy as np
 from analysis.choices import Reading
 from analysis.errors import InputError
 from analysis.fitting.intervals import ratio_interval
-from analysis.table import load
-from analysis.table.columns import LETTERS
+from analysis.table import checks, load, numbers
+from analysis.table.columns import LETTERS, info
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    import pandas as pd
+
     from analysis.table.load import Table
 
 SAME_SIZE = 0.05  # an injection adds about a per cent to a model's parameters
 _LOG = ("perplexity", "ppl")
+_SETTING = ("n_params", "mean_recurrence", "budget_flops")
+# what runs that are averaged may not differ in, besides their setting
+_ALIKE = (
+    "mean_recurrence",
+    "n_loops",
+    "n_tokens",
+    "train_flops",
+    "injection",
+    "muon_lr",
+    "adamw_lr",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +83,21 @@ class Comparison:
 
 
 def relative_quality(
-    small, looped, large, spread: float | None = None, confidence: float = 0.95
+    small,
+    looped,
+    large,
+    variances: tuple[float, ...] | None = None,
+    dof: float = np.inf,
+    confidence: float = 0.95,
 ) -> tuple[float, float | None, float | None]:
     """(value, low, high) of (small - looped) / (small - large), of losses or of scores alike.
 
     Args:
-        spread: standard deviation of each of the three between seeds; without it there is no interval.
+        variances: of each of the three, independent; without them there is no interval.
+        dof: degrees of freedom that they were estimated with.
 
     Raises:
-        InputError: when the larger model is no better than the smaller beyond the spread.
+        InputError: when the small and the large model have the same value.
     """
     if small == large:
         raise InputError(
@@ -83,13 +105,15 @@ def relative_quality(
             "compare with; use another metric."
         )
     value = float((small - looped) / (small - large))
-    if not spread:
+    if variances is None:
         return value, None, None
-    from scipy.special import ndtri
+    from scipy.special import ndtri, stdtrit
 
-    # the three are independent, and `small` is in both differences
-    z2 = float(ndtri(0.5 + confidence / 2)) ** 2 * spread**2
-    return value, *ratio_interval(small - looped, small - large, ((2, 1), (1, 2)), z2)
+    level = 0.5 + confidence / 2
+    t = float(ndtri(level) if np.isinf(dof) else stdtrit(dof, level))
+    of_small, of_looped, of_large = variances  # `small` is in both differences
+    covariance = ((of_small + of_looped, of_small), (of_small, of_small + of_large))
+    return value, *ratio_interval(small - looped, small - large, covariance, t * t)
 
 
 def compare(
@@ -106,59 +130,132 @@ def compare(
         reading: how both tables are read; or its parts by name, as columns="N=params,loss=loss".
 
     Raises:
-        InputError: columns missing, or no looped model whose size and next size are both there.
+        InputError: columns missing, tables that cannot be compared, runs of one setting that are no
+            replicas, or no looped model whose size and next size are both there.
     """
     reading = reading or Reading(**options)
-    tables = [reading.table(s, own=(metric,)) for s in (looped, plain)]
-    loops, plain_rows = (_rows(t, metric) for t in tables)
-    quality, notes = [], []
-    for size, values in sorted(loops.items()):
-        small = next((s for s in plain_rows if abs(s / size - 1) <= SAME_SIZE), None)
-        larger = [s for s in plain_rows if s > size * (1 + SAME_SIZE)]
-        if small is None or not larger:
-            lacks = "Transformer of its size" if small is None else "larger Transformer"
-            notes.append(
-                f"{size:.4g} parameters: {plain} has no {lacks}, so no relative quality follows"
+    name = LETTERS.get(metric, metric)
+    tables = [load.at_training_depth(reading.table(s, own=(metric,))) for s in (looped, plain)]
+    _refuse_other_quantities(*tables, name)
+    keys = [n for n in _SETTING if n != "budget_flops" or all(_known(t, n) for t in tables)]
+    loops = _groups(tables[0], name, keys)
+    plains = _groups(tables[1], name, [n for n in keys if n != "mean_recurrence"])
+    quality, notes = [], [n for n in tables[0].notes if "T = mean_recurrence" in n]
+    notes += [
+        f"{t.source}: {d.n_rows} rows left out: {d.reason}" for t in tables for d in t.dropped
+    ]
+    lacking: list[str] = []
+    for setting, values in loops.items():
+        here = dict(zip((k for k in keys if k in tables[0].frame), setting, strict=True))
+        words = ", ".join(f"{info(n)[0]} = {v:.4g}" for n, v in here.items())
+        size, rivals = here["n_params"], _rivals(plains, here.get("budget_flops"))
+        small = min(rivals, key=lambda s: abs(s / size - 1), default=np.inf)
+        larger = [s for s in rivals if s > size * (1 + SAME_SIZE)]
+        if abs(small / size - 1) > SAME_SIZE or not larger:
+            lacks = (
+                "larger Transformer"
+                if abs(small / size - 1) <= SAME_SIZE
+                else "Transformer of its size"
+            )
+            there = " at its budget" if "budget_flops" in here else ""
+            lacking.append(
+                f"{words}: {plain} has no {lacks}{there}, so no relative quality follows"
             )
             continue
-        rows = (plain_rows[small], values, plain_rows[min(larger)])
-        below, looped_mean, above = (v.mean() for v in rows)
-        value, low, high = relative_quality(below, looped_mean, above, _spread(rows))
-        quality.append(
-            {
-                "n_params": size,
-                "small": small,
-                "large": min(larger),
-                "relative_quality": value,
-                "ci_low": low,
-                "ci_high": high,
-            }
-        )
-    if not quality and notes:
-        raise InputError("; ".join(notes) + ". Add rows of those sizes.")
-    if quality and quality[0]["ci_low"] is None:
-        notes.append("no interval: one run per size says nothing of the spread; add seeds")
+        rows = (rivals[small], values, rivals[min(larger)])
+        below, looped_mean, above = (float(v.mean()) for v in rows)
+        value, low, high = relative_quality(below, looped_mean, above, *_scatter(rows))
+        found = {"small": small, "large": min(larger), "relative_quality": value}
+        quality.append({**here, **found, "ci_low": low, "ci_high": high})
+    if not quality and lacking:
+        raise InputError("; ".join(lacking) + ". Add rows of those sizes.")
+    if quality and all(q["ci_low"] is None and q["ci_high"] is None for q in quality):
+        notes.append("no interval: too few runs per setting to tell the spread; add seeds")
     speed = _speed_up(*tables) if metric == "loss" else []
-    return Comparison(metric, quality, speed, tuple(notes))
+    return Comparison(metric, quality, speed, (*lacking, *notes))
 
 
-def _rows(table: Table, metric: str) -> dict[float, np.ndarray]:
-    """Values of the metric by size; seeds and budgets of one size lie together."""
-    name = LETTERS.get(metric, metric)
+def _known(table: Table, name: str) -> bool:
+    return name in table.frame and bool(table.frame[name].notna().all())
+
+
+def _refuse_other_quantities(looped: Table, plain: Table, metric: str) -> None:
+    """What may not be mixed in one table may not be compared across two, as far as the metric depends on it."""
+    per_token = metric == "val_loss" or any(w in metric.lower() for w in ("loss", *_LOG))
+    names: tuple[str, ...] = ("tokenizer", "vocab_size", "data_fingerprint") if per_token else ()
+    if "bpb" in metric.lower():
+        names = ("data_fingerprint",)
+    flops = ("budget_flops", *(("train_flops",) if metric == "val_loss" else ()))
+    if any(n in looped.frame and n in plain.frame for n in flops):
+        names = (*names, "flops_rule")
+    for name in names:
+        if not (_known(looped, name) and _known(plain, name)):
+            continue
+        one, other = (t.frame[name].iloc[0] for t in (looped, plain))
+        if str(one) != str(other):
+            raise InputError(
+                f"{looped.source} has {looped.called(name)} {str(one)[:12]} and {plain.source} has "
+                f"{plain.called(name)} {str(other)[:12]}; {checks.UNMIXABLE[name]}. Compare tables that agree in it."
+            )
+
+
+def _groups(table: Table, name: str, keys: list[str]) -> dict[tuple[float, ...], np.ndarray]:
+    """Values of the metric by setting, the runs of one setting together.
+
+    Raises:
+        InputError: runs of one setting that differ in more than their seed.
+    """
     table = load.need(table, ("n_params", name), "compare")
-    values = np.array(table.frame[name], dtype=float)
-    if any(word in name.lower() for word in _LOG):
-        values = np.log(values)
-    return {float(s): values[table.frame.n_params == s] for s in np.unique(table.frame.n_params)}
+    keys = [k for k in keys if k in table.frame]
+    frame = table.frame.assign(**{k: numbers.floats(table.frame[k]) for k in keys})
+    if "budget_flops" in keys:
+        frame = frame.assign(budget_flops=checks.grouped(frame.budget_flops, checks.SAME_BUDGET))
+    found = {}
+    for setting, rows in frame.groupby(keys, dropna=False):
+        _refuse_no_replicas(table, rows, dict(zip(keys, setting, strict=True)))
+        values = np.array(rows[name], dtype=float)
+        found[tuple(map(float, setting))] = (
+            np.log(values) if any(word in name.lower() for word in _LOG) else values
+        )
+    return found
 
 
-def _spread(groups) -> float | None:
-    """Standard deviation of one mean, pooled over sizes that have several runs."""
+def _refuse_no_replicas(table: Table, rows: pd.DataFrame, setting: dict[str, float]) -> None:
+    for name in _ALIKE:
+        if name in setting or name not in rows or rows[name].nunique(dropna=False) < 2:
+            continue
+        values = rows[name].dropna()
+        if values.dtype.kind in "iuf" and len(values) == len(rows):
+            low, high = float(values.min()), float(values.max())
+            if high <= low * (1 + checks.SAME_BUDGET):
+                continue
+            ends = f"{low:.4g} to {high:.4g}"
+        else:
+            ends = " and ".join(map(str, rows[name].unique()[:2]))
+        words = ", ".join(f"{info(n)[0]} = {v:.4g}" for n, v in setting.items())
+        cure = (
+            "map budget=COLUMN in both tables, or " if name in ("n_tokens", "train_flops") else ""
+        )
+        raise InputError(
+            f"{table.source}: {len(rows)} runs of one setting ({words}) have {table.called(name)} {ends}; only "
+            f"seeds are averaged. To compare them one by one, {cure}keep one with --where."
+        )
+
+
+def _rivals(plains: dict[tuple[float, ...], np.ndarray], budget: float | None) -> dict:
+    """Values of the Transformers by size; of a looped model's own budget, where budgets are compared."""
+    if budget is None:
+        return {s: v for (s,), v in plains.items()}
+    return {s: v for (s, b), v in plains.items() if abs(b / budget - 1) <= checks.SAME_BUDGET}
+
+
+def _scatter(groups) -> tuple[tuple[float, ...] | None, float]:
+    """Variance of each group's mean, from the scatter pooled over all, and its degrees of freedom."""
     dof = sum(len(g) - 1 for g in groups)
-    if dof < 1 or min(len(g) for g in groups) < 2:
-        return None
-    variance = sum(((g - g.mean()) ** 2).sum() for g in groups) / dof
-    return float(np.sqrt(variance / min(len(g) for g in groups)))
+    squares = sum(float(((g - g.mean()) ** 2).sum()) for g in groups)
+    if not dof or not squares:
+        return None, np.inf
+    return tuple(squares / dof / len(g) for g in groups), dof
 
 
 def _speed_up(looped: Table, plain: Table) -> list[dict]:

@@ -142,10 +142,12 @@ def envelope(curves: Curves, n: int = 60) -> Table:
     """
     import pandas as pd
 
-    runs = [(name, smoothed(rows)) for name, rows in curves.runs]
-    low = min(float(r.train_flops.min()) for _, r in runs)
-    high = max(float(r.train_flops.max()) for _, r in runs)
-    if not 0 < low < high:
+    # a row of step 0 has spent nothing, and log C of nothing is no place on a curve
+    started = [(name, rows[rows.train_flops > 0]) for name, rows in curves.runs]
+    runs = [(name, smoothed(rows)) for name, rows in started if len(rows)]
+    low = min((float(r.train_flops.min()) for _, r in runs), default=0.0)
+    high = max((float(r.train_flops.max()) for _, r in runs), default=0.0)
+    if not low < high:
         raise InputError(
             f"{curves.source}: every row has the same compute, so there is no envelope."
         )

@@ -109,17 +109,21 @@ def _by_curves(table: Table, target: float, confidence: float) -> Answer:
 def _one(curve, target: float, confidence: float) -> tuple[float, float | None, float | None]:
     value = float(inverted({k: np.array(v) for k, v in curve.values.items()}, target))
     draws = inverted(curve.fit.student_draws(), target)
-    low, high = prediction.percentiles(draws, confidence)
+    low, high = prediction.percentiles(draws, 50 * (1 - confidence))
     return value, None if np.isinf(low) else low, None if np.isinf(high) else high
 
 
 def _by_unified(
     table: Table, target: float, at: dict[str, float], law: Law, options: dict
 ) -> Answer:
-    options.pop("n_resamples", None)
-    fitted = fit_table(table, law, **options)
-    confidence = fitted.options.confidence
+    if "n_loops" in at:
+        raise InputError(
+            f"--at: T = {at['n_loops']:g}: the loops are what is asked for; leave T out, or ask `predict` for "
+            "the loss at a T."
+        )
     point = prediction.point_of(law, at | {"n_loops": 1.0}, table)
+    fitted = fit_table(table, law, **{"n_resamples": 500} | options)
+    n = fitted.options.n_resamples
     value = float(inverted(_curve_at(fitted, fitted.params, point), target))
     if np.isinf(value):
         floor = float(_curve_at(fitted, fitted.params, point)["L_inf"])
@@ -127,9 +131,9 @@ def _by_unified(
             f"--loss {target:.4f}: the unified law levels off at {floor:.4f} there; ask for more."
         )
     draws = prediction.over(
-        fitted.resamples(), lambda p: inverted(_curve_at(fitted, p, point), target)
+        fitted.resamples(n), lambda p: inverted(_curve_at(fitted, p, point), target)
     )
-    low, high = (None if np.isinf(x) else x for x in prediction.percentiles(draws, confidence))
+    low, high = (None if np.isinf(x) else x for x in prediction.ends(fitted, draws))
     outside = prediction.outside(fitted, {k: v for k, v in point.items() if k != "n_loops"})
     most = fitted.dataset.columns["n_loops"].max()
     if value > most:
@@ -139,7 +143,7 @@ def _by_unified(
         question=f"loops at test time for a loss of {target:.5g} nats per token at {text}",
         values=(Param(name="T", value=value, ci_low=low, ci_high=high, unit=_UNIT),),
         inside=not outside,
-        interval_method=f"{prediction.resampling(fitted)}, propagated",
+        interval_method=f"{prediction.resampling(fitted, n)}, propagated",
         fit=fitted.result,
         notes=tuple(outside),
     )
@@ -148,6 +152,7 @@ def _by_unified(
 def _curve_at(fitted: Fit, params: dict[str, float], point: dict[str, float]):
     """L_inf, Z and z of the curve over T that the unified law gives at a setting."""
     row = {k: np.array([v]) for k, v in point.items()}
-    floor = fitted.predict(row, params | {"Z": 0.0})[0]
+    params = fitted.law.whole(params)
+    floor = library.get("unified").predict(params | {"Z": 0.0}, row)[0]
     rate = params["z"] * point["mean_recurrence"] ** -params["gamma"]
     return {"L_inf": np.array(floor), "Z": np.array(params["Z"]), "z": np.array(rate)}

@@ -15,16 +15,17 @@ from scipy.optimize import minimize_scalar
 
 from analysis.errors import InputError
 from analysis.fitting.fit import Fit, fit_table
+from analysis.fitting.intervals import tail_of
 from analysis.fitting.result import FitResult, Param, frame_of, html_of, interval
 from analysis.laws import library
-from analysis.table import load
+from analysis.table import load, numbers
 from analysis.table.columns import info, written
 
 if TYPE_CHECKING:
     from analysis.laws.law import Law
     from analysis.table.load import Table
 
-MU_GRID = np.geomspace(1.0, 128.0, 1200)
+MU_GRID = np.geomspace(1.0, 1024.0, 2000)
 _LOSS = "nats per token"
 _LEAST = 6e8  # FLOPs
 
@@ -97,7 +98,7 @@ def predict(
     fitted = fit_table(table, law, **options)
     row = {k: np.array([v]) for k, v in point.items()}
     draws = over(fitted.resamples(n_resamples), lambda p: fitted.predict(row, p)[0])
-    low, high = percentiles(draws, fitted.options.confidence)
+    low, high = ends(fitted, draws)
     value = float(fitted.predict(row)[0])
     beyond = outside(fitted, point)
     text = ", ".join(f"{k} = {v:.6g}" for k, v in at.items())
@@ -166,7 +167,7 @@ def _optimal_size(table: Table, budget: float, law: Law, options: dict) -> Answe
     """N* and D* of a law in N and D, minimised along C = 6 N D."""
     n_resamples = options.pop("n_resamples", 500)
     fitted = fit_table(table, law, **options)
-    confidence, measured = fitted.options.confidence, fitted.dataset.columns
+    measured = fitted.dataset.columns
     _refuse_other_cost(fitted.dataset.table)
     if budget < _LEAST:
         raise InputError(
@@ -180,29 +181,28 @@ def _optimal_size(table: Table, budget: float, law: Law, options: dict) -> Answe
 
     coarse = np.linspace(np.log(1e3), np.log(budget / 6e3), 400)
 
-    def best(params) -> tuple[float, float, bool]:
-        """(log N*, loss, whether the law turns there)."""
+    def best(params) -> tuple[float, float]:
+        """(log N*, loss); log N* is infinite where the law does not turn."""
         loss = law.predict(params, along(coarse))
         i = int(np.argmin(loss))
         if i in (0, len(coarse) - 1):
-            return float(coarse[i]), float(loss[i]), False
+            return -np.inf if i == 0 else np.inf, float(loss[i])
         found = minimize_scalar(
             lambda u: float(law.predict(params, along([u]))[0]),
             bounds=(coarse[i - 1], coarse[i + 1]),
             method="bounded",
             options={"xatol": 1e-9},
         )
-        return float(found.x), float(found.fun), True
+        return float(found.x), float(found.fun)
 
-    middle, loss, turns = best(fitted.params)
-    if not turns:
+    middle, loss = best(fitted.params)
+    if np.isinf(middle):
         raise InputError(
             f"{table.source}: along 6 N D = {budget:.3g} the fitted {law.name} law has no minimum: it favours "
             "ever larger or ever smaller models. Fit more sizes per budget."
         )
-    draws = over(fitted.resamples(n_resamples), lambda p: best(p)[:2])
-    n_low, n_high = (float(np.exp(v)) for v in percentiles(draws[:, 0], confidence))
-    loss_low, loss_high = percentiles(draws[:, 1], confidence)
+    draws = over(fitted.resamples(n_resamples), best)
+    n_low, n_high = (float(np.exp(v)) for v in ends(fitted, draws[:, 0]))
     n = float(np.exp(middle))
     d = budget / (6 * n)
     return _best_along(
@@ -210,13 +210,19 @@ def _optimal_size(table: Table, budget: float, law: Law, options: dict) -> Answe
         f"parameters and tokens at {budget:.4g} FLOPs, by the {law.name} law and C = 6 N D",
         {
             "N*": (n, n_low, n_high, "parameters"),
-            "D*": (d, budget / (6 * n_high), budget / (6 * n_low), "tokens"),
-            "loss": (loss, loss_low, loss_high, _LOSS),
+            "D*": (d, budget / (6 * n_high), budget / (6 * n_low) if n_low else np.inf, "tokens"),
+            "loss": (loss, *_ends_of_loss(fitted, draws[:, 1], np.isinf(draws[:, 0])), _LOSS),
         },
         outside(fitted, {"n_params": n, "n_tokens": d}),
         (budget, 6 * measured["n_params"] * measured["n_tokens"]),
         n_resamples,
     )
+
+
+def _ends_of_loss(fitted: Fit, losses: np.ndarray, falling: np.ndarray) -> tuple[float, float]:
+    """Of the loss at the optimum; a resample whose law falls on beyond the grid bounds it from above alone."""
+    low, _ = ends(fitted, np.where(falling, -np.inf, losses))
+    return low, ends(fitted, losses)[1]
 
 
 def _best_along(
@@ -241,7 +247,7 @@ def _best_along(
     return Answer(
         question=f"compute-optimal {what}",
         values=tuple(
-            Param(name=name, value=value, ci_low=low, ci_high=high, unit=unit)
+            Param(name=name, value=value, ci_low=_open(low), ci_high=_open(high), unit=unit)
             for name, (value, low, high, unit) in values.items()
         ),
         inside=not notes,
@@ -251,17 +257,25 @@ def _best_along(
     )
 
 
+def _open(end: float) -> float | None:
+    return None if np.isinf(end) else end
+
+
 def _refuse_other_cost(table: Table) -> None:
-    """C = 6 N D is assumed; FLOPs in the table that are far from it are counted otherwise."""
-    if not {"train_flops", "n_params", "n_tokens"} <= set(table.frame):
-        return
+    """C = 6 N D is assumed; FLOPs or budgets in the table that are far from it are counted otherwise."""
     frame = table.frame
-    ratio = float(np.median(frame.train_flops / (6 * frame.n_params * frame.n_tokens)))
-    if not 0.8 < ratio < 1.25:
+    for name in ("train_flops", "budget_flops"):
+        if name not in frame:
+            continue
+        spent = numbers.floats(frame[name])
+        ratio = float((spent / (6 * frame.n_params * frame.n_tokens)).median())
+        if 0.8 < ratio < 1.25 or np.isnan(ratio):
+            continue
+        kept = {n: c for n, c in table.columns.items() if n not in ("train_flops", "budget_flops")}
         raise InputError(
-            f"{table.source}: FLOPs are {ratio:.3g} times 6 N D, so an optimum along 6 N D would not be one of "
-            "this count. Use --law isoflop --over N, or leave C out and state the budget as 6 N D: "
-            f"{written({n: c for n, c in table.columns.items() if n != 'train_flops'})}."
+            f"{table.source}: {table.called(name)} is {ratio:.3g} times 6 N D, so an optimum along 6 N D would not be "
+            "one of this count. Use --law isoflop --over N, or leave it out and state the budget as 6 N D: "
+            f"{written(kept)}."
         )
 
 
@@ -307,33 +321,35 @@ def _optimal_by_law(table: Table, budget: float, law: Law, options: dict) -> Ans
     total, core = sizes(table)
     n_resamples = options.pop("n_resamples", 500)
     fitted = fit_table(table, law, **options)
-    confidence = fitted.options.confidence
 
     def along(mu):
         return {"n_params_unrolled": total + (mu - 1) * core, "n_tokens": budget / cost(mu)}
 
     grid = along(MU_GRID)
-    best = float(MU_GRID[fitted.predict(grid).argmin()])
+    i = int(fitted.predict(grid).argmin())
+    if i == len(MU_GRID) - 1:
+        raise InputError(
+            f"{table.source}: along {budget:.3g} FLOPs the fitted law still falls at mu = {MU_GRID[-1]:g}, so no "
+            "optimum follows. Ask for a smaller budget."
+        )
+    best = float(MU_GRID[i])
     losses = over(fitted.resamples(n_resamples), lambda p: fitted.predict(grid, p))
-    spread = MU_GRID[losses.argmin(axis=1)]
-    loss_low, loss_high = percentiles(losses.min(axis=1), confidence)
-    mu_low, mu_high = percentiles(spread, confidence)
-    d_low, d_high = percentiles(budget / cost(spread), confidence)
+    falling = losses.argmin(axis=1) == len(MU_GRID) - 1
+    mu_low, mu_high = ends(fitted, np.where(falling, np.inf, MU_GRID[losses.argmin(axis=1)]))
+    d_low, d_high = budget / cost(mu_high), budget / cost(mu_low)
     loss = float(fitted.predict(along(np.array([best])))[0])
     table = fitted.dataset.table
-    mus = table.frame.mean_recurrence
+    low, high = table.frame.mean_recurrence.min(), table.frame.mean_recurrence.max()
     notes = []
-    if not mus.min() <= best <= mus.max():
-        notes.append(f"mu* lies outside the measured {mus.min():g} to {mus.max():g} loops")
-    if best >= MU_GRID[-2]:
-        notes.append(f"the law still falls at mu = {MU_GRID[-1]:g}: no optimum below it")
+    if not low <= best <= high:
+        notes.append(f"mu* lies outside the measured {low:g} to {high:g} loops")
     return _best_along(
         fitted,
         f"mean recurrence and tokens at {budget:.4g} FLOPs, by the training law",
         {
             "mu*": (best, mu_low, mu_high, "loops"),
-            "D*": (float(budget / cost(best)), d_low, d_high, "tokens"),
-            "loss": (loss, loss_low, loss_high, _LOSS),
+            "D*": (float(budget / cost(best)), float(d_low), float(d_high), "tokens"),
+            "loss": (loss, *_ends_of_loss(fitted, losses.min(axis=1), falling), _LOSS),
         },
         notes,
         (budget, table.frame.train_flops.to_numpy(float)),
@@ -362,8 +378,13 @@ def flops_per_token(table: Table):
     return lambda m: base + slope * np.asarray(m)
 
 
-def percentiles(draws: np.ndarray, confidence: float) -> tuple[float, float]:
-    tail = 50 * (1 - confidence)
+def ends(fitted: Fit, draws: np.ndarray) -> tuple[float, float]:
+    """Of the interval that a fit's own bootstrap would give: few runs move the percentiles outward."""
+    return percentiles(draws, tail_of(fitted.dataset, fitted.options.confidence))
+
+
+def percentiles(draws: np.ndarray, tail: float) -> tuple[float, float]:
+    """Ends that leave `tail` per cent of the draws out on each side."""
     # between a number and infinity nothing can be interpolated
     method: Literal["linear", "nearest"] = "linear" if np.isfinite(draws).all() else "nearest"
     low, high = np.percentile(draws, [tail, 100 - tail], method=method)
@@ -385,6 +406,7 @@ def sizes(table: Table) -> tuple[float, float]:
 def point_of(law, at: dict[str, float], table: Table) -> dict[str, float]:
     """The law's columns at a setting, derived where a definition gives them."""
     point = dict(at)
+    _refuse_unusable(at)
     if (
         "n_params_unrolled" in law.columns
         and "n_params_unrolled" not in point
@@ -399,9 +421,44 @@ def point_of(law, at: dict[str, float], table: Table) -> dict[str, float]:
             f"--at: law {law.name!r} needs {missing[0]}; add {letter}=VALUE (it takes "
             f"{', '.join(info(c)[0] for c in law.columns)})."
         )
-    for name in law.columns:
-        letter, unit, above = info(name)
-        if not (np.isfinite(point[name]) and point[name] > above):
-            needed = f"above {above:g}" if np.isfinite(above) else "finite"
-            raise InputError(f"--at: {letter} is {point[name]:g}; {unit} {needed} are needed.")
+    _refuse_unused(law, at, point, table)
     return {c: float(point[c]) for c in law.columns}
+
+
+def _refuse_unusable(at: dict[str, float]) -> None:
+    for name, value in at.items():
+        letter, unit, above = info(name)
+        if not (np.isfinite(value) and value > above):
+            needed = f"above {above:g}" if np.isfinite(above) else "finite"
+            raise InputError(f"--at: {letter} is {value:g}; {unit} {needed} are needed.")
+
+
+def _refuse_unused(law: Law, at: dict[str, float], point: dict[str, float], table: Table) -> None:
+    """A quantity of --at that the law has no term in, where the table does not hold it at that value."""
+    for name, value in at.items():
+        if name in law.columns and not (name == "n_params_unrolled" and "mean_recurrence" in at):
+            continue
+        letter, frame = info(name)[0], table.frame
+        if name == "mean_recurrence" and "n_params_unrolled" in law.columns:
+            total, core = sizes(table)
+            if np.isclose(point["n_params_unrolled"], total + (value - 1) * core):
+                continue
+            why = f"N_mu = {point['n_params_unrolled']:.6g} is of another mu here; leave one of them out"
+        elif name == "n_params_unrolled":
+            continue
+        elif name == "n_loops" and "mean_recurrence" in at:
+            if value == at["mean_recurrence"]:
+                continue
+            why = (
+                f"law {law.name!r} is of losses at T = mu, here {at['mean_recurrence']:g}; leave T out, "
+                "or use --law unified"
+            )
+        elif name in frame and frame[name].dtype.kind in "iuf" and frame[name].nunique() == 1:
+            there = float(frame[name].iloc[0])
+            if np.isclose(value, there):
+                continue
+            why = f"the runs all have {letter} = {there:.6g} and law {law.name!r} is of them alone; leave it out"
+        else:
+            takes = ", ".join(info(c)[0] for c in law.columns)
+            why = f"law {law.name!r} does not depend on it; leave it out (it takes {takes})"
+        raise InputError(f"--at: {letter} = {value:.6g}: {why}.")

@@ -59,7 +59,7 @@ def judge(table: Table, law: str | Law, *, brief: bool = False, **options) -> di
     if law in ("training", "iso-depth") and not brief:
         tables["laws of the same rows compared"] = compare_laws(table, n_starts=settings.n_starts)
     if law == "training":
-        values = fit(prepare(table, chosen), chosen, settings).params
+        values = chosen.whole(fit(prepare(table, chosen), chosen, settings).params)
         title = "bias of the parabola on this grid, were the law true"
         tables[title] = _or_why(lambda: bias.parabola_bias(values, table))
     return tables

@@ -13,6 +13,10 @@ class UserError(ValueError):
     """Bad input: the message says where, what was found, what was needed and what to do."""
 
 
+class OutOfMemory(UserError):
+    """Training did not fit, whatever was tried; on a shared machine it may fit later, or elsewhere."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether what failed would have fitted with fewer sequences at a time, or fewer neighbours."""
     # torch.OutOfMemoryError by its name: these rooms are torch-free

@@ -41,6 +41,12 @@ class DataConfig:
     fingerprint: str  # sha256 of the source text (see parcae_core.data.corpus)
     tokenizer: str  # "bytes" or "bpe-<vocab_size>"
     vocab_size: int  # ids the tokenizer uses; the model's may be rounded up
+    packing: str = "cut"  # what became of documents longer than a row (see parcae_core.data.pack)
+
+    @property
+    def content(self) -> str:
+        """What two trials have to share to have read the same rows: the text's hash, and its packing."""
+        return self.fingerprint if self.packing == "cut" else f"{self.fingerprint}-{self.packing}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -280,7 +286,9 @@ class Trial:
             del full["optim"]["weight_decay_falls"]
         if self.evaluation.every is None:
             del full["evaluation"]["every"]
-        full["data"] = {k: v for k, v in full["data"].items() if k != "corpus"}
+        del full["data"]["corpus"]
+        if self.data.packing == "cut":
+            del full["data"]["packing"]
         return full | {"training_revision": TRAINING_REVISION}
 
     def trunk(self) -> dict[str, Any]:

@@ -57,6 +57,9 @@ class Waiting:
         self.trials.insert(0, trial)
         self._free.add(trial.trial_id)
 
+    def give_up(self, trial: Trial) -> None:
+        """A trial that lost its worker too often has no further attempt before the next `parcae run`."""
+
     def asked_anew(self) -> None:
         """Something has ended: what the next answer rests on is read again."""
         self._asked_at = None

@@ -82,7 +82,7 @@ def planned_columns(trial: Trial) -> dict[str, Any]:
         "context": trial.context,
         "seed": trial.seed,
         "data_seed": trial.data_seed,
-        "data_fingerprint": trial.data.fingerprint,
+        "data_fingerprint": trial.data.content,
         "tokenizer": trial.data.tokenizer,
         "vocab_size": trial.data.vocab_size,
         "muon_lr": trial.optim.muon_lr,

@@ -2,7 +2,8 @@
 
 <out> is a folder that every node sees, or the URL of an object store (`sweeps.storage.base`).
 
-    <out>/<sweep>/sweep.json        name, spec hash, trial ids in plan order, commit, where the spec lay
+    <out>/<sweep>/sweep.json        name, spec hash, trial ids in plan order, commit, where the spec lay,
+                                    an id of the folder
                   spec.yaml         the spec as it was given
                   <trial_id>/trial.json       the planned trial (sweeps)
                              state.json, result.json         what its worker reports (sweeps.reports)
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, fields, replace
@@ -69,6 +71,7 @@ class _Planned:
     spec_sha256: str = ""
     spec_folder: str = ""
     git_commit: str | None = None
+    folder_id: str = ""
 
 
 class Store:
@@ -121,6 +124,12 @@ class Store:
                 f"{error}\nRemove it and start `parcae run` again: what has finished counts as before."
             ) from None
         return sweep
+
+    @property
+    def folder_id(self) -> str:
+        """Drawn when the folder was first planned: tells its W&B runs from those of another folder with the
+        same sweep or trials; "" of a folder from before, whose runs are known without one."""
+        return (self.sweep or {}).get("folder_id", "")
 
     def refresh(self) -> None:
         """See what others have written since.
@@ -250,6 +259,7 @@ class Store:
 
     def write_plan(self, plan: Plan, spec_path: Path) -> None:
         """Record the plan: sweep.json, spec.yaml and one trial.json per trial."""
+        before = self.sweep
         self.root.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.root)
         for trial in plan.trials:
@@ -266,6 +276,8 @@ class Store:
             "trials": list(plan.trial_ids),
             "git_commit": git_commit(),
         }
+        if folder_id := uuid.uuid4().hex[:8] if before is None else before.get("folder_id"):
+            sweep["folder_id"] = folder_id
         self._write_json(self.root / "sweep.json", sweep)
 
     def _write_json(self, path: Path, data: dict[str, Any]) -> None:
@@ -304,9 +316,14 @@ class Store:
         self.storage.push(ours.state, *(here for _, here in copied))
 
     def forget_failure(self, trial_id: str) -> None:
-        """Let a failed trial be planned again; its checkpoints stay."""
-        files = self.files(trial_id)
-        self.storage.delete(files.state, files.error)
+        """Let a failed trial be planned again; it goes on from its newest checkpoint."""
+        files, report = self.files(trial_id), self.report(trial_id)
+        if report is None:
+            self.storage.delete(files.state, files.error)
+            return
+        replace(report, state="planned", reason=None).write(files.state)
+        self.storage.push(files.state)
+        self.storage.delete(files.error)
 
     def take_up_stopped(self, trials: Sequence[Trial]) -> None:
         """Let trials that a scheduler stopped go on from their checkpoints, now that none is asked for."""

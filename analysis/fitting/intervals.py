@@ -221,7 +221,7 @@ def bootstrap(
     draws, finished = refits(objective, theta, counts(data, n_resamples, rng))
     # a refit that stopped short is kept: leaving it out would narrow the interval on just the side
     # that the data leave open
-    tail = 50 * (1 - confidence) if data.runs is None else _expanded(data.n_runs, confidence)
+    tail = tail_of(data, confidence)
     values = by_name(objective, draws)
     low: dict[str, float | None] = {k: float(np.percentile(v, tail)) for k, v in values.items()}
     high: dict[str, float | None] = {
@@ -236,6 +236,11 @@ def bootstrap(
         )
     name = f"bootstrap ({data.units} resampled), n={n_resamples}"
     return Intervals(name, low, high, tuple(notes), tuple(problems))
+
+
+def tail_of(data: Dataset, confidence: float) -> float:
+    """Percent of draws of a bootstrap that lie beyond each end of its interval."""
+    return 50 * (1 - confidence) if data.runs is None else _expanded(data.n_runs, confidence)
 
 
 def _expanded(n: int, confidence: float) -> float:

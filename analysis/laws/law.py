@@ -9,7 +9,7 @@ its value and derivatives, as `analysis.laws.formula` makes them from a formula.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -80,6 +80,8 @@ class Law:
     frontier: bool = False  # fitted to the lowest loss at each compute only
     # columns of the design whose cells a bootstrap draws whole, as its authors do; () for rows
     cells: tuple[str, ...] = ()
+    # parameters that are fitted no more: the number each is held at, or the name of the one it equals
+    changed: Mapping[str, float | str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         assert bool(self.terms) != (self.gradient is not None), f"{self.name}: terms or a gradient"
@@ -92,6 +94,13 @@ class Law:
     def floors(self) -> frozenset[str]:
         """Coefficients of constant terms: at 0 they leave the rest of the law as it is."""
         return self.constants | {t.coefficient for t in self.terms if t.exponent is None}
+
+    def whole(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Fitted values with those of the parameters that are held or tied."""
+        out = dict(values)
+        for name, by in reversed(self.changed.items()):
+            out[name] = out[by] if isinstance(by, str) else by
+        return out
 
     def predict(self, values: Mapping[str, Any], columns: Columns) -> np.ndarray:
         """The target at each row of `columns`, in the target's unit.
@@ -149,6 +158,7 @@ class Law:
         held = ", ".join(f"{k} = {v:g}" for k, v in values.items())
         formula = f"{self.formula}, {held}"
         params = tuple(p for p in self.params if p.name not in values)
+        changed = {**self.changed, **values}
         shapes = {p.name for p in self.params if p.kind == "shape"}
         if not self.terms or set(values) - shapes:
             return replace(
@@ -158,6 +168,7 @@ class Law:
                 gradient=lambda v, columns: self.with_slopes({**v, **values}, columns),
                 params=params,
                 formula=formula,
+                changed=changed,
             )
         terms = tuple(
             replace(t, shape=None, shaped=None, variable=_held(t.shaped, values[t.shape]))
@@ -165,7 +176,7 @@ class Law:
             else t
             for t in self.terms
         )
-        return replace(self, terms=terms, params=params, formula=formula)
+        return replace(self, terms=terms, params=params, formula=formula, changed=changed)
 
     def tying(self, **names: str) -> Law:
         """The same law with each parameter named taking the value of another: alpha="beta".
@@ -183,7 +194,8 @@ class Law:
             if a == b or kinds[a] != kinds[b]:
                 why = "twice the same" if a == b else f"a {kinds[a]} and a {kinds[b]}"
                 raise InputError(f"--tie {a}={b}: {why}; tie two different parameters of one kind.")
-        kept = {b: a for a, b in names.items()}
+        kept = _first_of_each(names)
+        changed = {**self.changed, **kept}
         params = tuple(p for p in self.params if p.name not in kept)
         formula = f"{self.formula}, {', '.join(f'{b} = {a}' for b, a in kept.items())}"
         if self.terms and all(kinds[a] != "shape" for a in names):
@@ -195,7 +207,7 @@ class Law:
                 )
                 for t in self.terms
             )
-            return replace(self, terms=terms, params=params, formula=formula)
+            return replace(self, terms=terms, params=params, formula=formula, changed=changed)
 
         def gradient(values, columns):
             whole = {**values, **{b: values[a] for b, a in kept.items()}}
@@ -212,6 +224,7 @@ class Law:
             gradient=gradient,
             params=params,
             formula=formula,
+            changed=changed,
         )
 
     def bounding(self, **bounds: tuple[float, float]) -> Law:
@@ -265,6 +278,19 @@ def start_inside(bounds, start, log: bool = False) -> tuple[tuple[float, float],
     edge = low if np.isfinite(low) else high
     inward = edge + (1 if np.isfinite(low) else -1) * max(abs(edge), 1.0)
     return (min(edge, inward), max(edge, inward)), False
+
+
+def _first_of_each(names: Mapping[str, str]) -> dict[str, str]:
+    """Of a=b,c=b or a=b,b=c: each parameter that goes, and the one that stands for it."""
+    kept: dict[str, str] = {}
+
+    def first(name: str) -> str:
+        return first(kept[name]) if name in kept else name
+
+    for a, b in names.items():
+        if first(a) != first(b):
+            kept[first(b)] = first(a)
+    return {b: first(b) for b in kept}
 
 
 def _held(shaped: Shaped, value: float) -> Variable:

@@ -95,6 +95,8 @@ class Study:
         """The laws that are tried: those asked for, or what the columns allow."""
         if self.laws:
             return self.laws
+        if self.choices.over is not None:  # an axis is of these alone
+            return ("isoflop",)
         frame = self.table.frame
         looped: tuple[str, ...] = ()
         if "mean_recurrence" in frame:

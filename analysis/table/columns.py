@@ -69,7 +69,9 @@ class Mapped:
     own: dict[str, str]  # our name -> the file's column
 
 
-def parse_columns(text: str, option: str = "--columns") -> dict[str, str]:
+def parse_columns(
+    text: str, option: str = "--columns", own: tuple[str, ...] = ()
+) -> dict[str, str]:
     """`N="Model Size",C="Training FLOP"` as a mapping; quotes protect a comma or a factor's sign.
 
     `D=tokens_b*1e9` multiplies a column on its way, `C=10**log10_C` takes a logarithm back.
@@ -94,9 +96,9 @@ def parse_columns(text: str, option: str = "--columns") -> dict[str, str]:
             raise InputError(
                 f'{option}: {part.strip()!r} is not NAME=COLUMN; write it like N="Model Size",loss=loss.'
             )
-        name = canonical(name, option)
+        name = canonical(name, option, own)
         if name in out:
-            raise InputError(f"{option}: {LAW_COLUMNS[name][0]} is given twice; keep one.")
+            raise InputError(f"{option}: {info(name)[0]} is given twice; keep one.")
         out[name] = column
     return out
 
@@ -191,17 +193,20 @@ def _converted(values: pd.Series, convert) -> pd.Series:
     return done if values.dtype.kind == "f" else done.astype(object).where(read.notna(), values)
 
 
-def canonical(name: str, option: str = "--columns") -> str:
-    """Our name of a quantity given by name or letter.
+def canonical(name: str, option: str = "--columns", own: tuple[str, ...] = ()) -> str:
+    """Our name of a quantity given by name or letter; a column of the file's `own` keeps its name.
 
     Raises:
         InputError: for an unknown one, with the nearest.
     """
+    if name in own:
+        return name
     name = LETTERS.get(name, name)
     if name not in LAW_COLUMNS and name not in LABELS:
-        known = tuple(LAW_COLUMNS) + tuple(LETTERS)
+        known = tuple(own) + tuple(LAW_COLUMNS) + tuple(LETTERS)
         raise InputError(
             f"{option}: {name!r} is not a quantity a law knows{nearest(name, known)}. Known: "
+            + "".join(f"{n}, " for n in own if n not in LAW_COLUMNS)
             + ", ".join(f"{letter} ({name})" for name, (letter, _, _) in LAW_COLUMNS.items())
             + "."
         )

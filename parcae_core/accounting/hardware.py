@@ -10,6 +10,8 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
+NVIDIA_SMI_S = 10.0  # a driver that has to start takes a few seconds
+
 # name as torch reports it begins with or holds the key; first match wins
 _BFLOAT16: dict[str, float] = {
     "H100 PCIe": 756e12,
@@ -40,9 +42,14 @@ def cpu_device(threads: int) -> str:
 
 @cache  # a plan asks for every trial
 def local_gpu() -> str | None:
-    """Name of the first NVIDIA GPU here, without importing torch; None where there is none."""
+    """Name of the first NVIDIA GPU here, without importing torch; None where there is none, or none that answers."""
     if shutil.which("nvidia-smi") is None:
         return None
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    done = subprocess.run(query, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            query, capture_output=True, text=True, check=False, timeout=NVIDIA_SMI_S
+        )
+    except (OSError, subprocess.TimeoutExpired):  # it waits for ever on a card that has failed
+        return None
     return done.stdout.splitlines()[0].strip() if done.returncode == 0 and done.stdout else None

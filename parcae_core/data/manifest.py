@@ -119,6 +119,11 @@ class Manifest:
         require_row_tokens(self.row_tokens, generated=self.generated is not None)
 
     @property
+    def long_documents(self) -> str:
+        """How documents longer than a row were packed; a generated corpus has none, whatever was asked for."""
+        return "cut" if self.generated else str(self.packing.get("long_documents", "cut"))
+
+    @property
     def itemsize(self) -> int:
         return {"uint16": 2, "uint32": 4}[self.dtype]
 

@@ -32,7 +32,7 @@ from parcae_core.data.prefetch import Prefetch
 from parcae_core.data.reader import RowReader
 from parcae_core.depth import DepthDraw
 from parcae_core.device import autocast, device_name, resolve_device
-from parcae_core.errors import UserError, is_out_of_memory
+from parcae_core.errors import OutOfMemory, UserError, is_out_of_memory
 from parcae_core.kernels.attention import backend_order, backends_taken
 from parcae_core.kernels.dispatch import product_dtype
 from parcae_core.model.parcae import build_model
@@ -255,7 +255,7 @@ class _Run:
                 # its frames hold the activations that did not fit; only the message may outlive it
                 failure = str(error)
             if failure is not None and (not auto or self.progress.micro_batch == 1):
-                raise UserError(
+                raise OutOfMemory(
                     f"out of memory with micro_batch_sequences={self.progress.micro_batch} on "
                     f"{self.device} ({failure}); "
                     + ("use a smaller model or context" if auto else 'lower it or set it to "auto"')

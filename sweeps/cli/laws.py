@@ -246,14 +246,15 @@ def fit(source: Source, law: MaybeLaw = None, json: Json = False, choices: Choic
         raise typer.Exit(1)
 
 
-def _table_and_law(source: str, law: str | None, choices: Choices) -> tuple[Table, str]:
+def _table_and_law(
+    source: str, law: str | None, choices: Choices, *, valued: bool = False
+) -> tuple[Table, str]:
     """The rows and the law; one that the table looks like is said on stderr."""
-    from analysis.choices import law_of
     from analysis.table.columns import LAW_COLUMNS, info
 
     table = choices.table(source, law)
     if law is None:
-        law = law_of(table)
+        law = choices.law_of(table, valued=valued)
         has = ", ".join(info(n)[0] for n in LAW_COLUMNS if n in table.frame)
         typer.echo(f"no --law: a table of {has} looks like {law}", err=True)
     return table, law
@@ -277,9 +278,9 @@ def predict(
     """
     from analysis import api, prediction
 
-    table, law = _table_and_law(source, law, choices)
+    table, law = _table_and_law(source, law, choices, valued=True)
     form = choices.law(law, table)
-    _answer(prediction.predict(table, form, api.parse_setting(at), **choices.fitting), json)
+    _answer(prediction.predict(table, form, api.parse_setting(at, form), **choices.fitting), json)
 
 
 @fits
@@ -307,6 +308,8 @@ def optimal(
     table, law = _table_and_law(source, law, choices)
     over = {"over": choices.over} if choices.over else {}
     form = choices.law(law, table)
+    if isinstance(form, str):
+        choices.refuse_unused(form)
     _answer(prediction.optimal(table, budget, form, **choices.fitting, **over), json)
 
 
@@ -317,6 +320,9 @@ def loops(
     at: Annotated[
         str | None,
         typer.Option(help="mu=8,D=1e10: by the unified law, instead of each run's own curve."),
+    ] = None,
+    resamples: Annotated[
+        int | None, typer.Option(help="Refits of the unified law, with --at; 500 without.")
     ] = None,
     json: Json = False,
     choices: Choices = None,
@@ -334,7 +340,11 @@ def loops(
 
     table = choices.table(source)
     setting = None if at is None else api.parse_setting(at)
+    if resamples is not None:
+        choices.fitting["n_resamples"] = resamples
     law = choices.law("unified" if at is not None else "test-time", table)
+    if at is None:
+        choices.refuse_unused("test-time")
     _answer(loops_to_reach(table, loss, setting, law, **choices.fitting), json)
 
 

@@ -20,7 +20,7 @@ from sweeps.waiting import say, visible
 if TYPE_CHECKING:
     from parcae_core.checkpoints.load import TrainedModel
     from parcae_core.generate import Sample
-    from sweeps.scoring.scores import Scores
+    from sweeps.scoring.scores import Score, Scores
 
 Model = Annotated[
     Path, typer.Argument(help="A run's folder, one of its checkpoints, or a published checkpoint.")
@@ -241,10 +241,17 @@ def _print_scores(name: str, scores: Scores) -> None:
         table.add_column(head, overflow="fold")
     for loops in scores.by_loops:
         table.add_column(_loops(int(loops)), justify="right")
-    for rows in zip(*scores.by_loops.values(), strict=True):
-        cells = (f"{s.value:.4g}" + ("" if s.stderr is None else f" ±{s.stderr:.2g}") for s in rows)
-        table.add_row(rows[0].task, rows[0].metric, *cells)
+    found = [{(s.task, s.metric): s for s in rows} for rows in scores.by_loops.values()]
+    for name in dict.fromkeys(key for column in found for key in column):
+        table.add_row(*name, *(_score(column.get(name)) for column in found))
     Console().print(table)
+
+
+def _score(score: Score | None) -> str:
+    """With its standard error; empty where it was no number."""
+    if score is None:
+        return ""
+    return f"{score.value:.4g}" + ("" if score.stderr is None else f" ±{score.stderr:.2g}")
 
 
 def default_loops(trained: TrainedModel) -> list[int]:

@@ -86,7 +86,8 @@ def _prepared(root: Path, config: DataConfig, context: int) -> Manifest | None:
 
     for path in root.glob(f"*-{config.tokenizer}-{context + 1}-*/manifest.json"):
         manifest = read_manifest(path.parent)
-        if manifest.source.fingerprint == config.fingerprint:
+        found = (manifest.source.fingerprint, manifest.long_documents)
+        if found == (config.fingerprint, config.packing):
             return manifest
     return None
 
@@ -166,6 +167,7 @@ def _as_prepared(section: DataSection, source: PreparedSource) -> Corpus:
             fingerprint=source.fingerprint,
             tokenizer=has.name,
             vocab_size=has.vocab_size,
+            packing=manifest.long_documents,
         ),
         tokenizer=None,
         source=source,

@@ -274,6 +274,14 @@ def _bought(
     # step, and lies between all of them shallow and all of them at full depth
     fewest = max(math.floor(budget_flops / full), section.ramp_steps or 1)
     most = math.floor(budget_flops / shallow)
+    if per_step(scheme(fewest)) * fewest > budget_flops:
+        if section.ramp_steps:
+            raise UserError(
+                f"depth.ramp_steps is {section.ramp_steps}, and {short(budget_flops)} FLOPs buy fewer steps "
+                f"than that at mean_recurrence={cell.mean_recurrence}; lower it, raise the budget, or give "
+                "ramp_share instead."
+            )
+        return fewest - 1, full
     while fewest < most:
         middle = (fewest + most + 1) // 2
         if per_step(scheme(middle)) * middle <= budget_flops:

@@ -26,7 +26,8 @@ class Choosing(Waiting):
     """The candidates that nobody has started; `ready` decides which is next.
 
     Args:
-        slots: trials that run side by side; no decision is made before there is a place for it.
+        slots: asked for the trials that run side by side; no decision is made before there is a place
+            for it.
     """
 
     def __init__(
@@ -36,10 +37,11 @@ class Choosing(Waiting):
         say: Callable[[str], None] = lambda text: None,
         *,
         plan: Plan,
-        slots: int = 1,
+        slots: Callable[[], int] = lambda: 1,
     ) -> None:
         super().__init__(store, trials, say)
-        self.plan, self.slots = plan, max(1, slots)
+        self.plan, self.slots = plan, slots
+        self.given_up: set[str] = set()  # until the next `parcae run`
         self.replicas = len(plan.spec.seeds)
         self.rows = {t.trial_id: i // self.replicas for i, t in enumerate(plan.trials)}
         self.lines = decisions(store.root)
@@ -72,13 +74,16 @@ class Choosing(Waiting):
                 self.next = waiting[trial_id]
                 return self.next
         self.next = None
-        if len(under_way) < self.slots:
+        if len(under_way) < max(1, self.slots()):
             decision, why = self._ask(ended)
             if decision is not None:
                 self.next = self._decide(decision, waiting, ended)
             elif not under_way:
                 self.end(why)
         return self.next
+
+    def give_up(self, trial: Trial) -> None:
+        self.given_up.add(trial.trial_id)
 
     def asked_anew(self) -> None:
         super().asked_anew()
@@ -93,8 +98,14 @@ class Choosing(Waiting):
         return why if decision is None else ""
 
     def end(self, why: str) -> None:
-        """Write down, and say, that the sweep is finished."""
+        """Write down, and say, that the sweep is finished; or that it stops here, with trials given up."""
         self.over = True
+        if lost := [i for i in self._decided() if i in self.given_up]:
+            self.say(
+                f"{self.store.name} stops here: {why}, and {len(lost)} of the trials that it chose were given "
+                f"up ({', '.join(lost)}); `parcae run` again makes them go on"
+            )
+            return
         if end_of(self.lines) != why:
             ended = self._ended()
             self._write({"stop": why, **self._known(ended)})
@@ -105,10 +116,13 @@ class Choosing(Waiting):
         return [i for i in named if i in self.rows]  # not of a plan before --extend
 
     def _ended(self) -> dict[str, float | None]:
-        """Loss at the trial's own number of loops of what has ended; None where it left none."""
+        """Loss at the trial's own number of loops of what has ended; None where it left none, and of
+        what was given up: paid for, and nothing is known of it."""
         out: dict[str, float | None] = {}
         for trial in self.plan.trials:
             if self.store.state(trial).state not in ENDED:
+                if trial.trial_id in self.given_up:
+                    out[trial.trial_id] = None
                 continue
             result = self.store.result(trial)
             out[trial.trial_id] = result and result.loss_at(trial.mean_recurrence)

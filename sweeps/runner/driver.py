@@ -25,7 +25,7 @@ from sweeps.design.trunks import branches_of
 from sweeps.reports import FINISHED, State
 from sweeps.runner.adaptive import Choosing
 from sweeps.runner.cluster.connect import must_send_aws_keys, ray_cluster
-from sweeps.runner.cluster.placement import gpus_here, require_local, require_placeable
+from sweeps.runner.cluster.placement import gpus_here, places, require_local, require_placeable
 from sweeps.runner.losses import LOST_WORKERS_ALLOWED
 from sweeps.runner.signals import ClusterLost, stop_on_signals, wait_until, watched_cluster
 from sweeps.runner.trainable import Job, Train, data_key, run_trial
@@ -176,16 +176,16 @@ def prepare_data(plan: Plan, store: Store, trials: Sequence[Trial]) -> dict[str,
     """
     from parcae_core.data.prepare import prepare
 
-    by_text = {
-        (c.config.fingerprint, c.config.tokenizer): (c.source, c.tokenizer) for c in plan.corpora
-    }
+    corpora = {c.config: c for c in plan.corpora}
     folders = {}
     for trial in trials:
         if data_key(trial) in folders:
             continue
-        source, tokenizer = by_text[trial.data.fingerprint, trial.data.tokenizer]
+        corpus = corpora[trial.data]
         with waiting(f"preparing {trial.data.corpus}"):
-            path = prepare(source, tokenizer, trial.context + 1, store.storage.data_root)
+            path = prepare(
+                corpus.source, corpus.tokenizer, trial.context + 1, store.storage.data_root
+            )
         folders[data_key(trial)] = store.storage.push_data(path)
     return folders
 
@@ -271,7 +271,7 @@ def _fit(
     reuse = options.address is None  # a private cluster has no dashboard that would name a worker
     with Progress(store, trials, lost_workers=options.lost_workers) as progress:
         if waits is not Waiting:
-            waits = partial(waits, slots=_slots(trials))
+            waits = partial(waits, slots=partial(places, trials, options.can_add))
             progress.display.open_ended = True
         in_order = _in_order(waits(store, trials, progress.say))
         tune.Tuner(
@@ -317,18 +317,6 @@ def _in_order(waiting: Waiting) -> _Given:
     n = len(trials)
     # without a limit of its own, Tune lets one trial at a time wait for its place
     return _Given({}, n, ConcurrencyLimiter(InOrder(waiting), max_concurrent=min(n, MOST_AT_ONCE)))
-
-
-def _slots(trials: Sequence[Trial]) -> int:
-    """Trials that the cluster as it is now runs side by side."""
-    import ray
-
-    there = ray.cluster_resources()
-    wanted = {
-        "CPU": max(t.resources.cpus for t in trials),
-        "GPU": max(t.resources.gpus for t in trials),
-    }
-    return int(min(there.get(k, 0.0) // n for k, n in wanted.items() if n))
 
 
 class _Given(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from parcae_core.errors import is_out_of_memory
+from parcae_core.errors import OutOfMemory, is_out_of_memory
 
 
 class ProcessLost(Exception):
@@ -25,7 +25,7 @@ def environment(error: BaseException) -> BaseException | None:
     """
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, (OSError, ProcessLost)) or is_out_of_memory(seen):
+        if isinstance(seen, (OSError, ProcessLost, OutOfMemory)) or is_out_of_memory(seen):
             return seen
         seen = seen.__cause__
     return None

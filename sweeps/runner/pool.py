@@ -23,7 +23,7 @@ from parcae_core.cpus import usable_cpus
 from parcae_core.trial import Trial
 from sweeps.branches import Waiting
 from sweeps.reports import ENDED
-from sweeps.runner.cluster.placement import gpus_here
+from sweeps.runner.cluster.placement import gpus_here, side_by_side
 from sweeps.runner.display import Display, label
 from sweeps.runner.losses import LOST_WORKERS_ALLOWED, Loss, Losses, loss_of_process
 from sweeps.runner.process_main import die_with
@@ -62,12 +62,6 @@ class _Machine:
         self._add(-wanted.cpus, free, -each)
         return tuple(free)
 
-    def slots(self, trials: Sequence[Trial]) -> int:
-        """Trials that run here side by side, by the largest request."""
-        slots = int(self.cpus // max(t.resources.cpus for t in trials))
-        most = max(t.resources.gpus for t in trials)
-        return min(slots, int(len(self.gpus) // most)) if most else slots
-
     def give_back(self, trial: Trial, gpus: tuple[int, ...]) -> None:
         self._add(trial.resources.cpus, gpus, min(trial.resources.gpus, 1.0))
 
@@ -102,7 +96,7 @@ def run_pool(
     display = Display(store, trials)
     machine = _Machine(cpus or usable_cpus(), dict.fromkeys(range(gpus_here(trials)), 1.0))
     if waits is not Waiting:
-        waits = partial(waits, slots=machine.slots(trials))
+        waits = partial(waits, slots=partial(side_by_side, trials, machine.cpus, len(machine.gpus)))
         display.open_ended = True
     # an adaptive sweep chooses its own order
     waiting = waits(store, sorted(trials, key=lambda t: t.seed), display.say)
@@ -141,7 +135,8 @@ class _Pool:
                 if self.waiting and not self._busy():
                     return self._say_stuck()
             for worker in self._heard():
-                self._end_of_trial(worker)
+                if worker in self.workers:  # else a signal has ended it: nothing is lost
+                    self._end_of_trial(worker)
             self.display.show(w.trial.trial_id for w in self._busy())
 
     def end(self) -> None:
@@ -191,9 +186,11 @@ class _Pool:
             problem = None if said is None else Loss(said)
         except (EOFError, OSError):
             worker.process.join()
+            if worker not in self.workers:
+                return
             problem = loss_of_process(worker.process.exitcode)
         if problem is not None:
-            self.workers.remove(worker)
+            self.workers = [w for w in self.workers if w is not worker]
             worker.process.kill()
             worker.process.join()
         self.display.storage.pull(now=True)
@@ -207,6 +204,7 @@ class _Pool:
             if self.losses.counted[trial.trial_id] <= self.losses.allowed:
                 self.waiting.put_back(trial)
                 return
+            self.waiting.give_up(trial)
         self.display.end(trial, state)
 
     def _say_stuck(self) -> None:

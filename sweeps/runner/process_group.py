@@ -19,7 +19,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -189,7 +189,8 @@ class LocalProcess:
             return
         self.process.kill()
         self.process.wait()
-        self.process.stdin.close()
+        with suppress(BrokenPipeError):  # a word that it did not live to read
+            self.process.stdin.close()
         self.reader.join()
 
     def death(self) -> str:
@@ -197,11 +198,9 @@ class LocalProcess:
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
 
     def _send(self, line: str) -> None:
-        try:
+        with suppress(BrokenPipeError):  # it is gone, which its reader finds out
             self.process.stdin.write(line + "\n")
             self.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it is gone, which its reader finds out
 
 
 def _read(descriptor: int, receive: Callable[[dict[str, Any] | None], None]) -> None:

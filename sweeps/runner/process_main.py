@@ -85,7 +85,8 @@ def train_as(
 
     os.environ["LOCAL_RANK"] = str(task["local_rank"])
     if task["one_machine"]:
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # the machine's own name may not resolve
+        # the machine's own name may not resolve; what the user has set stays
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     execution = Execution(**task["execution"], stop_requested=stop_requested)
     on_gpu = execution.device.startswith("cuda")
     dist.init_process_group(

@@ -88,18 +88,20 @@ class InOrder(Searcher):
     def __init__(self, waiting: Waiting) -> None:
         super().__init__()
         self.waiting = waiting
-        self.at_work: set[str] = set()  # by Tune's own id, until it is done with one
+        self.at_work: dict[str, Trial] = {}  # by Tune's own id, until it is done with one
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         trial = self.waiting.ready()
         if trial is None:
             return None if self.at_work else Searcher.FINISHED
         self.waiting.trials.remove(trial)
-        self.at_work.add(trial_id)
+        self.at_work[trial_id] = trial
         return {"trial_id": trial.trial_id}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        self.at_work.discard(trial_id)
+        trial = self.at_work.pop(trial_id, None)
+        if error and trial is not None:
+            self.waiting.give_up(trial)
         self.waiting.asked_anew()
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "") -> None:

@@ -8,7 +8,7 @@ driver or raylet is gone would wait in it for ever, holding the folder.
 How an attempt ends:
     done, diverged, stopped early       result.json; never run again
     our own exception   state "failed" with the reason; not retried, since it would fail again
-    a full disk, a dead process, worker, driver or node, a lost lease     raised, or simply gone:
+    a full disk or memory, a dead process, worker, driver or node, a lost lease     raised, or simply gone:
                         Tune retries, and the next attempt goes on from the newest good checkpoint
     asked to stop       a checkpoint; the trial stays planned
 """
@@ -78,8 +78,8 @@ class Job:
 
 
 def data_key(trial: Trial) -> str:
-    """What tells the prepared rows of trials apart: text, ids and length."""
-    return f"{trial.data.fingerprint[:16]}-{trial.data.tokenizer}-{trial.context + 1}"
+    """What tells the prepared rows of trials apart: text, packing, ids and length."""
+    return f"{trial.data.content}-{trial.data.tokenizer}-{trial.context + 1}"
 
 
 def run_trial(config: dict[str, Any]) -> None:

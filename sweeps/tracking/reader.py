@@ -169,7 +169,7 @@ def _reason_to_drop(run: Run, seen: set[str]) -> str | None:
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         return "a W&B run whose evaluation is damaged"
     if record["trial_id"] in seen:
-        return "a W&B run of a trial that another sweep took over"
+        return "a W&B run of a trial that another run has too"
     return None
 
 

@@ -99,8 +99,9 @@ def _run_files(root: Path) -> dict[Path, int]:
 
 
 def sweep_run_id(store: Store) -> str:
-    """From the sweep's name and its spec: a changed spec is another run, a repeated one the same."""
-    return f"{store.name}-{(store.sweep or {}).get('spec_sha256', 'none')[:12]}"
+    """Of the folder and its spec: a changed spec is another run, a repeated one the same."""
+    spec = (store.sweep or {}).get("spec_sha256", "none")[:12]
+    return "-".join(filter(None, (store.name, store.folder_id, spec)))
 
 
 def write(store: Store, *, project: str, mode: str) -> list[str]:

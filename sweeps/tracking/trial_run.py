@@ -1,4 +1,4 @@
-"""A trial's folder as one W&B run, id = trial_id; and opening and marking a run of any kind.
+"""A trial's folder as one W&B run, and opening and marking a run of any kind.
 
 metrics.jsonl and result.json are the truth and W&B is their mirror. Offline, the run is written from
 them in one go when the trial has ended: W&B cannot go on with an offline run, so one written while
@@ -147,7 +147,12 @@ def mirror(store: Store, trial: Trial, *, project: str) -> str | None:
 
 
 def run_id(store: Store, trial: Trial) -> str:
-    """trial_id; a result taken over from another sweep is not that sweep's run, and says so."""
+    """Of one trial in one folder: other sweeps, and other people's, may train the same.
+
+    In a folder from before these ids, the trial_id; a result taken over from another sweep says so.
+    """
+    if store.folder_id:
+        return f"{trial.trial_id}-{store.folder_id}"
     report = store.report(trial.trial_id)
     reused = report is not None and report.reused_from is not None
     return f"{trial.trial_id}-{store.name}" if reused else trial.trial_id
@@ -186,7 +191,8 @@ def end(run: wandb.Run, store: Store, trial: Trial, *, mode: str) -> None:
         rows = evaluated(store, trial)
         columns = list(rows[0])
         table = wandb.Table(columns=columns, data=[[r[c] for c in columns] for r in rows])
-        run.log({"val/loops": table})
+        # the row of the last step, unless an earlier attempt has sent that
+        run.log({"val/loops": table}, step=max(result.step, run.step))
     run.summary.update(summary_of(store, trial))
     run.finish(exit_code=0 if result is not None else 1)
     outcome = _outcome_digest(store, trial)

@@ -8,6 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from analysis import comparison
 from analysis.comparison import compare, relative_quality
 from analysis.errors import InputError
 from sweeps.cli.laws import register
@@ -33,7 +34,7 @@ def test_the_papers_perplexities_give_39_46_and_51_per_cent(tables, metric):
     plain, looped = tables
     found = compare(looped, plain, metric)
     assert [round(100 * q["relative_quality"], 1) for q in found.quality] == [38.8, 45.6, 51.1]
-    assert "1.339e+09 parameters" in found.notes[0]  # nothing larger than the largest
+    assert "N = 1.339e+09" in found.notes[0]  # nothing larger than the largest
 
 
 def test_core_scores_give_another_number_than_the_loss():
@@ -59,6 +60,84 @@ def test_seeds_give_an_interval(tables, tmp_path):
     quality = compare(paths[1], paths[0]).quality[0]
     assert quality["ci_low"] < 0.388 < quality["ci_high"]
     assert quality["ci_high"] - quality["ci_low"] < 0.1
+
+
+@pytest.mark.parametrize("n_seeds", [2, 3, 5])
+def test_intervals_of_few_seeds_hold_the_truth_as_often_as_they_say(n_seeds):
+    rng = np.random.default_rng(0)
+    inside, n = 0, 500
+    for _ in range(n):
+        groups = [m + 0.01 * rng.standard_normal(n_seeds) for m in (3.2, 3.0, 2.8)]
+        _, low, high = relative_quality(*(g.mean() for g in groups), *comparison._scatter(groups))
+        inside += low is None or low <= 0.5 <= high
+    # three binomial standard deviations of 500 sets at 95 % are 2.9 %; the normal quantile gave 85.8 % of 2 seeds
+    assert 0.921 <= inside / n <= 0.979
+
+
+def saved(folder, **tables):
+    paths = []
+    for name, columns in tables.items():
+        paths.append(str(folder / f"{name}.csv"))
+        pd.DataFrame(columns).to_csv(paths[-1], index=False)
+    return paths
+
+
+def test_the_loss_is_the_one_at_the_training_depth(tmp_path):
+    looped = {
+        "run": "a",
+        "N": 1e8,
+        "mu": 4,
+        "T": [1, 2, 4, 8],
+        "C": 6e18,
+        "loss": [5, 3.5, 3.0, 2.99],
+    }
+    plain = {"N": [1e8, 2e8], "C": [6e18, 2.4e19], "loss": [3.2, 2.8]}
+    found = compare(*saved(tmp_path, looped=looped, plain=plain))
+    assert found.quality[0]["relative_quality"] == pytest.approx(0.5)
+    assert len(found.speed) == 1
+    assert any("3 rows left out: evaluated at another number of loops" in n for n in found.notes)
+
+
+def test_every_mu_and_budget_is_compared_by_itself(tmp_path):
+    looped = {
+        "N": 1e8,
+        "mu": [4, 4, 8, 8],
+        "budget": [1e18, 1e19] * 2,
+        "loss": [3.6, 3.0, 3.7, 3.05],
+    }
+    plain = {"N": [1e8, 1e8, 2e8, 2e8], "budget": [1e18, 1e19] * 2, "loss": [3.55, 3.2, 3.65, 2.8]}
+    paths = saved(tmp_path, looped=looped, plain=plain)
+    found = {(q["mean_recurrence"], q["budget_flops"]): q for q in compare(*paths).quality}
+    assert found[4, 1e19]["relative_quality"] == pytest.approx(0.5)
+    assert found[8, 1e19]["relative_quality"] == pytest.approx(0.375)
+    assert found[4, 1e18]["relative_quality"] == pytest.approx(0.5)
+    assert all(q["ci_low"] is None for q in found.values())  # budgets are no seeds
+    del looped["budget"]
+    lengths = {**looped, "D": [4e8, 4e9, 2e8, 2e9]}
+    with pytest.raises(
+        InputError, match=r"mu = 4\) have D 4e\+08 to 4e\+09; only seeds are averaged"
+    ):
+        compare(*saved(tmp_path, looped=lengths, plain=plain))
+
+
+@pytest.mark.parametrize(
+    ("label", "metric", "refused"),
+    [
+        ("tokenizer", "loss", True),
+        ("dataset", "loss", True),
+        ("flops_rule", "loss", True),
+        ("tokenizer", "core", False),  # a score is of no tokens
+    ],
+)
+def test_what_one_table_may_not_mix_two_may_not_either(tmp_path, label, metric, refused):
+    looped = {"N": [1e8], "C": 1e18, "loss": 3.0, "core": 0.3, label: "a"}
+    plain = {"N": [1e8, 2e8], "C": 1e18, "loss": [3.2, 2.8], "core": [0.2, 0.4], label: "b"}
+    paths = saved(tmp_path, looped=looped, plain=plain)
+    if not refused:
+        assert compare(*paths, metric).quality[0]["relative_quality"] == pytest.approx(0.5)
+        return
+    with pytest.raises(InputError, match=f"has {label} a and .* has {label} b"):
+        compare(*paths, metric)
 
 
 def test_speed_up_is_the_compute_saved_at_equal_loss(tmp_path):

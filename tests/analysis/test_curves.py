@@ -37,6 +37,14 @@ def test_the_envelope_has_the_exponent_of_the_law_below_it(history):
     assert least.val_loss.is_monotonic_decreasing
 
 
+def test_rows_of_step_0_have_spent_nothing_and_are_left_out(history):
+    history.loc[history.groupby("run").head(1).index, "D"] = 0.0
+    few = history.groupby("run", sort=False).head(8)  # of eight rows none is left out as warm-up
+    frame = curves.envelope(curves.of_table(load.load(few))).frame
+    assert len(frame) > 10
+    assert frame.train_flops.min() == pytest.approx(6 * few.N.min() * few.D[few.D > 0].min())
+
+
 def test_the_command_fits_and_draws(history, tmp_path):
     history.to_csv(tmp_path / "h.csv", index=False)
     app = typer.Typer()

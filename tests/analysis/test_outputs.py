@@ -293,7 +293,7 @@ def test_predict_optimal_and_judge_print_what_they_found(app):
     data = json.loads(done.stdout)
     assert [v["name"] for v in data["values"]] == ["mu*", "D*"]
     assert data["inside"] is True
-    at = ["--at", "mu=8,D=1.12e10", "--resamples", "50"]
+    at = ["--at", "mu=8,D=1.12e10", "--resamples", "50", "--interval", "none"]
     done = CliRunner().invoke(app, ["predict", source, "--law", "training", *at])
     assert "val_loss = 2.96" in done.stdout
     few = ["--starts", "2", "--loss", "log-lsq"]

@@ -474,7 +474,7 @@ class Tables(Target):
             path.write_bytes(text.getvalue().encode("utf-8", "surrogatepass"))
         else:
             path.write_bytes(broken(draw, getattr(prepared, kind)))
-        return ["fit", str(path), "--law", "recurrence", "--starts", "2", "--interval", "none"]
+        return ["fit", str(path), "--law", "recurrence"]
 
 
 CELLS = (
@@ -521,7 +521,7 @@ class Wandb(Target):
                 data = broken(draw, data)
             (run / f"run-{i}.wandb").write_bytes(data)
         source = f"wandb-files:{case}"
-        return ["fit", source, "--law", "recurrence", "--starts", "2", "--interval", "none"]
+        return ["fit", source, "--law", "recurrence"]
 
 
 def hostile_record(draw: Draw, record: Any) -> bytes:
@@ -603,7 +603,7 @@ class Sweeps(Target):
                 path.write_bytes(path.read_bytes() + b"\n")
         verb = draw(st.sampled_from(["status", "status", "collect", "retry", "fit"]))
         if verb == "fit":
-            return ["fit", str(case), "--law", "recurrence", "--starts", "2", "--interval", "none"]
+            return ["fit", str(case), "--law", "recurrence"]
         as_json = ["--json"] if verb == "status" and draw(st.booleans()) else []
         return [verb, str(case), *as_json]
 

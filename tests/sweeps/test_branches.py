@@ -18,6 +18,7 @@ from sweeps.runner.driver import run as run_sweep
 from sweeps.runner.trainable import attempt
 from sweeps.store import Store
 from tests.support.tiny import write_spec
+from tests.sweeps.test_store import good_result, put
 
 BUDGETS = {"budgets_flops": [4e7, 8e7, 1.6e8], "mean_recurrence": [2]}
 SEPARATE = {"optim": {"weight_decay_falls": "cooldown"}}
@@ -167,6 +168,18 @@ def test_a_branch_waits_for_a_trunk_that_is_at_work(sweep):
     assert Waiting(store, [branch]).ready() is None
 
 
+def test_a_failed_branch_that_is_tried_again_goes_on_from_its_own_checkpoint(sweep):
+    store, (trunk, branch, _), _ = sweep
+    put(store, trunk, good_result(trunk))
+    failed = StateReport(state="failed", step=9, checkpoint_step=9, attempts=1, reason="broken")
+    failed.write(store.files(branch.trial_id).state)
+    store.forget_failure(branch.trial_id)
+    said = []
+    assert Waiting(store, [branch], said.append).ready() is branch
+    assert said == []
+    assert (store.state(branch).step, store.state(branch).reason) == (9, None)
+
+
 def test_a_branch_that_is_at_work_already_is_left_alone(sweep):
     from parcae_core.data.io import file_lock
 
@@ -216,10 +229,13 @@ def test_tune_is_given_a_branch_once_it_can_begin_and_none_of_a_trunk_that_was_g
     for trial in (trunk, branch):  # as if nothing had been made, nor handed over
         StateReport(state="planned").write(store.files(trial.trial_id).state)
         store.files(trial.trial_id).result.unlink(missing_ok=True)
-    given_up = InOrder(Waiting(store, [trunk, branch]))
+    waiting, told = Waiting(store, [trunk, branch]), []
+    waiting.give_up = told.append
+    given_up = InOrder(waiting)
     given_up.suggest("tune-1")
     given_up.on_trial_complete("tune-1", error=True)
     assert given_up.suggest("tune-2") == "FINISHED"
+    assert told == [trunk]
 
 
 @pytest.mark.slow

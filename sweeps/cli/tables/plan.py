@@ -33,6 +33,7 @@ from sweeps.design.estimate import (
 from sweeps.design.plan import Plan
 from sweeps.design.trunks import flops_to_make
 from sweeps.reports import FINISHED
+from sweeps.runner.cluster.placement import fit, side_by_side
 from sweeps.store import Store
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ def plan_data(
                 "n_params": trial.cost.n_params,
                 "state_bytes": memory.state,
                 "activation_bytes_per_sequence": memory.per_sequence,
-                "peak_bytes": memory.peak(trial.batch_sequences),  # whole batch at a time
+                # of each process, with its whole share of the batch at a time
+                "peak_bytes": memory.peak(trial.batch_sequences // trial.resources.processes),
                 "peak_bytes_one_sequence": memory.peak(1),
                 "train_flops": trial.cost.train_flops,  # as if it were a run of its own
                 "parent": None if trial.parent is None else trial.parent.trial_id,
@@ -104,10 +106,11 @@ def plan_data(
                 "estimated_s": rate.seconds(trial),
                 "cpus": trial.resources.cpus,
                 "gpus": trial.resources.gpus,
+                "processes": trial.resources.processes,
             }
         )
     cpus = cpus or _cpus_beside(plan.trials, gpus)
-    slots = _slots(plan.trials, cpus, gpus)
+    slots = side_by_side(plan.trials, cpus, gpus)
     seconds = [rate.seconds(t) for t in longest_first(left)]
     known = rate.flops_per_s is not None
     # a branch cannot end before its trunk and it have made all steps, one after the other
@@ -163,15 +166,7 @@ def _cpus_beside(trials: Sequence[Trial], gpus: int) -> int:
     largest = max(trials, key=lambda t: t.resources.gpus).resources
     if not (gpus and largest.gpus):
         return usable_cpus()
-    return math.ceil(largest.cpus * (gpus // largest.gpus)) or usable_cpus()
-
-
-def _slots(trials: Sequence[Trial], cpus: int, gpus: int) -> int:
-    """Trials that fit side by side, by the largest request."""
-    most_cpus = max(t.resources.cpus for t in trials)
-    most_gpus = max(t.resources.gpus for t in trials)
-    by_cpu = int(cpus // most_cpus)
-    return min(by_cpu, int(gpus // most_gpus)) if most_gpus else by_cpu
+    return math.ceil(largest.cpus * fit(largest.gpus, gpus, "GPU")) or usable_cpus()
 
 
 def print_plan(data: dict[str, Any], *, every_trial: bool = False) -> None:
@@ -297,8 +292,14 @@ def _memory_line(trials: list[Row]) -> str:
     def size(key: str) -> str:
         return f"{digits(most[key] / 2**30)} GiB"
 
+    n = most["processes"]
+    whose, part = (
+        ("", "the whole batch")
+        if n == 1
+        else (f", in each of {n} processes", "its share of a batch")
+    )
     return (
-        f"memory of the largest: {size('peak_bytes')} with the whole batch at a time, "
+        f"memory of the largest{whose}: {size('peak_bytes')} with {part} at a time, "
         f"{size('peak_bytes_one_sequence')} with one sequence ({size('state_bytes')} of weights, gradients "
         f"and optimiser, {digits(most['activation_bytes_per_sequence'] / 2**20)} MiB a sequence)"
     )

@@ -59,7 +59,33 @@ def _bundle(cpus: float, gpus: float) -> dict[str, float]:
 
 def _times(bundle: dict[str, float], node: dict[str, float]) -> int:
     """How often a bundle fits on an empty node."""
-    return min(int(node.get(name, 0) / amount + 1e-9) for name, amount in bundle.items())
+    return min(fit(amount, node.get(name, 0), name) for name, amount in bundle.items())
+
+
+def fit(amount: float, there: float, name: str) -> int:
+    """How often an amount of CPU or GPU is there."""
+    if name == "GPU" and amount < 1:  # no share lies on two of them
+        return int(there) * int(1 / amount + 1e-9)
+    return int(there / amount + 1e-9)  # 1 // 0.2 is 4
+
+
+def side_by_side(trials: Sequence[Trial], cpus: float, gpus: float) -> int:
+    """Trials that run at a time on so many CPUs and GPUs, by the largest request."""
+    most = _bundle(max(t.resources.cpus for t in trials), max(t.resources.gpus for t in trials))
+    return _times(most, {"CPU": cpus, "GPU": gpus})
+
+
+def places(trials: Sequence[Trial], can_add: dict[str, float] | None = None) -> int:
+    """Trials that the cluster as it is now runs side by side, and one more node that it may add.
+
+    That node's places are counted because a cluster grows only for trials that wait; where it cannot
+    grow any more, so many are chosen before their place is free.
+    """
+    import ray
+
+    nodes = [ray.cluster_resources(), *([can_add] if can_add else _addable(LAUNCHER_FILE))]
+    at_a_time = [side_by_side(trials, n.get("CPU", 0), n.get("GPU", 0)) for n in nodes]
+    return at_a_time[0] + max(at_a_time[1:], default=0)
 
 
 def require_placeable(

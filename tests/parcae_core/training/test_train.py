@@ -17,7 +17,7 @@ from parcae_core.data.prefetch import Prefetch
 from parcae_core.data.reader import RowReader
 from parcae_core.depth import DepthDraw, FixedDepth, PoissonDepth
 from parcae_core.device import resolve_device
-from parcae_core.errors import UserError
+from parcae_core.errors import OutOfMemory, UserError
 from parcae_core.kernels import dispatch
 from parcae_core.model.parcae import build_model
 from parcae_core.result import Execution, Interrupted, TrainResult
@@ -522,13 +522,13 @@ def test_a_size_that_auto_found_is_kept_over_a_resume(data_dir, tmp_path, monkey
 
 def test_without_auto_running_out_of_memory_is_said(data_dir, tmp_path, monkeypatch):
     no_room_above(3, monkeypatch)
-    with pytest.raises(UserError, match="out of memory with micro_batch_sequences=8 on cpu"):
+    with pytest.raises(OutOfMemory, match="out of memory with micro_batch_sequences=8 on cpu"):
         run(tiny_trial(), data_dir, tmp_path)
 
 
 def test_when_not_even_one_sequence_fits_it_is_said(data_dir, tmp_path, monkeypatch):
     no_room_above(0, monkeypatch)
-    with pytest.raises(UserError, match="use a smaller model or context"):
+    with pytest.raises(OutOfMemory, match="use a smaller model or context"):
         run(tiny_trial(), data_dir, tmp_path, micro_batch_sequences="auto")
 
 

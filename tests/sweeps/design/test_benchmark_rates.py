@@ -10,7 +10,7 @@ from benchmarks.common import RESULTS, rate_rows
 from parcae_core.accounting.hardware import cpu_device, peak_flops_per_s
 from parcae_core.errors import UserError
 from parcae_core.trial import Resources
-from sweeps.cli.tables.plan import plan_data
+from sweeps.cli.tables.plan import plan_data, print_plan
 from sweeps.design import benchmark_rates
 from sweeps.design.benchmark_rates import best_share, measured_rate, with_measured_shares
 from sweeps.design.estimate import ASSUMED_FLOPS_PER_CPU, rate_of
@@ -124,6 +124,21 @@ def test_the_plan_estimates_memory_with_activations(tmp_path):
     for t in data["trials"]:
         assert t["state_bytes"] < t["peak_bytes_one_sequence"] < t["peak_bytes"]
         assert t["activation_bytes_per_sequence"] > 0
+
+
+def test_memory_is_of_each_process_with_its_share_of_a_batch(tmp_path, capsys):
+    peaks = {}
+    for n in (1, 4):
+        data = plan_data(
+            tiny_plan(resources={"cpus": n, "processes": n}), Store(tmp_path, "none"), cpus=4
+        )
+        peaks[n] = [t["peak_bytes"] for t in data["trials"]]
+        print_plan(data)
+    assert peaks[4] == [t["peak_bytes_one_sequence"] for t in data["trials"]]  # of a batch of 4
+    assert peaks[4] < peaks[1]
+    one, four = [line for line in capsys.readouterr().out.splitlines() if "memory of" in line]
+    assert "with the whole batch at a time" in one
+    assert four.startswith("memory of the largest, in each of 4 processes: ")
 
 
 def test_the_rows_that_plans_read_are_those_of_the_committed_benchmarks():

@@ -5,10 +5,13 @@ from parcae_core.data.prepare import prepare
 from parcae_core.data.sources import resolve
 from parcae_core.depth import CurriculumDepth, FixedDepth, PoissonDepth
 from parcae_core.errors import UserError
+from parcae_core.trial import trial_from_dict, trial_to_dict
 from sweeps.design.corpora import resolve_data
 from sweeps.design.plan import plan
 from sweeps.design.smoke import shrink
 from sweeps.design.spec import load_spec, parse_spec
+from sweeps.records import planned_columns
+from sweeps.runner.trainable import data_key
 from tests.support.tiny import DATA, SPEC, spec_dict, tiny_plan, write_spec
 
 SIZED = {"budgets_flops": None, "n_tokens": 6400}
@@ -82,9 +85,29 @@ def test_a_curriculum_that_does_nothing_or_does_not_fit_is_refused():
     assert "there are no steps without gradient that could grow" in message
     long = {"kind": "curriculum", "ramp_steps": 10**6}
     [message] = problems(mean_recurrence=[4], budgets_flops=[4e9], depth=long)
-    assert "depth.ramp_steps is 1000000 and the training at mean_recurrence=4 has" in message
+    assert "depth.ramp_steps is 1000000, and 4e9 FLOPs buy fewer steps" in message
+    [message] = problems(mean_recurrence=[4], depth=long, design="test_time", **SIZED)
+    assert (
+        "depth.ramp_steps is 1000000 and the training at mean_recurrence=4 has 100 steps" in message
+    )
     one = tiny_plan(mean_recurrence=[1], recurrence_one="parcae", depth=RAMP).trials[0]
     assert one.depth == FixedDepth(mean_recurrence=1, mean_backprop_depth=1)
+
+
+@pytest.mark.parametrize("budget", [6e8, 8e8, 1.2e9])
+def test_a_ramp_that_the_budget_does_not_pay_for_is_refused(budget):
+    ramp = {"kind": "curriculum", "ramp_steps": 200, "mean_backprop_depth": 1}
+    looped = {
+        "mean_recurrence": [16],
+        "depth": ramp,
+        "evaluation": {"loops": [1], "n_sequences": 4},
+    }
+    [problem] = problems(budgets_flops=[budget], **looped)
+    assert "depth.ramp_steps is 200" in problem
+    assert "buy fewer steps" in problem
+    trial = tiny_plan(budgets_flops=[4e9], **looped).trials[0]
+    assert trial.n_steps > 200
+    assert 0.99 * 4e9 < trial.train_flops("paper") <= 4e9
 
 
 def test_a_smoke_of_a_curriculum_keeps_its_shape():
@@ -314,6 +337,29 @@ def test_a_prepared_folder_brings_its_tokenizer_and_context_and_contradictions_a
         planned("bytes")
     with pytest.raises(UserError, match=r"context is 4, and .* rows of 8 tokens"):
         planned(context=4)
+
+
+def test_rows_packed_in_another_way_make_other_trials_and_the_default_keeps_its_ids(tmp_path):
+    text = resolve(str(write_spec(tmp_path).parent / "text"))
+    cut, crop = (prepare(text, "bytes", 17, tmp_path, long_documents=x) for x in ("cut", "crop"))
+
+    def planned(corpus):
+        spec = parse_spec(spec_dict(data={"corpus": str(corpus)}), "s.yaml")
+        return plan(spec, resolve_data(spec, "s.yaml"), "s.yaml")
+
+    as_text, as_cut, as_crop = map(planned, (tmp_path / "text", cut, crop))
+    assert as_text.trial_ids == as_cut.trial_ids
+    assert not {*as_cut.trial_ids} & {*as_crop.trial_ids}
+    ours, theirs = as_cut.trials[0], as_crop.trials[0]
+    assert data_key(ours) != data_key(theirs)  # a sweep may read both
+    assert planned_columns(theirs)["data_fingerprint"] == f"{text.fingerprint}-crop"
+    # without a folder of its own, the text is counted in the one that holds what would be prepared
+    rows = as_cut.corpora[0].manifest.splits["train"].rows
+    assert as_text.corpora[0].train_tokens(16, tmp_path) == (16 * rows, f"counted in {cut.name}")
+    # a trial.json of before, which says nothing of packing
+    stored = trial_to_dict(ours)
+    del stored["data"]["packing"]
+    assert trial_from_dict(stored) == ours
 
 
 def test_a_budget_may_be_written_as_any_number_of_yaml(tmp_path):

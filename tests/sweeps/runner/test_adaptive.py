@@ -73,7 +73,7 @@ def planned(store, plan) -> list:
 
 
 def choosing(store, plan, slots=1) -> Choosing:
-    return Choosing(store, planned(store, plan), plan=plan, slots=slots)
+    return Choosing(store, planned(store, plan), plan=plan, slots=lambda: slots)
 
 
 @pytest.fixture(scope="module")
@@ -323,3 +323,38 @@ def test_the_hash_of_a_list_is_that_of_before_trials_had_seeds():
     assert [t.seed for t in own.trials] == [3, 5]
     assert plain.sha256 != own.spec.sha256
     assert spec_dict()["name"] == "tiny"
+
+
+def test_a_trial_that_was_given_up_holds_no_place_and_the_end_says_so(adaptive):
+    store, _ = adaptive
+    plan = tiny_plan(**KEYS | {"total_flops": 3e9})
+    said = []
+    waiting = Choosing(store, planned(store, plan), said.append, plan=plan)
+    lost = waiting.ready()
+    waiting.trials.remove(lost)
+    assert waiting.ready() is None  # its place is taken
+    waiting.give_up(lost)
+    waiting.asked_anew()
+    made = go_on(waiting, store, 100)
+    assert not waiting
+    spent = sum(t.budget_flops for t in plan.trials if t.trial_id in [*made, lost.trial_id])
+    assert 3e9 - 4e8 < spent <= 3e9
+    assert said[-1].startswith(
+        "tiny stops here: the FLOPs are spent, and 1 of the trials that it chose"
+    )
+    assert lost.trial_id in said[-1]
+    again = choosing(store, plan)  # the next `parcae run`
+    assert again.at_end() == ""
+    assert again.ready().trial_id == lost.trial_id
+    assert go_on(again, store, 100) == [lost.trial_id]
+    assert decisions(store.root)[-1]["stop"] == "the FLOPs are spent"
+
+
+def test_a_place_that_is_added_is_decided_for(adaptive):
+    store, plan = adaptive
+    places = [0]
+    waiting = Choosing(store, planned(store, plan), plan=plan, slots=lambda: places[0])
+    waiting.trials.remove(waiting.ready())  # a cluster without places grows for what waits
+    assert waiting.ready() is None
+    places[0] = 2
+    assert waiting.ready() is not None

@@ -1,5 +1,6 @@
 """`parcae run --no-ray`: the same store and the same results, with Ray absent."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,9 +11,14 @@ import pytest
 
 from analysis.table import records
 from parcae_core.trial import Resources
+from sweeps.branches import Waiting
 from sweeps.cli.sweep import load_plan
+from sweeps.runner.cluster import placement
+from sweeps.runner.cluster.placement import places, side_by_side
+from sweeps.runner.display import Display
 from sweeps.runner.driver import Options, make_job, prepare_data
-from sweeps.runner.pool import _Machine
+from sweeps.runner.losses import Losses
+from sweeps.runner.pool import _Machine, _Pool, _Worker
 from sweeps.runner.trainable import attempt
 from sweeps.store import Store
 from tests.support.tiny import tiny_plan, write_spec
@@ -128,6 +134,69 @@ def test_a_machine_holds_what_it_has(wanted, taken):
     assert [machine.take(trial) for _ in taken] == taken
     machine.give_back(trial, taken[0])
     assert machine.take(trial) == taken[0]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "n"),
+    [*((0.01, 1 / n, 2 * n) for n in (2, 3, 5, 6, 10, 20)), (0.1, 0, 160), (1, 0.4, 4), (1, 2, 1)],
+)
+def test_fractions_of_a_machine_are_counted_whole(cpus, gpus, n):
+    trial = tiny_plan(resources={"cpus": cpus, "gpus": gpus}).trials[0]
+    assert side_by_side([trial], 16, 2) == n
+    machine = _Machine(16, {0: 1.0, 1: 1.0})
+    assert [machine.take(trial) is not None for _ in range(n + 1)] == [True] * n + [False]
+
+
+def test_places_grow_with_a_cluster_and_hold_what_makes_it_grow(tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
+    trials = tiny_plan(resources={"cpus": 2}).trials
+    there = {"memory": 1.0}  # a head that holds no trials
+    monkeypatch.setattr(ray, "cluster_resources", lambda: there)
+    monkeypatch.setattr(placement, "LAUNCHER_FILE", tmp_path / "none")
+    assert places(trials) == 0
+    assert places(trials, {"CPU": 8.0}) == 4
+    there["CPU"] = 8.0
+    assert (places(trials), places(trials, {"CPU": 8.0})) == (4, 8)
+    (tmp_path / "none").write_text(
+        "available_node_types: {a: {max_workers: 3, resources: {CPU: 16}}, b: {max_workers: 0}}"
+    )
+    assert places(trials) == 12
+
+
+def test_workers_that_a_second_signal_ends_are_not_lost_ones(tmp_path):
+    """Killed while the pool waits for one of them."""
+    plan = tiny_plan()
+    store = Store(tmp_path / "runs", plan.name)
+    store.write_plan(plan, write_spec(tmp_path))
+    display = Display(store, plan.trials)
+    losses, waiting = Losses(store, plan.trials, 3), Waiting(store, [])
+    pool = _Pool(None, waiting, _Machine(0), losses, display)
+    context = multiprocessing.get_context("fork")
+    for trial in plan.trials[:2]:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=time.sleep, args=(60,))
+        process.start()
+        theirs.close()
+        pool.workers.append(_Worker(process, ours, (), trial))
+    workers = list(pool.workers)
+
+    def second(number, frame):
+        pool.end()
+
+    before = signal.signal(signal.SIGALRM, second)
+    try:
+        # each end of a pipe that `fork` left in the other worker closes with it
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        pool.run([signal.SIGINT])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert [w.process.exitcode for w in workers] == [-signal.SIGKILL] * 2
+    assert [store.report(t.trial_id) for t in plan.trials[:2]] == [None, None]
+    # and one that is heard of before, and gone by then
+    workers[0].trial = plan.trials[0]
+    pool._end_of_trial(workers[0])
+    assert not losses.counted
 
 
 def test_ray_and_a_pool_exclude_each_other(tmp_path):

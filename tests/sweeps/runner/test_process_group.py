@@ -19,6 +19,7 @@ from sweeps.runner.cluster.placement import bundles
 from sweeps.runner.driver import Options, make_job, prepare_data
 from sweeps.runner.errors import ProcessFailed, ProcessLost
 from sweeps.runner.process_group import LocalProcess, train_together
+from sweeps.runner.process_main import train_as
 from sweeps.runner.trainable import attempt
 from sweeps.store import Store
 from tests.support.tiny import write_spec
@@ -181,3 +182,26 @@ def test_a_trial_takes_one_node_if_it_can_and_several_if_it_must():
     assert bundles(four, [small]) is None
     assert bundles(Resources(cpus=3), [{"CPU": 2.0}] * 2) is None  # one process cannot be divided
     assert json.dumps(bundles(Resources(cpus=2, processes=2), [{"CPU": 2.0}])) == '[{"CPU": 2}]'
+
+
+def test_the_end_of_a_process_that_died_before_it_was_asked_to_stop_is_quiet():
+    process = LocalProcess()
+    process.process = subprocess.Popen([sys.executable, "-c", ""], stdin=subprocess.PIPE, text=True)
+    process.process.wait()
+    process.reader = threading.Thread(target=list)
+    process.reader.start()
+    process.stop()
+    process.end()
+    assert process.death() == "ended with 0"
+
+
+@pytest.mark.parametrize("given", [None, "eth7"])
+def test_the_loopback_is_used_on_one_machine_unless_the_user_names_a_device(given, monkeypatch):
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    if given:
+        monkeypatch.setenv("GLOO_SOCKET_IFNAME", given)
+    task = {"local_rank": 0, "rank": 0, "n": 1, "one_machine": True, "execution": {}}
+    with pytest.raises(RuntimeError, match="nowhere"):
+        train_as(task | {"meeting": "nowhere://"}, lambda: False, print)
+    assert os.environ["GLOO_SOCKET_IFNAME"] in {given} if given else {"lo", "lo0"}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from parcae_core.errors import OutOfMemory
 from parcae_core.result import Interrupted
 from parcae_core.training.train import train
 from sweeps.cli.sweep import load_plan
@@ -157,8 +158,11 @@ def test_our_own_failure_is_recorded_with_its_last_lines_and_not_raised(sweep):
     [shown] = [t for t in status_data(store)["trials"] if t["trial_id"] == trial.trial_id]
     assert shown["error"][-1] == "ValueError: no such thing"
     assert "raise error" in shown["error"][-2]
+    attempts = store.report(trial.trial_id).attempts
     store.forget_failure(trial.trial_id)
     assert store.state(trial).state == "planned"
+    assert not store.files(trial.trial_id).error.exists()
+    assert store.report(trial.trial_id).attempts == attempts
 
 
 def test_a_failing_disk_is_raised_for_another_attempt(sweep):
@@ -170,6 +174,17 @@ def test_a_failing_disk_is_raised_for_another_attempt(sweep):
         run(make_job(train=fail_with(error)), trial)
     assert store.state(trial).state == "planned"
     assert "No space left" in store.state(trial).reason
+
+
+def test_a_training_that_did_not_fit_is_raised_for_another_attempt_and_keeps_its_advice(sweep):
+    store, plan, make_job = sweep
+    trial = plan.trials[0]
+    job = make_job(train=fail_with(OutOfMemory("out of memory; use a smaller model")))
+    for _ in range(2):
+        with pytest.raises(OutOfMemory):
+            run(job, trial)
+        assert store.state(trial).state == "planned"
+        assert store.state(trial).reason == "out of memory; use a smaller model"
 
 
 def test_a_stop_leaves_a_checkpoint_and_the_next_attempt_ends_as_if_undisturbed(sweep, monkeypatch):

@@ -11,6 +11,7 @@ from analysis.errors import InputError
 from analysis.table import load, records
 from parcae_core.errors import UserError
 from parcae_core.trial import planned_to_dict
+from sweeps.cli.trained import _print_scores
 from sweeps.records import records_of
 from sweeps.scoring.scores import Score, Scores
 from sweeps.storage.files import sealed, write_json
@@ -73,6 +74,7 @@ def test_records_keep_scores_and_compare_uses_them(tmp_path):
     looped["n_params_once"] = looped.n_params - looped.n_params_core
     for name in ("n_params", "n_params_unrolled", "n_params_once"):
         plain.loc[plain.index[1], name] *= 2
+    plain["budget_flops"] = looped.budget_flops.iloc[0]
     looped["score_copy_acc"], plain["score_copy_acc"] = [0.6], [0.5, 0.7]
     paths = [records.save(f, tmp_path / f"{n}.parquet") for n, f in (("l", looped), ("p", plain))]
     assert records.load(paths[0]).score_copy_acc.dtype == "float64"
@@ -82,3 +84,14 @@ def test_records_keep_scores_and_compare_uses_them(tmp_path):
         records.validate(looped.assign(scores=1.0))
     with pytest.raises(InputError, match="needs a float"):
         records.validate(looped.assign(score_x=pd.Series(["high"], index=looped.index)))
+
+
+def test_a_metric_that_was_no_number_at_one_number_of_loops_leaves_its_cell_empty(capsys):
+    accuracy, perplexity = (
+        Score(task="copy", metric=m, value=v, stderr=None) for m, v in (("acc", 0.5), ("ppl", 9.25))
+    )
+    by_loops = {"1": [accuracy], "4": [accuracy, perplexity]}
+    _print_scores("mine", Scores(by_loops=by_loops, step=1, harness="0"))
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "copy" in line]
+    assert [r[-2] for r in rows] == ["0.5", "9.25"]
+    assert [len(r) - r.count("│") for r in rows] == [4, 3]

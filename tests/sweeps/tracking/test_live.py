@@ -21,6 +21,7 @@ from sweeps.tracking import reader
 from sweeps.tracking.live import Tail
 from sweeps.tracking.sweep_run import DEADLINE_S
 from sweeps.tracking.sync import unsynced
+from sweeps.tracking.trial_run import run_id
 from tests.support import wandb_files
 from tests.support.tiny import tiny_plan, write_spec
 from tests.support.wandb_server import KEY, answering, refusing, silent
@@ -202,20 +203,20 @@ def test_a_trial_is_shown_while_it_trains_and_a_resumed_one_goes_on(sweep, tmp_p
         env = environment(server.url, tmp_path)
         first = start(ATTEMPT, store.out, trial.trial_id, "online", 100_000, 0, env=env)
         deadline = time.monotonic() + 90
-        while not server.history(trial.trial_id):
+        while not server.history(run_id(store, trial)):
             assert first.poll() is None, first.communicate()
             assert time.monotonic() < deadline, "nothing was shown while it trained"
             time.sleep(0.05)
-        assert server.runs[trial.trial_id]["state"] == "running"
+        assert server.runs[run_id(store, trial)]["state"] == "running"
         first.kill()
         first.communicate(timeout=60)
         metrics = store.folder(trial.trial_id) / "metrics.jsonl"
         n_steps = len(metrics.read_text().splitlines()) + 250
         said = finished(start(ATTEMPT, store.out, trial.trial_id, "online", n_steps, 0, env=env))
         print(f"ended {said['total'] - said['trained']:.2f} s after its training")
-        assert list(server.runs) == [trial.trial_id]
-        assert server.history(trial.trial_id)[:n_steps] == list(range(1, n_steps + 1))
-        run = server.runs[trial.trial_id]
+        assert list(server.runs) == [run_id(store, trial)]
+        assert server.history(run_id(store, trial)) == list(range(1, n_steps + 1))
+        run = server.runs[run_id(store, trial)]
         assert (run["state"], run["group"], run["jobType"]) == ("finished", "tiny", "trial")
         assert run["summary"]["record"]["status"] == "done"
         assert read_json(store.folder(trial.trial_id) / "wandb" / "mirror.json")["mode"] == "online"
@@ -236,7 +237,7 @@ def test_an_offline_trial_that_was_killed_and_resumed_is_one_whole_run(sweep, tm
     assert killed.returncode == -9
     finished(start(ATTEMPT, store.out, trial.trial_id, "offline", 20, 0, env=env))
     run = wandb_files.read(wandb_files.only_file(store.folder(trial.trial_id)))
-    assert (run.run_id, run.exit_code) == (trial.trial_id, 0)
+    assert (run.run_id, run.exit_code) == (run_id(store, trial), 0)
     assert [h["_step"] for h in run.history if "train/loss" in h] == list(range(1, 21))
     found = reader.read_files(f"wandb-files:{store.root}")
     expected = records_of(store)
@@ -256,8 +257,8 @@ def test_sync_sends_what_is_offline_and_a_project_reads_back_as_the_store(sweep,
         env = environment(server.url, tmp_path)
         code, out, err = parcae("sync", store.root, env=env, cwd=ROOT)
         assert code == 0, err
-        assert sorted(out.split()) == sorted(t.trial_id for t in trials)
-        assert server.history(trials[0].trial_id)[:20] == list(range(1, 21))
+        assert sorted(out.split()) == sorted(run_id(store, t) for t in trials)
+        assert server.history(run_id(store, trials[0]))[:20] == list(range(1, 21))
         code, out, err = parcae("sync", store.root, env=env, cwd=ROOT)
         assert (code, out) == (0, "")
         assert "0 runs sent" in err

@@ -19,6 +19,7 @@ from sweeps.store import Store
 from sweeps.tracking import reader
 from sweeps.tracking.sweep_run import mirror_sweep, sweep_run_id
 from sweeps.tracking.sync import unsynced
+from sweeps.tracking.trial_run import run_id
 from tests.support import wandb_files
 from tests.support.tiny import SPEC, tiny_plan, write_spec
 from tests.sweeps.test_store import good_result, report
@@ -94,7 +95,7 @@ def test_metrics_hold_each_step_once_and_leave_out_a_torn_line(ended):
 def test_an_offline_run_reads_back_as_the_trial(ended):
     store, (trial, _, failed, reused) = ended
     run = run_of(store, trial)
-    assert (run.run_id, run.group, run.job_type) == (trial.trial_id, "tiny", "trial")
+    assert (run.run_id, run.group, run.job_type) == (run_id(store, trial), "tiny", "trial")
     assert run.tags[0] == "isoflop"
     assert run.tags[1].startswith("spec-")
     assert run.tags[2].startswith("commit-")
@@ -110,8 +111,29 @@ def test_an_offline_run_reads_back_as_the_trial(ended):
     assert run.summary["status"] == "done"
     assert run.exit_code == 0
     assert run_of(store, failed).exit_code == 1
-    # Not the run of the sweep that trained it, which a `sync` of both would otherwise overwrite
-    assert run_of(store, reused).run_id == f"{reused.trial_id}-tiny"
+    last = run.history[-1]  # the table comes with the last step, and is no step of its own
+    assert (last["_step"], "val/loops" in last) == (store.result(trial).step, True)
+    assert run_of(store, reused).run_id == run_id(store, reused)
+
+
+def test_a_folder_has_runs_of_its_own_and_one_from_before_keeps_those_that_it_has(tmp_path):
+    plan, spec = tiny_plan(), write_spec(tmp_path)
+    mine, theirs = Store(tmp_path / "mine", "tiny"), Store(tmp_path / "theirs", "tiny")
+    for store in (mine, theirs):
+        store.write_plan(plan, spec)
+    [trial, *_] = plan.trials
+    ids = [run_id(mine, trial), run_id(theirs, trial), sweep_run_id(mine), sweep_run_id(theirs)]
+    assert len({*ids}) == 4
+    mine.write_plan(plan, spec)  # the next `parcae run`
+    assert [run_id(mine, trial), sweep_run_id(mine)] == [ids[0], ids[2]]
+    before = read_json(mine.root / "sweep.json")
+    del before["folder_id"]
+    write_json(mine.root / "sweep.json", before)
+    mine.write_plan(plan, spec)
+    assert run_id(mine, trial) == trial.trial_id
+    assert sweep_run_id(mine) == f"tiny-{plan.spec.sha256[:12]}"
+    report(mine, trial, state="done", reused_from="other")
+    assert run_id(mine, trial) == f"{trial.trial_id}-tiny"
 
 
 def test_run_folders_give_the_records_of_the_store(ended):
@@ -222,7 +244,7 @@ def test_runs_that_hold_no_records_are_counted_with_their_reasons(ended):
     assert {(d.reason, d.n_rows) for d in found.dropped} == {
         ("a W&B run that this toolkit did not write", 1),
         ("a W&B run without a result: its trial has not ended (running)", 1),
-        ("a W&B run of a trial that another sweep took over", 1),
+        ("a W&B run of a trial that another run has too", 1),
     }
     assert found.notes == ("1 trials that the sweep planned are not among the runs",)
     with pytest.raises(InputError, match=r"no run there holds records .1 runs: a W&B run that"):
