@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.choices import Choices, Reading
 from analysis.errors import InputError
 from analysis.fitting.result import FitResult
+from analysis.table import load as table_load
 from analysis.table.columns import canonical, parse_columns
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 def load(source: Source, columns=None, where=(), drop_highest: int = 0, unit=None) -> Table:
     """The table of a source: a DataFrame, a file, a pattern, a folder, `bundled:NAME`."""
     how = Reading(columns=columns, where=where, drop_highest=drop_highest, unit=unit)
-    return how.table(source)
+    return table_load.without_highest(how.table(source))
 
 
 def fit_source(source: Source, law: str | None = None, **options: Any) -> FitResult:

@@ -6,7 +6,7 @@ The command line and the Python door both come through here, so that an option m
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,10 @@ _VALUED = {"recurrence": "training", "isoflop": "chinchilla"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
-    """How a table is read: `--columns`, `--where`, `--drop-highest`, `--unit`."""
+    """How a table is read: `--columns`, `--where`, `--drop-highest`, `--unit`.
+
+    The highest losses are left out of the rows that a law uses, once they are chosen.
+    """
 
     columns: str | dict[str, str] | None = None
     where: tuple[str, ...] = ()
@@ -52,7 +55,7 @@ class Reading:
             columns = parse_columns(columns)
         where = (self.where,) if isinstance(self.where, str) else tuple(self.where)
         table = table_load.load(source, columns, where, own, self.unit)
-        return without_highest(table, self.drop_highest)
+        return replace(table, drop_highest=self.drop_highest)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -240,16 +243,3 @@ def _range(text: str) -> tuple[float, float]:
     if not sign or not ends[0] < ends[1]:
         raise ValueError
     return ends
-
-
-def without_highest(table: Table, k: int) -> Table:
-    if k == 0:
-        return table
-    if k < 0 or k >= len(table.frame) or "val_loss" not in table.frame:
-        raise InputError(
-            f"--drop-highest {k}: needs a number from 1 to {len(table.frame) - 1} and a val_loss column."
-        )
-    limit = table.frame.val_loss.nlargest(k).iloc[-1]
-    return table.keep(
-        table.frame.val_loss < limit, f"loss at or above the {k}th highest, {limit:.4f}"
-    )

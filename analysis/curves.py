@@ -7,7 +7,8 @@ cooled down at that compute: an upper bound of what runs planned for it reach.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,17 +16,22 @@ import numpy as np
 from analysis.errors import InputError
 from analysis.fitting.fit import Fit, fit_table
 from analysis.laws import library
-from analysis.table import numbers
+from analysis.table import load, numbers
+from analysis.table.columns import written
 from analysis.table.table import Table
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from analysis.fitting.result import Dropped
     from analysis.laws.law import Law
 
 SMOOTH = 0.02  # of a run's points, the width of the running mean
 MIN_POINTS = 5  # of a run: fewer are no curve
 SHARE = 0.1  # of a run that is left out at its start, where the learning rate warms up
+_HELD_OUT = re.compile(
+    r"(^|[^a-z])(val|valid|validation|eval|test|dev|held_?out)([^a-z]|$)", re.IGNORECASE
+)
 # column: what an axis calls it; those that a source has are drawn
 SHOWN = {
     "loss": "training loss (nats per token)",
@@ -44,6 +50,14 @@ class Curves:
 
     frame: pd.DataFrame
     source: str
+    dropped: tuple[Dropped, ...] = ()
+    notes: tuple[str, ...] = ()
+    what: str = "training loss"  # what `loss` is: a table may hold another
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What an axis calls each column."""
+        return SHOWN | {"loss": f"{self.what} (nats per token)"}
 
     @property
     def runs(self) -> list[tuple[str, pd.DataFrame]]:
@@ -66,7 +80,6 @@ def of_table(table: Table) -> Curves:
             f"{table.source}: curves need a row per run and step; map the run and the loss with "
             "--columns run=COLUMN,loss=COLUMN,D=COLUMN."
         )
-    out = frame.assign(run=frame.trial_id, loss=numbers.floats(frame.val_loss))
     axes = {
         n: numbers.floats(frame[n]) for n in ("n_params", "n_tokens", "train_flops") if n in frame
     }
@@ -77,11 +90,37 @@ def of_table(table: Table) -> Curves:
         raise InputError(
             f"{table.source}: curves need compute; map FLOPs with C=COLUMN, or parameters and tokens."
         )
-    out = out.assign(**axes).dropna(subset=["loss", "train_flops"])
-    long = out.groupby("run").loss.transform("size") >= MIN_POINTS
+    rows = frame.assign(run=frame.trial_id, loss=numbers.floats(frame.val_loss), **axes)
+    table = load.without_highest(replace(table, frame=rows))
+    column = table.called("val_loss")
+    what = "validation loss" if _HELD_OUT.search(column) else "training loss"
+    others = [c for c in table.unmapped if re.search("train.*loss", c, re.IGNORECASE)]
+    if what == "validation loss" and others:
+        table = table.noting(
+            f"the curves are of {column!r}, a validation loss; those of the training loss: "
+            f"{written(table.columns, val_loss=others[0])}"
+        )
+    table = _usable(table)
+    long = table.frame.groupby("run").loss.transform("size") >= MIN_POINTS
     if not long.any():
         raise InputError(f"{table.source}: no run has {MIN_POINTS} rows, so there are no curves.")
-    return Curves(out[long].reset_index(drop=True), table.source)
+    table = table.keep(long, f"of a run with fewer than {MIN_POINTS} rows, which is no curve")
+    return Curves(table.frame, table.source, table.dropped, table.notes, what)
+
+
+def of_log(frame: pd.DataFrame, source: str) -> Curves:
+    """The curves in rows that have the columns of `Curves` already; `source` names them in messages."""
+    table = _usable(Table(frame=frame, source=source, kind="points", origin="logged in training"))
+    return Curves(table.frame, source, table.dropped)
+
+
+def _usable(table: Table) -> Table:
+    """The rows that a curve can go through: one infinite loss would spoil a running mean."""
+    table = table.keep(
+        np.isfinite(table.frame.loss), "no finite loss; the curve goes straight across"
+    )
+    spent = table.frame.train_flops
+    return table.keep(np.isfinite(spent) & (spent > 0), "no compute above 0")
 
 
 def smoothed(rows: pd.DataFrame) -> pd.DataFrame:
@@ -134,8 +173,10 @@ def envelope(curves: Curves, n: int = 60) -> Table:
         source=curves.source,
         kind="points",
         origin="lower envelope of the training curves",
+        dropped=curves.dropped,
         notes=(
-            f"the lower envelope of {len(runs)} runs' smoothed training losses at {n} computes: of runs not "
+            *curves.notes,
+            f"the lower envelope of {len(runs)} runs' smoothed {curves.what}es at {n} computes: of runs not "
             "cooled down there, so an upper bound of what a run planned for that compute reaches",
         ),
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from analysis.errors import InputError
+from analysis.table import numbers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,21 +48,30 @@ def has_floor(table: Table) -> bool:
     return "loss_floor" in table.frame and bool(table.frame.loss_floor.notna().all())
 
 
-def equal_flops(table: Table) -> list[EqualFlops]:
+def equal_flops(table: Table, fixed_depth: pd.Series | None = None) -> list[EqualFlops]:
     """Loops against fixed depth, for each budget that both were trained for; empty if there is none.
+
+    Args:
+        table: rows of a records table, or, with `fixed_depth`, any with budgets, mu and losses at T = mu.
+        fixed_depth: which rows are the Transformer's, where the caller knows.
 
     Raises:
         InputError: if the table does not tell the two apart.
     """
     frame = table.frame
-    if not {"architecture", "budget_flops", "n_loops", "mean_recurrence"} <= set(frame.columns):
-        raise InputError(f"{table.source}: a comparison with fixed depth needs a records table.")
-    frame = frame[frame.n_loops == frame.mean_recurrence]
+    if fixed_depth is None:
+        if not {"architecture", "budget_flops", "n_loops", "mean_recurrence"} <= set(frame.columns):
+            raise InputError(
+                f"{table.source}: a comparison with fixed depth needs a records table."
+            )
+        frame = frame[frame.n_loops == frame.mean_recurrence]
+        fixed_depth = frame.architecture == "transformer"
     floor = float(frame.loss_floor.iloc[0]) if has_floor(table) else None
     out = []
     for _, rows in frame.groupby("budget_flops"):
-        fixed = rows[rows.architecture == "transformer"].val_loss
-        looped = rows[rows.architecture == "parcae"].groupby("mean_recurrence").val_loss.mean()
+        is_fixed = fixed_depth[rows.index]
+        fixed = numbers.floats(rows.val_loss)[is_fixed]
+        looped = numbers.floats(rows.val_loss)[~is_fixed].groupby(rows.mean_recurrence).mean()
         if len(fixed) and len(looped):
             out.append(
                 EqualFlops(

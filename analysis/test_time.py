@@ -97,14 +97,7 @@ def fit_test_time(
         raise InputError(
             f"law {form!r} is not fitted run by run; use one of {', '.join(library.TEST_TIME_FORMS)}."
         )
-    table = load.need(table, ("n_loops", "val_loss"), law.name)
-    _refuse_below_one(table)
-    for _, rows in runs_of(
-        table
-    ):  # beyond its lowest loss a curve may explode, before it none does
-        best = rows.n_loops[rows.val_loss.idxmin()]
-        units.refuse_diverged(rows[rows.n_loops <= best], table.source)
-    twice = _counted_twice(table)
+    table, twice = usable(table, law.name)
     curves, dropped = [], []
     for run, rows in runs_of(table):
         if str(run) in twice:
@@ -128,6 +121,23 @@ def fit_test_time(
     return TestTime(
         _gather(table, law, curves, gone, confidence, n_starts), tuple(curves), law, table
     )
+
+
+def usable(table: Table, law: str) -> tuple[Table, dict[str, str]]:
+    """The table with what curves over loops need, and the runs that have several losses at one T, with a
+    sentence each.
+
+    Raises:
+        InputError: columns or values missing, T below 1, losses in another unit, or no run to tell.
+    """
+    table = load.need(table, ("n_loops", "val_loss"), law)
+    _refuse_below_one(table)
+    for _, rows in runs_of(
+        table
+    ):  # beyond its lowest loss a curve may explode, before it none does
+        best = rows.n_loops[rows.val_loss.idxmin()]
+        units.refuse_diverged(rows[rows.n_loops <= best], table.source)
+    return table, _counted_twice(table)
 
 
 def _gather(table, law, curves, dropped, confidence, n_starts) -> FitResult:

@@ -18,11 +18,12 @@ from analysis.fitting.options import FitOptions
 from analysis.isoflop import bias, parabolas
 from analysis.laws import library
 from analysis.laws.law import Law
-from analysis.table import load
 from analysis.table.columns import info
-from analysis.test_time import runs_of
+from analysis.test_time import runs_of, usable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from analysis.table.load import Table
 
 _BRIEF = 6  # curves on which a page compares the forms
@@ -47,20 +48,29 @@ def judge(table: Table, law: str | Law, *, brief: bool = False, **options) -> di
         )
     heaviest = influence(table, chosen, settings)[:10]
     tables = {"weight of single rows (jackknife, standard errors)": heaviest}
-    ahead = held_out_largest(table, chosen, settings)
+    ahead = _or_why(lambda: held_out_largest(table, chosen, settings))
     if ahead:
         tables = {"errors on the largest held out": ahead} | tables
     if "budget_flops" not in table.frame:
         return tables
-    held = held_out_budgets(table, chosen, settings)
+    held = _or_why(lambda: held_out_budgets(table, chosen, settings))
+    held = held or [{"reason": f"without a budget no rows are left that bear the {law} law"}]
     tables = {"errors on a budget held out": held} | tables
     if law in ("training", "iso-depth") and not brief:
         tables["laws of the same rows compared"] = compare_laws(table, n_starts=settings.n_starts)
     if law == "training":
         values = chosen.whole(fit(prepare(table, chosen), chosen, settings).params)
         title = "bias of the parabola on this grid, were the law true"
-        tables[title] = bias.parabola_bias(values, table)
+        tables[title] = _or_why(lambda: bias.parabola_bias(values, table))
     return tables
+
+
+def _or_why(judgement: Callable[[], list[dict]]) -> list[dict]:
+    """A judgement's rows; one that the table does not allow says why, and the others stand."""
+    try:
+        return judgement()
+    except InputError as error:
+        return [{"reason": str(error)}]
 
 
 def _forms(table: Table, n_starts: int) -> dict[str, list[dict]]:
@@ -147,7 +157,6 @@ def compare_forms(table: Table, runs: list | None = None, n_starts: int = 8) -> 
     Errors are mean Huber (delta 1e-3) of log-loss residuals per point, averaged over runs.
     Source: Parcae (arXiv:2604.12946), comparison of test-time forms.
     """
-    table = load.need(table, ("n_loops", "val_loss"), "test-time")
     runs = runs or _curves(table)
     if not runs:
         raise InputError(
@@ -166,7 +175,7 @@ def compare_forms(table: Table, runs: list | None = None, n_starts: int = 8) -> 
                 "mean_huber": float(np.mean([s["all"] for s in scores])),
                 "mean_huber_beyond_mu": float(np.mean(ahead)) if ahead else None,
                 "n_runs_beyond_mu": len(ahead),
-                "aicc": float(sum(s["aicc"] for s in scores)),
+                "aicc": _where_finite(float(sum(s["aicc"] for s in scores))),
             }
         )
     return sorted(rows, key=lambda r: r["mean_huber"])
@@ -186,13 +195,17 @@ def compare_laws(table: Table, n_starts: int = 16) -> list[dict]:
             options = FitOptions(loss="log-lsq", interval="none", n_starts=n_starts)
             fitted = fit(prepare(table, law), law, options)
             n = len(fitted.dataset)
-            row["aicc"] = _aicc(2 * fitted.search.objective, n, len(law.params))
+            row["reason"] = ""
+            aicc = _aicc(2 * fitted.search.objective, n, len(law.params))
+            row["aicc"] = _where_finite(aicc)
             settings = FitOptions(interval="none", n_starts=min(n_starts, 8))
             held = held_out_budgets(table, law, settings)
-            row["mean_abs_error"] = float(np.mean([h["mean_abs_error"] for h in held]))
+            errors = [h["mean_abs_error"] for h in held]
+            row["mean_abs_error"] = float(np.mean(errors)) if errors else None
             ahead = [h["mean_abs_error"] for h in held if h["extrapolates"]]
             row["largest_budget_error"] = ahead[0] if ahead else None
-            row["reason"] = ""
+            if row["aicc"] is None or not held:
+                row["reason"] = f"{n} rows are too few for AICc, or for a fit without a budget"
         except InputError as error:
             row |= {"aicc": None, "mean_abs_error": None, "largest_budget_error": None}
             row["reason"] = str(error)
@@ -229,9 +242,16 @@ def influence(table: Table, law: Law, options: FitOptions | None = None) -> list
 
 
 def _curves(table: Table):
-    """(loops, losses, mu) of every run whose loss falls over six or more numbers of loops."""
+    """(loops, losses, mu) of every run whose loss falls over six or more numbers of loops.
+
+    Raises:
+        InputError: as `test_time.usable`.
+    """
+    table, twice = usable(table, "test-time")
     out = []
-    for _, rows in runs_of(table):
+    for run, rows in runs_of(table):
+        if str(run) in twice:
+            continue
         rows = rows.sort_values("n_loops")
         loops, losses = np.array(rows.n_loops, dtype=float), np.array(rows.val_loss, dtype=float)
         if len(np.unique(loops)) >= 6 and losses[-1] < losses[0]:
@@ -263,6 +283,11 @@ def _aicc(squares: float, n: int, n_params: int) -> float:
     k = n_params + 1
     correction = 2 * k * (k + 1) / (n - k - 1) if n > k + 1 else np.inf
     return float(n * np.log(max(squares / n, 1e-300)) + 2 * k + correction)
+
+
+def _where_finite(value: float) -> float | None:
+    """AICc does not exist for so few rows that it is infinite; JSON has no such number."""
+    return value if np.isfinite(value) else None
 
 
 def _plain(value):

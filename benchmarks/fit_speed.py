@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -24,7 +25,6 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp
 
 from analysis import api
-from analysis.choices import without_highest
 from analysis.fitting import intervals, profile
 from analysis.fitting.dataset import Dataset, prepare
 from analysis.fitting.fit import fit
@@ -54,7 +54,7 @@ def chinchilla(path: Path | None) -> tuple[Dataset, str]:
     """The points, and what they are called."""
     law = library.get("chinchilla")
     if path is not None:
-        table = without_highest(load.load(path, CHINCHILLA_COLUMNS), 5)
+        table = replace(load.load(path, CHINCHILLA_COLUMNS), drop_highest=5)
         return prepare(table, law), path.name
     rng = np.random.default_rng(0)
     columns = {

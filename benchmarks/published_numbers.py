@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from analysis.choices import without_highest
 from analysis.fitting import intervals
 from analysis.fitting.dataset import Dataset, prepare
 from analysis.fitting.fit import Fit, fit
@@ -52,7 +52,7 @@ def rows(folder: Path) -> Iterator[Row]:
 
 def _chinchilla(path: Path) -> Iterator[Row]:
     every = load.load(path, CHINCHILLA_COLUMNS)
-    table = without_highest(every, 5)
+    table = replace(every, drop_highest=5)
     data = prepare(table, LAW)
     what = "Chinchilla (arXiv:2404.10102), 240 points, Huber 1e-3, certified"
     found = _fitted(data)
@@ -157,7 +157,7 @@ def _fitted(data: Dataset, **options) -> Fit:
 
 def least_absolute(folder: Path) -> str:
     """How A and B go to their limit as delta falls, in words."""
-    table = without_highest(load.load(folder / "chinchilla_245.csv", CHINCHILLA_COLUMNS), 5)
+    table = replace(load.load(folder / "chinchilla_245.csv", CHINCHILLA_COLUMNS), drop_highest=5)
     data = prepare(table, LAW)
     steps = []
     for delta in (1e-12, 1e-9, 1e-8):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from analysis.curves import Curves
+from analysis.curves import Curves, of_log
 from parcae_core.errors import UserError
 from parcae_core.training.metrics import read_metrics
 from sweeps.decisions import decisions, end_of, table_of
@@ -58,7 +58,7 @@ def curves_of(store: Store) -> Curves:
         parts.append(at.join(frame[list(keep)].rename(columns=keep)))
     if not parts:
         raise UserError(f"{store.where}: no trial has logged a step yet.")
-    return Curves(pd.concat(parts, ignore_index=True).dropna(subset=["loss"]), store.where)
+    return of_log(pd.concat(parts, ignore_index=True), store.where)
 
 
 def decisions_of(store: Store) -> Decisions | None:

@@ -25,7 +25,7 @@ def curves(found: Curves, over: str = "train_flops", ax=None) -> Drawing:
     shown = [c for c in learning.SHOWN if c in found.frame and found.frame[c].notna().any()]
     drawing = figures.new(
         "curves",
-        f"Learning curves of {len(found.runs)} runs: {', '.join(learning.SHOWN[c] for c in shown)}; the darkest "
+        f"Learning curves of {len(found.runs)} runs: {', '.join(found.labels[c] for c in shown)}; the darkest "
         f"has the most compute. Losses are running means; markers: validation loss. Rows: {found.source}.",
         n_panels=len(shown),
         columns=2,
@@ -33,7 +33,7 @@ def curves(found: Curves, over: str = "train_flops", ax=None) -> Drawing:
     )
     runs = found.runs
     for panel, column in zip(drawing.axes, shown, strict=True):
-        panel.set(xscale="log", xlabel=words.label(over), ylabel=learning.SHOWN[column])
+        panel.set(xscale="log", xlabel=words.label(over), ylabel=found.labels[column])
         for i, ((run, rows), color) in enumerate(zip(runs, figures.shades(len(runs)), strict=True)):
             if column == "loss":
                 rows = learning.averaged(rows)
@@ -74,12 +74,12 @@ def envelope(found: Curves, fitted: Fit, ax=None, to: float | None = None) -> Dr
     law, rows = fitted.law, fitted.dataset.table.frame
     drawing = figures.new(
         "envelope",
-        f"Smoothed training losses of {len(found.runs)} runs and their lower envelope (dots), with "
+        f"Smoothed {found.what}es of {len(found.runs)} runs and their lower envelope (dots), with "
         f"{words.formula(law.formula)}. Dashed: extrapolation. Rows: {found.source}.",
         ax=ax,
     )
     [panel] = drawing.axes
-    panel.set(xscale="log", xlabel=words.label("train_flops"), ylabel=learning.SHOWN["loss"])
+    panel.set(xscale="log", xlabel=words.label("train_flops"), ylabel=found.labels["loss"])
     runs = found.runs
     for (run, every), color in zip(runs, figures.shades(len(runs)), strict=True):
         smooth = learning.smoothed(every)

@@ -134,7 +134,9 @@ def _disagreements(table: Table, law: Law) -> list[str]:
     """Without a seed, two rows of one setting may be replicas; one run counted twice is none."""
     if law.target != "val_loss":
         return []
-    return checks.disagreements(table) if "seed" in table.frame else checks.repeated(table)
+    if "seed" in table.frame:
+        return checks.disagreements(table, law.columns)
+    return checks.repeated(table, law.columns)
 
 
 def _index(which: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from analysis.errors import InputError
 from analysis.fitting.intervals import ratio_interval
 from analysis.fitting.result import FitResult, Param
 from analysis.isoflop.power_law import PowerLine, fit_line, too_few
-from analysis.table import checks, load, units
+from analysis.table import checks, load, numbers, units
 from analysis.table.columns import LETTERS, info
 
 if TYPE_CHECKING:
@@ -91,19 +91,29 @@ def without_shallow(table: Table) -> Table:
     At mu_rec = 1 stands another architecture, the fixed-depth Transformer. With gradient through one
     loop alone (mu_rec = 2 with the paper's mu_bwd = ceil(mu/2)) a model hardly learns to loop.
     """
-    frame = table.frame
-    of_ours = table.kind == "sweep" and "architecture" in frame
-    if of_ours and (frame.architecture == "transformer").any():
-        rows = known.equal_flops(table)
-        better = sum(r.gain < 0 for r in rows)
-        table = table.noting(
-            f"the fixed-depth Transformer is better than every looped model at {better} of "
-            f"{len(rows)} budgets"
-        )
+    if "mean_recurrence" not in table.frame:
+        return table
+    mu = numbers.floats(table.frame.mean_recurrence)
+    if "architecture" in table.frame:
+        named = table.frame.architecture.astype("str").str.strip().str.lower()
+        # a looped model may be called a transformer too, and has more than one loop
+        fixed = (mu == 1) & (named == "transformer")
+        if fixed.any() and "budget_flops" in table.frame:
+            rows = known.equal_flops(table, fixed)
+            better = sum(r.gain < 0 for r in rows)
+            table = table.noting(
+                f"the fixed-depth Transformer is better than every looped model at {better} of "
+                f"{len(rows)} budgets"
+            )
         reason = "mean_recurrence=1 is the fixed-depth Transformer, another architecture"
-        table = table.keep(frame.architecture != "transformer", reason)
-    if "mean_backprop_depth" in frame:
-        one = (table.frame.mean_backprop_depth == 1) & (table.frame.mean_recurrence > 1)
+        table, mu = table.keep(~fixed, reason), mu[~fixed].reset_index(drop=True)
+    elif (mu == 1).any() and (mu > 1).any():
+        table = table.noting(
+            f"{int((mu == 1).sum())} rows of mu = 1 are taken for looped models: no column 'architecture' calls "
+            'them "transformer". If they are fixed-depth Transformers, leave them out with --where "mu>1"'
+        )
+    if "mean_backprop_depth" in table.frame:
+        one = (numbers.floats(table.frame.mean_backprop_depth) == 1) & (mu > 1)
         table = table.keep(~one, "gradient through one loop alone (mean_backprop_depth=1)")
     return table
 
@@ -129,7 +139,7 @@ def fit_recurrence(
     needed = ("budget_flops", "mean_recurrence", "n_tokens", "val_loss")
     table = load.need(table, needed, "recurrence")
     checks.refuse_sizes(table, "recurrence")
-    problems = [*checks.disagreements(table), *checks.mixtures(table, _LOOPED)]
+    problems = [*checks.disagreements(table, _LOOPED), *checks.mixtures(table, _LOOPED)]
     return _fitted(table, _LOOPED, "recurrence", FORMULA, problems, confidence)
 
 
@@ -154,6 +164,11 @@ def fit_isoflop(table: Table, over: str = "N", confidence: float = 0.95) -> Recu
     if axis != "n_tokens" and ("n_tokens" in table.frame or axis == "n_params"):
         axes = (axis, "n_tokens")
     table = load.need(table, ("budget_flops", *axes, "val_loss"), "isoflop")
+    if (
+        "n_tokens" in axes[1:]
+        and (table.frame.groupby("budget_flops").n_tokens.nunique() == 1).all()
+    ):
+        axes = (axis,)  # every run of a budget saw as many tokens: there is no parabola over them
     bad = [a for a in axes if not (table.frame[a] > 0).all()]
     if bad or table.frame[axis].nunique() < 2:
         what = f"{bad[0]} holds values at or below 0" if bad else f"{axis} is the same in every row"
@@ -164,14 +179,14 @@ def fit_isoflop(table: Table, over: str = "N", confidence: float = 0.95) -> Recu
     letters = [axis_words(a)[0] for a in axes]
     formula = ", ".join(f"{x}* = k_{x} C^gamma_{x}" for x in letters)
     formula += f", at the minima of a parabola in log {letters[0]} per budget"
-    problems = [*checks.disagreements(table), *checks.mixtures(table, axes)]
+    problems = [*checks.disagreements(table, axes), *checks.mixtures(table, axes)]
     return _fitted(table, axes, "isoflop", formula, problems, confidence)
 
 
 def _fitted(table, axes, law: str, formula: str, problems: list[str], confidence) -> Recurrence:
     """Parabolas over the axes, the budgets chosen by the first, and the power laws."""
     units.refuse_diverged(table.frame, table.source)
-    seeds = checks.averaged_seeds(table)
+    seeds = checks.averaged_seeds(table, axes)
     table = seeds.table
     parabolas = fit_parabolas(table, confidence, seeds, axes)
     if seeds.variance is None:  # else rows are means

@@ -24,7 +24,7 @@ UNMIXABLE = {
 SAME_SIZE = 0.05  # a transformer lacks the injection of its looped twin, a few per cent of it
 SAME_BUDGET = 0.01  # achieved FLOPs miss a budget by part of a step; budgets differ by far more
 SAME_LOSS = 1e-3  # two losses of one setting further apart than this share are not one measurement
-# What a law is fitted over; rows that differ in none of these are one setting
+# What laws are fitted over; rows that differ in none of these, and in no column of the law, are one setting
 _SETTING = ("budget_flops", "mean_recurrence", "n_tokens", "n_params", "n_loops")
 _RECIPE = ("injection", "muon_lr", "adamw_lr")
 _SEEDS = ("seed", "data_seed")
@@ -77,13 +77,24 @@ def refuse_sizes(table: Table, law: str) -> None:
     if ends.nunique() < 2 or _by_depth(ends, frame):
         return
     groups = sizes.groupby(ends)
-    low, high = groups.min().iloc[0], groups.max().iloc[0]
-    keep = f"N={low:.15g}" if low == high else f"N<={high:.15g}"
     shown = ", ".join(f"{v:.4g}" for v in groups.min())
     raise InputError(
         f"{table.source}: {len(groups)} model sizes ({table.called('n_params')} {shown}) are mixed; the "
-        f"{law} law is per size. Keep one with --where {_quoted(keep)}."
+        f"{law} law is per size. Keep one with {_one_size(sizes, ends, frame)}."
     )
+
+
+def _one_size(sizes, ends, frame) -> str:
+    """The filter that keeps the models of one size, looped ones: those of one loop may be Transformers."""
+    looped = numbers.floats(frame.mean_recurrence) > 1
+    if ends[looped].nunique() == 1:
+        return '--where "mu>1"'
+    end = ends[looped].min() if looped.any() else ends.min()
+    low, high = sizes[ends == end].min(), sizes[ends == end].max()
+    if low == high:
+        return f"--where {_quoted(f'N={low:.15g}')}"
+    least = "" if end == ends.min() else f'--where "N>={low:.15g}" '
+    return f'{least}--where "N<={high:.15g}"'
 
 
 def mixtures(table: Table, columns: tuple[str, ...], *, frontier: bool = False) -> list[str]:
@@ -217,13 +228,14 @@ def with_grouped_budgets(table: Table) -> Table:
     )
 
 
-def repeated(table: Table) -> list[str]:
+def repeated(table: Table, over: tuple[str, ...] = ()) -> list[str]:
     """The same run and setting twice, with other losses: a sentence for each run."""
     if "trial_id" not in table.frame:
         return []
     frame = table.frame
     along = () if "n_tokens" in frame else ("train_flops",)  # how far a run had come
-    key = ["trial_id", *(c for c in (*_SETTING, *along, *_SEEDS) if c in frame)]
+    told = dict.fromkeys((*_SETTING, *along, *over, *_SEEDS))
+    key = ["trial_id", *(c for c in told if c in frame)]
     twice = frame[frame.duplicated(key, keep=False)]
     out = []
     for run, rows in twice.groupby("trial_id", sort=False):
@@ -240,13 +252,18 @@ def repeated(table: Table) -> list[str]:
     return out
 
 
-def disagreements(table: Table) -> list[str]:
-    """A run counted twice, and runs of one setting, seeds included, whose losses differ."""
+def disagreements(table: Table, over: tuple[str, ...]) -> list[str]:
+    """A run counted twice, and runs of one setting, seeds included, whose losses differ.
+
+    Args:
+        over: the law's columns, which belong to the setting.
+    """
     frame = table.frame
-    twice = repeated(table)
+    twice = repeated(table, over)
     if twice:
         return twice
-    same = [c for c in (*_SETTING, *_RECIPE, *_SEEDS) if c in frame]
+    shown = tuple(dict.fromkeys((*_SETTING, *over)))
+    same = [c for c in (*shown, *_RECIPE, *_SEEDS) if c in frame]
     if not same or "val_loss" not in frame:
         return []
     frame = frame.assign(val_loss=numbers.floats(frame.val_loss))
@@ -256,7 +273,7 @@ def disagreements(table: Table) -> list[str]:
     sentences = []
     for setting, row in bad.iterrows():
         named = dict(zip(same, setting if isinstance(setting, tuple) else (setting,), strict=True))
-        text = ", ".join(f"{k} {v:.4g}" for k, v in named.items() if k in _SETTING and v == v)
+        text = ", ".join(f"{k} {v:.4g}" for k, v in named.items() if k in shown and v == v)
         sentences.append(
             f"{int(row['size'])} runs of the same setting ({text}) have losses {row['min']:.4f} to "
             f"{row['max']:.4f}: keep one, or say what differs{cure}"
@@ -274,12 +291,16 @@ class Averaged:
     n_seeds: float  # per setting, the harmonic mean: a mean's variance is variance / n_seeds
 
 
-def averaged_seeds(table: Table) -> Averaged:
-    """One row per setting: seeds are replicas, and a parabola through each alone counts them twice."""
+def averaged_seeds(table: Table, over: tuple[str, ...] = ()) -> Averaged:
+    """One row per setting: seeds are replicas, and a parabola through each alone counts them twice.
+
+    Args:
+        over: the law's columns, which belong to the setting.
+    """
     frame = table.frame
     if "seed" not in frame or "val_loss" not in frame:
         return Averaged(table, None, 0, 1.0)
-    same = [c for c in (*_SETTING, *_RECIPE) if c in frame]
+    same = [c for c in dict.fromkeys((*_SETTING, *over, *_RECIPE)) if c in frame]
     settings = frame.groupby(same, dropna=False, sort=False)
     size = settings.val_loss.transform("size")
     if size.max() < 2:

@@ -45,7 +45,7 @@ def info(name: str) -> tuple[str, str, float]:
     return LAW_COLUMNS.get(name, (name, "-", float("-inf")))
 
 
-# What tells rows apart that no law may mix; found by these names, the first first, case and folders aside
+# What tells rows apart that a law may not mix; found by these names, the first first, case and folders aside
 LABELS: dict[str, tuple[str, ...]] = {
     "tokenizer": ("tokenizer", "tokeniser", "tokenizer_name"),
     "vocab_size": ("vocab_size", "vocab", "n_vocab"),
@@ -56,6 +56,7 @@ LABELS: dict[str, tuple[str, ...]] = {
     "preset": ("preset", "model_preset"),
     "learning_rate": ("learning_rate", "lr", "peak_lr", "max_lr", "base_lr", "peak_learning_rate"),
     "batch_size": ("batch_size", "global_batch_size", "train_batch_size"),
+    "mean_backprop_depth": ("mean_backprop_depth", "mu_bwd"),
 }
 _TEXT = ("trial_id", *LABELS)  # compared, never computed with
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 # loss_T4, T=4, val_loss@4, loops 4: a column per number of loops
 _AT_LOOPS = re.compile(
-    r"(?:(?:\w+[_/ ])?loss[_ ]?@|(?:[\w/]*loss[_ ])?(?:T|t|n_loops|loops?)[ =_]?)(\d+)"
+    r"(?:(?P<at>(?:\w+[_/ ])?loss)[_ ]?@|(?:(?P<named>[\w/]*loss)[_ ])?(?:T|t|n_loops|loops?)[ =_]?)(?P<T>\d+)"
 )
 _WIDE = 4  # columns
 TRAINER_STATE = "trainer_state.json"
@@ -24,14 +24,9 @@ def reshaped(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """Two exports that hold no row per run are turned, with a note: TensorBoard's long one, W&B's wide one."""
     import pandas as pd
 
-    at_loops = {c: found[1] for c in frame.columns if (found := _AT_LOOPS.fullmatch(c))}
+    at_loops = {c: found for c in frame.columns if (found := _AT_LOOPS.fullmatch(c))}
     if len(at_loops) >= _WIDE:
-        rest = [c for c in frame.columns if c not in at_loops]
-        long = frame.melt(rest, list(at_loops), var_name="n_loops", value_name="val_loss")
-        long = long.assign(n_loops=long.n_loops.map(at_loops)).dropna(subset=["val_loss"])
-        return long.reset_index(
-            drop=True
-        ), "a row per number of loops, the loss in each column's cells"
+        return _by_loops(frame, at_loops)
     lower = {c.lower(): c for c in frame.columns}
     if {"tag", "step", "value"} <= set(lower):
         tag, value = lower["tag"], lower["value"]
@@ -56,6 +51,30 @@ def reshaped(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     by = ["run", *index]
     long = pd.concat(parts).groupby(by, sort=False, dropna=False).first().reset_index()
     return long, f"a row per run and {' and '.join(index)}"
+
+
+def _by_loops(frame: pd.DataFrame, columns: dict[str, re.Match]) -> tuple[pd.DataFrame, str]:
+    """A row per number of loops: a metric that is alone, or alone held out, is `val_loss`; others keep their name."""
+    import pandas as pd
+
+    of = {c: found["at"] or found["named"] or "loss" for c, found in columns.items()}
+    metrics = list(dict.fromkeys(of.values()))
+    held_out = [m for m in metrics if "train" not in m.lower()] or metrics
+    names = {m: "val_loss" if held_out == [m] else m for m in metrics}
+    # a loss per run beside one per number of loops is not the loss of a row
+    whole = {c: f"{c} (of the run)" for c in frame.columns if c in names.values()}
+    frame = frame.rename(columns=whole)
+    rest = [c for c in frame.columns if c not in columns]
+    parts = []
+    for loops in dict.fromkeys(found["T"] for found in columns.values()):
+        here = {c: names[of[c]] for c, found in columns.items() if found["T"] == loops}
+        part = (
+            frame[[*rest, *here]].rename(columns=here).dropna(subset=list(here.values()), how="all")
+        )
+        parts.append(part.assign(n_loops=int(loops)))
+    words = ", ".join(f"{new} from {old}" if new != old else old for old, new in names.items())
+    note = f"a row per number of loops, the loss in each column's cells: {words}"
+    return pd.concat(parts, ignore_index=True), note
 
 
 def trainer_log(state: dict[str, Any]) -> pd.DataFrame:

@@ -69,16 +69,14 @@ def parsed(data: bytes, kind: str, packing: str, where: str) -> Raw:
         if kind == ".parquet":
             frame = pd.read_parquet(io.BytesIO(data))
             frame.select_dtypes(exclude="number").to_numpy()  # here text that is no UTF-8 shows
-            named = [n for n in frame.index.names if n is not None]
-            return Raw(frame.reset_index(named) if named else frame, where=where)
+            return of_frame(frame, where)
         if kind == ".xlsx":
-            return Raw(_sheet(data, where), where=where)
+            return of_frame(_sheet(data, where), where)
         text = _decoded(data)
         if kind in _JSON:
-            return Raw(_json(text, where), where=where)
+            return of_frame(_json(text, where), where)
         raw = _separated(text, where)
-        frame, note = exports.reshaped(raw.frame)
-        return Raw(frame, raw.decimal_comma, (note,) if note else (), where)
+        return of_frame(raw.frame, where, raw.decimal_comma)
     except InputError:
         raise
     except Exception as error:  # a damaged file can fail in any step of pyarrow, pandas or zlib
@@ -86,6 +84,21 @@ def parsed(data: bytes, kind: str, packing: str, where: str) -> Raw:
         raise InputError(
             f"{where}: cannot be read as {kind[1:]} ({said}); write it again."
         ) from error
+
+
+def of_frame(frame: pd.DataFrame, where: str, decimal_comma: bool = False) -> Raw:
+    """The rows of a DataFrame: names of its index are columns, names are texts, told apart; exports are turned."""
+    named = [n for n in frame.index.names if n is not None and n not in frame.columns]
+    frame = frame.reset_index(named).reset_index(drop=True)
+    frame = frame.set_axis(_unique([_name(c) for c in frame.columns]), axis=1)
+    frame, note = exports.reshaped(_without_twins(frame))
+    return Raw(frame, decimal_comma, (note,) if note else (), where)
+
+
+def _name(column) -> str:
+    """A column's name; of one in levels, those that are not empty: loss/mean."""
+    levels = column if isinstance(column, tuple) else (column,)
+    return "/".join(text for level in levels if (text := str(level).strip()))
 
 
 def suffix(path: Path) -> tuple[str, str]:
@@ -153,7 +166,7 @@ def _sheet(data: bytes, where: str) -> pd.DataFrame:
     frame = pd.read_excel(io.BytesIO(data), dtype=object, engine="openpyxl")
     if frame.empty and not len(frame.columns):
         raise InputError(f"{where}: the first sheet is empty; a header and rows are needed.")
-    return frame.dropna(how="all").rename(columns=lambda c: str(c).strip()).reset_index(drop=True)
+    return frame.dropna(how="all")
 
 
 def _separated(text: str, path: str) -> Raw:
@@ -184,7 +197,6 @@ def _separated(text: str, path: str) -> Raw:
             f"{path}: the first line holds numbers ({', '.join(header[:4])}) and no names; a header is needed, "
             "like N,D,loss. Add one as the first line."
         )
-    names = _unique(header)
     frame = pd.read_csv(
         io.StringIO(text),
         sep=separator,
@@ -196,9 +208,8 @@ def _separated(text: str, path: str) -> Raw:
         skipinitialspace=True,
         skip_blank_lines=True,
     )
-    frame = frame.iloc[:, : len(names)].set_axis(names, axis=1)
-    frame = frame.dropna(how="all").reset_index(drop=True)
-    return Raw(_without_twins(frame), decimal_comma=separator == ";")
+    frame = frame.iloc[:, : len(header)].set_axis(header, axis=1)
+    return Raw(frame.dropna(how="all"), decimal_comma=separator == ";")
 
 
 _RULE = re.compile(r"\s*\|?[\s:|-]*-[\s:|-]*")  # |---|:--:| of a table in Markdown

@@ -107,11 +107,14 @@ def _compared(column: pd.Series, sign: str, value: str, condition: str, name: st
         return _SIGNS[sign](column.astype("str").fillna("").str.strip(), value)
     if wanted is None and sign in ("=", "==", "!=") and read.isna().any():
         return _SIGNS[sign](column.astype("str").fillna("").str.strip(), value)  # pending, crashed
-    if wanted is None:
-        raise InputError(f"--where {condition!r}: {name} is a number and {value!r} is not.")
+    truths = column.dropna().map(lambda cell: isinstance(cell, (bool, np.bool_))).all()
+    if truths and sign in ("=", "==", "!=") and value.lower() in ("true", "false"):
+        return _SIGNS[sign](column.astype("str").str.lower(), value.lower())
     if not read.notna().any():
         raise InputError(
             f"--where {condition!r}: {name} holds no numbers; compare it with = or !=."
         )
+    if wanted is None:
+        raise InputError(f"--where {condition!r}: {name} is a number and {value!r} is not.")
     met = _SIGNS[sign](read, wanted)
     return met if sign == "!=" else met & np.isfinite(read)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from analysis.errors import InputError, nearest
 from analysis.fitting.result import Dropped
-from analysis.table import checks, filters, guess, numbers, records, sources, units
+from analysis.table import checks, files, filters, guess, numbers, records, sources, units
 from analysis.table.columns import LETTERS, canonical, info, mapped, written
 from analysis.table.files import Raw
 from analysis.table.table import Table
@@ -67,7 +67,7 @@ def load(
     """The table of a source.
 
     Args:
-        source: a pandas DataFrame, `bundled:NAME`, what a registered reader claims, or what
+        source: a pandas DataFrame (records as from a file, else any table), `bundled:NAME`, what a registered reader claims, or what
             `analysis.table.sources` reads: a file, a pipe, a pattern, a folder.
         columns: our name or letter -> the file's column, for a file that is not a records table; without it,
             columns are taken for their names where those are common, and a note says which.
@@ -80,24 +80,25 @@ def load(
     """
     import pandas as pd
 
-    if isinstance(source, pd.DataFrame):
-        raw = Raw(source.reset_index(drop=True), where="DataFrame")
-        return _points(raw, columns, where, own, unit)
-    text = str(source)
-    if text.startswith("bundled:"):
+    text = None if isinstance(source, pd.DataFrame) else str(source)
+    if text is not None and text.startswith("bundled:"):
         _refuse_options(text, columns, unit)
         table = _bundled(text.removeprefix("bundled:"))
-    elif (reader := _reader_of(text)) is not None:
+    elif text is not None and (reader := _reader_of(text)) is not None:
         found = reader.read(text)
         if found.own:
-            table = _points(Raw(found.frame, where=found.where), columns, where, own, unit)
+            table = _points(files.of_frame(found.frame, found.where), columns, where, own, unit)
             return replace(table, dropped=(*found.dropped, *table.dropped)).noting(*found.notes)
         _refuse_options(text, columns, unit)
         table = from_records(found.frame, found.where)
         table = replace(table, dropped=(*found.dropped, *table.dropped)).noting(*found.notes)
     else:
-        raw = sources.read(source)
-        if columns or not set(records.NAMES) <= set(raw.frame.columns):
+        if isinstance(source, pd.DataFrame):
+            raw = files.of_frame(source, "DataFrame")
+        else:
+            raw = sources.read(source)
+        # a notebook adds columns to records; what it then holds is a table of its own
+        if columns or not records.is_records(raw.frame, strictly=text is None):
             return _points(raw, columns, where, own, unit)
         _refuse_options(raw.where, columns, unit)
         table = from_records(raw.frame, raw.where)
@@ -161,7 +162,9 @@ def on_the_frontier(table: Table) -> Table:
     """The rows that no other row beats with as little compute or less."""
     import numpy as np
 
-    frame = need(table, ("train_flops", "val_loss"), "frontier").frame
+    highest, table = table.drop_highest, replace(table, drop_highest=0)
+    table = need(table, ("train_flops", "val_loss"), "frontier")
+    frame = table.frame
     by = (
         "budget_flops"
         if "budget_flops" in frame and frame.budget_flops.notna().all()
@@ -171,13 +174,12 @@ def on_the_frontier(table: Table) -> Table:
     first = ~order[by].duplicated()
     falling = order.val_loss < order.val_loss.cummin().shift(fill_value=np.inf)
     kept = order.index[first & falling]
-    return need(table, ("train_flops", "val_loss"), "frontier").keep(
-        frame.index.isin(kept), "not the lowest loss at its compute"
-    )
+    front = table.keep(frame.index.isin(kept), "not the lowest loss at its compute")
+    return replace(front, drop_highest=highest)
 
 
 def need(table: Table, names: tuple[str, ...], law: str) -> Table:
-    """The table with every column a law needs, each value usable.
+    """The table with every column a law needs, each value usable, without the losses that `--drop-highest` names.
 
     Raises:
         InputError: naming the column, or the first row that no law can use.
@@ -197,7 +199,28 @@ def need(table: Table, names: tuple[str, ...], law: str) -> Table:
             raise InputError(_unusable(table, name, np.flatnonzero(bad), law))
         if table.frame[name].dtype.kind not in "iuf":
             table = replace(table, frame=table.frame.assign(**{name: values}))
-    return table
+    return without_highest(table)
+
+
+def without_highest(table: Table) -> Table:
+    """The rows without those of the highest losses, as many as `--drop-highest` asked for; cells that are no
+    number stay, to be refused or left out for what they are.
+
+    Raises:
+        InputError: as many as there are, or no losses.
+    """
+    k, table = table.drop_highest, replace(table, drop_highest=0)
+    if k == 0:
+        return table
+    loss = numbers.floats(table.frame.val_loss) if "val_loss" in table.frame else None
+    if loss is None or not 0 < k < loss.notna().sum():
+        most = 0 if loss is None else max(int(loss.notna().sum()) - 1, 0)
+        raise InputError(
+            f"--drop-highest {k}: needs a number from 1 to {most}, of the {most + 1} losses that the law uses, and "
+            "a val_loss column."
+        )
+    limit = loss.nlargest(k).iloc[-1]
+    return table.keep(~(loss >= limit), f"loss at or above the {k}th highest, {limit:.4f}")
 
 
 def _unusable(table: Table, name: str, rows, law: str) -> str:

@@ -74,6 +74,8 @@ def floats(values: pd.Series) -> pd.Series:
     """The cells that are numbers to pandas, as floats; the others as NaN, too long a number as infinity."""
     import pandas as pd
 
+    if values.dtype.kind in "mM":  # a time is no number, and its nanoseconds nobody means
+        return pd.Series(float("nan"), index=values.index)
     numbers = pd.to_numeric(values, errors="coerce")
     try:
         return numbers.astype("float64")

@@ -224,10 +224,19 @@ def sha256(df: pd.DataFrame) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def is_records(df: pd.DataFrame, *, strictly: bool = False) -> bool:
+    """Whether a table has every column of records; strictly, and no other."""
+    return set(NAMES) <= set(df.columns) and not (strictly and _unknown(df))
+
+
+def _unknown(df: pd.DataFrame) -> list[str]:
+    known = (*NAMES, *(c.name for c in KNOWN_COLUMNS))
+    return [str(n) for n in df.columns if n not in known and not str(n).startswith(SCORE_PREFIX)]
+
+
 def _check_names(df: pd.DataFrame, where: str) -> None:
     missing = [n for n in NAMES if n not in df.columns]
-    known = (*NAMES, *(c.name for c in KNOWN_COLUMNS))
-    unknown = [str(n) for n in df.columns if n not in known and not str(n).startswith(SCORE_PREFIX)]
+    unknown = _unknown(df)
     if unknown:
         raise InputError(
             f"{where}: unknown column {unknown[0]!r}{nearest(unknown[0], missing or NAMES)}. "

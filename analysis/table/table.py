@@ -28,6 +28,10 @@ class Table:
     unsure: dict[str, tuple[str, ...]] = field(default_factory=dict)  # our name -> several columns
     columns: dict[str, str] = field(default_factory=dict)  # the mapping, as `--columns` gives it
 
+    drop_highest: int = (
+        0  # rows with the highest losses, yet to be left out of those that a law uses
+    )
+
     @property
     def sha256(self) -> str:
         """Hash of the rows, not of the file that carried them."""

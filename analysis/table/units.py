@@ -101,7 +101,7 @@ def check_mapped(
 
     Args:
         columns: our name -> the file's column, or a conversion of it.
-        unit: of the losses, where it was given: then their column may be called as it likes.
+        unit: of the losses, where it was given; as nats, whatever their column is called.
 
     Raises:
         InputError: for a column that is certainly in another unit.
@@ -114,6 +114,18 @@ def check_mapped(
                 f"{where}: column {column!r} for the loss says it holds {what}; the laws take nats "
                 f"per token. Convert it with --unit {cure}, or say --unit nats if its name misleads."
             )
+    kind, says = (unit or "nats").partition("=")[0].strip(), ""
+    if _PERPLEXITY.search(column):
+        says = "ppl"
+    elif _BITS.search(column):
+        of_bytes = re.search("bpb|byte", column, re.IGNORECASE)
+        says = "bpb=BYTES_PER_TOKEN (1 where a token is a byte)" if of_bytes else "bits"
+    may_be = {"ppl": ("ppl",), "bits": ("bits", "bpb")}.get(says, ("bpb",))
+    if says and kind not in ("nats", *may_be):
+        raise InputError(
+            f"{where}: --unit {unit} is not what column {column!r} for the loss says it holds; convert it with "
+            f"--unit {says}, or say --unit nats if its name misleads."
+        )
     if "n_loops" not in frame:  # curves over loops may explode, which laws of trained models refuse
         refuse_diverged(frame, where)
     notes = []

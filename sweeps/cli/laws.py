@@ -373,7 +373,7 @@ def _tables(tables: dict[str, list[dict]], json: bool) -> None:
     import json as json_module
 
     if json:
-        typer.echo(json_module.dumps(tables, indent=2))
+        typer.echo(json_module.dumps(tables, indent=2, allow_nan=False))
         return
     for name, rows in tables.items():
         typer.echo(f"{name}\n{_as_text(rows)}\n")

@@ -64,3 +64,32 @@ def test_a_table_without_curves_is_told_what_is_missing(history):
         curves.of_table(load.load(history.drop(columns="run")))
     with pytest.raises(InputError, match="no run has 5 rows"):
         curves.of_table(load.load(history[::20]))
+
+
+def test_a_loss_that_is_none_is_left_out_and_does_not_cut_the_envelope(history):
+    whole = curves.envelope(curves.of_table(load.load(history))).frame
+    own = history[history.run == history.run.unique()[3]]
+    broken = history.astype({"loss": object})
+    broken.loc[own.index[10], "loss"] = "inf"
+    broken.loc[own.index[20], "loss"] = ""
+    found = curves.envelope(curves.of_table(load.load(broken)))
+    reasons = [(d.reason, d.n_rows) for d in found.dropped]
+    assert reasons == [("no finite loss; the curve goes straight across", 2)]
+    assert len(found.frame) == len(whole)
+    assert found.frame.val_loss.to_numpy() == pytest.approx(whole.val_loss.to_numpy(), rel=1e-3)
+
+
+def test_curves_keep_what_was_left_out_and_say_which_loss_they_are_of(history):
+    both = history.rename(columns={"loss": "eval/loss"}).assign(
+        **{"train/loss": history.loss - 0.5}
+    )
+    first = history.D.min()
+    table = load.load(both, where=(f"D>{first}",))
+    found = curves.of_table(table)
+    assert found.labels["loss"] == "validation loss (nats per token)"
+    assert any("those of the training loss: --columns" in n for n in found.notes)
+    result = curves.fit_envelope(found, interval="none").result
+    assert (f"not D>{first}", 1) in [(d.reason, d.n_rows) for d in result.dropped]
+    assert set(table.notes) <= set(result.notes)
+    named = load.load(both, {"run": "run", "N": "N", "D": "D", "loss": "train/loss"})
+    assert curves.of_table(named).what == "training loss"

@@ -1,8 +1,10 @@
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import test_time
+from analysis import test_time, validate
 from analysis.errors import InputError
 from analysis.table import load
 
@@ -129,3 +131,49 @@ def test_curves_are_printed_as_a_table_in_order_of_budget_and_mu_within_80_colum
     run = found.curves[2]
     [row] = [x for x in table if run.run in x]
     assert f"{run.params['L_inf']:.4g} [" in row
+
+
+def test_judging_refuses_what_fitting_refuses():
+    loops = [1, 2, 4, 6, 8, 12]
+    once = pd.DataFrame({"T": loops, "loss": [3 + np.exp(-0.5 * t) for t in loops]})
+    both = pd.concat([once, once + {"T": 0, "loss": 0.1}])
+    for frame, words in (
+        (both, "no column that tells runs apart"),
+        (both.assign(run="a"), "run a has 2 losses at T = 1"),
+    ):
+        with pytest.raises(InputError, match=words):
+            test_time.fit_test_time(load.load(frame))
+        with pytest.raises(InputError, match=words):
+            validate.judge(load.load(frame), "test-time")
+    mixed = pd.concat([both.assign(run="a"), once.assign(run="b")])
+    assert {
+        r["n_runs"] for r in validate.judge(load.load(mixed), "test-time")["test-time forms"]
+    } == {1}
+
+
+def test_a_judgement_that_cannot_be_made_says_why_and_the_others_stand():
+    rows = []
+    for budget in (1e18, 1e19):
+        for n in (3e7, 6e7, 1.2e8, 2.4e8):
+            d = budget / (6 * n)
+            rows.append((budget, n, d, 1.8 + 420 * n**-0.345 + 1500 * d**-0.36 + n % 7e3 * 1e-6))
+    table = load.load(pd.DataFrame(rows, columns=["budget", "N", "D", "loss"]))
+    judged = validate.judge(table, "chinchilla", n_starts=2)
+    [row] = judged["errors on a budget held out"]
+    assert "needs budget_flops with three values" in row["reason"]
+    assert len(judged["weight of single rows (jackknife, standard errors)"]) == 8
+    assert validate._aicc(1.0, 6, 5) == np.inf
+    json.dumps(judged, allow_nan=False)
+    few = [(c, mu, 1.44e8, 5.6e7) for c in (1e18, 1e19, 1e20) for mu in (2, 8)] + [
+        (1e18, 4, 1.44e8, 5.6e7)
+    ]
+    frame = pd.DataFrame(few, columns=["budget", "mu", "N", "N_rec"])
+    unrolled = frame.N + (frame.mu - 1) * frame.N_rec
+    frame["D"] = frame.budget / (6 * unrolled)
+    frame["loss"] = (2.5 + 5e5 * unrolled**-0.77 + 25000 * frame.D**-0.52) * (
+        1 + 1e-3 * (frame.mu % 3)
+    )
+    compared = validate.compare_laws(load.load(frame), n_starts=2)
+    assert [r["aicc"] for r in compared] == [None, None]
+    assert all("too few" in r["reason"] for r in compared)
+    json.dumps(compared, allow_nan=False)

@@ -4,13 +4,13 @@ The files are other people's and are not part of the project: they are looked fo
 checkout, and a test that needs one skips where it is absent.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.choices import without_highest
 from analysis.fitting import intervals
 from analysis.fitting.dataset import Dataset, prepare
 from analysis.fitting.fit import fit
@@ -36,7 +36,7 @@ LAW = library.get("chinchilla")
 
 def read(drop_highest: int) -> Dataset:
     table = load.load(need("chinchilla_245.csv"), parse_columns(COLUMNS))
-    return prepare(without_highest(table, drop_highest), LAW)
+    return prepare(replace(table, drop_highest=drop_highest), LAW)
 
 
 @pytest.fixture(scope="module")

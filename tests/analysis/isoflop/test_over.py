@@ -61,3 +61,31 @@ def test_an_axis_that_does_not_vary_is_refused(chinchilla):
         api.fit_source(chinchilla, "isoflop", over="batch")
     with pytest.raises(InputError, match="--over N: only --law isoflop"):
         api.fit_source(chinchilla, "chinchilla", over="N")
+
+
+def test_the_axis_belongs_to_the_setting_and_seeds_are_averaged_within_it():
+    rng = np.random.default_rng(0)
+    rows = []
+    for c in (1e18, 1e19, 1e20, 1e21):
+        best = 1e-3 * (c / 1e18) ** -0.1
+        for f in (0.25, 0.5, 1, 2, 4):
+            for seed in (0, 1):
+                loss = 2 + (c / 1e18) ** -0.05 + 0.05 * np.log(f) ** 2
+                loss += 1e-3 * rng.standard_normal()
+                rows.append((c, c / 6e8, 1e8, best * f, seed, loss))
+    frame = pd.DataFrame(rows, columns=["budget", "D", "N", "lr", "seed", "loss"])
+    for given in (frame, frame[["budget", "lr", "loss"]][frame.seed == 0]):
+        result = api.fit_source(given, "isoflop", over="lr")
+        assert result.problems == ()
+        assert result["gamma_lr"].value == pytest.approx(-0.1, abs=0.005)
+        assert result.n_obs == 20
+
+
+def test_a_column_of_a_formula_belongs_to_the_setting():
+    rng = np.random.default_rng(0)
+    rows = [(w, s, 2 + 30 * w**-0.7) for w in (64, 128, 256, 512, 1024) for s in (0, 1, 2)]
+    frame = pd.DataFrame(rows, columns=["width", "seed", "loss"])
+    frame["loss"] += 3e-3 * rng.standard_normal(len(frame))
+    result = api.fit_source(frame, "E + A*width**-a", interval="none", n_starts=2)
+    assert result.problems == ()
+    assert any("seeds are replicas" in n for n in result.notes)

@@ -173,6 +173,42 @@ def test_what_is_no_looped_model_with_gradient_through_its_loops_is_left_out(
     assert note in found.result.notes
 
 
+def test_fixed_depth_is_left_out_of_any_table_that_names_it(fit_points):
+    frame = points(mus=(1, 2, 4, 6, 8, 12, 16))
+    fixed = frame.mean_recurrence == 1
+    frame.loc[fixed, "val_loss"] -= 0.3
+    named = frame.assign(architecture=np.where(fixed, "Transformer", "looped"))
+    result = fit_points(named).result
+    alone = fit_points(frame[~fixed]).result
+    assert result["gamma_mu"].value == alone["gamma_mu"].value
+    assert [(d.reason[:42], d.n_rows) for d in result.dropped] == [
+        ("mean_recurrence=1 is the fixed-depth Trans", int(fixed.sum()))
+    ]
+    # loops may be a Transformer's too, and one backward loop is told by its column
+    looped = frame[~fixed].assign(
+        architecture="transformer",
+        mean_backprop_depth=lambda d: np.where(d.mean_recurrence == 2, 1, 2),
+    )
+    [lost] = fit_points(looped).result.dropped
+    assert lost.reason.startswith("gradient through one loop alone")
+    assert any('leave them out with --where "mu>1"' in n for n in fit_points(frame).result.notes)
+
+
+def test_the_advice_on_sizes_keeps_the_looped_models(fit_points):
+    frame = points(mus=(1, 2, 4, 6, 8))
+    frame["n_params"] = np.where(frame.mean_recurrence == 1, 9e7, 1e8)
+    with pytest.raises(InputError, match=r'2 model sizes .*Keep one with --where "mu>1"'):
+        fit_points(frame)
+
+
+def test_a_frame_of_records_is_read_as_a_file_of_them(loop_records, tmp_path):
+    of_file = parabolas.fit_recurrence(table_of(loop_records, tmp_path)).result
+    of_frame = parabolas.fit_recurrence(load.load(loop_records)).result
+    assert of_frame.params == of_file.params
+    assert of_frame.dropped == of_file.dropped
+    assert load.load(loop_records).kind == "sweep"
+
+
 def test_mixed_sizes_are_refused(records, tmp_path):
     records = records.astype({"preset": object})
     records.loc[records.mean_recurrence == 4, "preset"] = "370m"

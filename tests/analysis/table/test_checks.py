@@ -102,7 +102,7 @@ def test_a_run_counted_twice_is_named_and_an_equal_row_is_left_out(tmp_path):
     assert [(d.reason, d.n_rows) for d in table.dropped] == [
         ("equal to another row in every cell", 1)
     ]
-    [words] = checks.disagreements(table)
+    [words] = checks.disagreements(table, ())
     assert words.startswith("run a has 2 losses at D = 1e+09 (3.1000, 3.2000): keep one")
 
 

@@ -294,3 +294,27 @@ def test_parquet_with_text_that_is_no_utf8_is_said(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"second", b"se\xffond"))
     with pytest.raises(InputError, match=r"a\.parquet: cannot be read as parquet"):
         load.load(path)
+
+
+@pytest.mark.parametrize("name", ["w.csv", "w.json", "w.parquet", "w.xlsx", ""])
+def test_columns_per_number_of_loops_are_turned_whatever_holds_them(tmp_path, name):
+    loops = [1, 2, 4, 8]
+    wide = pd.DataFrame({"run": ["a", "b"], "val_loss": [3.0, 2.9]})
+    for t in loops:
+        wide[f"train_loss_T{t}"] = [2 + 1 / t, 1.9 + 1 / t]
+        wide[f"val_loss_T{t}"] = [3 + 1 / t, 2.9 + 1 / t]
+    path = tmp_path / name
+    if name.endswith(".csv"):
+        wide.to_csv(path, index=False)
+    elif name.endswith(".json"):
+        wide.to_json(path, orient="records")
+    elif name.endswith(".parquet"):
+        wide.to_parquet(path)
+    elif name.endswith(".xlsx"):
+        pytest.importorskip("openpyxl")
+        wide.to_excel(path, index=False)
+    table = load.load(path if name else wide)
+    assert sorted(table.frame.n_loops) == sorted(loops * 2)
+    first = table.frame[table.frame.trial_id == "a"].sort_values("n_loops")
+    assert first.val_loss.tolist() == pytest.approx([4.0, 3.5, 3.25, 3.125])
+    assert set(table.unmapped) == {"train_loss", "val_loss (of the run)"}

@@ -2,8 +2,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.choices import Choices
 from analysis.errors import InputError
+from analysis.fitting.dataset import prepare
 from analysis.fitting.result import Dropped
+from analysis.laws import library
 from analysis.table import load, records
 from analysis.table.columns import parse_columns
 
@@ -186,3 +189,68 @@ def test_another_room_registers_a_reader_for_a_kind_of_source(records, monkeypat
         load.load("far:away", {"N": "x"})
     with pytest.raises(InputError, match=r"reads 'fa' sources; did you mean 'far'.*bundled, far"):
         load.load("fa:away")
+
+
+def test_a_frame_has_its_index_its_levels_and_its_repeated_names():
+    frame = pd.DataFrame({"N": [1e8, 2e8], "D": [1e9, 2e9], "loss": [3.1, 3.0]})
+    levels = frame.set_axis(
+        pd.MultiIndex.from_tuples([("N", ""), ("D", ""), ("loss", "mean")]), axis=1
+    )
+    twins = pd.concat([frame, frame[["loss"]]], axis=1)
+    for given, loss in (
+        (frame.set_index(["N", "D"]), "loss"),
+        (levels, "loss/mean"),
+        (twins, "loss"),
+    ):
+        table = load.load(given, {"N": "N", "D": "D", "loss": loss})
+        assert table.frame.n_params.tolist() == [1e8, 2e8]
+        assert table.frame.val_loss.tolist() == [3.1, 3.0]
+    other = load.load(pd.concat([frame, frame[["loss"]] + 1], axis=1))
+    assert other.unsure == {"val_loss": ("loss#1", "loss#2")}
+
+
+@pytest.mark.parametrize("made", [pd.to_timedelta, pd.to_datetime])
+def test_a_time_is_no_number(made):
+    frame = pd.DataFrame({"N": made([1e8, 2e8], unit="s"), "D": [1e9, 2e9], "loss": [3.1, 3.0]})
+    with pytest.raises(InputError, match="none of the 2 rows has one"):
+        load.need(load.load(frame), ("n_params",), "chinchilla")
+
+
+def test_the_highest_losses_are_of_the_rows_that_the_law_uses(loop_records):
+    table = Choices.of(drop_highest=5).table(loop_records, "training")
+    used = prepare(table, library.get("training")).table
+    assert len(used.frame) == 24 - 5
+    assert used.dropped[-1].n_rows == 5
+    whole = prepare(Choices.of().table(loop_records), library.get("training")).table.frame
+    assert used.frame.val_loss.max() == pytest.approx(whole.val_loss.nlargest(6).iloc[-1])
+    with pytest.raises(InputError, match="a number from 1 to 23, of the 24 losses"):
+        prepare(Choices.of(drop_highest=24).table(loop_records), library.get("training"))
+
+
+@pytest.mark.parametrize("cell", ["crashed", ""])
+def test_a_cell_without_a_number_is_no_highest_loss(cell):
+    frame = pd.DataFrame({"D": [1e9, 2e9, 4e9, 8e9], "loss": ["3.4", cell, "3.2", "3.1"]})
+    with pytest.raises(InputError, match="in row 2; law"):
+        load.need(Choices.of(drop_highest=1).table(frame), ("val_loss",), "data-only")
+    choices = Choices.of(drop_highest=1, where="loss>0")
+    kept = load.need(choices.table(frame), ("val_loss",), "data-only")
+    assert kept.frame.val_loss.tolist() == [3.2, 3.1]
+
+
+def test_truths_and_times_are_compared_as_what_they_are():
+    frame = pd.DataFrame({"D": [1e9, 2e9], "loss": [3.1, 3.0], "finished": [True, False]})
+    frame["created"] = pd.date_range("2025-01-01", periods=2, tz="UTC")
+    assert len(load.load(frame, where=("finished=True",)).frame) == 1
+    assert load.load(frame, where=("finished!=true",)).frame.n_tokens.tolist() == [2e9]
+    with pytest.raises(InputError, match="created holds no numbers"):
+        load.load(frame, where=("created>2025-01-01",))
+
+
+@pytest.mark.parametrize(
+    ("column", "unit", "cure"),
+    [("val_bpb", "bits", "bpb="), ("val_ppl", "bits", "ppl"), ("val_bits", "ppl", "bits")],
+)
+def test_a_unit_that_the_columns_name_contradicts_is_refused(column, unit, cure):
+    frame = pd.DataFrame({"D": [1e9, 2e9], column: [1.1, 1.0]})
+    with pytest.raises(InputError, match=rf"--unit {unit} is not what .*--unit {cure}"):
+        load.load(frame, {"D": "D", "loss": column}, unit=unit)

@@ -183,7 +183,8 @@ def test_a_name_of_many_checkpoints_is_a_run():
     ],
 )
 def test_losses_in_another_unit_become_nats(unit, factor):
-    frame = FRAME.rename(columns={"loss": "val_bpb"}).assign(width=4)
+    column = "val_bits" if unit == "bits" else "val_bpb"
+    frame = FRAME.rename(columns={"loss": column}).assign(width=4)
     table = load.load(frame, unit=unit)
     assert table.frame.val_loss.to_numpy(float) == pytest.approx(FRAME.loss * factor)
     plain = load.load(FRAME.rename(columns={"loss": "perplexity"}), unit="ppl")
