@@ -27,6 +27,7 @@ BUNDLED = {
     "parcae-140m": "parcae_140m_isoflop.csv",  # points of the paper's figure
     "nano-isoflop": "nano_isoflop.parquet",  # records of sweeps/specs/nano-isoflop.yaml
     "state-reveals": "state_reveals.parquet",  # of sweeps/specs/state-reveals.yaml
+    "many-rules": "many_rules.parquet",  # of sweeps/specs/many-rules.yaml
 }
 
 

@@ -112,3 +112,29 @@ def test_the_records_of_state_reveals_are_small_and_of_two_commits():
     assert {commit[:7] for commit in frame.git_commit} == {"9fc604b", "7a8c1f0"}
     assert not frame.git_commit.str.contains("dirty").any()
     assert frame.data_epochs.max() < 1e-6  # no row was read twice
+
+
+# ---- many-rules --------------------------------------------------------------------------------
+
+
+def test_the_law_of_many_rules_is_as_told_and_so_is_why():
+    table = load.load("bundled:many-rules")
+    result = parabolas.fit_recurrence(table).result
+    assert result.valid
+    told = RESULTS[RESULTS.index("A second family") :]
+    for name in ("gamma_mu", "gamma_D"):
+        p = result[name]
+        assert f"{p.value:.2f} [{p.ci_low:.2f}, {p.ci_high:.2f}]" in told
+    frame = table.frame[table.frame.mean_recurrence > 1]
+    own = frame[frame.n_loops == frame.mean_recurrence]
+    best = own.loc[own.groupby("budget_flops").val_loss.idxmin()]
+    assert list(best.mean_recurrence) == [3, 3, 4, 8, 12, 16]
+    assert all(f"**{loss:.4f}**" in told for loss in best.val_loss)
+    deep = frame[frame.n_loops == 32]
+    excess = deep.val_loss - deep.loss_floor
+    assert excess[deep.n_tokens < 0.65e6].min() > 0.07
+    learned = deep[(deep.n_tokens > 0.83e6) & (deep.budget_flops != 4.3e11)]
+    assert excess[learned.index].max() < 0.0142
+    top = known.equal_flops(table)[-1]
+    assert f"{top.gain:.4f} nats" in told
+    assert f"{top.share:.0%}".replace("%", " %") in told
