@@ -29,6 +29,7 @@ from sweeps.storage.objects import Objects, Retrying, is_url
 from sweeps.store import Store, open_sweep
 from sweeps.tracking.sweep_run import mirror_sweep, sweep_run_id
 from sweeps.tracking.sync import unsynced
+from sweeps.tracking.trial_run import run_id
 from tests.support.s3_server import serving
 from tests.support.tiny import write_spec
 from tests.sweeps.cli.test_cli import in_process
@@ -404,7 +405,7 @@ def test_the_sweeps_own_wandb_run_reaches_the_store_once(s3, planned):
     assert mirror_sweep(store, project="p", mode="offline") == []
     runs = {k.split("/")[-2] for k in keys(client) if k.endswith(".wandb")}
     assert sorted(r.split("-", 3)[3] for r in runs) == sorted(
-        [*plan.trial_ids, sweep_run_id(store)]
+        [*(run_id(store, trial) for trial in plan.trials), sweep_run_id(store)]
     )
     seen = Store(OUT, plan.name)  # of another machine, that sends them
     seen.refresh()
