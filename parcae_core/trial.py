@@ -182,6 +182,7 @@ class Trial:
     parent: Parent | None = None  # whose checkpoint it begins from; None: a run of its own
     # neither given nor compared nor carried over by `replace`: it follows from the fields above
     _cost: TrialCost | None = field(default=None, init=False, repr=False, compare=False)
+    _trial_id: str | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("n_steps", "batch_sequences", "context"):
@@ -301,8 +302,12 @@ class Trial:
     @property
     def trial_id(self) -> str:
         """12 hexadecimal digits of sha256 over the canonical JSON of `identity()`."""
-        text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        found = self._trial_id
+        if found is None:  # a plan asks each of its trials ten times
+            text = json.dumps(self.identity(), sort_keys=True, separators=(",", ":"))
+            found = hashlib.sha256(text.encode()).hexdigest()[:12]
+            object.__setattr__(self, "_trial_id", found)
+        return found
 
 
 def trial_to_dict(trial: Trial) -> dict[str, Any]:
@@ -311,7 +316,7 @@ def trial_to_dict(trial: Trial) -> dict[str, Any]:
         name: as_dict(getattr(trial, name)) for name in ("model", "data", "optim", "resources")
     }
     return (
-        {k: v for k, v in as_dict(trial).items() if k != "_cost"}
+        {k: v for k, v in as_dict(trial).items() if not k.startswith("_")}
         | parts
         | {
             "depth": None if trial.depth is None else depth_to_dict(trial.depth),

@@ -117,7 +117,7 @@ def test_everything_that_is_trained_is_part_of_the_identity(field):
 
 
 def test_every_field_of_a_trial_is_covered_here():
-    labels = {"preset", "budget_flops", "budget_rule", "resources", "parent", "_cost"}
+    labels = {"preset", "budget_flops", "budget_rule", "resources", "parent", "_cost", "_trial_id"}
     assert {f.name for f in dataclasses.fields(Trial)} == set(CHANGES) | labels
 
 
