@@ -36,6 +36,7 @@ $(INSTALLED): $(RUNS)
 
 figures: $(INSTALLED)
 	$(BIN)/parcae plot bundled:state-reveals --law recurrence --out docs/figures/state-reveals --format png --format pdf
+	$(BIN)/parcae plot bundled:many-rules --law recurrence --only isoflop --out docs/figures/many-rules
 	$(BIN)/python notebooks/execute.py
 
 docs: $(INSTALLED)
