@@ -108,10 +108,8 @@ class Manifest:
 
     def __post_init__(self) -> None:
         shards = (s.file for s in self.splits.values() if s.file)  # none of a generated corpus
-        for name in (
-            *self.files,
-            *shards,
-        ):  # they may come from anybody, and are joined to the folder's
+        # names may come from anybody, and are joined to the folder's
+        for name in (*self.files, *shards):
             if not is_plain_name(name):
                 raise ValueError(f"{name!r} is not the name of a file in the folder")
         if self.splits.keys() != set(SPLITS):

@@ -44,9 +44,8 @@ class Rotary(nn.Module):
         self.shape, self.base = (context, d_head), base
         # cosines and sines (context, K/2, 2), kept out of the state dict: the config has it all
         self.register_buffer("turn", torch.empty(context, d_head // 2, 2), persistent=False)
-        self._of_heads: tuple[Tensor, Tensor] | None = (
-            None  # see `of_heads`: the table it is of, it
-        )
+        # of `of_heads`: the table that it was made from, and what it gave
+        self._of_heads: tuple[Tensor, Tensor] | None = None
         self.reset()
 
     def reset(self) -> None:

@@ -20,9 +20,8 @@ class LocalStorage:
     """`sweeps.storage.base.Storage` of a shared folder; nothing has to be moved."""
 
     def __init__(self, out: Path, sweep: str) -> None:
-        out = Path(
-            os.path.expanduser(out)
-        ).absolute()  # a shell leaves the ~ of --out=~/runs as it is
+        # a shell leaves the ~ of --out=~/runs as it is
+        out = Path(os.path.expanduser(out)).absolute()
         self.place, self.data_root = str(out), out / "_data"
         self.root = self.work_root = out / sweep
 

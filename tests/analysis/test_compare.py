@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import typer
+from scipy.stats import t as student
 from typer.testing import CliRunner
 
 from analysis import comparison
@@ -35,6 +36,25 @@ def test_the_papers_perplexities_give_39_46_and_51_per_cent(tables, metric):
     found = compare(looped, plain, metric)
     assert [round(100 * q["relative_quality"], 1) for q in found.quality] == [38.8, 45.6, 51.1]
     assert "N = 1.339e+09" in found.notes[0]  # nothing larger than the largest
+
+
+@pytest.mark.parametrize("n_seeds", [2, 3, 5])
+def test_the_interval_holds_the_truth_as_often_as_it_says(n_seeds):
+    """docs/laws.md has these shares, and those of a normal quantile instead of Student's t."""
+    rng = np.random.default_rng(1)
+    held, by_normal = 0, 0
+    for _ in range(1_500):
+        seeds = [mean + 0.01 * rng.standard_normal(n_seeds) for mean in (3.2, 3.0, 2.8)]
+        means = [group.mean() for group in seeds]
+        variances, dof = comparison._scatter(seeds)
+        _, low, high = relative_quality(*means, variances, dof)
+        held += low <= 0.5 <= high
+        _, low, high = relative_quality(*means, variances)
+        by_normal += low <= 0.5 <= high
+    # two standard errors of a share each; by a normal quantile it is that of t within 1.96
+    assert held / 1_500 == pytest.approx(0.95, abs=0.012)
+    by_theory = 1 - 2 * student.sf(1.96, 3 * (n_seeds - 1))  # 0.855, 0.902, 0.926
+    assert by_normal / 1_500 == pytest.approx(by_theory, abs=0.018)
 
 
 def test_core_scores_give_another_number_than_the_loss():

@@ -293,11 +293,8 @@ def require_reachable(address: str) -> str:
     host, _, port = where.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), PROBE_S).close()
-    except (
-        OSError,
-        ValueError,
-        OverflowError,
-    ) as error:  # a port that is none, a name that no host has
+    # a port that is none, a name that no host has
+    except (OSError, ValueError, OverflowError) as error:
         raise UserError(
             f"--address {address}: nobody answers at {where} ({error}). Start the cluster "
             "(`ray up`, or `ray start --head`), or check the address and the network."
