@@ -76,10 +76,20 @@ class Comparison:
 
     def report(self, as_text: Callable[[list[dict]], str]) -> str:
         parts = [f"relative quality by {self.metric} (0: its size, 1: the next size)"]
-        parts.append(as_text(self.quality) if self.quality else "none follows")
+        shown = [_in_letters(row) for row in self.quality]  # eight full names are wider than a terminal
+        parts.append(as_text(shown) if shown else "none follows")
         if self.speed:
             parts += ["effective speed-up at equal loss", as_text(self.speed)]
         return "\n".join([*parts, *(f"  note: {n}" for n in self.notes)])
+
+
+def _in_letters(row: dict) -> dict:
+    """A row of the quality as people read it: a letter a quantity, the interval in one cell."""
+    setting = {info(n)[0]: row[n] for n in _SETTING if n in row}
+    ends = ["open" if row[k] is None else f"{row[k]:.3g}" for k in ("ci_low", "ci_high")]
+    interval = "" if ends == ["open", "open"] else f"[{', '.join(ends)}]"
+    told = {"small": row["small"], "large": row["large"], "quality": row["relative_quality"]}
+    return {**setting, **told, "95 %": interval}
 
 
 def relative_quality(
