@@ -76,7 +76,7 @@ class Comparison:
 
     def report(self, as_text: Callable[[list[dict]], str]) -> str:
         parts = [f"relative quality by {self.metric} (0: its size, 1: the next size)"]
-        shown = [_in_letters(row) for row in self.quality]  # eight full names are wider than a terminal
+        shown = [_in_letters(row) for row in self.quality]  # full names are wider than a terminal
         parts.append(as_text(shown) if shown else "none follows")
         if self.speed:
             parts += ["effective speed-up at equal loss", as_text(self.speed)]

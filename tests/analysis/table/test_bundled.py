@@ -125,6 +125,8 @@ def test_the_law_of_many_rules_is_as_told_and_so_is_why():
     for name in ("gamma_mu", "gamma_D"):
         p = result[name]
         assert f"{p.value:.2f} [{p.ci_low:.2f}, {p.ci_high:.2f}]" in told
+    assert {commit[:7] for commit in table.frame.git_commit} == {"f728c5d", "d544e0a", "a4ed04e"}
+    assert not table.frame.git_commit.str.contains("dirty").any()
     frame = table.frame[table.frame.mean_recurrence > 1]
     own = frame[frame.n_loops == frame.mean_recurrence]
     best = own.loc[own.groupby("budget_flops").val_loss.idxmin()]
