@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from parcae_core.errors import UserError
-from sweeps.cli.columns import AsJson, console_for_people
 from sweeps.cli.sweep import OUT, TRIALS, sweeps_here
+from sweeps.cli.tables.columns import AsJson, console_for_people
 from sweeps.waiting import say
 
 _SWEEP = typer.Argument(
@@ -45,7 +45,7 @@ def status(
 
     Once enough looped trials have ended it says what they make of gamma_mu, or of an adaptive sweep's target.
 
-    Exit code 1 when the trial.json of one is missing or damaged: it is named.
+    Exit code 1 when a trial or a result is damaged: it is named.
 
     Examples:
 
