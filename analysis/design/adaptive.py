@@ -261,11 +261,9 @@ class Planner:
         for budget in np.unique(self.grid.budget_flops)[:_BRACKETED]:
             here = np.flatnonzero(self.grid.budget_flops == budget)
             nearest = here[np.argsort(away[here], kind="stable")]
-            low, *between, high = sorted(
-                nearest[: max(3, (away[here] <= np.log(self.reach)).sum())]
-            )
-            middle = next(row for row in nearest if row in between)
-            out += [int(low), int(middle), int(high)]
+            inside = nearest[: max(3, (away[here] <= np.log(self.reach)).sum())]
+            between = [row for row in inside if inside.min() < row < inside.max()]
+            out += [int(row) for row in sorted({inside.min(), *between[:1], inside.max()})]
         return out
 
     def _away(self, basins) -> np.ndarray:
@@ -369,9 +367,9 @@ class Planner:
         about = (self.grid.size, self.budgets)
         wanted = [quantities((self.target,), basin, *about)[0] for basin in basins]
         scales = np.array([_scales(basin) for basin in basins])
+        slopes = np.array([slopes_of(basin, self.grid.columns) for basin in basins])
         return Bearing(
-            jacobians=np.array([slopes_of(basin, self.grid.columns) for basin in basins])
-            * scales[:, None],
+            jacobians=slopes * scales[:, None],
             targets=np.array([q.slopes for q in wanted]) * scales,
             values=np.array([q.value for q in wanted]),
             away=self._away(basins),
@@ -380,9 +378,7 @@ class Planner:
     def _layout(self, bearing: Bearing, weights, noise: float, there: list[int], left, affordable):
         """FLOPs for every setting (n,), and the target's variance within and between basins."""
         away = np.where(affordable, bearing.away, np.inf)
-        near = away <= max(
-            np.log(self.reach), away.min()
-        )  # the nearest, where none is within reach
+        near = away <= max(np.log(self.reach), away.min())  # if none is within reach, the nearest
         jacobians, targets = bearing.jacobians / noise, bearing.targets
         informations = np.array([information(j) for j in jacobians[:, there]])
         within = weights @ [variance(m, g) for m, g in zip(informations, targets, strict=True)]

@@ -62,6 +62,11 @@ def test_the_first_runs_bracket_the_cheapest_optima(whole):
     assert GRID.mean_recurrence[first].tolist() == [2, 3, 4, 2, 3, 4, 3, 6, 12]
 
 
+def test_a_budget_with_two_candidates_is_bracketed_by_them():
+    few = Grid.of(SIZE, BUDGETS, (2, 8))
+    assert [d.row for d in planner(grid=few).next([], [], 9)[0]] == [0, 1, 2, 3, 4, 5]
+
+
 def test_it_spends_what_it_may_and_no_more(whole):
     done, made, why = whole
     spent = GRID.budget_flops[[r for r, _ in done]].sum()
