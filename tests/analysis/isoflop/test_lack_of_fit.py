@@ -1,0 +1,66 @@
+"""Tables that must not give a law: noise, runs that are off, and losses that are no parabola."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.isoflop import parabolas
+from analysis.table import checks, load
+
+BUDGETS = (1e18, 3e18, 1e19, 3e19)
+TRUE = 0.28 / 0.62  # the exponent of N*
+
+
+def runs(seed, factors=np.geomspace(0.4, 2.5, 7), budgets=BUDGETS, noise=1e-3):
+    """Chinchilla's law at factors of N* in each budget."""
+    c = np.repeat(np.asarray(budgets, dtype=float), len(factors))
+    n = best(c) * np.tile(factors, len(budgets))
+    luck = np.exp(noise * np.random.default_rng(seed).standard_normal(len(c)))
+    d = c / 6 / n
+    loss = (1.69 + 406.4 * n**-0.34 + 410.7 * d**-0.28) * luck
+    return pd.DataFrame({"budget_flops": c, "n_params": n, "n_tokens": d, "val_loss": loss})
+
+
+def best(c):
+    return (0.34 * 406.4 / (0.28 * 410.7)) ** (1 / 0.62) * (c / 6) ** TRUE
+
+
+def fit(frame, over="N"):
+    table = load.Table(frame=frame, source="runs", kind="points", origin="-")
+    return parabolas.fit_isoflop(checks.with_grouped_budgets(table), over).result
+
+
+def noise_alone(frame, seed):
+    luck = np.random.default_rng([seed, 1]).standard_normal(len(frame))
+    return frame.assign(val_loss=3 * np.exp(0.01 * luck))
+
+
+def test_noise_gives_no_exponent():
+    eight = [noise_alone(runs(s, budgets=np.geomspace(1e18, 1e20, 8)), s) for s in range(20)]
+    results = [fit(frame) for frame in eight]
+    assert sum(r.valid for r in results) == 0
+    said = [p for r in results for p in r.problems if "bend no more than the runs' noise" in p]
+    assert len(said) >= 15
+    mus = np.array([2.0, 3, 4, 6, 8, 12])
+    budgets = np.repeat(np.geomspace(1e18, 1e20, 6), len(mus))
+    looped = pd.DataFrame({"budget_flops": budgets, "mean_recurrence": np.tile(mus, 6)})
+    looped["n_tokens"] = budgets / (6e7 * (1 + looped.mean_recurrence))
+    assert not any(fit(noise_alone(looped, s), "mu").valid for s in range(20))
+
+
+def test_sound_tables_stay_valid():
+    results = [fit(runs(s, noise=s_noise)) for s in range(8) for s_noise in (1e-4, 1e-3, 3e-3)]
+    assert all(r.valid for r in results)
+
+
+def test_a_budget_that_does_not_bend_is_named_and_the_others_give_the_exponent():
+    frame = runs(0)
+    one = frame.budget_flops == 3e18
+    luck = np.random.default_rng(2).standard_normal(one.sum())
+    line = 3 + 1e-4 * np.log(frame.n_params[one] / best(3e18)) ** 2
+    frame.loc[one, "val_loss"] = line + 1e-3 * luck
+    result = fit(frame)
+    [flat] = [p for p in result.tables["optima"][:4] if p["status"] == "flat"]
+    assert flat["budget_flops"] == 3e18
+    assert any("is not told from 0 (p = " in n for n in result.notes)
+    assert result["gamma_N_enclosed"].value == pytest.approx(TRUE, abs=0.02)
