@@ -147,15 +147,12 @@ def _fitted(table, axes, law: str, formula: str, problems: list[str], confidence
     """Parabolas over the axes, the budgets chosen by the first, and the power laws."""
     units.refuse_diverged(table.frame, table.source)
     seeds = checks.averaged_seeds(table, axes)
-    table = seeds.table
+    runs, table = table, seeds.table
     parabolas = fit_parabolas(table, confidence, seeds, axes)
-    if seeds.variance is None:  # else rows are means
-        problems = [
-            *problems,
-            *lack_of_fit.far_off(table, [p for p in parabolas if p.axis == axes[0]]),
-        ]
+    own = [p for p in parabolas if p.axis == axes[0]]
+    problems = [*problems, *lack_of_fit.far_off(own, table, runs)]
     params, lines, notes = [], {}, [*table.notes]
-    used = {p.budget_flops for p in parabolas if p.axis == axes[0] and p.interpolated}
+    used = {p.budget_flops for p in own if p.interpolated}
     for axis in axes:
         own = [p for p in parabolas if p.axis == axis]
         line_params, line, words, faults = _power_law(axis, own, used, confidence)

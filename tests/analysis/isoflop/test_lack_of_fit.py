@@ -8,10 +8,11 @@ from analysis.isoflop import parabolas
 from analysis.table import checks, load
 
 BUDGETS = (1e18, 3e18, 1e19, 3e19)
+AROUND = np.geomspace(0.4, 2.5, 7)  # times N*
 TRUE = 0.28 / 0.62  # the exponent of N*
 
 
-def runs(seed, factors=np.geomspace(0.4, 2.5, 7), budgets=BUDGETS, noise=1e-3):
+def runs(seed, factors=AROUND, budgets=BUDGETS, noise=1e-3):
     """Chinchilla's law at factors of N* in each budget."""
     c = np.repeat(np.asarray(budgets, dtype=float), len(factors))
     n = best(c) * np.tile(factors, len(budgets))
@@ -64,3 +65,24 @@ def test_a_budget_that_does_not_bend_is_named_and_the_others_give_the_exponent()
     assert flat["budget_flops"] == 3e18
     assert any("is not told from 0 (p = " in n for n in result.notes)
     assert result["gamma_N_enclosed"].value == pytest.approx(TRUE, abs=0.02)
+
+
+@pytest.mark.parametrize("n_off", [1, 2, 4])
+def test_a_run_off_its_budget_is_named_whatever_the_other_budgets_hold(n_off):
+    frame = runs(3)
+    off = np.array([3, 9, 18, 22])[:n_off]  # one run a budget
+    frame.loc[off, "val_loss"] *= 1.03
+    said = [p for p in fit(frame).problems if "lies off the parabola of the others" in p]
+    assert len(said) == n_off
+    assert all(f"val_loss!={float(frame.val_loss[i])!r}" in "".join(said) for i in off)
+
+
+def test_of_several_seeds_the_one_that_is_off_is_named():
+    both = pd.concat([runs(4).assign(seed=0), runs(5).assign(seed=1)], ignore_index=True)
+    assert fit(both).valid
+    both["trial_id"] = [f"r{i}" for i in range(len(both))]
+    both.loc[38, "val_loss"] *= 1.05
+    [said] = [p for p in fit(both).problems if "lies off the parabola" in p]
+    assert said.startswith("3e+18 FLOPs: run r38, N = ")
+    assert said.endswith('leave it out with --where "trial_id!=r38"')
+    assert fit(both.drop(38)).valid
