@@ -22,8 +22,8 @@ from analysis import known
 from analysis.errors import InputError
 from analysis.fitting.result import FitResult, Param
 from analysis.isoflop import lack_of_fit
-from analysis.isoflop.parabola import Parabola, axis_words, judged, least_squares
-from analysis.isoflop.power_law import PowerLine, fit_line, too_few
+from analysis.isoflop.parabola import MIN_RUNS, Parabola, axis_words, judged, least_squares
+from analysis.isoflop.power_law import PowerLine, fit_line
 from analysis.table import checks, load, numbers, units
 from analysis.table.columns import LETTERS
 
@@ -161,6 +161,13 @@ def _fitted(table, axes, law: str, formula: str, problems: list[str], confidence
         problems = [*problems, *faults]
         if line is not None:
             lines[axis] = line
+            kept = [p for p in parabolas if p.axis == axis and p.budget_flops in used]
+            kept = [p for p in kept if p.optimum is not None]
+            said, grave = lack_of_fit.bends_otherwise(table, kept, line)
+            if grave and axis == axes[0]:  # over D, the other axis, a parabola in log mu is none
+                problems = [*problems, *said]
+            else:
+                notes += said
     letter = axis_words(axes[0])[0]
     result = FitResult(
         law=law,
@@ -231,7 +238,7 @@ def _power_law(axis, parabolas, used, confidence):
     n_flat = sum(p.status == "flat" for p in kept)
     if len(enclosed) < MIN_BUDGETS or n_flat >= len(enclosed):
         missing = [Param(name=n, value=None, ci_low=None, ci_high=None) for n in names]
-        fault = too_few(letter, len(enclosed), len(parabolas), MIN_BUDGETS, n_flat)
+        fault = _too_few(letter, parabolas, len(enclosed), n_flat)
         return missing, None, [], [fault, *words, *open_ended]
     line = _line(kept, confidence)
     params = [*line.params(names, (unit, "1"))]
@@ -251,3 +258,24 @@ def _power_law(axis, parabolas, used, confidence):
 def _line(parabolas, confidence) -> PowerLine:
     budgets = np.array([p.budget_flops for p in parabolas])
     return fit_line(budgets, np.array([p.optimum for p in parabolas]), confidence)
+
+
+def _too_few(letter: str, parabolas: list[Parabola], n_enclosed: int, n_flat: int) -> str:
+    """The sentence that takes the place of an exponent."""
+    found = f"{n_enclosed} of {len(parabolas)} budgets enclose a minimum of the loss over {letter}"
+    n_short = sum(p.n_runs < MIN_RUNS for p in parabolas)
+    if 2 * n_short > len(parabolas):
+        return (
+            f"{found}, and {n_short} have fewer than {MIN_RUNS} runs, so no exponent follows. Are these the FLOPs that "
+            "each run achieved? Map the budgets that were planned, like --columns budget=COLUMN"
+        )
+    if n_flat >= max(n_enclosed, 1):
+        return (
+            f"{found}, and {n_flat} bend no more than the runs' noise makes them; an exponent needs {MIN_BUDGETS} that do, "
+            f"and more of them than of the others, so none follows. Widen the grid of {letter}, or repeat the runs with "
+            "more seeds"
+        )
+    return (
+        f"{found}; an exponent needs {MIN_BUDGETS}, so none follows. Widen the grid of {letter}, or "
+        "add budgets"
+    )

@@ -136,14 +136,3 @@ def fit_power_line(table: Table, confidence: float = 0.95) -> tuple[FitResult, P
         problems=tuple(line.problems("gamma")),
     )
     return result, line
-
-
-def too_few(letter: str, n_inside: int, n_all: int, needed: int, n_flat: int = 0) -> str:
-    """The sentence that takes the place of an exponent; `n_flat` parabolas do not bend beyond noise."""
-    found = f"{n_inside} of {n_all} budgets enclose a minimum of the loss over {letter}"
-    if n_flat >= max(n_inside, 1):
-        return (
-            f"{found}, and {n_flat} bend no more than the runs' noise makes them; an exponent needs {needed}, and "
-            f"fewer that do not bend, so none follows. Widen the grid of {letter}, or repeat the runs with more seeds"
-        )
-    return f"{found}; an exponent needs {needed}, so none follows. Widen the grid of {letter}, or add budgets"

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis import api
 from analysis.isoflop import parabolas
 from analysis.table import checks, load
 
@@ -86,3 +87,54 @@ def test_of_several_seeds_the_one_that_is_off_is_named():
     assert said.startswith("3e+18 FLOPs: run r38, N = ")
     assert said.endswith('leave it out with --where "trial_id!=r38"')
     assert fit(both.drop(38)).valid
+
+
+def test_a_loss_that_is_no_parabola_is_told_and_refused_where_it_moves_the_law():
+    frame = runs(0, factors=np.geomspace(0.15, 6, 9), noise=5e-4)
+    assert fit(frame).valid
+    beyond = np.log(frame.n_params / best(frame.budget_flops)) - 1
+    badly_tuned = frame.assign(val_loss=frame.val_loss * (1 + 0.03 * beyond.clip(lower=0)))
+    result = fit(badly_tuned)
+    assert not result["gamma_N"].ci_low <= TRUE <= result["gamma_N"].ci_high
+    [over_n] = result.problems
+    assert over_n.startswith("lack of fit: along log N the loss bends otherwise than a parabola")
+    assert "outside its interval" in over_n
+    assert any("lack of fit: along log D" in n for n in result.notes)
+
+
+def test_a_bend_that_leaves_the_law_where_it_is_is_a_note(tmp_path):
+    path = tmp_path / "wide.csv"
+    runs(0, factors=np.geomspace(1 / 8, 8, 9)).to_csv(path, index=False)
+    result = api.fit_source(path, "isoflop", over="N")
+    assert result.valid
+    assert any("lack of fit: along log N" in n and "in its interval" in n for n in result.notes)
+    wide = [
+        n for n in result.notes if "the grid of N, " in n and "ends differ by a factor of 64" in n
+    ]
+    assert len(wide) == 4
+    digitised = api.fit_source("bundled:parcae-140m", "recurrence")
+    [note] = [n for n in digitised.notes if n.startswith("lack of fit")]
+    assert "order 3 shared by all budgets, F test: p = 6e-06" in note
+    assert "gamma_mu is 0.369, in its interval [0.364, 0.427]" in note
+
+
+@pytest.mark.parametrize("off", [0.008, 0.03])
+def test_budgets_are_told_by_gaps_where_runs_missed_them(off):
+    frame = runs(6)
+    missed = np.random.default_rng(7).uniform(-off, off, len(frame))
+    achieved = frame.assign(budget_flops=frame.budget_flops * (1 + missed))
+    result = fit(achieved)
+    assert result.valid
+    assert [p["n_runs"] for p in result.tables["optima"]] == [7] * 8
+    assert result["gamma_N"].value == pytest.approx(fit(frame)["gamma_N"].value, abs=2e-3)
+    assert any("28 values of budget_flops make 4 budgets" in n for n in result.notes)
+
+
+def test_budgets_with_curves_of_their_own_stay_apart_and_others_ask_for_the_plan():
+    close = pd.concat([runs(6, budgets=(1e18, 1.04e18)), runs(6, budgets=(3e18, 9e18))])
+    assert len(fit(close.reset_index(drop=True)).tables["optima"]) == 2 * 4
+    frame = runs(6, budgets=1e18 * 1.1 ** np.arange(4))
+    missed = np.random.default_rng(7).uniform(-0.04, 0.04, len(frame))
+    result = fit(frame.assign(budget_flops=frame.budget_flops * (1 + missed)))
+    assert not result.valid
+    assert "Map the budgets that were planned, like --columns budget=COLUMN" in result.problems[0]
