@@ -35,9 +35,9 @@ def far_off(parabolas: list[Parabola], table: Table, runs: Table) -> list[str]:
     misfit = [p.sse / (p.n_runs - 3) for p in fitted]
     worst = [_worst(table, p) for p in fitted]
     noise = []
-    for p, own, (_, left) in zip(fitted, misfit, worst, strict=True):
-        rest = left / (p.n_runs - 4) if p.n_runs >= _MANY else own
-        noise.append(rest if own > _FAR_OFF**2 * rest else own)
+    for p, miss, (_, left) in zip(fitted, misfit, worst, strict=True):
+        rest = left / (p.n_runs - 4) if p.n_runs >= _MANY else miss
+        noise.append(rest if miss > _FAR_OFF**2 * rest else miss)
     out = []
     for i, own in enumerate(fitted):
         others = [v for j, v in enumerate(noise) if j != i and fitted[j].status != "none"]
@@ -60,12 +60,13 @@ def _named(own: Parabola, worst: int, noise: float, table: Table, runs: Table) -
     """The run in the words of the file; of several seeds the one farthest from the others' parabola."""
     group = table.frame[table.frame.budget_flops == own.budget_flops]
     setting, rest = group.loc[worst], group.drop(worst)
-    _, _, (coefficients, *_) = least_squares(rest, own.axis)
+    fit = least_squares(rest, own.axis)[2]
+    assert fit is not None, f"{own.budget_flops:g} FLOPs: _worst fitted the rest"
     z = np.log(setting[own.axis]) - np.log(rest[own.axis]).mean()
     seeds = runs.frame[
         (runs.frame.budget_flops == own.budget_flops) & (runs.frame[own.axis] == setting[own.axis])
     ]
-    row = seeds.loc[(seeds.val_loss - coefficients @ [1, z, z * z]).abs().idxmax()]
+    row = seeds.loc[(seeds.val_loss - fit[0] @ [1, z, z * z]).abs().idxmax()]
     known = "trial_id" in seeds
     leave = (
         f"{runs.called('trial_id')}!={row.trial_id}"
@@ -90,13 +91,12 @@ def bends_otherwise(table: Table, kept: list[Parabola], line: PowerLine) -> tupl
         kept: the parabolas that the line goes through, all of one axis.
     """
     axis = kept[0].axis
-    groups = {float(c): g for c, g in table.frame.groupby("budget_flops")}
-    curves = {
-        c: (np.log(v) - np.log(v).mean(), loss)
-        for c, g in groups.items()
-        for v, loss, fit in [least_squares(g, axis)]
-        if fit is not None
-    }
+    curves = {}
+    for _, group in table.frame.groupby("budget_flops"):
+        values, loss, fit = least_squares(group, axis)
+        if fit is not None:
+            z = np.log(values) - np.log(values).mean()
+            curves[float(group.budget_flops.iloc[0])] = z, loss
     order, shared, p = _shared(list(curves.values()))
     if not order:
         return [], False

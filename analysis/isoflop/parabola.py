@@ -111,13 +111,13 @@ def judged(axis, budget, values, loss, fit, misfit, noise, confidence) -> Parabo
     status, reason = _placed(vertex + centre, values, loss, letter)
     if status == "outside":
         return replace(fitted, status=status, reason=reason)
-    if status == "interior" and (chance := _by_chance(c, inverse, *misfit)) > FLAT:
+    if status == "interior" and (chance := _by_chance(c, inverse, misfit)) > FLAT:
         status = "flat"
         reason = (
             f"its curvature in log {letter}, {c:.2g}, is not told from 0 (p = {chance:.2g}, from what all parabolas "
             f"miss), so its vertex at {letter} = {np.exp(vertex + centre):.3g} may be the runs' noise"
         )
-    low, high = _fieller(b, c, inverse, *noise, confidence)
+    low, high = _fieller(b, c, inverse, noise, confidence)
     return replace(
         fitted,
         optimum=float(np.exp(vertex + centre)),
@@ -150,8 +150,9 @@ def _where(values, loss, letter) -> str:
     return f"the lowest measured loss is at {letter} = {lowest:.4g}{edge}, grid {values[0]:.4g} to {values[-1]:.4g}"
 
 
-def _by_chance(c, inverse, variance, dof) -> float:
+def _by_chance(c, inverse, misfit) -> float:
     """How often runs without a minimum would bend upward as much: one-sided t test of the curvature."""
+    variance, dof = misfit
     if not variance or dof < 1:
         return 0.0
     from scipy.special import stdtr
@@ -159,8 +160,9 @@ def _by_chance(c, inverse, variance, dof) -> float:
     return float(stdtr(dof, -c / np.sqrt(variance * inverse[2, 2])))
 
 
-def _fieller(b, c, inverse, variance, dof, confidence):
+def _fieller(b, c, inverse, noise, confidence):
     """Interval of the vertex -b / (2c); None where the curvature itself is not told from zero."""
+    variance, dof = noise
     if not variance or dof < 1:
         return None, None
     from scipy.special import stdtrit
