@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,7 @@ _FAR_OFF = 8.0  # times the misfit of the other budgets' parabolas
 _BENT = 1e-3  # p of the F test
 _SHIFTED = 0.1  # minima off by more than this share make the law a problem
 _SAID = 0.02  # and by more than this a note
+_AT = 0.95  # of the interval; what is a problem does not hang on the confidence asked for
 _TWO_DIGITS = 0.01  # exponents are quoted so
 _EXACT = 1e-6  # of the loss; a misfit below it is none
 _MANY = 6  # runs of a budget that still tell its noise when its worst one is set aside
@@ -104,14 +106,14 @@ def bends_otherwise(table: Table, kept: list[Parabola], line: PowerLine) -> tupl
     minima = np.exp(np.array(moved) + [own.centre for own in kept])
     gamma = fit_line([own.budget_flops for own in kept], minima, line.confidence).gamma
     shift = float(np.exp(np.mean(np.log(minima) - np.log([_at(own) for own in kept]))) - 1)
-    low, high = line.gamma_interval
+    low, high = replace(line, confidence=_AT).gamma_interval
     change = abs(gamma - line.gamma)
     outside = change > _TWO_DIGITS and not low <= gamma <= high
     letter = axis_words(axis)[0]
     words = (
         f"lack of fit: along log {letter} the loss bends otherwise than a parabola (a term of order {order} shared "
         f"by all budgets, F test: p = {p:.1g}); with it gamma_{letter} is {gamma:.3g}, {'outside' if outside else 'in'} "
-        f"its interval [{low:.3g}, {high:.3g}], and the minima lie {abs(shift):.0%} {'higher' if shift > 0 else 'lower'}"
+        f"its {_AT:.0%} interval [{low:.3g}, {high:.3g}], and the minima lie {abs(shift):.0%} {'higher' if shift > 0 else 'lower'}"
     )
     if outside or abs(shift) > _SHIFTED:
         cure = f"leave out with --where what lies far from the minima in {letter}, or tune these runs better"

@@ -98,7 +98,7 @@ def test_a_loss_that_is_no_parabola_is_told_and_refused_where_it_moves_the_law()
     assert not result["gamma_N"].ci_low <= TRUE <= result["gamma_N"].ci_high
     [over_n] = result.problems
     assert over_n.startswith("lack of fit: along log N the loss bends otherwise than a parabola")
-    assert "outside its interval" in over_n
+    assert "outside its 95% interval" in over_n
     assert any("lack of fit: along log D" in n for n in result.notes)
 
 
@@ -107,15 +107,16 @@ def test_a_bend_that_leaves_the_law_where_it_is_is_a_note(tmp_path):
     runs(0, factors=np.geomspace(1 / 8, 8, 9)).to_csv(path, index=False)
     result = api.fit_source(path, "isoflop", over="N")
     assert result.valid
-    assert any("lack of fit: along log N" in n and "in its interval" in n for n in result.notes)
+    assert any("lack of fit: along log N" in n and "in its 95% interval" in n for n in result.notes)
     wide = [
         n for n in result.notes if "the grid of N, " in n and "ends differ by a factor of 64" in n
     ]
     assert len(wide) == 4
-    digitised = api.fit_source("bundled:parcae-140m", "recurrence")
+    digitised = api.fit_source("bundled:parcae-140m", "recurrence", confidence=0.9)
+    assert digitised.valid
     [note] = [n for n in digitised.notes if n.startswith("lack of fit")]
     assert "order 3 shared by all budgets, F test: p = 6e-06" in note
-    assert "gamma_mu is 0.369, in its interval [0.364, 0.427]" in note
+    assert "gamma_mu is 0.369, in its 95% interval [0.364, 0.427]" in note
 
 
 @pytest.mark.parametrize("off", [0.008, 0.03])
