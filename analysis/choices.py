@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.errors import InputError, nearest
 from analysis.fitting.options import FitOptions
-from analysis.laws import formula, library
+from analysis.laws import expression, formula, library
 from analysis.table import guess, units
 from analysis.table import load as table_load
 from analysis.table.columns import info, parse_columns, written
@@ -48,8 +48,8 @@ class Reading:
             InputError: as `table.load.load`.
         """
         for law in laws:
-            if law is not None and formula.is_formula(law):
-                own = (*own, *formula.names_in(law))
+            if law is not None and expression.is_formula(law):
+                own = (*own, *expression.names_in(law))
         columns = self.columns
         if isinstance(columns, str):
             columns = parse_columns(columns)
@@ -171,7 +171,7 @@ class Choices:
                     f"--fix, --tie, --bound: law {text!r} is fitted in closed form and takes none."
                 )
             return text
-        form = formula.of_table(text, table) if formula.is_formula(text) else library.get(text)
+        form = formula.of_table(text, table) if expression.is_formula(text) else library.get(text)
         return self.changes.of(form)
 
 

@@ -23,6 +23,7 @@ from sweeps.design.plan import plan
 from sweeps.design.spec import parse_spec
 from sweeps.runner.cluster.connect import ray_cluster
 from sweeps.runner.driver import Options, make_job, schedule
+from sweeps.runner.trainable import data_key
 from sweeps.store import Store
 
 SLOTS = 4  # of the makespan; sleeping needs no core
@@ -76,7 +77,7 @@ def run(spec: dict, train, cpus: int) -> tuple[float, float, list[Trial]]:
         store = Store(folder, planned.name)
         store.write_plan(planned, spec_path)
         options = Options(cpus=cpus, train=train, wandb_mode="disabled")
-        rows = {t.context + 1: folder for t in planned.trials}
+        rows = {data_key(t): folder for t in planned.trials}
         began = time.perf_counter()
         schedule(make_job(planned, store, rows, options), longest_first(planned.trials), options)
         whole = time.perf_counter() - began

@@ -10,7 +10,7 @@ import numpy as np
 from analysis.choices import Changes
 from analysis.design.pool import Choice, Options, Pool, choose
 from analysis.errors import InputError
-from analysis.laws import formula, library
+from analysis.laws import expression, formula, library
 from analysis.laws.law import Law
 from analysis.table import filters, numbers, sources
 from analysis.table.columns import LETTERS, canonical
@@ -149,7 +149,7 @@ def _named(numeric: dict, columns: dict[str, str], where: str) -> dict[str, np.n
         if column in numeric:
             out[name] = numeric[column]
         else:
-            out[name] = formula.computed(column, numeric, f"{where}: --columns {name}=")
+            out[name] = expression.computed(column, numeric, f"{where}: --columns {name}=")
     for letter, name in LETTERS.items():
         if letter in numeric and name not in out:
             out[name] = numeric[letter]
@@ -161,7 +161,7 @@ def _named(numeric: dict, columns: dict[str, str], where: str) -> dict[str, np.n
 
 
 def _costs(cost: str, named: dict[str, np.ndarray], where: str) -> np.ndarray:
-    values = named[cost] if cost in named else formula.computed(cost, named, f"{where}: --cost")
+    values = named[cost] if cost in named else expression.computed(cost, named, f"{where}: --cost")
     bad = ~(np.isfinite(values) & (values > 0))
     if bad.any():
         row = int(np.argmax(bad))
@@ -196,7 +196,7 @@ def _groups(frame, by: str | None, where: str) -> list[np.ndarray]:
 
 
 def _law(text: str, columns: dict, changes: Changes | None, where: str) -> Law:
-    if formula.is_formula(text):
+    if expression.is_formula(text):
         usable = {c: c for c in columns if c not in _LOSS}
         law = formula.law(text, usable, data=columns)
     else:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from analysis import curves as learning
 from analysis.figures import drawing as figures
-from analysis.figures import words
+from analysis.figures import ticks, words
 from analysis.figures.drawing import MARKERS, Drawing
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def curves(found: Curves, over: str = "train_flops", ax=None) -> Drawing:
                     marker=marker,
                     size=16,
                 )
-        words.ticks(panel, "x", over, found.frame[over])
+        ticks.of_quantity(panel, "x", over, found.frame[over])
     drawing.axes[0].set_ylim(top=float(found.frame.loss.quantile(0.98)))
     drawing.legend(drawing.axes[0], columns=3)
     return drawing
@@ -109,5 +109,5 @@ def envelope(found: Curves, fitted: Fit, ax=None, to: float | None = None) -> Dr
             panel, "law", law.name, grid, fitted.predict({"train_flops": grid}), dashed=dashed
         )
     panel.set_ylim(top=float(rows.val_loss.max()) * 1.05)
-    figures.power_ticks(panel, "x")
+    ticks.power(panel, "x")
     return drawing

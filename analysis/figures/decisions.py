@@ -9,7 +9,7 @@ import numpy as np
 
 from analysis.errors import InputError
 from analysis.figures import drawing as figures
-from analysis.figures import words
+from analysis.figures import ticks, words
 from analysis.figures.drawing import CYCLE, Drawing
 
 
@@ -107,8 +107,8 @@ def interval(found: Decisions, ax=None) -> Drawing:
     if found.wanted is not None:
         label = f"where it ends, {found.wanted:g}"
         drawing.mark(panel, "", label, y=found.wanted, color=CYCLE[1], label=label)
-    figures.power_ticks(panel, "x")
-    figures.log_ticks(panel, "y", [m * 10.0**e for e in range(-6, 4) for m in (1, 2, 5)])
+    ticks.power(panel, "x")
+    ticks.of_values(panel, "y", [m * 10.0**e for e in range(-6, 4) for m in (1, 2, 5)])
     if found.at_once is not None or found.wanted is not None:
         drawing.legend(panel, columns=2)
     return drawing

@@ -21,7 +21,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from analysis.errors import InputError, nearest
-from analysis.table.numbers import count
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -40,9 +39,6 @@ _EDGE = 9.0  # points beside what is written
 _BETWEEN = 22.0  # points between panels: half a label of the x axis on either side
 _LETTER = 0.54  # width of a letter over its size
 _DIGIT = 0.64  # width of a digit, as a share of its font's size
-_RAISED = str.maketrans(
-    "-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"
-)
 STYLE: dict[RcKeyType, Any] = {
     "figure.dpi": 120,
     "savefig.dpi": 160,
@@ -395,37 +391,6 @@ def contrast(color: str) -> float:
     return 1.05 / (float(linear @ [0.2126, 0.7152, 0.0722]) + 0.05)
 
 
-def plain_ticks(ax, axis: str) -> None:
-    """A log axis labelled 200k, 500k, 1M, 1B: few enough not to collide over less than two decades."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    target = ax.xaxis if axis == "x" else ax.yaxis
-    low, high = np.log10(ax.get_xlim() if axis == "x" else ax.get_ylim())
-    target.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high - low < 2 else (1.0,)))
-    target.set_major_formatter(FuncFormatter(lambda v, _: count(v)))
-    target.set_minor_formatter(NullFormatter())
-
-
-def power_ticks(ax, axis: str) -> None:
-    """A log axis of FLOPs: 10^18, or 2 x 10^18 where less than a decade is shown, and never two that touch."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    target = ax.xaxis if axis == "x" else ax.yaxis
-    low, high = np.log10(ax.get_xlim() if axis == "x" else ax.get_ylim())
-    subs = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if high - low < 0.5 else (1.0, 3.0)
-    target.set_major_locator(LogLocator(subs=subs if high - low < 1.5 else (1.0,), numticks=6))
-    target.set_major_formatter(FuncFormatter(lambda v, _: _scientific(v)))
-    target.set_minor_formatter(NullFormatter())
-
-
-def _scientific(value: float) -> str:
-    """3×10¹⁸, without TeX, whose parser takes longer than the rest of an axis."""
-    exponent = int(np.floor(np.log10(value) + 1e-9)) if value > 0 else 0
-    factor = value / 10.0**exponent
-    head = "" if abs(factor - 1) < 1e-6 else f"{factor:.3g}\u00d7"
-    return f"{head}10{str(exponent).translate(_RAISED)}"
-
-
 def spans(low, high, to: float | None = None, n: int = 60, space=np.geomspace, start=np.inf):
     """(grid, whether it extrapolates): n points of a range, half as many from `start` and to `to` outside it."""
     yield space(low, high, n), False
@@ -438,25 +403,3 @@ def spans(low, high, to: float | None = None, n: int = 60, space=np.geomspace, s
 def flops(value: float) -> str:
     """A budget in a legend: 2e18."""
     return f"{value:.3g}".replace("e+", "e")
-
-
-def log_ticks(ax, axis: str, values) -> None:
-    """A log axis whose ticks are values that were run; where they stand too close, fewer of them."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
-    target = ax.xaxis if axis == "x" else ax.yaxis
-    low, high = np.log10(ax.get_xlim() if axis == "x" else ax.get_ylim())
-    runs = {float(v) for v in values if v > 0 and low <= np.log10(v) <= high}
-    apart = (high - low) / (11 if axis == "x" else 9)  # a label's size on a panel
-    kept: list[float] = []
-    for value in sorted(runs, key=_roundness):
-        if all(abs(np.log10(value / other)) >= apart for other in kept):
-            kept.append(float(value))
-    target.set_major_locator(FixedLocator(sorted(kept)))
-    target.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.3g}"))
-    target.set_minor_locator(NullLocator())
-
-
-def _roundness(value: float) -> tuple[bool, float]:
-    """Powers of two first: 2, 4, 8 tell loops better than 6 and 10."""
-    return float(np.log2(value)) % 1 != 0, value

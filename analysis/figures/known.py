@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from analysis import known
 from analysis.errors import InputError
 from analysis.figures import drawing as figures
-from analysis.figures import words
+from analysis.figures import ticks, words
 from analysis.figures.drawing import CYCLE, MARKERS, MU, Drawing
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def equal_flops(table: Table, ax=None) -> Drawing:
         drawing.line(
             ax, "", "floor", budgets, floor, dashed=True, label="floor, known", kind="known"
         )
-    figures.power_ticks(ax, "x")
+    ticks.power(ax, "x")
     drawing.legend(ax)
     return drawing
 
@@ -84,7 +84,7 @@ def loss_by_gap(table: Table, ax=None) -> Drawing:
         _curve(drawing, ax, f"T = {n_loops}", rows, color, MARKERS[i % len(MARKERS)])
     fixed = known.by_gap(table, top.budget_flops, 1)
     _curve(drawing, ax, "fixed depth", fixed, CYCLE[0], "<", dashed=True)
-    figures.log_ticks(ax, "x", [1, 2, 4, 8, 16, 32])
+    ticks.of_values(ax, "x", [1, 2, 4, 8, 16, 32])
     drawing.legend(ax, columns=4)
     return drawing
 

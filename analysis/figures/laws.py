@@ -12,7 +12,7 @@ import numpy as np
 from analysis import prediction
 from analysis.errors import InputError
 from analysis.figures import drawing as figures
-from analysis.figures import words
+from analysis.figures import ticks, words
 from analysis.figures.drawing import CYCLE, MARKERS, Drawing
 from analysis.table.numbers import count
 
@@ -76,7 +76,7 @@ def one_variable(fitted: Fit, ax=None, to: float | None = None) -> Drawing:
         )
         drawing.band(panel, column, form.name, grid, low, high)
     if logged:
-        words.ticks(panel, "x", column, x)
+        ticks.of_quantity(panel, "x", column, x)
     drawing.legend(panel)
     return drawing
 
@@ -118,8 +118,8 @@ def sizes_and_tokens(fitted: Fit, ax=None, to: float | None = None) -> Drawing:
         if drawing.first_of_row(1):
             right.set_ylabel(words.label(form.target))
         _frontier(drawing, right, fitted, 6 * n * d, to)
-        figures.power_ticks(right, "x")
-    figures.plain_ticks(left, "x")
+        ticks.power(right, "x")
+    ticks.plain(left, "x")
     drawing.legend(drawing.axes, words.letter(size))
     return drawing
 
@@ -176,5 +176,5 @@ def power(x: np.ndarray, y: np.ndarray, line: PowerLine, source: str, ax=None, t
         drawing.band(panel, "power", "line", grid, below, above)
     drawing.title(panel, f"y ~ x^{line.gamma:.3f} [{low:.3f}, {high:.3f}]")
     for axis, values in (("x", x), ("y", y)):
-        words.ticks(panel, axis, axis, values)
+        ticks.of_quantity(panel, axis, axis, values)
     return drawing

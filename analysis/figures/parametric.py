@@ -8,7 +8,7 @@ import numpy as np
 
 from analysis import prediction
 from analysis.figures import drawing as figures
-from analysis.figures import words
+from analysis.figures import ticks, words
 from analysis.figures.drawing import CYCLE, MARKERS, MU, Drawing
 from analysis.table import load
 
@@ -87,7 +87,7 @@ def profiles(fitted: Fit, ax=None) -> Drawing:
         ends, limit = values[[0, -1]], [found.limit] * 2
         drawing.line(panel, p.name, "limit", ends, limit, color=CYCLE[1], dashed=True, kind="limit")
         if wide:
-            figures.power_ticks(panel, "x")
+            ticks.power(panel, "x")
         else:
             panel.locator_params(axis="x", nbins=5)
     return drawing
@@ -145,8 +145,8 @@ def contours(fitted: Fit, ax=None) -> Drawing:
         size=14,
     )
     ax.set_xlim(flops[0] / 1.1, flops[-1] * 1.1)
-    figures.log_ticks(ax, "y", [1, *frame.mean_recurrence])
-    figures.power_ticks(ax, "x")
+    ticks.of_values(ax, "y", [1, *frame.mean_recurrence])
+    ticks.power(ax, "x")
     return drawing
 
 
@@ -194,6 +194,6 @@ def frontiers(table: Table, ax=None) -> Drawing:
             size=10,
             **style,
         )
-    figures.power_ticks(ax, "x")
+    ticks.power(ax, "x")
     drawing.legend(ax)
     return drawing

@@ -9,7 +9,7 @@ import numpy as np
 
 from analysis.errors import InputError
 from analysis.figures import drawing as figures
-from analysis.figures import words
+from analysis.figures import ticks, words
 from analysis.figures.drawing import MARKERS, MU, Drawing
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def isoflop(recurrence: Recurrence, ax=None) -> Drawing:
             panel.set_ylabel(words.label("val_loss"))
         for i, (parabola, color) in enumerate(zip(own, figures.shades(len(own)), strict=True)):
             _budget(drawing, panel, recurrence, parabola, color, MARKERS[i % len(MARKERS)])
-        words.ticks(panel, "x", axis, rows[axis])
+        ticks.of_quantity(panel, "x", axis, rows[axis])
     drawing.legend(drawing.axes[0], "budget (FLOPs)")
     return drawing
 
@@ -130,8 +130,8 @@ def power_laws(recurrence: Recurrence, ax=None, to: float | None = None) -> Draw
             exponent = f"{words.parameter('gamma')} = {line.gamma:.3f} [{low:.3f}, {high:.3f}]"
             drawing.title(panel, f"{words.letter(axis)}* ~ Cᵞ,  {exponent}")
         powers = 2.0 ** np.arange(12)  # of loops; a line goes on beyond those that were run
-        words.ticks(panel, "y", axis, powers if axis == "mean_recurrence" else seen)
-        figures.power_ticks(panel, "x")
+        ticks.of_quantity(panel, "y", axis, powers if axis == "mean_recurrence" else seen)
+        ticks.power(panel, "x")
     return drawing
 
 
@@ -183,7 +183,7 @@ def test_time(curves: TestTime, ax=None) -> Drawing:  # noqa: PT028 - no test
                     label += f" ({curve.run})"
             marker = MARKERS[place % len(MARKERS)]
             _curve(drawing, panel, name, curve, curves.law, colors[key], marker, label)
-        figures.log_ticks(panel, "x", np.concatenate([c.n_loops for c in own]))
+        ticks.of_values(panel, "x", np.concatenate([c.n_loops for c in own]))
     drawing.legend(drawing.axes, order=lambda label: (len(label), label))  # mu 4 before mu 16
     return drawing
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from analysis.figures import drawing as figures
 from analysis.figures.drawing import MU
 from analysis.table.columns import info
 
@@ -18,15 +15,6 @@ _LABELS = {
     "budget_flops": "training budget C (FLOPs)",
     "n_loops": "loops at evaluation T",
 }
-_COUNTS = (
-    "n_tokens",
-    "n_params",
-    "n_params_unrolled",
-    "n_params_core",
-    "n_params_once",
-    "unique_tokens",
-)
-_LOOPS = ("mean_recurrence", "n_loops")
 _GREEK = {
     "alpha": "\u03b1",
     "beta": "\u03b2",
@@ -58,15 +46,3 @@ def formula(text: str) -> str:
     import re
 
     return re.sub(r"[A-Za-z]+", lambda m: _GREEK.get(m[0], m[0]), text)
-
-
-def ticks(ax, axis: str, column: str, values) -> None:
-    """Ticks that fit a log axis of this quantity: loops as 2, 4, 8; counts as 1M, 10M; FLOPs as powers."""
-    if column in _LOOPS:
-        figures.log_ticks(ax, axis, values)
-    elif column in _COUNTS:
-        figures.plain_ticks(ax, axis)
-    elif np.max(values) / np.min(values) < 100 and column not in ("train_flops", "budget_flops"):
-        figures.log_ticks(ax, axis, values)
-    else:
-        figures.power_ticks(ax, axis)

@@ -1,5 +1,5 @@
 """Where rows come from: a sweep folder, a records file, any table of runs, the bundled points, and whatever
-else a reader is registered for (W&B, by sweeps.tracking.reader; a sweep that runs, by sweeps.cli.laws).
+else a reader is registered for (W&B, by sweeps.tracking.reader; a sweep that runs, by sweeps.source).
 
 Whatever the source, a law sees one table with the names of `LAW_COLUMNS`; rows left out are listed
 with reasons, and units, counting rules and tokenizers may not be mixed.

@@ -18,6 +18,7 @@ import typer
 from analysis.errors import InputError
 from parcae_core.errors import UserError, is_out_of_memory
 from parcae_core.plain import MAX_INT
+from sweeps import source
 from sweeps.tracking import reader
 from sweeps.waiting import say, waiting
 
@@ -44,6 +45,7 @@ _ROOMS = (
     "sweeps.cli.folder",
     "sweeps.cli.jobs",
     "sweeps.cli.laws",
+    "sweeps.cli.figures",
     "sweeps.cli.design",
     "sweeps.cli.data",
     "sweeps.cli.model",
@@ -59,9 +61,9 @@ _NO_SUCH_PATH = (
 )
 
 
-# The verbs of a room with many options; a command line of one of them needs no other room
+# The verbs of two rooms with many options; a command line of one of them needs no other room
 LAWS, VERBS_OF_LAWS = (
-    "sweeps.cli.laws",
+    ("sweeps.cli.laws", "sweeps.cli.figures"),
     (
         "columns",
         "fit",
@@ -84,7 +86,7 @@ def command(verb: str = "") -> Callable[[], object]:
     Args:
         verb: that will be run, where it is known.
     """
-    made = typer.main.get_command(build_app((LAWS,) if verb in VERBS_OF_LAWS else _ROOMS))
+    made = typer.main.get_command(build_app(LAWS if verb in VERBS_OF_LAWS else _ROOMS))
     _limit_numbers(made)
     return made
 
@@ -126,6 +128,7 @@ def build_app(rooms: tuple[str, ...] = _ROOMS) -> typer.Typer:
     )
     app.callback()(_options)
     reader.register()  # analysis does not know this room
+    source.register()
     for name in rooms:
         importlib.import_module(name).register(app)
     return app

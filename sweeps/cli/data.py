@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sweeps.cli.columns import AsJson
+from sweeps.cli.tables.columns import AsJson
 
 if TYPE_CHECKING:
     from parcae_core.data.manifest import Manifest

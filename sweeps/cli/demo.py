@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sweeps.cli.columns import Column, console_for_people, echo, print_table
+from sweeps.cli.tables.columns import Column, console_for_people, echo, print_table
 from sweeps.waiting import say
 
 if TYPE_CHECKING:

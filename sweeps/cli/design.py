@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from analysis.errors import InputError
-from sweeps.cli.columns import AsJson
+from sweeps.cli.tables.columns import AsJson
 
 
 def register(app: typer.Typer) -> None:

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from parcae_core.errors import UserError
-from sweeps.cli.columns import AsJson, console_for_people
 from sweeps.cli.sweep import OUT, TRIALS, sweeps_here
+from sweeps.cli.tables.columns import AsJson, console_for_people
 from sweeps.waiting import say
 
 _SWEEP = typer.Argument(

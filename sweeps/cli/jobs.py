@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from parcae_core.errors import UserError
-from sweeps.cli.columns import AsJson
 from sweeps.cli.sweep import CHECKPOINT_EVERY, LOST_WORKERS, NODE_CPUS, NODE_GPUS, SET, largest_node
+from sweeps.cli.tables.columns import AsJson
 from sweeps.storage.objects import is_url
 from sweeps.waiting import say
 

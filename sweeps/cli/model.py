@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from parcae_core.errors import UserError
-from sweeps.cli.columns import AsJson
+from sweeps.cli.tables.columns import AsJson
 from sweeps.waiting import say
 
 if TYPE_CHECKING:

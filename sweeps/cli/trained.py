@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from parcae_core.errors import UserError
-from sweeps.cli.columns import AsJson
 from sweeps.cli.model import open_model, parse_loops
+from sweeps.cli.tables.columns import AsJson
 from sweeps.waiting import say, visible
 
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from analysis import api, loops, prediction
@@ -15,7 +14,7 @@ from analysis.fitting import intervals
 from analysis.fitting.fit import fit_table
 from analysis.laws import library
 from analysis.table.load import load
-from sweeps.cli import laws
+from sweeps.cli.app import LAWS, build_app
 
 PAPER = "bundled:parcae-140m"
 QUICK = {"interval": "none", "n_starts": 2}
@@ -24,8 +23,7 @@ HERE = {"mean_recurrence": 8.0, "n_tokens": 1.12e10}
 
 @pytest.fixture
 def verb():
-    app = typer.Typer()
-    laws.register(app)
+    app = build_app(LAWS)
     return lambda *words: CliRunner().invoke(app, list(map(str, words)))
 
 

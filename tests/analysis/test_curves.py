@@ -5,13 +5,12 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from analysis import curves
 from analysis.errors import InputError
 from analysis.table import load
-from sweeps.cli.laws import register
+from sweeps.cli.app import LAWS, build_app
 
 ALPHA, BETA = 0.35, 0.37
 
@@ -47,8 +46,7 @@ def test_rows_of_step_0_have_spent_nothing_and_are_left_out(history):
 
 def test_the_command_fits_and_draws(history, tmp_path):
     history.to_csv(tmp_path / "h.csv", index=False)
-    app = typer.Typer()
-    register(app)
+    app = build_app(LAWS)
     options = ["--json", "--interval", "none", "--out", str(tmp_path / "f"), "--x", "tokens"]
     done = CliRunner().invoke(app, ["curves", str(tmp_path / "h.csv"), *options])
     assert done.exit_code == 0, done.exception

@@ -5,15 +5,14 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-import typer
 from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 import analysis
 from analysis.errors import InputError
-from analysis.figures import drawing, words
+from analysis.figures import ticks, words
 from analysis.figures.drawing import CYCLE, contrast, shades
-from sweeps.cli.laws import register
+from sweeps.cli.app import LAWS, build_app
 
 C = np.repeat(np.geomspace(1e18, 1e20, 4), 5)
 N = np.tile(np.geomspace(0.3, 3, 5), 4) * 0.155 * (C / 6) ** 0.5106  # about the optimum
@@ -24,9 +23,7 @@ PLAIN = FRAME.drop(columns="budget")
 
 @pytest.fixture
 def app():
-    app = typer.Typer()
-    register(app)
-    return app
+    return build_app(LAWS)
 
 
 def test_every_colour_is_seen_on_white_and_the_largest_budget_is_the_strongest():
@@ -122,7 +119,7 @@ def test_plot_takes_what_a_journal_asks_for(app, tmp_path):
 def test_ticks_of_loops_are_loops_and_stand_apart():
     ax = Figure().add_subplot()
     ax.set(xscale="log", xlim=(1, 40))
-    drawing.log_ticks(ax, "x", range(1, 33))
+    ticks.of_values(ax, "x", range(1, 33))
     shown = [ax.xaxis.get_major_formatter()(v, 0) for v in ax.xaxis.get_major_locator()()]
     assert shown == ["1", "2", "4", "8", "16", "32"]
     assert words.label("mean_recurrence") == "mean recurrence \u03bc (loops)"

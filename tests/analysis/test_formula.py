@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from analysis import api
@@ -13,8 +12,8 @@ from analysis.errors import InputError
 from analysis.fitting.dataset import Dataset
 from analysis.fitting.fit import fit
 from analysis.fitting.options import FitOptions
-from analysis.laws import formula, library
-from sweeps.cli.laws import register
+from analysis.laws import expression, formula, library
+from sweeps.cli.app import LAWS, build_app
 
 NAMES = {
     "N": "n_params",
@@ -98,8 +97,8 @@ def test_bad_formulas_are_named(text, words):
 
 
 def test_names_and_formulas_are_told_apart():
-    assert not any(map(formula.is_formula, (*library.LAWS, *library.OTHER_LAWS)))
-    assert all(map(formula.is_formula, FORMULAS))
+    assert not any(map(expression.is_formula, (*library.LAWS, *library.OTHER_LAWS)))
+    assert all(map(expression.is_formula, FORMULAS))
 
 
 def test_kaplans_law_gives_its_parameters_back(columns):
@@ -155,9 +154,7 @@ def test_rows_below_the_law_can_be_made_dear(columns):
 
 @pytest.fixture
 def app():
-    app = typer.Typer()
-    register(app)
-    return app
+    return build_app(LAWS)
 
 
 @pytest.fixture

@@ -24,16 +24,13 @@ from analysis.laws import library
 from analysis.report import study
 from analysis.report.html import render, write_report
 from analysis.table import load, records
-from sweeps.cli import parallel
-from sweeps.cli.app import VERBS_OF_LAWS, build_app
-from sweeps.cli.laws import register
+from sweeps import parallel
+from sweeps.cli.app import LAWS, VERBS_OF_LAWS, build_app
 
 
 @pytest.fixture
 def app():
-    app = typer.Typer()
-    register(app)
-    return app
+    return build_app(LAWS)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from parcae_core.cpus import usable_cpus
 from parcae_core.trial import DataConfig, Trial
-from sweeps.cli.columns import (
+from sweeps.cli.tables.columns import (
     Column,
     Row,
     budget_of,

@@ -7,7 +7,7 @@ from typing import Any
 
 from parcae_core.result import TrainResult
 from parcae_core.trial import Trial
-from sweeps.cli.columns import (
+from sweeps.cli.tables.columns import (
     Column,
     Row,
     budget_of,

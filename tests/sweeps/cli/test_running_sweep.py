@@ -4,12 +4,11 @@ import json
 import math
 
 import pytest
-import typer
 
 from analysis.errors import InputError
 from analysis.table import load
-from sweeps.cli.laws import _history, register
 from sweeps.records import collect
+from sweeps.source import history, register
 from sweeps.store import Store
 from tests.support.tiny import tiny_plan, write_spec
 from tests.sweeps.test_store import good_result, put
@@ -19,7 +18,7 @@ from tests.sweeps.test_store import good_result, put
 def running(tmp_path, monkeypatch, request, object_store):
     """Four trials planned: (store, a function that ends the next of them)."""
     monkeypatch.setattr(load, "_READERS", {})
-    register(typer.Typer())
+    register()
     out = object_store if request.param == "object store" else tmp_path / "runs"
     plan, store = tiny_plan(), Store(out, "tiny")
     store.write_plan(plan, write_spec(tmp_path))
@@ -54,7 +53,7 @@ def test_what_has_ended_is_collected_and_counted(running):
 
 def test_its_learning_curves_are_drawn_while_it_trains(running):
     store, end = running
-    assert _history(store.where) == ({}, None)
+    assert history(store.where) == ({}, None)
     for trial in store.stored_trials():
         lines = [
             {
@@ -70,7 +69,7 @@ def test_its_learning_curves_are_drawn_while_it_trains(running):
         path.write_text("\n".join(map(json.dumps, lines)) + "\n{torn")
         store.storage.push(path)
     end()
-    drawing = _history(store.where)[0]["curves"]()
+    drawing = history(store.where)[0]["curves"]()
     rows = drawing.drawn
     assert set(rows.panel) == {"loss", "lr", "val_loss"}
     assert rows[rows.panel == "lr"].series.nunique() == 4

@@ -20,8 +20,8 @@ from rich.console import Console
 from analysis import api
 from analysis.laws import library
 from parcae_core.trial import DataConfig
-from sweeps.cli import columns
 from sweeps.cli.app import command
+from sweeps.cli.tables import columns
 from sweeps.cli.tables import plan as plan_table
 from sweeps.cli.tables import status as status_table
 from sweeps.decisions import FILE
