@@ -36,6 +36,7 @@ _CELL = re.compile(
     re.IGNORECASE,
 )
 _POWER_OF_TEN = re.compile(r"(?:1(?:\.0*)?[x\u00d7*\u00b7])?10(?:\^|\*\*)([+-]?\d+)", re.IGNORECASE)
+_SCIENTIFIC = re.compile(r",\d+(?:e[+-]?\d|[x\u00d7*\u00b7]10)", re.IGNORECASE)
 _WRAPPING = "'\"`*~\u2248"  # a spreadsheet's mark of text, quotes, Markdown's emphasis, and "about"
 _ERROR = re.compile(
     r"(?<=\d)\s*(?:(?:\u00b1|\+/?-)\s*[\d.,]+|\([\d.,]+\))$"
@@ -119,6 +120,8 @@ def _comma_of(cells, otherwise: str | None) -> str | None:
         if cell.count(",") > 1 or re.search(r",\d{3}\.", cell):
             thousands = True
         elif len(tail) != 3 or re.match(r"[+-]?0?,", cell) or re.search(r"\.\d{3},", cell):
+            decimal = True
+        elif _SCIENTIFIC.search(cell):  # nobody groups the digits of 2,018e+08
             decimal = True
     if decimal and thousands:
         return None

@@ -109,6 +109,36 @@ def test_kaplans_law_gives_its_parameters_back(columns):
     assert found.params == pytest.approx(truth, rel=1e-3)
 
 
+def test_intervals_do_not_depend_on_the_unit_of_a_scale():
+    rng = np.random.default_rng(3)
+    x, noise = 10 ** rng.uniform(-2, 2, 60), np.exp(0.003 * rng.normal(size=60))
+    own = []
+    for unit in (1.0, 1e13, 1e-9):
+        data = {"x": unit * x}
+        law = formula.law("E + A/(1 + x/s)", {"x": "x"}, data=data)
+        y = law.predict({"E": 1.8, "A": 1.2, "s": unit}, data) * noise
+        found = fit(Dataset.of(data, y), law, FitOptions(interval="linear", loss="log-lsq"))
+        assert found.result.valid
+        [s] = [p for p in found.result.params if p.name == "s"]
+        own.append(np.array([s.ci_low, s.value, s.ci_high]) / unit)
+    assert own[0][0] < 1 < own[0][2]
+    np.testing.assert_allclose(own[1:], [own[0]] * 2, rtol=1e-5)
+
+
+def test_kaplans_law_has_its_profile_interval():
+    law, rng = library.get("kaplan"), np.random.default_rng(0)
+    truth = {"N_c": 8.8e13, "alpha_N": 0.076, "alpha_D": 0.095, "D_c": 5.4e13}
+    data = {"n_params": 10 ** rng.uniform(7, 9.5, 40), "n_tokens": 10 ** rng.uniform(9, 11, 40)}
+    y = law.predict(truth, data) * np.exp(0.003 * rng.normal(size=40))
+    found = fit(Dataset.of(data, y), law, FitOptions(interval="profile", loss="log-lsq"))
+    assert found.result.valid
+    for p in found.result.params:
+        assert p.ci_low < truth[p.name] < p.ci_high < 4 * p.ci_low
+    spread = np.sqrt(np.diag(found.covariance))
+    drawn = [np.std(d) for d in found.student_draws(4000).values()]
+    np.testing.assert_allclose(drawn, spread, rtol=0.1)
+
+
 def test_repeated_data_are_worth_less(columns):
     law = library.get("repeated")
     truth = {"E": 1.8, "A": 400.0, "alpha": 0.34, "B": 1500.0, "R": 15.4, "beta": 0.36}
