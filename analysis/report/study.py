@@ -306,7 +306,7 @@ class Study:
 def _power(found: PowerFit, ax=None, to: float | None = None) -> Drawing:
     table = table_load.need(found.table, ("x", "y"), "power")
     columns = table_load.columns_of(table, ("x", "y"))
-    return law_figures.power(columns["x"], columns["y"], found.line, table.source, ax, to)
+    return law_figures.power(columns["x"], columns["y"], found.line, table, ax, to)
 
 
 def _chosen(draws: dict[str, Callable[..., Drawing]], only: Sequence[str]):

@@ -68,6 +68,14 @@ def cells(n, d, loss, separator=","):
         ("j.csv", ("Runs of May\n\n" + CSV).encode()),
         ("k.csv", CSV.replace("N,", "# params,", 1).encode()),
         ("l.csv", ("# N, D, loss and more\n" + CSV).encode()),
+        ("c.txt", f"# {CSV}".replace(",", " ").encode()),  # as numpy's savetxt
+        (
+            "m.csv",
+            "".join(
+                ["# Parameter,D,loss,State\n"]
+                + [f'"{n:,.0f}",{d},{v},done\n' for n, d, v in zip(N, D, LOSS, strict=True)]
+            ).encode(),
+        ),
     ],
 )
 def test_containers_encodings_and_separators_give_the_same_rows(tmp_path, name, data):
