@@ -158,12 +158,14 @@ class Objective:
         delta: float | None = None,
         tolerance: float = 1e-15,
         ftol: float | None = None,
+        gtol: float | None = None,
         max_nfev: int = 200,
     ) -> OptimizeResult:
         """`least_squares` from a start; `x` is the whole theta, `cost` is F.
 
         Args:
             ftol: of F alone, relative; `tolerance` where it is not given.
+            gtol: of F's gradient, absolute; likewise.
         """
         delta = self.delta if delta is None else delta
         free = np.arange(len(start)) != self.held
@@ -188,7 +190,7 @@ class Objective:
             f_scale=1.0 if np.isinf(delta) else delta,
             ftol=tolerance if ftol is None else ftol,
             xtol=tolerance,
-            gtol=tolerance,
+            gtol=tolerance if gtol is None else gtol,
             max_nfev=max_nfev if self.terms else 3 * max_nfev,
         )
         theta[free] = found.x

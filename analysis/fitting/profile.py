@@ -176,8 +176,10 @@ def profile(
     start, first = pinned(theta)
     best_value, scale = objective.value(theta), 2 * float(shape.deviance[index])
     ftol = float(np.clip(_EXACT / max(scale * best_value, 1e-300), 1e-12, 1e-5))
+    # SciPy's gtol is no ratio: of residuals that are rounding, gradients begin below a fixed one
+    gtol = float(np.clip(1e-8 * np.sqrt(2 * best_value), 2.3e-16, 1e-8))
     path = _Path(
-        partial(_refit, held, index, is_log, unit, ftol),
+        partial(_refit, held, index, is_log, unit, {"ftol": ftol, "gtol": gtol}),
         best_value,
         scale,
         _BEYOND * limit,
@@ -238,12 +240,14 @@ def _end(path: _Path, start, sign, edge, spread, limit) -> tuple[float | None, l
 
     width = abs(outer - start)
     for both in (False, True):  # a root at a jump is looked for again, from both sides
-        root = root_scalar(
-            lambda u: np.sqrt(path.add(u, sign, both)) - np.sqrt(limit),  # noqa: B023
-            bracket=sorted((inner, outer)),
-            xtol=1e-4 * width,
+        # in widths, because an interval may be a millionth of the value that it is of
+        share = root_scalar(
+            lambda w: np.sqrt(path.add(start + w * width, sign, both)) - np.sqrt(limit),  # noqa: B023
+            bracket=sorted(((inner - start) / width, (outer - start) / width)),
+            xtol=1e-4,
             rtol=1e-4,
         ).root
+        root = start + share * width
         jump = abs(path.add(root, sign) - limit) > _JUMP * limit
         if not jump or both:
             break
@@ -264,7 +268,7 @@ def _refit(
     index: int,
     is_log: bool,
     unit: float,
-    ftol: float,
+    exact: dict[str, float],
     u,
     start,
     u_start,
@@ -283,9 +287,9 @@ def _refit(
         begin = project(held, begin).x
     elif in_box:
         begin = moved
-    found = held.minimise(begin, tolerance=1e-8, ftol=ftol, max_nfev=40)
+    found = held.minimise(begin, tolerance=1e-8, **exact, max_nfev=40)
     if found.status <= 0 and _linear(held):  # a curved valley: let the coefficients follow first
-        again = held.minimise(project(held, begin).x, tolerance=1e-8, ftol=ftol)
+        again = held.minimise(project(held, begin).x, tolerance=1e-8, **exact)
         found = again if again.cost <= found.cost else found
     return found
 

@@ -87,3 +87,22 @@ def test_a_held_value_whose_refit_lies_inside_belongs_to_the_interval(source, la
     within = profile.values[profile.deviance <= profile.limit]
     assert low <= within.min()
     assert within.max() <= profile.high
+
+
+@pytest.mark.parametrize("decimals", [4, 6, 9])
+def test_of_losses_that_are_rounded_alone_the_profile_is_the_parabola(decimals):
+    """SciPy's gradient tolerance is absolute: refits of residuals of 1e-6 once stopped where they began."""
+    law, truth = library.get("chinchilla"), TRUTHS["chinchilla"]
+    n = np.repeat(np.geomspace(3e7, 1e9, 6), 5)
+    columns = {"n_params": n, "n_tokens": n * np.tile([5.0, 10, 20, 40, 80], 6)}
+    data = Dataset.of(columns, law.predict(truth, columns).round(decimals))
+    found = {how: fit(data, law, FitOptions(interval=how)) for how in ("profile", "linear")}
+    assert not found["profile"].problems
+    for p in law.names:
+        ends = [
+            (f.intervals.low[p] / f.params[p], f.intervals.high[p] / f.params[p])
+            for f in found.values()
+        ]
+        width = ends[1][1] - ends[1][0]
+        assert width < 300 * 10.0**-decimals
+        assert ends[0] == pytest.approx(ends[1], abs=0.02 * width)
