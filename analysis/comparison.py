@@ -190,7 +190,7 @@ def compare(
         raise InputError(
             "; ".join(lacking) + ". Add rows of those sizes, trained as the looped ones were."
         )
-    for found, sentence in (
+    for told, sentence in (
         (
             turned,
             "the larger Transformer has no lower loss, and a larger quality is no better model",
@@ -200,8 +200,8 @@ def compare(
             "trained on other tokens than the Transformer of its size, which the quality holds too",
         ),
     ):
-        if found:
-            notes.append(f"{len(found)} of {len(quality)} models: {sentence}; {found[0]}")
+        if told:
+            notes.append(f"{len(told)} of {len(quality)} models: {sentence}; {told[0]}")
     if quality and all(q["ci_low"] is None and q["ci_high"] is None for q in quality):
         notes.append("no interval: too few runs per setting to tell the spread; add seeds")
     speed = _speed_up(*tables) if metric == "loss" else []

@@ -352,9 +352,9 @@ def _labels(axis: Axis) -> tuple[list[tuple[float, str]], float]:
     first = axis.get_major_ticks(1)[0].label1
     if not first.get_visible():
         return [], 0.0
-    places = axis.get_majorticklocs()
+    places = [float(place) for place in axis.get_majorticklocs()]
     texts = axis.get_major_formatter().format_ticks(places)
-    return list(zip(map(float, places), texts, strict=True)), float(first.get_fontsize())
+    return list(zip(places, texts, strict=True)), float(first.get_fontsize())
 
 
 def _above(ax: Axes) -> float:

@@ -114,9 +114,9 @@ class Study:
         if {"x", "y"} <= set(self.table.frame) and self.fitted("power") is not None:
             return ("power",)
         values = {str(n): self.table.frame[n] for n in self.table.frame}
-        closed = ("isoflop",) if guess.has_isoflops(values) else ()
+        closed: tuple[str, ...] = ("isoflop",) if guess.has_isoflops(values) else ()
         of_size = "repeated" if guess.has_repeats(values) else "chinchilla"
-        of_loss = (of_size, "data-only", "params-only", "frontier")
+        of_loss: tuple[str, ...] = (of_size, "data-only", "params-only", "frontier")
         if {"y", "val_loss"} <= set(values):
             closed += ("accuracy",)
             if not {"n_params", "n_tokens", "train_flops"} & set(values):

@@ -228,7 +228,7 @@ def _header(lines: list[str]) -> int:
     for here, after in pairwise(filled):
         cells = [[_n_cells(lines[i], s) for i in (here, after)] for s in _SEPARATORS]
         is_title = all(n == 1 for n, _ in cells) and any(n > 1 for _, n in cells)
-        above_rows = any(n == m > 1 for n, m in cells) and re.search(r"\d", lines[after])
+        above_rows = any(n == m > 1 for n, m in cells) and bool(re.search(r"\d", lines[after]))
         above_rows = above_rows or _is_header_of_numbers(lines[here], lines[after])
         is_remark = lines[here].startswith("#") and not above_rows
         if not (is_title or is_remark or lines[here].lower().startswith("sep=")):
