@@ -1,6 +1,6 @@
 """Adaptive sweeps against the standard grid, simulated from the paper's laws.
 
-    python -m benchmarks.design_sweeps --law paper:140m --noise 0.002 --share 0.1
+    python -m benchmarks.design_sweeps --law paper:140m --noise 0.002 --share 0.2 --repetitions 100
 
 The truth is the published training law (arXiv:2604.12946) at the preset's own parameters and FLOPs per token;
 the grid is the paper's, mu 2 to 12 at each of its budgets. Both are fitted alike (log least squares) and give
@@ -150,7 +150,7 @@ def main() -> None:
     )
     parser.add_argument("--law", choices=BUDGETS, default="paper:140m")
     parser.add_argument("--noise", type=float, default=0.002, help="of one run's log loss")
-    parser.add_argument("--share", type=float, default=0.1, help="of the grid's FLOPs")
+    parser.add_argument("--share", type=float, default=0.2, help="of the grid's FLOPs")
     parser.add_argument("--repetitions", type=int, default=200)
     parser.add_argument("--out", type=Path, default=RESULTS / "design_sweeps.csv")
     given = parser.parse_args()
