@@ -12,6 +12,7 @@ from analysis.choices import Choices, Reading
 from analysis.errors import InputError
 from analysis.fitting.result import FitResult
 from analysis.table import load as table_load
+from analysis.table import numbers
 from analysis.table.columns import canonical, parse_columns
 
 if TYPE_CHECKING:
@@ -157,8 +158,8 @@ def parse_setting(text: str, law: Law | str = "") -> dict[str, float]:
     """
     out = {}
     for name, value in parse_columns(text, "--at", _columns_of(law)).items():
-        try:
-            out[name] = float(value)
-        except ValueError as error:
-            raise InputError(f"--at: {name} is {value!r}; a number is needed.") from error
+        number = numbers.one(value)
+        if number is None:
+            raise InputError(f"--at: {name} is {value!r}; a number is needed, like 7e9 or 7B.")
+        out[name] = number
     return out
