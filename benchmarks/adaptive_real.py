@@ -8,7 +8,8 @@ The grid is the demo's (`sweeps/specs/demo.yaml`) without its fixed-depth runs: 
 demo's numbers of loops, at that seed alone, and may spend half the grid's FLOPs. What it believes before is of another
 task, so nothing of the answer is in it. gamma_mu is the training law's, over the same budgets,
 by the same estimate for both; the grid's by parabolas stands beside it. A replay chooses among the grid's own runs and
-reads their losses, which a trial trained again has to the last digit. Rows go to benchmarks/results/adaptive_real.csv.
+reads their losses, which a trial trained again has to the last digit. Rows go to benchmarks/results/adaptive_real.csv,
+the runs that were trained to adaptive_real_runs.csv.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from sweeps.store import Store
 
 GRID = "bundled:state-reveals"
 SPECS = files("sweeps") / "specs"
+RUN = ("seed", "budget_flops", "mean_recurrence", "n_steps", "trial_id", "val_loss")
 WINDOWS = {
     float(budget): [mu for mu in window if mu > 1]
     for budget, window in yaml.safe_load((SPECS / "demo.yaml").read_text())[
@@ -89,17 +91,16 @@ def row(
     }
 
 
+def known(plan: Plan, frame: pd.DataFrame) -> list[tuple[int, float]]:
+    """(row, loss) of runs as a planner takes them."""
+    places = {(t.budget_flops, t.mean_recurrence): i for i, t in enumerate(plan.trials)}
+    columns = (frame.budget_flops, frame.mean_recurrence, frame.val_loss)
+    return [(places[c, mu], loss) for c, mu, loss in zip(*columns, strict=True)]
+
+
 def by_law(which: str, seed: int, plan: Plan, table: Table) -> dict[str, Any]:
     """gamma_mu by the training law, as an adaptive sweep takes it from any runs among its candidates."""
-    places = {(t.budget_flops, t.mean_recurrence): i for i, t in enumerate(plan.trials)}
-    frame = table.frame
-    done = [
-        (places[c, mu], loss)
-        for c, mu, loss in zip(
-            frame.budget_flops, frame.mean_recurrence, frame.val_loss, strict=True
-        )
-    ]
-    planner = planner_of(plan)
+    planner, done = planner_of(plan), known(plan, table.frame)
     found = planner.estimate(done)
     for sentence in left_out_words({"left_out": left_out_data(planner, done)}):
         print(f"{which}: {sentence}")
@@ -177,6 +178,9 @@ def main() -> None:
     print(pd.DataFrame(out).to_string(index=False))
     kept = out if given.replay else out[-1:]  # the grid's rows come with the replay
     append_rows("adaptive_real", [line | provenance() for line in kept])
+    if not given.replay:
+        runs = adaptive.frame[list(RUN)].to_dict("records")
+        append_rows("adaptive_real_runs", [run | provenance() for run in runs])
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 `Planner.next` is a function of what has ended, what is under way and a seed, and of nothing else: a sweep that
 was killed asks again and gets the same answer.
 
-1. Bracket: at the cheapest budgets three values of mu about the optimum that the prior expects.
+1. Bracket: at the cheapest budgets three values of mu within reach of the optimum that the prior expects.
 2. Fit the training law from several starts; optima that fit about equally well are basins with weights. Runs that
    no such law fits (`analysis.design.lack_of_fit`) are left out, and nothing beyond them is run any more.
 3. Edge: where the lowest loss of a budget lies at an end of what was tried there, and the law says so too,
@@ -12,6 +12,8 @@ was killed asks again and gets the same answer.
        sum_k w_k g_k' (M_k + sum_i s_i / c_i j_ki j_ki' / v)^-1 g_k,    sum_i s_i = what is left,
    by multiplicative steps (Titterington 1976; c-optimality with costs), and take the cheapest settings first:
    what they say may change where the dear ones belong. A setting that was run before is a replica.
+   i goes over settings whose mu lies within the factor `reach` of their budget's optimum by any basin: further
+   out the law says most, and there it does not hold.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from analysis.design import lack_of_fit
 from analysis.design.descent import descend
 from analysis.design.forecast import slopes_of, theta_of
 from analysis.design.lack_of_fit import LeftOut
-from analysis.design.layout import layout
-from analysis.design.optimum import LAW, Size, log_optimum, quantities
+from analysis.design.layout import Bearing, information, layout, variance
+from analysis.design.optimum import LAW, Size, log_optima, log_optimum, quantities
 from analysis.design.priors import Prior
 from analysis.design.profile import profiled
 from analysis.fitting import objective
@@ -36,11 +38,9 @@ from analysis.fitting.dataset import Dataset
 from analysis.fitting.options import FitOptions
 
 _BRACKETED = 3  # cheapest budgets that are bracketed
-_APART = 2.5  # of the bracket's values about the optimum, and of their ends
 _STARTS, _KEPT = 10, 4
 _PRIOR_DOF = 4.0  # residuals that the stated noise counts as
 _JUDGED = 3  # runs for each parameter before an interval may end a sweep
-_WIDE = 3.0  # standard deviation of a logarithm that is not known at all
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,6 +97,7 @@ class Planner:
     prior: Prior
     target: str  # gamma_mu, gamma_D, mu@C or loss@C
     total_flops: float
+    reach: float  # the factor about a budget's optimum within which it is run
     budgets: np.ndarray  # over which an exponent is taken
     half: float | None = None  # of the interval at which it stops; of a logarithm for mu@C, loss@C
     most: int = 99  # runs of one setting
@@ -174,8 +175,9 @@ class Planner:
         values = whole.natural(theta)
         (wanted,) = quantities((self.target,), values, self.grid.size, self.budgets)
         slopes = slopes_of(values, {k: v[rows] for k, v in self.grid.columns.items()})
-        variance = _variance(_information(slopes, noise, values), wanted.slopes * _scales(values))
-        return wanted.value, float(self._t(rows) * np.sqrt(variance))
+        scales = _scales(values)
+        square = variance(information(slopes * scales / noise), wanted.slopes * scales)
+        return wanted.value, float(self._t(rows) * np.sqrt(square))
 
     def _profiled(self, rows, theta, noise: float, whole) -> tuple[float, float]:
         about = (self.target, self.grid.size, self.budgets)
@@ -188,6 +190,7 @@ class Planner:
     def at_once(self) -> Counter[int]:
         """The whole sweep by the prior alone: how often each row is run."""
         costs, left = self.grid.budget_flops, self.total_flops
+        known = self._bearing([self.prior.values])
         out: Counter[int] = Counter()
         for row in self._bracket:
             if costs[row] <= left:
@@ -198,9 +201,7 @@ class Planner:
             if not affordable.any():
                 break
             there = list(out.elements())
-            spend, _, _ = self._layout(
-                [self.prior.values], np.ones(1), self.prior.noise, there, left, affordable
-            )
+            spend, _, _ = self._layout(known, np.ones(1), self.prior.noise, there, left, affordable)
             # the dearest first: what it leaves, cheaper runs fill
             counts = np.floor(spend / costs)
             likely = (
@@ -231,15 +232,17 @@ class Planner:
         if "basins" not in self._known:
             self._known["basins"] = self._basins(rows, losses)
             self._known["reached"] = self._reached(done)
+            thetas, _, _, whole = self._known["basins"]
+            self._known["bearing"] = self._bearing([whole.natural(t) for t in thetas])
         if self._known["reached"]:
             return None, "the interval is reached"
         thetas, weights, noise, whole = self._known["basins"]
-        basins = [whole.natural(t) for t in thetas]
-        further = self._edge(basins[0], rows, losses, pending, affordable)
+        further = self._edge(whole.natural(thetas[0]), rows, losses, pending, affordable)
         if further is not None:
             return further, "edge"
         there = [*rows, *(r for r in pending if not beyond[r])]
-        spend, within, between = self._layout(basins, weights, noise, there, left, affordable)
+        bearing = self._known["bearing"]
+        spend, within, between = self._layout(bearing, weights, noise, there, left, affordable)
         counts = spend / self.grid.budget_flops
         if not counts.max() > 0:  # nothing that can be run bears on the target by this fit
             repeats = np.array([taken[r] for r in range(len(counts))])
@@ -252,18 +255,23 @@ class Planner:
         return row, "basins disagree" if between > within else "spread"
 
     def _bracketing(self) -> list[int]:
-        budgets = np.unique(self.grid.budget_flops)[:_BRACKETED]
-        u, _ = log_optimum(self.prior.values, self.grid.size, budgets)
+        """The ends of what is within reach at each budget, and between them what is nearest the optimum."""
+        away = self._away([self.prior.values])
         out: list[int] = []
-        for budget, best in zip(budgets, np.exp(u), strict=True):
+        for budget in np.unique(self.grid.budget_flops)[:_BRACKETED]:
             here = np.flatnonzero(self.grid.budget_flops == budget)
-            depths = np.log(self.grid.mean_recurrence[here])
-            middle = np.clip(np.log(best), depths[0] + np.log(_APART), depths[-1] - np.log(_APART))
-            for shift in (-1, 0, 1):
-                nearest = here[np.abs(depths - middle - shift * np.log(_APART)).argmin()]
-                if nearest not in out:
-                    out.append(int(nearest))
+            nearest = here[np.argsort(away[here], kind="stable")]
+            inside = nearest[: max(3, (away[here] <= np.log(self.reach)).sum())]
+            between = [row for row in inside if inside.min() < row < inside.max()]
+            out += [int(row) for row in sorted({inside.min(), *between[:1], inside.max()})]
         return out
+
+    def _away(self, basins) -> np.ndarray:
+        """|log mu / mu*| of every setting (n,), mu* the best of its budget by the nearest basin."""
+        budgets, which = np.unique(self.grid.budget_flops, return_inverse=True)
+        values = {name: np.array([basin[name] for basin in basins]) for name in LAW.names}
+        best = log_optima(values, self.grid.size, budgets)[:, which]
+        return np.abs(np.log(self.grid.mean_recurrence) - best).min(axis=0)
 
     def left_out(self, done: list[tuple[int, float]]) -> tuple[LeftOut, ...]:
         """Runs that are no part of the fit."""
@@ -355,29 +363,28 @@ class Planner:
                 return int(below[-1])
         return None
 
-    def _layout(self, basins, weights, noise: float, there: list[int], left: float, affordable):
+    def _bearing(self, basins) -> Bearing:
+        about = (self.grid.size, self.budgets)
+        wanted = [quantities((self.target,), basin, *about)[0] for basin in basins]
+        scales = np.array([_scales(basin) for basin in basins])
+        slopes = np.array([slopes_of(basin, self.grid.columns) for basin in basins])
+        return Bearing(
+            jacobians=slopes * scales[:, None],
+            targets=np.array([q.slopes for q in wanted]) * scales,
+            values=np.array([q.value for q in wanted]),
+            away=self._away(basins),
+        )
+
+    def _layout(self, bearing: Bearing, weights, noise: float, there: list[int], left, affordable):
         """FLOPs for every setting (n,), and the target's variance within and between basins."""
-        jacobians, targets, informations, values = [], [], [], []
-        for basin in basins:
-            (wanted,) = quantities((self.target,), basin, self.grid.size, self.budgets)
-            slopes = slopes_of(basin, self.grid.columns)
-            informations.append(_information(slopes[there], noise, basin))
-            jacobians.append(slopes * _scales(basin) / noise)
-            targets.append(wanted.slopes * _scales(basin))
-            values.append(wanted.value)
-        within = sum(
-            w * _variance(m, g) for w, m, g in zip(weights, informations, targets, strict=True)
-        )
-        middle = weights @ np.array(values)
-        between = float(weights @ (np.array(values) - middle) ** 2)
-        spend = layout(
-            np.array(jacobians),
-            np.array(targets),
-            np.array(informations),
-            weights,
-            np.where(affordable, self.grid.budget_flops, np.inf),
-            left,
-        )
+        away = np.where(affordable, bearing.away, np.inf)
+        near = away <= max(np.log(self.reach), away.min())  # if none is within reach, the nearest
+        jacobians, targets = bearing.jacobians / noise, bearing.targets
+        informations = np.array([information(j) for j in jacobians[:, there]])
+        within = weights @ [variance(m, g) for m, g in zip(informations, targets, strict=True)]
+        between = weights @ (bearing.values - weights @ bearing.values) ** 2
+        costs = np.where(near, self.grid.budget_flops, np.inf)
+        spend = layout(jacobians, targets, informations, weights, costs, left)
         return spend, within, between
 
 
@@ -388,13 +395,3 @@ def _split(done) -> tuple[np.ndarray, np.ndarray]:
 def _scales(values) -> np.ndarray:
     """What each parameter is measured by: itself, so that all are of order one."""
     return np.array([values[n] for n in LAW.names])
-
-
-def _information(slopes, noise: float, values) -> np.ndarray:
-    """(P, P) of rows of slopes, parameters by their scales, and next to nothing before."""
-    scaled = slopes * _scales(values) / noise
-    return scaled.T @ scaled + np.eye(scaled.shape[1]) / _WIDE**2
-
-
-def _variance(information, target) -> float:
-    return float(target @ np.linalg.solve(information, target))

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 _ROUNDS = 120  # multiplicative steps
+_WIDE = 3.0  # standard deviation of a logarithm that is not known at all
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Bearing:
+    """What settings say about the target by each of K basins, parameters by their scales."""
+
+    jacobians: np.ndarray  # (K, n, P) slopes of log losses
+    targets: np.ndarray  # (K, P) slopes of the target
+    values: np.ndarray  # (K,) of the target
+    away: np.ndarray  # (n,) |log mu / mu*|, mu* the best of its budget by the nearest basin
 
 
 def layout(jacobians, targets, informations, weights, costs, total: float) -> np.ndarray:
@@ -33,3 +46,13 @@ def layout(jacobians, targets, informations, weights, costs, total: float) -> np
             break
         spend *= total / spend.sum()
     return spend
+
+
+def information(scaled: np.ndarray) -> np.ndarray:
+    """(P, P) of rows (n, P) of slopes over the noise, parameters by their scales, and next to nothing before."""
+    return scaled.T @ scaled + np.eye(scaled.shape[1]) / _WIDE**2
+
+
+def variance(known: np.ndarray, target: np.ndarray) -> float:
+    """Of a target with slopes (P,), by information (P, P)."""
+    return float(target @ np.linalg.solve(known, target))

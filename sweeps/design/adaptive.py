@@ -44,6 +44,7 @@ def planner_of(plan: Plan) -> Planner:
         prior=prior,
         target=spec.target,
         total_flops=spec.total_flops,
+        reach=spec.reach,
         budgets=budgets,
         half=spec.half_width,
         most=len(spec.seeds),

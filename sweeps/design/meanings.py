@@ -43,6 +43,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "mean_recurrence": "mu_rec; every value is a candidate at every budget.",
         "seeds": "Of replicas: as many runs as one setting may have.",
         "total_flops": "What the runs that are chosen may cost in all.",
+        "reach": "How far from the best mu_rec of its budget a run may lie, by the runs so far.",
         "target": "What the sweep is to tell.",
         "half_width": "Where given, the sweep ends once its interval is as narrow.",
         "prior": "The training law that is believed before the first run.",

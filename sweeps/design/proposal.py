@@ -20,7 +20,7 @@ from parcae_core.errors import UserError
 from sweeps.design.forecasting import off_curve, runs_of, settings_of, size_of
 from sweeps.design.plan import Plan, plan, short
 from sweeps.design.sections import LADDER
-from sweeps.design.spec import parse_spec
+from sweeps.design.spec import REACH, parse_spec
 from sweeps.design.validation import read_mapping
 
 _REPLICAS = 8  # most seeds of one setting
@@ -146,6 +146,7 @@ def propose(
         prior=prior,
         target=target,
         total_flops=total_flops,
+        reach=REACH,
         budgets=over,
         most=_REPLICAS,
     )

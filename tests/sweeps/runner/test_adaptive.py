@@ -276,6 +276,7 @@ def test_smoke_runs_its_few_trials_as_they_are():
     [
         ({"target": "gamma_N"}, "the training law has no such quantity"),
         ({"total_flops": 1e8}, "total_flops: 1e+08 buys nothing"),
+        ({"reach": 1}, "reach is 1; it must be a factor above 1"),
         ({"mean_recurrence": [1, 2, 4]}, "1 is no looped model"),
         ({"budgets_flops": [4e8]}, "at least 2 budgets_flops"),
         ({"trunks": True}, "has no trunks and no scheduler"),
