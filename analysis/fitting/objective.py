@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _TINY = 1e-300
 _FAR = 1e30
+_STEEP = 300.0  # of an exponential: a step of the search may ask for more than floats hold
 _FLAT = 1e-6  # cosine of the slopes' angle with the Jacobian, at what is an optimum for a next threshold
 
 
@@ -75,7 +76,7 @@ class Objective:
                 jacobian[t.c] += 1.0
                 continue
             z, dz = self.variable(t, theta)
-            basis = np.exp(-theta[t.k] * z)
+            basis = np.exp(np.minimum(-theta[t.k] * z, _STEEP))
             part = c * basis
             total += part
             jacobian[t.c] += basis
