@@ -58,15 +58,14 @@ def fit_table(table: Table, law: str, choices: Choices | None = None, **options:
     form, chosen = choices.law(law, table), choices.options
     if isinstance(form, str) or form.per_run:
         choices.refuse_unused(law)
-    if form == "recurrence":
-        from analysis.isoflop import bias
-        from analysis.isoflop.parabolas import fit_recurrence
+    if form in ("recurrence", "isoflop"):
+        from analysis.isoflop import bias, parabolas
 
-        return bias.judged(fit_recurrence(table, chosen.confidence)).result
-    if form == "isoflop":
-        from analysis.isoflop.parabolas import fit_isoflop
-
-        return fit_isoflop(table, choices.over or "N", chosen.confidence).result
+        if form == "recurrence":
+            found = parabolas.fit_recurrence(table, chosen.confidence)
+        else:
+            found = parabolas.fit_isoflop(table, choices.over or "N", chosen.confidence)
+        return bias.judged(found).result
     if isinstance(form, str):
         from analysis.isoflop.power_law import fit_power_line
 

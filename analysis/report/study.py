@@ -79,7 +79,8 @@ class Study:
             return bias.judged(found) if self.intervals else found
         if form == "isoflop":
             over = self.choices.over or "N"
-            return parabolas.fit_isoflop(self.table, over, options.confidence)
+            found = parabolas.fit_isoflop(self.table, over, options.confidence)
+            return bias.judged(found) if self.intervals else found
         if isinstance(form, str):
             return PowerFit(*power_law.fit_power_line(self.table, options.confidence), self.table)
         if form.per_run:
