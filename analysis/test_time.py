@@ -18,7 +18,7 @@ from analysis.fitting.fit import Fit, at_bounds, fit, search_problems
 from analysis.fitting.options import FitOptions
 from analysis.fitting.result import Dropped, FitResult, Param
 from analysis.laws import library
-from analysis.misfit import misfit
+from analysis.misfit import AS_WELL, LEVEL, floor_beside_a_bend, misfit
 from analysis.table import load, units
 from analysis.table.columns import written
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from analysis.laws.law import Law
     from analysis.table.load import Table
 
+_OTHER = "test-time-power-floor"  # the form whose floor is lowest for losses that it fits as well
 MIN_LOOPS = 4  # three parameters, and one observation to judge them by
 
 
@@ -44,6 +45,7 @@ class Curve:
     objective: float | None  # half the sum of squared log residuals
     problem: str  # empty when the fit stands
     fit: Fit | None = None  # for questions that go on from there
+    widened: str = ""  # by what L_inf's interval is wider than the form by itself makes it
 
     @property
     def params(self) -> dict[str, float]:
@@ -98,6 +100,7 @@ def fit_test_time(
             f"law {form!r} is not fitted run by run; use one of {', '.join(library.TEST_TIME_FORMS)}."
         )
     table, twice = usable(table, law.name)
+    level = LEVEL / max(sum(rows.n_loops.nunique() >= MIN_LOOPS for _, rows in runs_of(table)), 1)
     curves, dropped = [], []
     for run, rows in runs_of(table):
         if str(run) in twice:
@@ -107,7 +110,7 @@ def fit_test_time(
         if distinct < MIN_LOOPS:
             dropped.append((run, len(rows), distinct))
             continue
-        curves.append(_curve(run, rows, law, confidence, n_starts))
+        curves.append(_curve(run, rows, law, confidence, n_starts, level))
     if not curves:
         most = max(n for *_, n in dropped)
         raise InputError(
@@ -173,9 +176,20 @@ def _gather(table, law, curves, dropped, confidence, n_starts) -> FitResult:
         data_sha256=table.sha256,
         flops_rule=table.flops_rule,
         tables={"curves": [_row(c) for c in curves]},
-        notes=table.notes,
+        notes=(*table.notes, *_widened(curves)),
         problems=tuple(f"run {c.run} ({c.label}): {c.problem}" for c in curves if c.problem),
     )
+
+
+def _widened(curves) -> list[str]:
+    wide = [c for c in curves if c.widened]
+    if not wide:
+        return []
+    runs = ", ".join(c.run for c in wide[:4]) + (", ..." if len(wide) > 4 else "")
+    return [
+        f"L_inf's interval of {len(wide)} of {len(curves)} curves ({runs}) is wider than the form by itself makes it, "
+        f"because these losses bear {' or '.join(dict.fromkeys(c.widened for c in wide))} as well"
+    ]
 
 
 def _row(curve: Curve) -> dict:
@@ -245,7 +259,7 @@ def _telling(table: Table) -> str:
     return next((table.columns.get(n, table.called(n)) for n in found), "COLUMN")
 
 
-def _curve(run, rows, law, confidence, n_starts) -> Curve:
+def _curve(run, rows, law, confidence, n_starts, level) -> Curve:
     common = _measured(run, rows)
     *_, loops, loss = common
     order = np.argsort(loops)
@@ -272,10 +286,38 @@ def _curve(run, rows, law, confidence, n_starts) -> Curve:
         *bounds.problems,
         *_plateau(loops, values),
     ]
-    if words := misfit(law, values, loops, loss):
+    if words := misfit(law, values, loops, loss, level):
         faults.append(words)
     intervals = {n: (bounds.low.get(n), bounds.high.get(n)) for n in law.names}
-    return Curve(*common, values, intervals, fitted.search.objective, "; ".join(faults), fitted)
+    why = ""
+    if not faults and "L_inf" in intervals:
+        intervals["L_inf"], why = _floor(fitted, loops, loss, intervals["L_inf"])
+    return Curve(
+        *common, values, intervals, fitted.search.objective, "; ".join(faults), fitted, why
+    )
+
+
+def _floor(fitted: Fit, loops, loss, given) -> tuple[tuple[float | None, float | None], str]:
+    """L_inf's interval with what the misfit and the other form with a floor say of it, and which of them did."""
+    low, high = given
+    if low is None or high is None:
+        return given, ""
+    why = []
+    bent = floor_beside_a_bend(fitted.law, fitted.params, loops, loss, fitted.options.confidence)
+    if bent is not None:
+        low, high = min(low, max(bent[0], 0.0)), max(high, bent[1])
+        why.append("a slow bend")
+    other = library.get(_OTHER if fitted.law.name != _OTHER else "test-time")
+    found = fit(fitted.dataset, other, fitted.options)
+    ends = found.intervals.low.get("L_inf"), found.intervals.high.get("L_inf")
+    apart = np.log(found.search.objective / max(fitted.search.objective, 1e-300))
+    if None not in ends and ends[0] and len(loss) * apart < AS_WELL:
+        level = found.params["L_inf"]
+        half = level * min(np.log(ends[1] / ends[0]) / 2, 1.0)
+        low = min(low, level - half)
+        high = max(high, min(level + half, float(loss.min())))
+        why.append(other.formula)
+    return (low, high), " and ".join(why)
 
 
 def _values(curve: Curve) -> str:
