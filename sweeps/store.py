@@ -402,7 +402,7 @@ def open_sweep(source: str | Path, out: str | Path = "runs") -> Store:
     elif is_url(text):
         place, _, name = text.rstrip("/").rpartition("/")
         store = Store(place, name)
-    elif (path / "sweep.json").is_file():
+    elif (path / "sweep.json").exists():
         store = Store(path.absolute().parent, path.absolute().name)
     else:
         store = Store(out, text)

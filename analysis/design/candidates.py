@@ -29,6 +29,7 @@ class Chosen:
     spent: float
     of: float
     target: str  # in words
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict:
         return {
@@ -38,6 +39,7 @@ class Chosen:
             "counted_from": 0,
             "target": self.target,
             "reasons": [c.reason for c in self.choices],
+            "notes": list(self.notes),
         }
 
 
@@ -56,7 +58,8 @@ def design(
     """Choose rows of a file of candidate runs with their costs, up to a share of the whole cost.
 
     Where every row has a loss this replays a study: a loss is read once its row is chosen. Where some have
-    none, those with one are taken as run already, and the choice is among the others.
+    none, those with one are taken as run already, and the choice is among the others. A row whose loss is
+    infinite or not above 0 was run and left none: it is no candidate.
 
     Args:
         law: a law of the registry or a formula in the file's columns.
@@ -83,6 +86,8 @@ def design(
         ~wanted if target is not None or words.startswith(_SPLIT) else np.ones(len(frame), bool)
     )
     loss = named.get("loss", np.full(len(frame), np.nan))
+    lost = ~np.isnan(loss) & ~(np.isfinite(loss) & (loss > 0))
+    can_run &= ~lost
     groups = _groups(frame, by, where)
     replay = bool(np.isfinite(loss[can_run]).all())
     pools, index = [], []
@@ -97,7 +102,7 @@ def design(
                     f"{where}: {name} is {frame.iloc[bad].get(name)} in row {bad}; law {law!r} needs numbers "
                     "above 0 in every row."
                 )
-        known = np.isfinite(loss[rows]) & (loss[rows] > 0)
+        known = ~lost[rows] & ~np.isnan(loss[rows])
         pool = Pool(
             law=ours,
             columns=used,
@@ -125,7 +130,16 @@ def design(
         spent=float(sum(c.cost for c in choices)),
         of=total,
         target=words,
+        notes=_left_out(lost),
     )
+
+
+def _left_out(lost: np.ndarray) -> tuple[str, ...]:
+    if not lost.any():
+        return ()
+    rows = np.flatnonzero(lost)
+    named = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+    return (f"left out: {len(rows)} rows whose loss is infinite or not above 0 (row {named})",)
 
 
 def _check(pools: list[Pool], replay: bool, where: str) -> None:

@@ -44,6 +44,10 @@ def read(text: str, noise: float | None = None) -> Prior:
         raise InputError(
             f"--noise is {noise:g}; a share of the loss above 0 and below 1 is needed."
         )
+    if not text.strip():
+        raise InputError(
+            f"--prior is empty; it takes {', '.join(PUBLISHED)}, parameters like E=2.66,X=5e5,..., or records."
+        )
     stated = "as stated" if noise is not None else f"assumed, {STATED_NOISE:.1%} of the loss"
     if text in PUBLISHED or text.startswith("paper:"):
         if text not in PUBLISHED:
@@ -63,6 +67,8 @@ def _given(text: str) -> dict[str, float]:
     values = {}
     for part in text.split(","):
         name, _, value = (x.strip() for x in part.partition("="))
+        if name in values:
+            raise InputError(f"--prior: {name} is given twice; give each parameter once.")
         try:
             values[name] = float(value)
         except ValueError:

@@ -95,7 +95,7 @@ def design(
         return
     assert pool is not None, "one of the two is given"
     for name, value in (("--law", law), ("--cost", cost), ("--share", share)):
-        if not value:
+        if value is None or value == "":
             raise InputError(f"design --pool {pool}: {name} is missing; give it.")
     from analysis.choices import Changes
     from analysis.design import candidates
@@ -118,6 +118,8 @@ def design(
         return
     spent = f"{found.spent:.4g} of {found.of:.4g} ({found.spent / found.of:.2%})"
     typer.echo(f"{len(found.rows)} runs for {spent}; target: {found.target}")
+    for note in found.notes:
+        typer.echo(note)
     for row, choice in zip(found.rows, found.choices, strict=True):
         typer.echo(f"row {row:>5}  cost {choice.cost:<10.4g} {choice.reason}")
 

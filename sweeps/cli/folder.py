@@ -45,7 +45,7 @@ def status(
 
     Once enough looped trials have ended it says what they make of gamma_mu, or of an adaptive sweep's target.
 
-    Exit code 1 when the trial.json of one is missing or damaged: it is named.
+    Exit code 1 when a trial or a result is damaged: it is named.
 
     Examples:
 

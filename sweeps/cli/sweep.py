@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -120,9 +120,9 @@ def plan(
     """
     from sweeps.cli.tables.plan import plan_data, print_plan
     from sweeps.design.benchmark_rates import with_measured_shares
-    from sweeps.store import Store
 
-    loaded = load_plan(spec_file(spec, out), changes or (), assume=True)
+    given = named(spec, out)
+    loaded = load_plan(given.spec, changes or (), assume=True)
     planned, notes = with_measured_shares(loaded, device)
     if planned.spec.design == "adaptive":
         from sweeps.design.adaptive import planner_of
@@ -138,7 +138,7 @@ def plan(
             "FLOPs and of the time above)",
             *off_curve(planned.trials),
         ]
-    store = Store(out, planned.name)
+    store = given.store(planned)
     store.refresh()
     data = plan_data(
         planned,
@@ -211,7 +211,6 @@ def run(
     from sweeps.design.benchmark_rates import with_measured_shares
     from sweeps.runner.driver import Options
     from sweeps.runner.driver import run as run_plan
-    from sweeps.store import Store
 
     if wandb not in (None, "offline", "online", "disabled"):
         raise UserError(f"--wandb is {wandb!r}; it must be offline, online or disabled.")
@@ -222,17 +221,17 @@ def run(
     if address is not None and cpus is not None:
         raise UserError("--cpus is of this machine, and --address names a cluster; give one.")
     can_add = largest_node(node_cpus, node_gpus)
-    spec = spec_file(spec, out)
-    planned = load_plan(spec, changes or (), smoke=smoke)
+    given = named(spec, out)
+    planned = load_plan(given.spec, changes or (), smoke=smoke)
     if address is None:  # nobody here knows the GPUs of a cluster elsewhere: the spec's shares hold
         planned, notes = with_measured_shares(planned)
         for note in notes:
             say(note)
-    store = Store(out, planned.name)
+    store = given.store(planned)
     outcome = run_plan(
         planned,
         store,
-        spec,
+        given.spec,
         extend=extend,
         options=Options(
             cpus=cpus,
@@ -258,12 +257,47 @@ def largest_node(cpus: float | None, gpus: float) -> dict[str, float] | None:
     return None if cpus is None else {"CPU": cpus, "GPU": gpus}
 
 
-def spec_file(named: Path, out: str = "runs") -> Path:
-    """The file of a spec; of a sweep that is named, or whose folder is given, the one that it keeps."""
-    if named.is_file() or named.suffix in (".yaml", ".yml"):
-        return named
-    kept = (folder / "spec.yaml" for folder in (named, Path(out) / named))
-    return next((path for path in kept if path.is_file()), named)
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What SPEC stands for: a spec's file, and of a sweep that is named where it is."""
+
+    spec: Path
+    out: str
+    folder: str = ""  # of a sweep, below `out`
+    name: str = ""  # as that sweep was planned; a copy's folder may be called otherwise
+
+    def store(self, plan: Plan) -> Store:
+        """Where the plan's trials are: in the folder that was named, unless `--set` or `--smoke` made another sweep."""
+        from sweeps.store import Store
+
+        return Store(self.out, self.folder if plan.name == self.name else plan.name)
+
+
+def named(given: Path, out: str = "runs") -> Named:
+    """A spec's file; or a sweep by its folder, or by its name under `out`, with the spec that it keeps.
+
+    Raises:
+        UserError: a sweep that has lost its spec, or lies elsewhere than --out.
+    """
+    from sweeps.storage.files import read_json
+
+    if given.is_file() or given.suffix in (".yaml", ".yml"):
+        return Named(given, out)
+    for folder, place in ((given, str(given.parent)), (Path(out) / given, out)):
+        spec, planned = folder / "spec.yaml", folder / "sweep.json"
+        if not spec.exists() and not planned.exists():
+            continue
+        if not spec.is_file():
+            found = "is a folder" if spec.is_dir() else "is not there"
+            raise UserError(f"{spec} {found}, and the sweep's spec was; give the spec's own file.")
+        if out not in ("runs", place) and Path(out).resolve() != folder.resolve().parent:
+            raise UserError(
+                f"{given} is a sweep in {folder.resolve().parent}, and --out is {out}; leave --out away."
+            )
+        if folder.name in ("", ".."):
+            place = str(folder.resolve().parent)
+        return Named(spec, place, folder.resolve().name, (read_json(planned) or {}).get("name", ""))
+    return Named(given, out)
 
 
 def load_plan(

@@ -72,12 +72,15 @@ def status_data(store: Store) -> dict[str, Any]:
             }
         )
     listed = {t["trial_id"] for t in trials}
-    damaged = {i: problem for i, problem in store.problems().items() if i not in listed}
-    counts = Counter(t["state"] for t in trials) + Counter({"damaged": len(damaged)})
+    damaged = store.problems()
+    counts = Counter(t["state"] for t in trials)
+    counts["damaged"] = len(
+        damaged.keys() - listed
+    )  # of the others a result is: they will run again
     return {
         "name": store.name,
         "folder": store.where,
-        "counts": dict(counts),
+        "counts": dict(+counts),
         "made_flops_paper": made,
         "design": lines,
         "estimate": _estimate(lines, ended),
@@ -157,8 +160,8 @@ def print_status(data: dict[str, Any], *, every_trial: bool = False) -> None:
             console.print(f"{t['trial_id']}: {lost}")
         for line in t["error"] or []:
             console.print(f"    {line}")
-    for trial_id, problem in data["damaged"].items():
-        console.print(f"{trial_id}: damaged: {problem}")
+    for trial_id in data["damaged"].keys() - {t["trial_id"] for t in trials if t["reason"]}:
+        console.print(f"{trial_id}: damaged: {data['damaged'][trial_id]}")
     if lines := data["design"]:
         shown = lines if every_trial else lines[-_LAST_DECISIONS:]
         left_out = f", the last {len(shown)} here, all with --trials" * (len(shown) < len(lines))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -19,13 +20,33 @@ _LOCAL = (
     *("__pycache__", ".hypothesis", ".pytest_cache", ".ruff_cache"),
 )
 # What logs a person in somewhere. Whoever may submit to a cluster can read what was sent to it.
-SECRETS = (
+_PLACES = (
     *(".env", ".env.*", ".envrc", ".netrc", "_netrc", ".git-credentials", ".npmrc", ".pypirc"),
-    *(".aws", ".azure", ".config/gcloud", ".docker", ".gnupg", ".huggingface", ".kube", ".ray"),
-    *(".ssh", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*.pem", "*.key", "*.p12", "*.pfx"),
-    *("credentials", "credentials.*", "application_default_credentials*", "service-account*.json"),
-    *("token", "token.txt", "*.token", "*_token", "*-token", "secrets", "secrets.*", "*.secret"),
+    *(
+        ".aws",
+        ".azure",
+        ".boto",
+        ".config",
+        ".docker",
+        ".gnupg",
+        ".huggingface",
+        ".kube",
+        ".pgpass",
+    ),
+    *(".ray", ".renviron", ".s3cfg", ".ssh", "kubeconfig*", "*rclone.conf", "id_rsa*", "id_dsa*"),
+    *("id_ecdsa*", "id_ed25519*", "*.pem", "*.key", "*.p12", "*.pfx", "*.token", "*.secret"),
+    *("token", "tokens", "*[-_]token", "secret", "secrets", "credentials"),
 )
+# Words of a file's name, whatever its ending but Python's: tokens.json and special_tokens.json are of tokenizers
+_WORDS = ("token", "*[-_.]token", "*[-_]key", "*secret*", "*credential*", "*service[-_]account*")
+
+
+def _in_any_case(pattern: str) -> str:
+    """The same as .gitignore's patterns know it, which tell letters of two sizes apart."""
+    return re.sub(r"(?<!!)[a-z]", lambda letter: f"[{letter[0]}{letter[0].upper()}]", pattern)
+
+
+SECRETS = tuple(map(_in_any_case, (*_PLACES, *(f"{word}.[!p]*" for word in _WORDS))))
 EXCLUDES = (*_LOCAL, *SECRETS)
 MIB = 1 << 20
 

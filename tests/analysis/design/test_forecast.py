@@ -70,6 +70,8 @@ def test_what_huber_costs_on_gaussian_noise():
 @pytest.mark.parametrize(
     ("prior", "words"),
     [
+        (" ", "--prior is empty"),
+        ("E=2,E=3,X=5e5,x=0.77,Y=2.5e4,y=0.53", "E is given twice"),
         ("paper:150m", "did you mean 'paper:140m'?"),
         ("E=2.6,X=5e5", "Y is missing"),
         ("E=2.6,X=5e5,x=0.7,Y=2e4,y=0.5,z=1", "z is no parameter"),

@@ -87,6 +87,19 @@ def test_runs_without_a_loss_are_chosen_after_those_that_have_one(frame, tmp_pat
     assert not set(found.rows) & set(measured)
 
 
+@pytest.mark.parametrize("lost", [np.inf, -1.0, 0.0])
+def test_a_run_that_left_no_loss_is_no_candidate_and_named(frame, path, tmp_path, lost):
+    frame.assign(loss=frame.loss.where(frame.index != 5, lost)).to_csv(tmp_path / "lost.csv")
+    found = candidates.design(tmp_path / "lost.csv", "chinchilla", cost="flops", share=0.1)
+    whole = candidates.design(path, "chinchilla", cost="flops", share=0.1)
+    assert found.of == pytest.approx(whole.of - frame.flops[5])
+    assert 5 not in found.rows
+    assert len(found.rows) > 5
+    assert found.notes == (
+        "left out: 1 rows whose loss is infinite or not above 0 (row 5)",
+    )
+
+
 def test_groups_share_the_budget(frame, tmp_path):
     both = pd.concat([frame.assign(group="a"), frame.assign(group="b", loss=frame.loss + 0.3)])
     both.to_csv(tmp_path / "both.csv", index=False)

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sweeps.cli import app
-from sweeps.cli.sweep import load_plan, spec_file
+from sweeps.cli.sweep import load_plan, named
 from sweeps.store import Store
 from tests.support.tiny import SPEC, spec_dict, tiny_plan, write_spec
 from tests.sweeps.test_store import good_result, put, report
@@ -200,7 +200,7 @@ def test_a_sweep_by_its_name_reads_the_corpus_beside_its_spec(tmp_path, monkeypa
     planned = load_plan(spec)
     Store(tmp_path / "runs", "tiny").write_plan(planned, spec)
     monkeypatch.chdir(tmp_path)
-    kept = spec_file(Path("tiny"))
+    kept = named(Path("tiny")).spec
     assert kept == Path("runs/tiny/spec.yaml")
     Store("runs", "again").write_plan(
         load_plan(kept), kept

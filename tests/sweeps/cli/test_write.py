@@ -2,20 +2,23 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jsonschema
 import pytest
 
 from parcae_core.errors import UserError
-from sweeps.cli.sweep import load_plan, spec_file
+from sweeps.cli.sweep import load_plan, named
 from sweeps.cli.write import shipped
 from sweeps.design import fields
 from sweeps.design.spec import DESIGNS, load_spec
 from sweeps.store import Store
 from tests.support.tiny import tiny_plan, write_spec
 from tests.sweeps.cli.test_cli import in_process
+from tests.sweeps.test_store import good_result, put
 
 
 @pytest.mark.parametrize("source", shipped())
@@ -122,12 +125,12 @@ def test_a_sweep_is_named_where_a_spec_is_wanted(tmp_path, monkeypatch, capsys):
     store = Store(tmp_path / "runs", planned.name)
     store.write_plan(planned, path)
     path.unlink()
-    assert spec_file(store.root) == store.root / "spec.yaml"
+    assert named(store.root).spec == store.root / "spec.yaml"
     code, out, _ = in_process(monkeypatch, capsys, "plan", "tiny", "--json")
     assert code == 0
     assert json.loads(out)["name"] == "tiny"
     with pytest.raises(UserError, match="or the name of a sweep"):
-        load_plan(spec_file(path.with_name("none")))
+        load_plan(named(path.with_name("none")).spec)
 
 
 @pytest.mark.parametrize(
@@ -156,3 +159,31 @@ def test_the_shell_completes_verbs_specs_and_sweeps(words, completed, tmp_path, 
         check=False,
     )
     assert done.stdout.split() == completed, done.stderr
+
+
+def test_a_folder_means_that_folder_and_no_other_of_its_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = write_spec(tmp_path)
+    planned = load_plan(path)
+    (tmp_path / "here").mkdir()
+    store = Store(tmp_path / "there", planned.name)
+    store.write_plan(planned, path)
+    for trial in planned.trials:
+        put(store, trial, good_result(trial))
+    shutil.copytree(store.root, tmp_path / "there" / "copy")
+    monkeypatch.chdir(tmp_path / "here")
+    for folder in ("../there/tiny", "../there/copy", str(store.root)):
+        code, out, _ = in_process(monkeypatch, capsys, "plan", folder, "--json")
+        assert code == 0
+        assert {t["state"] for t in json.loads(out)["trials"]} == {"done"}
+        assert named(Path(folder)).store(planned).root.resolve() == Path(folder).resolve()
+    assert named(Path("../there/copy")).store(tiny_plan(name="other")).where.endswith("there/other")
+    code, _, err = in_process(monkeypatch, capsys, "plan", "../there/tiny", "--out", "elsewhere")
+    assert code == 2
+    assert "leave --out away" in err
+    kept = tmp_path / "there" / "copy" / "spec.yaml"
+    kept.unlink()
+    kept.mkdir()
+    code, _, err = in_process(monkeypatch, capsys, "run", "../there/copy")
+    assert code == 2
+    assert "../there/copy/spec.yaml is a folder" in err

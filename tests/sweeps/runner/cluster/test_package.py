@@ -58,6 +58,23 @@ def test_secrets_stay_here_and_are_named(tmp_path):
     assert package_of(tmp_path, ["*.csv"]).files == tuple(sorted(set(sent) - {sent[1]}))
 
 
+def test_secrets_are_known_by_words_and_ends_in_any_case(tmp_path):
+    kept = ("token.json", "client_secret.json", "service_account.json", "gcp-key.json", "my.PEM")
+    kept += ("AWS_credentials.csv", ".config/gh/hosts.yml", "deep/rclone.conf", ".boto", ".s3cfg")
+    kept += (".pgpass", "kubeconfig", "api_key.txt", "wandb_key.txt", ".Renviron", "HF_TOKEN")
+    sent = (
+        "secrets.py",
+        "tokens.json",
+        "special_tokens.json",
+        "n_tokens.csv",
+        "keys.py",
+        "key.yaml",
+    )
+    sent += ("tokenizer.json", "tokenizer_config.json", "token.py")
+    write(tmp_path, *kept, *sent)
+    assert set(package_of(tmp_path).files) == set(sent)
+
+
 def test_what_ray_would_refuse_is_refused_here_with_the_largest_files(tmp_path):
     with (tmp_path / "weights.bin").open("wb") as file:
         file.truncate(101 * MIB)

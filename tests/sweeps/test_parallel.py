@@ -6,7 +6,7 @@ import pytest
 from analysis.errors import InputError
 from analysis.table import load
 from parcae_core.errors import UserError
-from sweeps.cli import parallel
+from sweeps import parallel
 
 
 @pytest.fixture(autouse=True)
