@@ -18,43 +18,39 @@ from scipy.special import stdtrit
 from analysis.fitting import structure
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from analysis.laws.library import Law
 
 MIN_POINTS = 6  # below, three parameters leave too little to judge by
 LEVEL = 0.008  # of each of the three tests
 WIDER = 0.1  # chance at which a slow bend beside the form widens L_inf's interval
-AS_WELL = 4.0  # log likelihood, twice: a form that fits less well by no more fits as well
 MATERIAL = 0.015  # root mean square of the log residuals, as a share of the fall in log loss
 RISE = 0.05  # of the fall
 
 
 def misfit(
-    law: Law,
-    values: Mapping[str, float],
-    loops: np.ndarray,
-    loss: np.ndarray,
-    level: float = LEVEL,
-) -> str:
-    """What speaks against a form fitted to one curve by least squares on log loss; empty when nothing does.
+    law: Law, values: Mapping[str, float], loops: np.ndarray, loss: np.ndarray
+) -> tuple[str, float]:
+    """What speaks against a form fitted to one curve by least squares on log loss, and with what chance noise alone
+    does; empty and 1 when nothing does.
 
     Args:
         loops: (n,), in any order.
         loss: (n,), nats per token.
-        level: of each of the three tests; several curves of one table share `LEVEL`.
     """
     order = np.argsort(loops, kind="stable")
     loops, loss = loops[order], loss[order]
+    nothing = "", 1.0
     if len(loops) < MIN_POINTS:
-        return ""
+        return nothing
     fitted, slopes = law.with_slopes(values, {"n_loops": loops})
     residual = np.log(loss / fitted)
     scatter, fall = np.sqrt(np.mean(residual**2)), np.log(loss.max() / loss.min())
     lowest = int(np.argmin(loss))
     rise = np.log(loss[lowest:].max() / loss[lowest])
     if scatter <= MATERIAL * fall and rise <= RISE * fall:
-        return ""
+        return nothing
     taken = _taken(np.column_stack([slopes[name] / fitted for name in law.names]))
 
     def gain(directions: np.ndarray) -> float:
@@ -70,28 +66,42 @@ def misfit(
         )
         after = np.maximum(np.log(loops / loops[lowest]), 0.0)[:, None]
         # one-sided, and so half the level: where the lowest point lies was read from the same noise
-        if gain(after) < level and after[:, 0] @ residual > 0:
-            return rises
+        chance = gain(after)
+        if chance < LEVEL and after[:, 0] @ residual > 0:
+            return rises, chance
     if scatter <= MATERIAL * fall:
-        return ""
+        return nothing
     alone = [gain(np.eye(len(loops))[:, [i]]) for i in range(len(loops))]
     place = int(np.argmin(alone))
-    if alone[place] * len(loops) < level:
+    chance = alone[place] * len(loops)
+    if chance < LEVEL:
         return (
             f"the loss at T = {loops[place]:g} ({loss[place]:.4f}) does not lie on the curve that the others "
             f"follow: evaluate it again, or leave it out with "
             f'--where "n_loops!={loops[place]:g}"'
-        )
+        ), chance
     log_loops = np.log(loops)[:, None]
-    if gain(np.hstack([log_loops, log_loops**2])) < level:
-        if rises and (np.diff(loss[lowest:]) > 0).all():
-            return rises
-        return (
-            f"lack of fit: the residuals run along T (root mean square {scatter / fall:.1%} of the fall), so "
-            "the form is not that of these losses and its L_inf is not their floor; compare the forms "
-            "with `parcae judge --law test-time`"
-        )
-    return ""
+    chance = gain(np.hstack([log_loops, log_loops**2]))
+    if chance >= LEVEL:
+        return nothing
+    if rises and (np.diff(loss[lowest:]) > 0).all():
+        return rises, chance
+    return (
+        f"lack of fit: the residuals run along T (root mean square {scatter / fall:.1%} of the fall), so "
+        "the form is not that of these losses and its L_inf is not their floor; compare the forms "
+        "with `parcae judge --law test-time`"
+    ), chance
+
+
+def shared(chances: Sequence[float]) -> float:
+    """The chance up to which curves of one table are refused, so that sound tables are not for being large.
+
+    Source: Benjamini and Hochberg (1995), J. R. Stat. Soc. B 57, 289; of sound curves alone the level of each
+    is `LEVEL` over their number.
+    """
+    steps = LEVEL * np.arange(1, len(chances) + 1) / max(len(chances), 1)
+    under = np.flatnonzero(np.sort(chances) <= steps)
+    return float(steps[under[-1]]) if len(under) else 0.0
 
 
 def floor_beside_a_bend(

@@ -7,7 +7,7 @@ Source: Parcae (arXiv:2604.12946), test-time saturation.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +18,7 @@ from analysis.fitting.fit import Fit, at_bounds, fit, search_problems
 from analysis.fitting.options import FitOptions
 from analysis.fitting.result import Dropped, FitResult, Param
 from analysis.laws import library
-from analysis.misfit import AS_WELL, LEVEL, floor_beside_a_bend, misfit
+from analysis.misfit import floor_beside_a_bend, misfit, shared
 from analysis.table import load, units
 from analysis.table.columns import written
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from analysis.table.load import Table
 
 _OTHER = "test-time-power-floor"  # the form whose floor is lowest for losses that it fits as well
+_AS_WELL = 4.0  # a form whose log likelihood, twice, is lower by no more fits as well
+_SEEN = 1e-6  # of L_inf: an interval wider by less is as it was
 MIN_LOOPS = 4  # three parameters, and one observation to judge them by
 
 
@@ -100,7 +102,6 @@ def fit_test_time(
             f"law {form!r} is not fitted run by run; use one of {', '.join(library.TEST_TIME_FORMS)}."
         )
     table, twice = usable(table, law.name)
-    level = LEVEL / max(sum(rows.n_loops.nunique() >= MIN_LOOPS for _, rows in runs_of(table)), 1)
     curves, dropped = [], []
     for run, rows in runs_of(table):
         if str(run) in twice:
@@ -110,13 +111,14 @@ def fit_test_time(
         if distinct < MIN_LOOPS:
             dropped.append((run, len(rows), distinct))
             continue
-        curves.append(_curve(run, rows, law, confidence, n_starts, level))
+        curves.append(_curve(run, rows, law, confidence, n_starts))
     if not curves:
         most = max(n for *_, n in dropped)
         raise InputError(
             f"{table.source}: no run is evaluated at {MIN_LOOPS} numbers of loops (most: {most}); a "
             "curve needs that many. Evaluate at more loops."
         )
+    curves = _judged(curves)
     curves.sort(key=lambda c: (c.budget_flops or 0.0, c.mean_recurrence or 0.0, str(c.run)))
     lost = sum(n for _, n, _ in dropped)
     reason = f"runs evaluated at fewer than {MIN_LOOPS} numbers of loops ({len(dropped)} runs)"
@@ -259,7 +261,7 @@ def _telling(table: Table) -> str:
     return next((table.columns.get(n, table.called(n)) for n in found), "COLUMN")
 
 
-def _curve(run, rows, law, confidence, n_starts, level) -> Curve:
+def _curve(run, rows, law, confidence, n_starts) -> Curve:
     common = _measured(run, rows)
     *_, loops, loss = common
     order = np.argsort(loops)
@@ -286,15 +288,27 @@ def _curve(run, rows, law, confidence, n_starts, level) -> Curve:
         *bounds.problems,
         *_plateau(loops, values),
     ]
-    if words := misfit(law, values, loops, loss, level):
-        faults.append(words)
     intervals = {n: (bounds.low.get(n), bounds.high.get(n)) for n in law.names}
-    why = ""
-    if not faults and "L_inf" in intervals:
-        intervals["L_inf"], why = _floor(fitted, loops, loss, intervals["L_inf"])
-    return Curve(
-        *common, values, intervals, fitted.search.objective, "; ".join(faults), fitted, why
-    )
+    return Curve(*common, values, intervals, fitted.search.objective, "; ".join(faults), fitted)
+
+
+def _judged(curves: list[Curve]) -> list[Curve]:
+    """The curves with what speaks against their form: a misfit beyond chance; a lesser one is in L_inf's interval."""
+    fitted = [c for c in curves if c.fit is not None]
+    against = [misfit(c.fit.law, c.params, c.n_loops, c.val_loss) for c in fitted if c.fit]
+    limit = shared([chance for _, chance in against])
+    words = {
+        c.run: text for c, (text, chance) in zip(fitted, against, strict=True) if chance <= limit
+    }
+    out = []
+    for c in curves:
+        if text := words.get(c.run):
+            c = replace(c, problem="; ".join(t for t in (c.problem, text) if t))
+        elif c.fit is not None and not c.problem and "L_inf" in c.intervals:
+            ends, why = _floor(c.fit, c.n_loops, c.val_loss, c.intervals["L_inf"])
+            c = replace(c, intervals=c.intervals | {"L_inf": ends}, widened=why)
+        out.append(c)
+    return out
 
 
 def _floor(fitted: Fit, loops, loss, given) -> tuple[tuple[float | None, float | None], str]:
@@ -302,22 +316,22 @@ def _floor(fitted: Fit, loops, loss, given) -> tuple[tuple[float | None, float |
     low, high = given
     if low is None or high is None:
         return given, ""
-    why = []
+    ends: dict[str, tuple[float, float]] = {}
+    loss_of = fitted.search.objective
     bent = floor_beside_a_bend(fitted.law, fitted.params, loops, loss, fitted.options.confidence)
     if bent is not None:
-        low, high = min(low, max(bent[0], 0.0)), max(high, bent[1])
-        why.append("a slow bend")
+        ends["a slow bend"] = max(bent[0], 0.0), bent[1]
     other = library.get(_OTHER if fitted.law.name != _OTHER else "test-time")
     found = fit(fitted.dataset, other, fitted.options)
-    ends = found.intervals.low.get("L_inf"), found.intervals.high.get("L_inf")
-    apart = np.log(found.search.objective / max(fitted.search.objective, 1e-300))
-    if None not in ends and ends[0] and len(loss) * apart < AS_WELL:
+    least, most = found.intervals.low.get("L_inf"), found.intervals.high.get("L_inf")
+    worse = len(loss) * np.log(max(found.search.objective, 1e-30) / max(loss_of, 1e-30))
+    if least and most and worse < _AS_WELL:
         level = found.params["L_inf"]
-        half = level * min(np.log(ends[1] / ends[0]) / 2, 1.0)
-        low = min(low, level - half)
-        high = max(high, min(level + half, float(loss.min())))
-        why.append(other.formula)
-    return (low, high), " and ".join(why)
+        half = level * min(np.log(most / least) / 2, 1.0)
+        ends[other.formula] = level - half, min(level + half, float(loss.min()))
+    wide = min([low, *(e[0] for e in ends.values())]), max([high, *(e[1] for e in ends.values())])
+    seen = [why for why, e in ends.items() if min(e[0] - low, high - e[1]) < -_SEEN * low]
+    return (wide, " and ".join(seen)) if seen else (given, "")
 
 
 def _values(curve: Curve) -> str:

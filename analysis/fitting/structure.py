@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import fdtrc
 
-from analysis.table import checks
+from analysis.table import checks, numbers
 from analysis.table.columns import info
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ _KINDS = 5  # values of a column, at most, that make its rows kinds
 _SMALL = 1e-3  # a shift of the loss below this share is no matter
 _ROUNDING = 1e-13  # of log residuals, of data that are the law's own numbers
 _SPENT = ("n_tokens", "train_flops", "budget_flops")
+_EMPTY = "(empty)"
 _TUNED = ("learning_rate", "batch_size", "mean_backprop_depth")
 
 
@@ -54,7 +55,7 @@ def gain(residual: np.ndarray, taken: np.ndarray, added: np.ndarray) -> tuple[fl
     return float(fdtrc(basis.shape[1], left, gained / basis.shape[1] / (rest / left))), basis
 
 
-def residuals(objective: Objective, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _residuals(objective: Objective, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Residuals beyond the fit's directions, far ones drawn in; and an orthonormal basis of these directions."""
     r, jacobian = objective.residuals_and_jacobian(theta)
     rows = jacobian[:, (theta > objective.lower) & (theta < objective.upper)]
@@ -65,7 +66,7 @@ def residuals(objective: Objective, theta: np.ndarray) -> tuple[np.ndarray, np.n
     return r - taken @ (taken.T @ r), taken
 
 
-def sizes(data: Dataset, law) -> np.ndarray | None:
+def _sizes(data: Dataset, law: Law) -> np.ndarray | None:
     """The size of each row, (n,) int, where sizes have several rows at different tokens and no run is named."""
     others = [c for c in law.columns if c not in _SPENT]
     frame = data.table.frame
@@ -75,20 +76,23 @@ def sizes(data: Dataset, law) -> np.ndarray | None:
     return of if len(of) >= _ROWS * (of.max() + 1) > _ROWS else None
 
 
-def judged(objective: Objective, theta: np.ndarray, data: Dataset, law: Law):
+def judged(
+    objective: Objective, theta: np.ndarray, data: Dataset, law: Law
+) -> tuple[Dataset, list[str], list[str]]:
     """The dataset, with sizes for runs where rows of one size move together; notes and problems.
 
     Nothing is judged of a law through the best runs alone, of curves of one run each, or of an exact fit.
     """
     if objective.undertuned != 1.0 or law.per_run or law.frontier or data.runs is not None:
         return data, [], []
-    r, taken = residuals(objective, theta)
+    r, taken = _residuals(objective, theta)
     if len(r) - taken.shape[1] < _LEFT or np.abs(r).max() < _ROUNDING:
         return data, [], []
-    of = sizes(data, law)
-    problems, notes = [], []
+    of = _sizes(data, law)
+    problems: list[str] = []
+    notes: list[str] = []
     found = [] if law.target != "val_loss" else _columns(data, law)
-    for called, kinds in found:
+    for called, names, kinds in found:
         added = _shifts(kinds)
         level = LEVEL / len(found)
         if len(r) - taken.shape[1] - added.shape[1] + 1 < _LEFT:
@@ -102,7 +106,8 @@ def judged(objective: Objective, theta: np.ndarray, data: Dataset, law: Law):
         with_it = np.hstack([taken, basis])
         if nested and _move_together(r - shift, with_it, of):
             continue  # sizes differ by themselves: of so few kinds no shift can be told from that
-        problems.append(_sentence(data, called, kinds, apart, _within(_ranks(data, law), kinds)))
+        by_size = _within(_ranks(data, law), kinds)
+        problems.append(_sentence(called, names, kinds, apart, by_size=by_size))
         r, taken = r - shift, with_it
     if of is not None and _move_together(r, taken, of):
         size = next(c for c in law.columns if c not in _SPENT)
@@ -117,9 +122,18 @@ def judged(objective: Objective, theta: np.ndarray, data: Dataset, law: Law):
 
 
 def _move_together(r: np.ndarray, taken: np.ndarray, of: np.ndarray) -> bool:
-    added = _shifts(of)
-    enough = len(r) - taken.shape[1] - added.shape[1] >= _LEFT
-    return enough and gain(r, taken, added)[0] < LEVEL
+    """`gain` of a shift for each size, without a matrix that has a column for each (Frisch and Waugh)."""
+    count = np.bincount(of)
+    within = np.column_stack([r, taken])
+    means = np.stack([np.bincount(of, column) / count for column in within.T], axis=1)
+    within -= means[of]
+    coefficients, _, rank, _ = np.linalg.lstsq(within[:, 1:], within[:, 0], rcond=1e-6)
+    rest = float(np.sum((within[:, 0] - within[:, 1:] @ coefficients) ** 2))
+    shifts, left = len(count) + rank - taken.shape[1], len(r) - len(count) - rank
+    if left < _LEFT or shifts < 1:
+        return False
+    gained = max(float(r @ r) - rest, 0.0)
+    return float(fdtrc(shifts, left, gained / shifts / (max(rest, 1e-300) / left))) < LEVEL
 
 
 def _shifts(kinds: np.ndarray) -> np.ndarray:
@@ -137,8 +151,12 @@ def _ranks(data: Dataset, law: Law) -> np.ndarray:
     return np.unique(data.columns[size], return_inverse=True)[1]
 
 
-def _columns(data: Dataset, law: Law) -> list[tuple[str, np.ndarray]]:
-    """Columns of a stranger's table with few values that the law does not know: the file's word, and kinds (n,)."""
+def _columns(data: Dataset, law: Law) -> list[tuple[str, list[str], np.ndarray]]:
+    """Columns of a stranger's table with few values that the law does not know.
+
+    Returns:
+        The file's word for each, the names of its kinds, and the kind of each row (n,).
+    """
     table = data.table
     if table.kind != "points":
         return []
@@ -152,13 +170,13 @@ def _columns(data: Dataset, law: Law) -> list[tuple[str, np.ndarray]]:
     for called, values in few.items():
         if called in law.columns:
             continue
-        texts = values.astype("str").fillna("(empty)")
+        texts = values.astype("str").fillna(_EMPTY)
         counts = texts.value_counts()
         if not 2 <= len(counts) <= _KINDS or counts.iloc[1] < 2:
             continue
-        kinds = texts.factorize()[0]
+        kinds, names = texts.factorize()
         if not any(_same_or_rising(values, kinds, x) for x in data.columns.values()):
-            out.append((called, kinds))
+            out.append((called, [str(n) for n in names], kinds))
     return out
 
 
@@ -167,30 +185,19 @@ def _same_or_rising(values: pd.Series, kinds: np.ndarray, x: np.ndarray) -> bool
     rank = np.unique(x, return_inverse=True)[1]
     if _within(rank, kinds) and _within(kinds, rank):
         return True
-    if len(np.unique(kinds)) == 2 or values.dtype.kind not in "iuf" or not _within(rank, kinds):
+    read = numbers.floats(values)  # cells of a file are texts
+    if len(np.unique(kinds)) == 2 or read.isna().any() or not _within(rank, kinds):
         return False
-    along = np.diff(np.asarray(values, float)[np.argsort(x, kind="stable")])
+    along = np.diff(read.to_numpy()[np.argsort(x, kind="stable")])
     return bool((along >= 0).all() or (along <= 0).all())
 
 
-def _sentence(data: Dataset, called: str, kinds, apart, by_size: bool) -> str:
-    names = _texts(data, called)
-    first = [names[int(np.argmax(kinds == k))] for k in range(kinds.max() + 1)]
-    low, high = first[int(apart.argmax())], first[int(apart.argmin())]
-    most = first[int(np.bincount(kinds).argmax())]
-    own = (
-        "; each kind has sizes of its own, so part of the shift may be in the exponents"
-        if by_size
-        else ""
-    )
+def _sentence(called: str, names: list[str], kinds, apart, *, by_size: bool) -> str:
+    low, high = names[int(apart.argmax())], names[int(apart.argmin())]
+    most = max((k for k, n in enumerate(names) if n != _EMPTY), key=lambda k: (kinds == k).sum())
+    own = "; each kind has sizes of its own, so part of the shift may be in the exponents"
     return (
         f"the loss depends on column {called!r}, which the law does not know ({high} lies {np.ptp(apart):.1%} above "
-        f"{low}, beyond chance){own}; keep one kind with --where {checks.quoted(f'{called}={most}')}"
+        f"{low}, beyond chance){own if by_size else ''}; keep one kind with --where "
+        f"{checks.quoted(f'{called}={names[most]}')}"
     )
-
-
-def _texts(data: Dataset, called: str) -> list[str]:
-    table = data.table
-    own = next((c for c in _TUNED if c in table.frame and table.called(c) == called), None)
-    values = table.frame[own] if own is not None else table.others[called]
-    return [str(v) for v in values]

@@ -178,7 +178,7 @@ def _labels(frame: pd.DataFrame) -> dict[str, str]:
             word = re.split(r"[/.]", column)[-1].strip().lower()
             last.setdefault(re.sub(r"[ -]", "_", word), column)
     for word in ("data", "split"):  # may as well hold how many tokens, or which share
-        if word in last and frame[last[word]].dtype.kind in "iuf":
+        if word in last and numbers.floats(frame[last[word]]).notna().any():
             del last[word]
     found = {n: next((last[s] for s in words if s in last), None) for n, words in LABELS.items()}
     return {name: column for name, column in found.items() if column is not None}

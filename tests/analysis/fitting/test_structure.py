@@ -33,7 +33,7 @@ def fitted(frame, **options):
 def test_checkpoints_of_one_run_a_size_count_as_one_and_a_grid_of_runs_does_not():
     rng = np.random.default_rng(0)
     held = []
-    for _ in range(8):
+    for _ in range(16):
         found = fitted(table(rng, noise=0.001, of_size=0.01), n_starts=4)
         assert found.dataset.n_runs == 8
         assert any(
