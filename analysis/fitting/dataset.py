@@ -65,9 +65,16 @@ class Dataset:
 
     def take(self, which: np.ndarray) -> Dataset:
         """The rows of a mask or an index."""
+        rows, others = _index(which), self.table.others
         return replace(
             self,
-            table=replace(self.table, frame=self.table.frame.iloc[_index(which)]),
+            table=replace(
+                self.table,
+                frame=self.table.frame.iloc[rows],
+                others=others.iloc[rows]
+                if others is not None and len(others) == len(self)
+                else None,
+            ),
             columns={k: v[which] for k, v in self.columns.items()},
             target=self.target[which],
             runs=None if self.runs is None else np.unique(self.runs[which], return_inverse=True)[1],

@@ -72,7 +72,18 @@ def _sizes(data: Dataset, law: Law) -> np.ndarray | None:
     frame = data.table.frame
     if "n_tokens" not in law.columns or not others or "trial_id" in frame or data.runs is not None:
         return None
-    of = frame.groupby(others, sort=False).ngroup().to_numpy()
+    sizes = frame.groupby(others, sort=False)
+    of = sizes.ngroup().to_numpy()
+    for spent in (
+        "budget_flops",
+        "train_flops",
+    ):  # that sizes share were planned, for runs of their own
+        if (
+            spent in frame
+            and 2 * frame[spent].nunique() <= len(frame)
+            and sizes[spent].nunique().max() > 1
+        ):
+            return None
     return of if len(of) >= _ROWS * (of.max() + 1) > _ROWS else None
 
 
@@ -102,9 +113,8 @@ def judged(
         apart = np.linalg.lstsq(added - taken @ (taken.T @ added), r)[0]  # log(law / loss) of kinds
         if p > level or np.ptp(apart) < _SMALL:
             continue
-        nested = of is not None and _within(of, kinds)
         with_it = np.hstack([taken, basis])
-        if nested and _move_together(r - shift, with_it, of):
+        if of is not None and _within(of, kinds) and _move_together(r - shift, with_it, of):
             continue  # sizes differ by themselves: of so few kinds no shift can be told from that
         by_size = _within(_ranks(data, law), kinds)
         problems.append(_sentence(called, names, kinds, apart, by_size=by_size))
