@@ -12,6 +12,7 @@ from analysis.choices import Choices, Reading
 from analysis.errors import InputError
 from analysis.fitting.result import FitResult
 from analysis.table import load as table_load
+from analysis.table import numbers
 from analysis.table.columns import canonical, parse_columns
 
 if TYPE_CHECKING:
@@ -57,15 +58,14 @@ def fit_table(table: Table, law: str, choices: Choices | None = None, **options:
     form, chosen = choices.law(law, table), choices.options
     if isinstance(form, str) or form.per_run:
         choices.refuse_unused(law)
-    if form == "recurrence":
-        from analysis.isoflop import bias
-        from analysis.isoflop.parabolas import fit_recurrence
+    if form in ("recurrence", "isoflop"):
+        from analysis.isoflop import bias, parabolas
 
-        return bias.judged(fit_recurrence(table, chosen.confidence)).result
-    if form == "isoflop":
-        from analysis.isoflop.parabolas import fit_isoflop
-
-        return fit_isoflop(table, choices.over or "N", chosen.confidence).result
+        if form == "recurrence":
+            found = parabolas.fit_recurrence(table, chosen.confidence)
+        else:
+            found = parabolas.fit_isoflop(table, choices.over or "N", chosen.confidence)
+        return bias.judged(found).result
     if isinstance(form, str):
         from analysis.isoflop.power_law import fit_power_line
 
@@ -158,8 +158,8 @@ def parse_setting(text: str, law: Law | str = "") -> dict[str, float]:
     """
     out = {}
     for name, value in parse_columns(text, "--at", _columns_of(law)).items():
-        try:
-            out[name] = float(value)
-        except ValueError as error:
-            raise InputError(f"--at: {name} is {value!r}; a number is needed.") from error
+        number = numbers.one(value)
+        if number is None:
+            raise InputError(f"--at: {name} is {value!r}; a number is needed, like 7e9 or 7B.")
+        out[name] = number
     return out

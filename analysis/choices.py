@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.errors import InputError, nearest
 from analysis.fitting.options import FitOptions
 from analysis.laws import expression, formula, library
-from analysis.table import guess, units
+from analysis.table import guess, numbers, units
 from analysis.table import load as table_load
 from analysis.table.columns import info, parse_columns, written
 
@@ -232,14 +232,21 @@ def _pairs(given, option: str, example: str, read) -> dict:
 
 
 def _finite(text: str) -> float:
-    if not math.isfinite(value := float(text)):
+    if not math.isfinite(value := _number(text)):
+        raise ValueError
+    return value
+
+
+def _number(text: str) -> float:
+    """A number as people type it, 88T."""
+    if (value := numbers.one(text)) is None:
         raise ValueError
     return value
 
 
 def _range(text: str) -> tuple[float, float]:
     low, sign, high = text.partition(":")
-    ends = (float(low) if low else -float("inf"), float(high) if high else float("inf"))
+    ends = (_number(low) if low else -math.inf, _number(high) if high else math.inf)
     if not sign or not ends[0] < ends[1]:
         raise ValueError
     return ends

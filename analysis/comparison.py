@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from analysis.table.load import Table
 
 SAME_SIZE = 0.05  # an injection adds about a per cent to a model's parameters
+NEXT_SIZE = 1.2  # times a size, at least: between closer ones noise is all there is (the paper's are 1.7 to 2.7)
 _LOG = ("perplexity", "ppl")
 _SETTING = ("n_params", "mean_recurrence", "budget_flops")
 # what runs that are averaged may not differ in, besides their setting
@@ -155,15 +156,17 @@ def compare(
         f"{t.source}: {d.n_rows} rows left out: {d.reason}" for t in tables for d in t.dropped
     ]
     lacking: list[str] = []
+    turned: list[str] = []
+    unlike: list[str] = []
     for setting, values in loops.items():
         here = dict(zip((k for k in keys if k in tables[0].frame), setting, strict=True))
         words = ", ".join(f"{info(n)[0]} = {v:.4g}" for n, v in here.items())
         size, rivals = here["n_params"], _rivals(plains, here.get("budget_flops"))
         small = min(rivals, key=lambda s: abs(s / size - 1), default=np.inf)
-        larger = [s for s in rivals if s > size * (1 + SAME_SIZE)]
+        larger = [s for s in rivals if s >= size * NEXT_SIZE]
         if abs(small / size - 1) > SAME_SIZE or not larger:
             lacks = (
-                "larger Transformer"
+                f"Transformer of {NEXT_SIZE} times its size or more"
                 if abs(small / size - 1) <= SAME_SIZE
                 else "Transformer of its size"
             )
@@ -174,11 +177,31 @@ def compare(
             continue
         rows = (rivals[small], values, rivals[min(larger)])
         below, looped_mean, above = (float(v.mean()) for v in rows)
+        if _is_loss(name) and above >= below:
+            turned.append(
+                f"{words}: the Transformer of {min(larger):.4g} against that of {small:.4g}"
+            )
+        if "budget_flops" not in here:
+            unlike += _other_tokens(tables, keys, setting, small, words)
         value, low, high = relative_quality(below, looped_mean, above, *_scatter(rows))
         found = {"small": small, "large": min(larger), "relative_quality": value}
         quality.append({**here, **found, "ci_low": low, "ci_high": high})
     if not quality and lacking:
-        raise InputError("; ".join(lacking) + ". Add rows of those sizes.")
+        raise InputError(
+            "; ".join(lacking) + ". Add rows of those sizes, trained as the looped ones were."
+        )
+    for told, sentence in (
+        (
+            turned,
+            "the larger Transformer has no lower loss, and a larger quality is no better model",
+        ),
+        (
+            unlike,
+            "trained on other tokens than the Transformer of its size, which the quality holds too",
+        ),
+    ):
+        if told:
+            notes.append(f"{len(told)} of {len(quality)} models: {sentence}; {told[0]}")
     if quality and all(q["ci_low"] is None and q["ci_high"] is None for q in quality):
         notes.append("no interval: too few runs per setting to tell the spread; add seeds")
     speed = _speed_up(*tables) if metric == "loss" else []
@@ -189,10 +212,27 @@ def _known(table: Table, name: str) -> bool:
     return name in table.frame and bool(table.frame[name].notna().all())
 
 
+def _is_loss(metric: str) -> bool:
+    """Whether a metric is per token, and less of it is better."""
+    return metric == "val_loss" or any(w in metric.lower() for w in ("loss", *_LOG))
+
+
+def _other_tokens(tables, keys, setting, small: float, words: str) -> list[str]:
+    """What to say where a looped model and the Transformer of its size saw other numbers of tokens."""
+    if not all(_known(t, "n_tokens") for t in tables):
+        return []
+    own = _groups(tables[0], "n_tokens", keys)[setting].mean()
+    other = _groups(tables[1], "n_tokens", ["n_params"])[(small,)].mean()
+    if abs(own / other - 1) <= SAME_SIZE:
+        return []
+    return [f"{words}: {own:.3g} against {other:.3g}"]
+
+
 def _refuse_other_quantities(looped: Table, plain: Table, metric: str) -> None:
     """What may not be mixed in one table may not be compared across two, as far as the metric depends on it."""
-    per_token = metric == "val_loss" or any(w in metric.lower() for w in ("loss", *_LOG))
-    names: tuple[str, ...] = ("tokenizer", "vocab_size", "data_fingerprint") if per_token else ()
+    names: tuple[str, ...] = ()
+    if _is_loss(metric):
+        names = ("tokenizer", "vocab_size", "data_fingerprint")
     if "bpb" in metric.lower():
         names = ("data_fingerprint",)
     flops = ("budget_flops", *(("train_flops",) if metric == "val_loss" else ()))

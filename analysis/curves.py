@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from analysis.fitting.result import Dropped
     from analysis.laws.law import Law
 
+NO_ENVELOPE = "tokens alone give curves and no envelope, which needs compute: map parameters too, N=COLUMN, or FLOPs, C=COLUMN"
 SMOOTH = 0.02  # of a run's points, the width of the running mean
 MIN_POINTS = 5  # of a run: fewer are no curve
 SHARE = 0.1  # of a run that is left out at its start, where the learning rate warms up
@@ -45,7 +46,7 @@ SHOWN = {
 class Curves:
     """Rows of runs over training: run, n_tokens, train_flops, loss, and of `SHOWN` what was logged.
 
-    `validation` is the validation loss where it was measured.
+    `validation` is the validation loss where it was measured. Without train_flops there is no envelope.
     """
 
     frame: pd.DataFrame
@@ -60,16 +61,20 @@ class Curves:
         return SHOWN | {"loss": f"{self.what} (nats per token)"}
 
     @property
+    def axis(self) -> str:
+        """What the runs are ordered by: train_flops, or n_tokens where no compute is known."""
+        return _axis(self.frame)
+
+    @property
     def runs(self) -> list[tuple[str, pd.DataFrame]]:
         """Each run's rows by compute, runs with the most compute last."""
-        groups = [
-            (str(run), rows.sort_values("train_flops")) for run, rows in self.frame.groupby("run")
-        ]
-        return sorted(groups, key=lambda g: float(g[1].train_flops.iloc[-1]))
+        by = self.axis
+        groups = [(str(run), rows.sort_values(by)) for run, rows in self.frame.groupby("run")]
+        return sorted(groups, key=lambda g: float(g[1][by].iloc[-1]))
 
 
 def of_table(table: Table) -> Curves:
-    """The curves in a table with several rows per run; C = 6 N D where it gives no FLOPs.
+    """The curves in a table with several rows per run; C = 6 N D where it gives no FLOPs, tokens alone without N.
 
     Raises:
         InputError: without runs, tokens or FLOPs, or when no run has enough rows.
@@ -86,9 +91,11 @@ def of_table(table: Table) -> Curves:
     if "train_flops" not in axes and {"n_params", "n_tokens"} <= set(axes):
         axes["train_flops"] = 6 * axes["n_params"] * axes["n_tokens"]
         table = table.noting("no FLOPs given: C taken as 6 N D")
-    if "train_flops" not in axes:
+    if not {"train_flops", "n_tokens"} & set(axes):
+        example = written(table.columns, n_tokens="COLUMN")
         raise InputError(
-            f"{table.source}: curves need compute; map FLOPs with C=COLUMN, or parameters and tokens."
+            f"{table.source}: curves need FLOPs, C=COLUMN, or tokens, like {example}; of steps, "
+            "D=COLUMN*NUMBER with the tokens of a step."
         )
     rows = frame.assign(run=frame.trial_id, loss=numbers.floats(frame.val_loss), **axes)
     table = load.without_highest(replace(table, frame=rows))
@@ -116,11 +123,17 @@ def of_log(frame: pd.DataFrame, source: str) -> Curves:
 
 def _usable(table: Table) -> Table:
     """The rows that a curve can go through: one infinite loss would spoil a running mean."""
+    by = _axis(table.frame)
     table = table.keep(
         np.isfinite(table.frame.loss), "no finite loss; the curve goes straight across"
     )
-    spent = table.frame.train_flops
-    return table.keep(np.isfinite(spent) & (spent > 0), "no compute above 0")
+    spent = table.frame[by]
+    what = "compute" if by == "train_flops" else "tokens"
+    return table.keep(np.isfinite(spent) & (spent > 0), f"no {what} above 0")
+
+
+def _axis(frame: pd.DataFrame) -> str:
+    return "train_flops" if "train_flops" in frame else "n_tokens"
 
 
 def smoothed(rows: pd.DataFrame) -> pd.DataFrame:
@@ -138,9 +151,14 @@ def envelope(curves: Curves, n: int = 60) -> Table:
     """The lowest smoothed loss at each of n computes, and the run that had it.
 
     Raises:
-        InputError: when the curves have no compute in common.
+        InputError: when the curves have no compute, or none in common.
     """
     import pandas as pd
+
+    if "train_flops" not in curves.frame:
+        raise InputError(
+            f"{curves.source}: {NO_ENVELOPE}; or draw them alone, --out FOLDER without --json."
+        )
 
     # a row of step 0 has spent nothing, and log C of nothing is no place on a curve
     started = [(name, rows[rows.train_flops > 0]) for name, rows in curves.runs]

@@ -16,17 +16,18 @@ if TYPE_CHECKING:
 _NAMED = 12  # runs in a legend, at most
 
 
-def curves(found: Curves, over: str = "train_flops", ax=None) -> Drawing:
+def curves(found: Curves, over: str | None = None, ax=None) -> Drawing:
     """Training loss, learning rate, spectral radius and state norm of every run, those that were logged.
 
     Args:
-        over: train_flops or n_tokens.
+        over: train_flops or n_tokens; without it, what the runs are ordered by.
     """
+    over = over or found.axis
     shown = [c for c in learning.SHOWN if c in found.frame and found.frame[c].notna().any()]
     drawing = figures.new(
         "curves",
         f"Learning curves of {len(found.runs)} runs: {', '.join(found.labels[c] for c in shown)}; the darkest "
-        f"has the most compute. Losses are running means; markers: validation loss. Rows: {found.source}.",
+        f"has the most {'compute' if found.axis == 'train_flops' else 'tokens'}. Losses are running means; markers: validation loss. Rows: {found.source}.",
         n_panels=len(shown),
         columns=2,
         ax=ax,

@@ -25,6 +25,7 @@ from analysis.errors import InputError, nearest
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.typing import RcKeyType
 
 # Told apart by common colour-vision deficiencies (after Okabe and Ito), each at least 3:1 on white;
@@ -289,6 +290,9 @@ class Drawing:
         foot = min(foot, 0.6 * height)  # a longer legend covers what it must
         down, across = places[0][1].get_gridspec().get_geometry()
         panel_width = (width - left - _EDGE - (across - 1) * gap) / across
+        last = [_beyond(ax, panel_width) for ax, spec in places if spec.is_last_col()]
+        right = max(_EDGE, *last)
+        panel_width -= (right - _EDGE) / across
         panel_height = (height - foot - above - (down - 1) * (below + above)) / down
         if (lack := max(map(_along, self.axes)) - panel_height) > 0:  # a low figure grows
             panel_height += lack
@@ -296,7 +300,7 @@ class Drawing:
             self.figure.set_figheight(height / 72)
         self.figure.subplots_adjust(
             left=left / width,
-            right=1 - _EDGE / width,
+            right=1 - right / width,
             bottom=foot / height,
             top=1 - above / height,
             wspace=gap / panel_width,
@@ -313,9 +317,9 @@ class Drawing:
 
 def _beside(ax: Axes) -> float:
     """Points that the labels of the y axis need; a panel of another size may show one digit more."""
-    shown = [label for label in ax.get_yticklabels() if label.get_visible()]
-    letters = max((len(label.get_text()) + 1 for label in shown), default=0)
-    ticks = _DIGIT * max(letters, 4) * float(shown[0].get_fontsize()) if shown else 0.0
+    shown, size = _labels(ax.yaxis)
+    letters = max((len(text) + 1 for _, text in shown), default=0)
+    ticks = _DIGIT * max(letters, 4) * size if shown else 0.0
     name = 1.5 * float(ax.yaxis.label.get_fontsize()) if ax.get_ylabel() else 0.0
     return ticks + name + _EDGE
 
@@ -328,9 +332,29 @@ def _along(ax: Axes) -> float:
 
 def _below(ax: Axes) -> float:
     """Points that the labels of the x axis need."""
-    ticks = max((float(label.get_fontsize()) for label in ax.get_xticklabels()), default=0.0)
+    shown, size = _labels(ax.xaxis)
     name = 1.5 * float(ax.xaxis.label.get_fontsize()) if ax.get_xlabel() else 0.0
-    return 1.2 * ticks + name + _EDGE
+    return 1.2 * size * bool(shown) + name + _EDGE
+
+
+def _beyond(ax: Axes, width: float) -> float:
+    """Points that the last label of the x axis needs beyond the end of a panel of that width."""
+    shown, size = _labels(ax.xaxis)
+    to_panel = ax.transScale + ax.transLimits
+    ends = [(float(to_panel.transform((place, 1.0))[0]), text) for place, text in shown]
+    inside = [(1 - share) * width for share, _ in ends]
+    half = [_DIGIT * len(text) * size / 2 for _, text in ends]
+    return max((h - i + 1 for h, i in zip(half, inside, strict=True) if i > -1), default=0.0)
+
+
+def _labels(axis: Axis) -> tuple[list[tuple[float, str]], float]:
+    """(place, text) of an axis' labels and their size; asked of the axis itself they would make every tick."""
+    first = axis.get_major_ticks(1)[0].label1
+    if not first.get_visible():
+        return [], 0.0
+    places = [float(place) for place in axis.get_majorticklocs()]
+    texts = axis.get_major_formatter().format_ticks(places)
+    return list(zip(places, texts, strict=True)), float(first.get_fontsize())
 
 
 def _above(ax: Axes) -> float:

@@ -5,7 +5,7 @@ Bands are percentiles of the linearised law (`Fit.student_draws`): of the law's 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from analysis.fitting.fit import Fit
     from analysis.isoflop.power_law import PowerLine
     from analysis.laws.law import Law
+    from analysis.table.table import Table
 
 _DRAWS = 1000
 _MAX_SIZES = 6
@@ -27,9 +28,10 @@ _SIZES = ("n_params", "n_params_unrolled")
 
 
 def can_draw(form: Law) -> bool:
-    """Whether one of the two figures here is of this law."""
+    """Whether one of the figures here is of this law."""
     columns = set(form.columns)
-    return len(columns) == 1 or any(columns == {size, "n_tokens"} for size in _SIZES)
+    of_sizes = any(columns == {size, "n_tokens"} for size in _SIZES)
+    return len(columns) == 1 or of_sizes or form.name == "repeated"
 
 
 def law(fitted: Fit, ax=None, to: float | None = None) -> Drawing:
@@ -43,6 +45,8 @@ def law(fitted: Fit, ax=None, to: float | None = None) -> Drawing:
     """
     if len(fitted.law.columns) == 1:
         return one_variable(fitted, ax, to)
+    if fitted.law.name == "repeated":
+        return repeated(fitted, ax)
     if can_draw(fitted.law):
         return sizes_and_tokens(fitted, ax, to)
     raise InputError(
@@ -64,7 +68,7 @@ def one_variable(fitted: Fit, ax=None, to: float | None = None) -> Drawing:
     )
     [panel] = drawing.axes
     logged = bool((x > 0).all()) and x.max() > 5 * x.min()
-    panel.set(xlabel=words.label(column), ylabel=words.label(form.target))
+    panel.set(xlabel=words.label(column, data.table), ylabel=words.label(form.target, data.table))
     if logged:
         panel.set_xscale("log")
     drawing.points(panel, column, "rows", x, y, color=CYCLE[0], marker="o", label="rows")
@@ -87,8 +91,7 @@ def sizes_and_tokens(fitted: Fit, ax=None, to: float | None = None) -> Drawing:
     size = next(s for s in _SIZES if s in form.columns)
     n, d, loss = data.columns[size], data.columns["n_tokens"], data.target
     plain = size == "n_params"  # unrolled parameters do not cost 6 N D
-    each = np.unique(n)
-    groups = np.array_split(each, min(len(each), _MAX_SIZES))  # of neighbours
+    groups = _sizes(n)
     caption = (
         f"{words.formula(form.formula)}, fitted to {len(data)} rows of {result.source}. Left: the law at each "
         f"size{'' if max(map(len, groups)) == 1 else ', of several sizes at their geometric mean'}."
@@ -101,10 +104,8 @@ def sizes_and_tokens(fitted: Fit, ax=None, to: float | None = None) -> Drawing:
     drawing = figures.new(f"law_{form.name}", caption, n_panels=1 + plain, ax=ax, sharey=True)
     left, right = drawing.axes[0], drawing.axes[-1]
     left.set(xscale="log", xlabel=words.label("n_tokens"), ylabel=words.label(form.target))
-    for i, (sizes, color) in enumerate(zip(groups, figures.shades(len(groups)), strict=True)):
-        rows = np.isin(n, sizes)
-        name = "-".join(dict.fromkeys(count(v) for v in (sizes[0], sizes[-1])))
-        style = {"color": color, "marker": MARKERS[i % len(MARKERS)], "size": 16, "label": name}
+    for sizes, style in zip(groups, _styles(groups), strict=True):
+        rows, name, color = np.isin(n, sizes), style["label"], style["color"]
         drawing.points(left, "tokens", name, d[rows], loss[rows], **style)
         if len(np.unique(d[rows])) > 1:
             grid = np.geomspace(d[rows].min(), d[rows].max(), 60)
@@ -122,6 +123,68 @@ def sizes_and_tokens(fitted: Fit, ax=None, to: float | None = None) -> Drawing:
     ticks.plain(left, "x")
     drawing.legend(drawing.axes, words.letter(size))
     return drawing
+
+
+def repeated(fitted: Fit, ax=None) -> Drawing:
+    """Loss against what the tokens are worth, a curve per size; and that worth against how often they came."""
+    form, data = fitted.law, fitted.dataset
+    n, d, unique = (data.columns[c] for c in ("n_params", "n_tokens", "unique_tokens"))
+    r = form.whole(fitted.params)["R"]
+    once, again = np.minimum(unique, d), np.maximum(d / unique - 1, 0)
+    worth = once * (1 + r * (1 - np.exp(-again / r)))
+    groups = _sizes(n)
+    drawing = figures.new(
+        f"law_{form.name}",
+        f"{words.formula(form.formula)}, fitted to {len(data)} rows of {fitted.result.source}. Left: against the fresh "
+        f"tokens that the seen ones are worth, the law at each size"
+        f"{'' if max(map(len, groups)) == 1 else ', of several sizes at their geometric mean'}. Right: that worth as "
+        f"a multiple of the unique tokens, R = {r:.3g}; thin: were they all fresh.",
+        n_panels=2,
+        ax=ax,
+    )
+    left, right = drawing.axes
+    left.set(
+        xscale="log",
+        xlabel="fresh tokens that D is worth",
+        ylabel=words.label(form.target, data.table),
+    )
+    right.set(xscale="log", yscale="log", xlabel="epochs D / U", ylabel="worth / U")
+    grid = np.geomspace(worth.min(), worth.max(), 60)
+    for sizes, style in zip(groups, _styles(groups), strict=True):
+        rows, name, color = np.isin(n, sizes), style["label"], style["color"]
+        drawing.points(left, "worth", name, worth[rows], data.target[rows], **style)
+        of = {"n_params": np.full(60, np.exp(np.log(sizes).mean()))}
+        curve = fitted.predict(of | {"n_tokens": grid, "unique_tokens": grid})
+        drawing.line(left, "worth", name, grid, curve, color=color)
+        drawing.points(right, "epochs", name, (d / unique)[rows], (worth / unique)[rows], **style)
+    epochs = np.geomspace(min(1.0, (d / unique).min()), (d / unique).max(), 60)
+    more = r * (1 - np.exp(-np.maximum(epochs - 1, 0) / r))
+    drawing.line(right, "epochs", "law", epochs, np.minimum(epochs, 1) + more)
+    drawing.line(right, "epochs", "all fresh", epochs, epochs, kind="reference", width=0.6)
+    ticks.plain(left, "x")
+    for axis in ("x", "y"):
+        ticks.plain(right, axis)
+    drawing.legend(drawing.axes, words.letter("n_params"))
+    return drawing
+
+
+def _sizes(n: np.ndarray) -> list[np.ndarray]:
+    """The sizes, neighbours together where they are many."""
+    each = np.unique(n)
+    return np.array_split(each, min(len(each), _MAX_SIZES))
+
+
+def _styles(groups: list[np.ndarray]) -> list[dict[str, Any]]:
+    """How the points of each group of sizes look."""
+    return [
+        {
+            "color": color,
+            "marker": MARKERS[i % len(MARKERS)],
+            "size": 16,
+            "label": "-".join(dict.fromkeys(count(v) for v in (sizes[0], sizes[-1]))),
+        }
+        for i, (sizes, color) in enumerate(zip(groups, figures.shades(len(groups)), strict=True))
+    ]
 
 
 def _frontier(drawing: Drawing, panel, fitted: Fit, spent: np.ndarray, to: float | None) -> None:
@@ -157,18 +220,19 @@ def _lowest(form, params, compute: np.ndarray) -> np.ndarray:
     return loss.reshape(len(shares), len(compute)).min(axis=0)
 
 
-def power(x: np.ndarray, y: np.ndarray, line: PowerLine, source: str, ax=None, to=None) -> Drawing:
+def power(x: np.ndarray, y: np.ndarray, line: PowerLine, table: Table, ax=None, to=None) -> Drawing:
     """y = k x^gamma with its band."""
     low, high = line.gamma_interval
     drawing = figures.new(
         "law_power",
         f"y = k x^{words.parameter('gamma')}, {words.parameter('gamma')} = {line.gamma:.3f} [{low:.3f}, {high:.3f}], "
         f"by regression of the logarithms. Band: {line.confidence:.0%} Student t interval of the line; dashed: "
-        f"extrapolation. Points: {source}.",
+        f"extrapolation. Points: {table.source}.",
         ax=ax,
     )
     [panel] = drawing.axes
-    panel.set(xscale="log", yscale="log", xlabel="x", ylabel="y")
+    panel.set(xscale="log", yscale="log")
+    panel.set(xlabel=words.label("x", table), ylabel=words.label("y", table))
     drawing.points(panel, "power", "points", x, y, color=CYCLE[0], marker="o")
     for grid, dashed in figures.spans(line.x_low, line.x_high, to):
         middle, below, above = line.predict(grid)

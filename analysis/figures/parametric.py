@@ -22,7 +22,9 @@ def observed(fitted: Fit, ax=None) -> Drawing:
     law, data, result = fitted.law, fitted.dataset, fitted.result
     y, predicted = data.target, fitted.predict(data.columns)
     error = 100 * (predicted / y - 1)
-    what, unit = ("loss", " (nats per token)") if law.target == "val_loss" else (law.target, "")
+    what, unit = "loss", " (nats per token)"
+    if law.target != "val_loss":
+        what, unit = words.label(law.target, data.table), ""
     drawing = figures.new(
         f"observed_{law.name}",
         f"{words.formula(law.formula)}: observed against predicted {what}, and the error of each row. "

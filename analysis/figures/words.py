@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from analysis.figures.drawing import MU
 from analysis.table.columns import info
+
+if TYPE_CHECKING:
+    from analysis.table.table import Table
 
 _LABELS = {
     "mean_recurrence": f"mean recurrence {MU} (loops)",
@@ -25,9 +30,10 @@ _GREEK = {
 }
 
 
-def label(column: str) -> str:
-    """An axis label; a file's own column keeps its name."""
-    return _LABELS.get(column, column.replace("_", " "))
+def label(column: str, table: Table | None = None) -> str:
+    """An axis label; a file's own column keeps its name, and x and y are what the table calls them."""
+    called = column if table is None else table.called(column)
+    return _LABELS.get(column, called.replace("_", " "))
 
 
 def letter(column: str) -> str:

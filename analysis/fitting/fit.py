@@ -257,8 +257,7 @@ def at_bounds(objective: Objective, theta: np.ndarray) -> dict[str, str]:
             )
         elif p.kind == "coefficient" and low:
             out[p.name] = (
-                f"{p.name} vanishes: the data do not need the term '{p.meaning}', and the "
-                "parameters in it mean nothing"
+                f"{p.name} vanishes: the data do not need its term, and the parameters in it mean nothing"
             )
         elif low or high:
             edge = p.bounds[0] if low else p.bounds[1]

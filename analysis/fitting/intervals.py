@@ -67,14 +67,17 @@ def curvature(objective: Objective, theta: np.ndarray, runs: np.ndarray | None) 
         rows = rows * np.sqrt(weights)[:, None]
     square = max(float(slope @ slope) / max(n - p, 1), 1e-300)  # E[h'^2]
     bend = _bend(r, objective.delta, n - p)  # E[h'']
-    gram = rows.T @ rows
-    values, vectors = np.linalg.eigh(gram)
+    unit = np.sqrt(
+        (rows**2).sum(axis=0)
+    )  # of each column: a scale of 1e13 is not flat for its unit
+    unit[unit == 0] = 1.0
+    values, vectors = np.linalg.eigh((rows / unit).T @ (rows / unit))
     weak = None
     if len(values) and values[0] <= _FLAT * values[-1]:
         names = np.array(objective.law.names)[free]
         weak = str(names[np.abs(vectors[:, 0]).argmax()])
         values = np.maximum(values, 1e-10 * values[-1])
-    inverse = (vectors / values) @ vectors.T
+    inverse = (vectors / values) @ vectors.T / np.outer(unit, unit)
     independent = inverse * square / bend**2
     covariance, dof = independent, np.full(p, float(n - p))
     if runs is not None:
@@ -175,7 +178,10 @@ def student_draws(objective, theta, data: Dataset, n: int, rng) -> dict[str, np.
     fault = undetermined(found, data, len(theta))
     if fault:
         raise InputError(f"{data.table.source}: {fault}")
-    shift = rng.multivariate_normal(np.zeros(len(theta)), found.covariance, n, method="eigh")
+    spread = np.sqrt(np.diag(found.covariance))
+    unit = np.where(spread > 0, spread, 1.0)  # a scale's 1e13 would drown an exponent's 1e-3
+    shaped = found.covariance / np.outer(unit, unit)
+    shift = unit * rng.multivariate_normal(np.zeros(len(theta)), shaped, n, method="eigh")
     dof = found.dof.min()
     q = log_natural(objective, theta) + shift * np.sqrt(dof / rng.chisquare(dof, (n, 1)))
     return {

@@ -1,8 +1,8 @@
-"""What the grid of mean recurrences does to a parabola's vertex, beyond noise.
+"""What the grid does to a parabola's vertex, beyond noise.
 
-The loss along a budget is not a parabola in log mu: it is steeper on one side. On a wide grid, or one
-whose middle is far from the minimum, the vertex is therefore off even without noise. How far is
-computed from the training law fitted to the same runs, and said with the recurrence law.
+The loss along a budget is not a parabola in log mu or log N: it is steeper on one side. On a wide grid, or
+one whose middle is far from the minimum, the vertex is therefore off even without noise. Over mu, how far
+is computed from the training law fitted to the same runs, and said with the recurrence law.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from analysis.errors import InputError
 from analysis.fitting.fit import fit_table
 from analysis.isoflop import parabolas
+from analysis.isoflop.parabola import axis_words
 from analysis.laws import library
 from analysis.prediction import MU_GRID, flops_per_token, sizes
 from analysis.table import load
@@ -29,9 +30,13 @@ WIDE = 16.0  # ratio of the grid's ends; the paper's is 6
 
 
 def judged(found: Recurrence) -> Recurrence:
-    """The recurrence law with what its grid does to it: notes, and the table `parabola_bias`."""
-    own = [p for p in found.parabolas if p.axis == "mean_recurrence" and p.optimum is not None]
+    """The law with what its grid does to it: notes and, over mu, the table `parabola_bias`."""
+    axis = found.parabolas[0].axis
+    own = [p for p in found.parabolas if p.axis == axis and p.optimum is not None]
     notes = [words for p in own if (words := _shape_of_grid(p))]
+    if axis != "mean_recurrence":
+        result = replace(found.result, notes=(*found.result.notes, *notes))
+        return replace(found, result=result)
     tables = dict(found.result.tables)
     try:
         rows, exponent = _bias_by_the_training_law(found.table)
@@ -80,7 +85,7 @@ def _shape_of_grid(p: Parabola) -> str:
     if not faults:
         return ""
     return (
-        f"{p.budget_flops:.3g} FLOPs: the grid of mu, {p.low:g} to {p.high:g}, is "
+        f"{p.budget_flops:.3g} FLOPs: the grid of {axis_words(p.axis)[0]}, {p.low:.4g} to {p.high:.4g}, is "
         f"{'off-centre or ' if len(faults) > 1 else ''}{'wide' if 'factor' in faults[-1] else 'off-centre'}"
         f" ({'; '.join(faults)}), where a parabola is biased"
     )

@@ -13,66 +13,26 @@ Source: Parcae (arXiv:2604.12946), isoFLOP experiments.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from analysis import known
 from analysis.errors import InputError
-from analysis.fitting.intervals import ratio_interval
 from analysis.fitting.result import FitResult, Param
-from analysis.isoflop.power_law import PowerLine, fit_line, too_few
+from analysis.isoflop import lack_of_fit
+from analysis.isoflop.parabola import MIN_RUNS, Parabola, axis_words, judged, least_squares
+from analysis.isoflop.power_law import PowerLine, fit_line
 from analysis.table import checks, load, numbers, units
-from analysis.table.columns import LETTERS, info
+from analysis.table.columns import LETTERS
 
 if TYPE_CHECKING:
     from analysis.table.load import Table
 
-MIN_RUNS = 4  # three determine a parabola and leave nothing to judge it by
-_FAR_OFF = 8.0  # times the misfit of the other budgets' parabolas
 MIN_BUDGETS = 3  # two optima determine a line and leave nothing to judge it by
 FORMULA = "mu* = k_mu C^gamma_mu, D* = k_D C^gamma_D, at the minima of a parabola per budget"
 _LOOPED = ("mean_recurrence", "n_tokens")  # the axes of the recurrence law
-
-
-def axis_words(axis: str) -> tuple[str, str]:
-    """(letter, unit) of an axis; a file's own column carries its name."""
-    letter, unit, _ = info(axis)
-    return letter, "1" if unit == "-" else unit
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Parabola:
-    """One budget's fit along one axis; loss = a + b z + c z^2, z = log(axis) - centre."""
-
-    axis: str  # a column: "mean_recurrence", "n_tokens", "n_params", ...
-    budget_flops: float
-    n_runs: int
-    centre: float
-    a: float
-    b: float
-    c: float
-    sse: float
-    low: float  # grid of the axis
-    high: float
-    lowest_at: float  # where the lowest measured loss is
-    optimum: float | None  # vertex, in the axis' unit
-    optimum_loss: float | None
-    ci_low: float | None  # Fieller's interval of the vertex; None: unbounded on that side
-    ci_high: float | None
-    status: str  # "interior", "edge", "outside", "none"
-    reason: str  # in words, empty when interior
-
-    @property
-    def interpolated(self) -> bool:
-        """Whether the vertex lies between the ends of the grid."""
-        return self.optimum is not None and self.low <= self.optimum <= self.high
-
-    def predict(self, axis: np.ndarray) -> np.ndarray:
-        """Loss (nats per token) at values of the axis."""
-        z = np.log(axis) - self.centre
-        return self.a + self.b * z + self.c * z * z
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,12 +147,12 @@ def _fitted(table, axes, law: str, formula: str, problems: list[str], confidence
     """Parabolas over the axes, the budgets chosen by the first, and the power laws."""
     units.refuse_diverged(table.frame, table.source)
     seeds = checks.averaged_seeds(table, axes)
-    table = seeds.table
+    runs, table = table, seeds.table
     parabolas = fit_parabolas(table, confidence, seeds, axes)
-    if seeds.variance is None:  # else rows are means
-        problems = [*problems, *_far_off(table, [p for p in parabolas if p.axis == axes[0]])]
+    own = [p for p in parabolas if p.axis == axes[0]]
+    problems = [*problems, *lack_of_fit.far_off(own, table, runs)]
     params, lines, notes = [], {}, [*table.notes]
-    used = {p.budget_flops for p in parabolas if p.axis == axes[0] and p.interpolated}
+    used = {p.budget_flops for p in own if p.interpolated}
     for axis in axes:
         own = [p for p in parabolas if p.axis == axis]
         line_params, line, words, faults = _power_law(axis, own, used, confidence)
@@ -201,6 +161,13 @@ def _fitted(table, axes, law: str, formula: str, problems: list[str], confidence
         problems = [*problems, *faults]
         if line is not None:
             lines[axis] = line
+            kept = [p for p in parabolas if p.axis == axis and p.budget_flops in used]
+            kept = [p for p in kept if p.optimum is not None]
+            said, grave = lack_of_fit.bends_otherwise(table, kept, line)
+            if grave and axis == axes[0]:  # over D, the other axis, a parabola in log mu is none
+                problems = [*problems, *said]
+            else:
+                notes += said
     letter = axis_words(axes[0])[0]
     result = FitResult(
         law=law,
@@ -239,146 +206,17 @@ def fit_parabolas(
     for axis in axes:
         fits = []
         for _, group in table.frame.groupby("budget_flops"):  # exact: 2.15e18 is not 2e18
-            fits.append((float(group.budget_flops.iloc[0]), *_least_squares(group, axis)))
+            fits.append((float(group.budget_flops.iloc[0]), *least_squares(group, axis)))
         sse = sum(f[-1][2] for f in fits if f[-1] is not None)
         dof = sum(len(f[1]) - 3 for f in fits if f[-1] is not None)
         variance = sse / dof if dof > 0 else None
+        noise = (variance, dof)
         if seeds is not None and seeds.variance is not None:
             of_means = seeds.variance / seeds.n_seeds
             if variance is None or of_means > variance:
                 variance, dof = of_means, seeds.dof
-        out += [_parabola(axis, *f, variance, dof, confidence) for f in fits]
+        out += [judged(axis, *f, noise, (variance, dof), confidence) for f in fits]
     return out
-
-
-def _far_off(table: Table, parabolas: list[Parabola]) -> list[str]:
-    """A sentence for a run that alone makes its budget's parabola miss far more than those of the others."""
-    out = []
-    for own in parabolas:
-        others = [p for p in parabolas if p is not own and p.n_runs > 3 and p.status != "none"]
-        left = sum(p.n_runs - 3 for p in others)
-        if own.n_runs <= MIN_RUNS or not left:
-            continue
-        noise = sum(p.sse for p in others) / left
-        if own.sse / (own.n_runs - 3) < _FAR_OFF**2 * max(noise, 1e-12):
-            continue
-        group = table.frame[table.frame.budget_flops == own.budget_flops]
-        without = [_least_squares(group.drop(i), own.axis)[2] for i in group.index]
-        sse = np.array([np.inf if f is None else f[2] for f in without])
-        if sse.min() > own.sse / 10:
-            continue  # it is not one run
-        row = group.iloc[int(sse.argmin())]
-        name = f"run {row.trial_id}, " if "trial_id" in group else ""
-        leave = (
-            f"{table.called('trial_id')}!={row.trial_id}"
-            if "trial_id" in group
-            else f"val_loss!={float(row.val_loss)!r}"
-        )
-        out.append(
-            f"{own.budget_flops:.3g} FLOPs: {name}{axis_words(own.axis)[0]} = {row[own.axis]:.4g} (loss "
-            f"{row.val_loss:.5g}) lies off the parabola of the others, which miss by {noise**0.5:.2g} nats: recorded "
-            f'wrongly, or of another kind; correct it, or leave it out with --where "{leave}"'
-        )
-    return out
-
-
-def _least_squares(
-    group, axis: str
-) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray, float] | None]:
-    """(z values, losses, fit): fit is (coefficients, unscaled covariance, sse), or None."""
-    values = np.array(group[axis], dtype=float)
-    loss = np.array(group["val_loss"], dtype=float)
-    order = np.argsort(values, kind="stable")
-    values, loss = values[order], loss[order]
-    if len(np.unique(values)) < MIN_RUNS:
-        return values, loss, None
-    z = np.log(values) - np.log(values).mean()
-    design = np.column_stack([np.ones_like(z), z, z * z])
-    coefficients, *_ = np.linalg.lstsq(design, loss, rcond=None)
-    residual = loss - design @ coefficients
-    inverse = np.linalg.inv(design.T @ design)
-    return values, loss, (coefficients, inverse, float(residual @ residual))
-
-
-def _parabola(axis, budget, values, loss, fit, variance, dof, confidence) -> Parabola:
-    """Judge one fit: where its vertex is, how sure, and whether the grid encloses it."""
-    letter = axis_words(axis)[0]
-    centre = float(np.log(values).mean())
-    unfitted = Parabola(
-        axis=axis,
-        budget_flops=budget,
-        n_runs=len(values),
-        centre=centre,
-        a=0.0,
-        b=0.0,
-        c=0.0,
-        sse=0.0,
-        low=float(values[0]),
-        high=float(values[-1]),
-        lowest_at=float(values[np.argmin(loss)]),
-        optimum=None,
-        optimum_loss=None,
-        ci_low=None,
-        ci_high=None,
-        status="none",
-        reason=f"only {len(np.unique(values))} different values of {letter}; "
-        f"a parabola that can be judged needs {MIN_RUNS}",
-    )
-    if fit is None:
-        return unfitted
-    (a, b, c), inverse, sse = fit
-    fitted = replace(unfitted, a=float(a), b=float(b), c=float(c), sse=sse)
-    if c <= 0:
-        reason = (
-            f"the parabola in log {letter} opens downward (curvature {c:.3g}): it has no minimum"
-        )
-        return replace(fitted, reason=f"{reason}; {_where(values, loss, letter)}")
-    vertex = -b / (2 * c)
-    status, reason = _placed(vertex + centre, values, loss, letter)
-    if status == "outside":
-        return replace(fitted, status=status, reason=reason)
-    low, high = _fieller(b, c, inverse, variance, dof, confidence)
-    return replace(
-        fitted,
-        optimum=float(np.exp(vertex + centre)),
-        optimum_loss=float(a - b * b / (4 * c)),
-        ci_low=None if low is None else float(np.exp(low + centre)),
-        ci_high=None if high is None else float(np.exp(high + centre)),
-        status=status,
-        reason=reason,
-    )
-
-
-def _placed(log_vertex, values, loss, letter) -> tuple[str, str]:
-    """Whether the measured grid encloses the minimum; the reason in words when it does not."""
-    grid = np.unique(np.log(values))
-    low, high = grid[0] - (grid[1] - grid[0]), grid[-1] + (grid[-1] - grid[-2])
-    text = f"the vertex is at {letter} = {np.exp(min(log_vertex, 700.0)):.3g}"
-    if not low <= log_vertex <= high:
-        return "outside", f"{text}, more than a grid step outside; {_where(values, loss, letter)}"
-    outside = not grid[0] <= log_vertex <= grid[-1]
-    if outside or np.argmin(loss) in (0, len(loss) - 1):
-        place = "outside the grid" if outside else "inside the grid"
-        return "edge", f"{text}, {place}; {_where(values, loss, letter)}"
-    return "interior", ""
-
-
-def _where(values, loss, letter) -> str:
-    """What the measurements themselves say about the place of the minimum."""
-    lowest = values[np.argmin(loss)]
-    edge = " (an end of it)" if np.argmin(loss) in (0, len(loss) - 1) else ""
-    return f"the lowest measured loss is at {letter} = {lowest:.4g}{edge}, grid {values[0]:.4g} to {values[-1]:.4g}"
-
-
-def _fieller(b, c, inverse, variance, dof, confidence):
-    """Interval of the vertex -b / (2c); None where the curvature itself is not told from zero."""
-    if not variance or dof < 1:
-        return None, None
-    from scipy.special import stdtrit
-
-    t2 = float(stdtrit(dof, 0.5 + confidence / 2)) ** 2 * variance
-    of_both = np.outer([-1, 2], [-1, 2]) * inverse[1:, 1:]  # covariance of -b and 2c
-    return ratio_interval(-b, 2 * c, of_both, t2)
 
 
 def _power_law(axis, parabolas, used, confidence):
@@ -397,9 +235,10 @@ def _power_law(axis, parabolas, used, confidence):
         for p in kept
         if p not in enclosed
     ]
-    if len(enclosed) < MIN_BUDGETS:
+    n_flat = sum(p.status == "flat" for p in kept)
+    if len(enclosed) < MIN_BUDGETS or n_flat >= len(enclosed):
         missing = [Param(name=n, value=None, ci_low=None, ci_high=None) for n in names]
-        fault = too_few(letter, len(enclosed), len(parabolas), MIN_BUDGETS)
+        fault = _too_few(letter, parabolas, len(enclosed), n_flat)
         return missing, None, [], [fault, *words, *open_ended]
     line = _line(kept, confidence)
     params = [*line.params(names, (unit, "1"))]
@@ -419,3 +258,24 @@ def _power_law(axis, parabolas, used, confidence):
 def _line(parabolas, confidence) -> PowerLine:
     budgets = np.array([p.budget_flops for p in parabolas])
     return fit_line(budgets, np.array([p.optimum for p in parabolas]), confidence)
+
+
+def _too_few(letter: str, parabolas: list[Parabola], n_enclosed: int, n_flat: int) -> str:
+    """The sentence that takes the place of an exponent."""
+    found = f"{n_enclosed} of {len(parabolas)} budgets enclose a minimum of the loss over {letter}"
+    n_short = sum(p.n_runs < MIN_RUNS for p in parabolas)
+    if 2 * n_short > len(parabolas):
+        return (
+            f"{found}, and {n_short} have fewer than {MIN_RUNS} runs, so no exponent follows. Are these the FLOPs that "
+            "each run achieved? Map the budgets that were planned, like --columns budget=COLUMN"
+        )
+    if n_flat >= max(n_enclosed, 1):
+        return (
+            f"{found}, and {n_flat} bend no more than the runs' noise makes them; an exponent needs {MIN_BUDGETS} that do, "
+            f"and more of them than of the others, so none follows. Widen the grid of {letter}, or repeat the runs with "
+            "more seeds"
+        )
+    return (
+        f"{found}; an exponent needs {MIN_BUDGETS}, so none follows. Widen the grid of {letter}, or "
+        "add budgets"
+    )

@@ -136,11 +136,3 @@ def fit_power_line(table: Table, confidence: float = 0.95) -> tuple[FitResult, P
         problems=tuple(line.problems("gamma")),
     )
     return result, line
-
-
-def too_few(letter: str, n_inside: int, n_all: int, needed: int) -> str:
-    """The sentence that takes the place of an exponent."""
-    return (
-        f"{n_inside} of {n_all} budgets enclose a minimum of the loss over {letter}; an exponent "
-        f"needs {needed}, so none follows. Widen the grid of {letter}, or add budgets"
-    )

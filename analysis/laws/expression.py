@@ -104,6 +104,12 @@ def parsed(text: str) -> tuple[str, ast.expr]:
     target, sign, right = text.partition("=")
     if not sign:
         target, right = "", text
+    called = re.match(r"\s*(\w+)\s*\(", target)
+    if called and called[1] in (*_FUNCTIONS, *_CHOICES):
+        raise InputError(
+            f"--law {text!r}: {called[1]} stands left of =, where the name of a column is needed; turn the formula round, "
+            "like loss = exp(...) for log(loss) = ..."
+        )
     target = re.sub(r"\(.*\)", "", target).strip()  # L(N, D) = ...
     if target and not target.isidentifier():
         raise InputError(f"--law {text!r}: {target!r} left of = is not the name of a column.")

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.errors import InputError
+from analysis.errors import InputError, nearest
 from analysis.laws.expression import Node, names_in, parsed, tree_of
 from analysis.laws.law import Columns, Kind, Law, LawParam, LawTerm, shape_of
-from analysis.table.columns import LAW_COLUMNS, LETTERS
+from analysis.table.columns import LAW_COLUMNS, LETTERS, info
 
 if TYPE_CHECKING:
     from analysis.table.load import Table
@@ -37,6 +37,7 @@ def law(
     name: str = "formula",
     data: Columns | None = None,
     params: tuple[LawParam, ...] = (),
+    there: tuple[str, ...] = (),
     source: str = "typed by the user",
     **fields,
 ) -> Law:
@@ -46,6 +47,7 @@ def law(
         columns: what a name in the formula means: name -> column of the table.
         data: columns of the rows to fit, for starts at their scale.
         params: all parameters in the order to print, where their meanings and starts are known.
+        there: every name that could be a column, for messages; without it, those of `columns`.
         fields: of `Law`.
 
     Raises:
@@ -55,12 +57,15 @@ def law(
     node = tree_of(tree, columns, text)
     _check_names(node, target, columns, text)
     known = tuple(p.name for p in params) or node.parameters
+    there = there or tuple(columns)
+    if not params:
+        _refuse_misspelt(node, there, text)
     if not known:
         raise InputError(f"--law {text!r}: every name is a column, so there is nothing to fit.")
     if not node.names("column"):
         raise InputError(
             f"--law {text!r}: none of {', '.join(known)} is a column, so nothing can be fitted. Columns "
-            f"here: {', '.join(columns)}."
+            f"here: {', '.join(there)}."
         )
     fields.setdefault("target", columns.get(target, target) if target else "val_loss")
     if not params:
@@ -100,8 +105,23 @@ def of_table(text: str, table: Table) -> Law:
             known[n] = ours
     target = parsed(text)[0]
     used = tuple(dict.fromkeys(c for n, c in known.items() if n != target))
-    there = load.need(table, used, text)
-    return law(text, known, data=load.columns_of(there, used))
+    there = tuple(dict.fromkeys([*(info(str(n))[0] for n in table.frame), *table.unmapped]))
+    data = load.columns_of(load.need(table, used, text), used)
+    return law(text, known, data=data, there=there)
+
+
+def _refuse_misspelt(node: Node, there: tuple[str, ...], text: str) -> None:
+    """A base with an exponent to fit, X**-beta, is meant as a column: as a parameter nothing would tell the two apart."""
+    if node.op == "**" and node.args[0].op == "parameter" and node.args[1].parameters:
+        name = node.args[0].name
+        if not node.args[1].names("column"):
+            raise InputError(
+                f"--law {text!r}: {name} is no column of the table{nearest(name, there) or '.'} Columns here: "
+                f"{', '.join(there)}. A name that is no column is a parameter, and a parameter to the power of "
+                "another cannot be fitted."
+            )
+    for part in node.args:
+        _refuse_misspelt(part, there, text)
 
 
 def _refuse_undetermined(node: Node, text: str) -> None:

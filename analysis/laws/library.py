@@ -262,6 +262,7 @@ def get(name: str) -> Law:
             )
         known = (*LAWS, *OTHER_LAWS)
         raise InputError(
-            f"law {name!r} is unknown{nearest(name, known) or '.'} Known: {', '.join(known)}."
+            f"law {name!r} is unknown{nearest(name, known) or '.'} Known: {', '.join(known)}, and formulas of "
+            "parameters and columns, like E + A*N**-alpha."
         )
     return LAWS[name]

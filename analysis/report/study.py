@@ -79,7 +79,8 @@ class Study:
             return bias.judged(found) if self.intervals else found
         if form == "isoflop":
             over = self.choices.over or "N"
-            return parabolas.fit_isoflop(self.table, over, options.confidence)
+            found = parabolas.fit_isoflop(self.table, over, options.confidence)
+            return bias.judged(found) if self.intervals else found
         if isinstance(form, str):
             return PowerFit(*power_law.fit_power_line(self.table, options.confidence), self.table)
         if form.per_run:
@@ -113,12 +114,15 @@ class Study:
         before, self.refusals = self.refusals, {}
         if {"x", "y"} <= set(self.table.frame) and self.fitted("power") is not None:
             return ("power",)
-        closed = (
-            ("isoflop",)
-            if guess.has_isoflops({str(n): self.table.frame[n] for n in self.table.frame})
-            else ()
-        )
-        for law in ("chinchilla", "data-only", "params-only", "frontier"):
+        values = {str(n): self.table.frame[n] for n in self.table.frame}
+        closed: tuple[str, ...] = ("isoflop",) if guess.has_isoflops(values) else ()
+        of_size = "repeated" if guess.has_repeats(values) else "chinchilla"
+        of_loss: tuple[str, ...] = (of_size, "data-only", "params-only", "frontier")
+        if {"y", "val_loss"} <= set(values):
+            closed += ("accuracy",)
+            if not {"n_params", "n_tokens", "train_flops"} & set(values):
+                of_loss = ()
+        for law in of_loss:
             if self.fitted(law) is not None:
                 self.refusals = {}
                 return (*closed, law)
@@ -303,7 +307,7 @@ class Study:
 def _power(found: PowerFit, ax=None, to: float | None = None) -> Drawing:
     table = table_load.need(found.table, ("x", "y"), "power")
     columns = table_load.columns_of(table, ("x", "y"))
-    return law_figures.power(columns["x"], columns["y"], found.line, table.source, ax, to)
+    return law_figures.power(columns["x"], columns["y"], found.line, table, ax, to)
 
 
 def _chosen(draws: dict[str, Callable[..., Drawing]], only: Sequence[str]):

@@ -23,6 +23,9 @@ UNMIXABLE = {
 }
 SAME_SIZE = 0.05  # a transformer lacks the injection of its looped twin, a few per cent of it
 SAME_BUDGET = 0.01  # achieved FLOPs miss a budget by part of a step; budgets differ by far more
+_ACHIEVED = 0.1  # or by this much, where the gaps between budgets show it
+_GAP = 5  # times as wide as the gaps inside
+_CURVE = 4  # settings that a parabola needs
 SAME_LOSS = 1e-3  # two losses of one setting further apart than this share are not one measurement
 # What laws are fitted over; rows that differ in none of these, and in no column of the law, are one setting
 _SETTING = ("budget_flops", "mean_recurrence", "n_tokens", "n_params", "n_loops")
@@ -213,19 +216,53 @@ def grouped(values, tolerance: float):
 
 
 def with_grouped_budgets(table: Table) -> Table:
-    """Budgets within `SAME_BUDGET` of one another are one, at their mean; said in a note."""
+    """Budgets within `SAME_BUDGET` of one another, or told from the next by a gap, are one, at their mean; said in a note."""
     budgets = numbers.floats(table.frame.budget_flops)
-    group = grouped(budgets, SAME_BUDGET)
+    near = grouped(budgets, SAME_BUDGET)
+    group = _told_by_gaps(table.frame, budgets, near)
     if group.nunique() == budgets.nunique():
         return table
     mean = budgets.groupby(group).transform("mean")
     # budgets that were spelt exactly keep their number
     typical = budgets.groupby(group).transform("nunique") > 1
     frame = table.frame.assign(budget_flops=budgets.where(~typical, mean))
+    ends = budgets.groupby(group).agg(["min", "max"])
+    apart = (ends["max"] / ends["min"]).max() - 1
+    how = f"those within {SAME_BUDGET:.0%} of one another are one"
+    if apart > SAME_BUDGET * (1 + 1e-9):
+        how += f", and so are those up to {apart:.1%} apart that a gap {_GAP} times as wide as theirs tells from the next"
     return replace(table, frame=frame).noting(
-        f"{budgets.nunique()} values of {table.called('budget_flops')} make {group.nunique()} budgets: those within "
-        f"{SAME_BUDGET:.0%} of one another are one"
+        f"{budgets.nunique()} values of {table.called('budget_flops')} make {group.nunique()} budgets: {how}"
     )
+
+
+def _told_by_gaps(frame, budgets, near):
+    """`near`, with the values that runs achieved of one budget joined.
+
+    They lie within `_ACHIEVED` of one another, each of few runs, and all gaps between budgets are `_GAP` times as wide as
+    those inside. A value that has a curve of its own is a budget of its own.
+    """
+    import numpy as np
+
+    unique = np.unique(budgets.dropna())
+    gaps = np.diff(np.log(unique))
+    wide = np.sort(gaps)[::-1]
+    settings = [c for c in ("mean_recurrence", "n_params", "n_tokens") if c in frame]
+    for i in np.flatnonzero(wide[:-1] >= _GAP * wide[1:]):
+        labels = np.concatenate([[0], np.cumsum(gaps >= wide[i])])
+        first, last = (
+            np.unique(labels, return_index=True)[1],
+            np.flatnonzero(np.diff(labels, append=np.inf)),
+        )
+        if (unique[last] > unique[first] * (1 + _ACHIEVED)).any():
+            continue
+        own = frame.groupby(budgets)[settings].nunique().max(axis=1).reindex(unique) >= _CURVE
+        start = dict(zip(unique, unique[first][labels], strict=True))
+        group = budgets.map(start)
+        several = budgets.groupby(group).transform("nunique") >= _CURVE
+        alone = budgets.map(own).groupby(group).transform("any")
+        return near.where(~(several & ~alone), group)
+    return near
 
 
 def repeated(table: Table, over: tuple[str, ...] = ()) -> list[str]:

@@ -29,6 +29,7 @@ KINDS = (
     ".parquet, .csv, .tsv, .txt, .jsonl, .json or .xlsx, the text files also as .gz, .bz2 or .xz"
 )
 _SEPARATORS = (",", ";", "\t", "|")
+_NUMBER = re.compile(r"[+-]?[\d.]+(e[+-]?\d+)?", re.IGNORECASE)
 _SAMPLE = 50  # lines that the separator is read from
 
 
@@ -176,6 +177,8 @@ def _separated(text: str, path: str) -> Raw:
     if not text.strip():
         raise InputError(f"{path}: the file is empty; a header and rows are needed.")
     first = _header(lines)
+    if len(lines) > first + 1 and _is_header_of_numbers(lines[first], lines[first + 1]):
+        lines[first] = lines[first].lstrip("# ")
     if _is_ruled(lines[first:]):
         lines = [line.strip().strip("|") for line in lines if not _RULE.fullmatch(line)]
         text = "\n".join(lines)
@@ -192,7 +195,7 @@ def _separated(text: str, path: str) -> Raw:
                 f"{path}: line {first + i + 2} has {len(row)} cells and the header {len(header)}; every "
                 "line needs as many. A cell that holds a comma needs quotes."
             )
-    if all(re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?", name, re.IGNORECASE) for name in header):
+    if all(map(_NUMBER.fullmatch, header)):
         raise InputError(
             f"{path}: the first line holds numbers ({', '.join(header[:4])}) and no names; a header is needed, "
             "like N,D,loss. Add one as the first line."
@@ -223,13 +226,24 @@ def _header(lines: list[str]) -> int:
     """The line that names the columns: below a title, remarks, or the separator that Excel wants said."""
     filled = [i for i, line in enumerate(lines) if line.strip()]
     for here, after in pairwise(filled):
-        cells = [(lines[here].count(s), lines[after].count(s)) for s in _SEPARATORS]
-        is_title = not any(n for n, _ in cells) and any(n for _, n in cells)
-        above_rows = any(n == m > 0 for n, m in cells) and re.search(r"\d", lines[after])
+        cells = [[_n_cells(lines[i], s) for i in (here, after)] for s in _SEPARATORS]
+        is_title = all(n == 1 for n, _ in cells) and any(n > 1 for _, n in cells)
+        above_rows = any(n == m > 1 for n, m in cells) and bool(re.search(r"\d", lines[after]))
+        above_rows = above_rows or _is_header_of_numbers(lines[here], lines[after])
         is_remark = lines[here].startswith("#") and not above_rows
         if not (is_title or is_remark or lines[here].lower().startswith("sep=")):
             return here
     return filled[-1]
+
+
+def _n_cells(line: str, separator: str) -> int:
+    return len(next(csv.reader([line], delimiter=separator)))
+
+
+def _is_header_of_numbers(line: str, after: str) -> bool:
+    """Whether `# N D loss` stands above as many numbers, as numpy's savetxt writes it."""
+    row = after.split()
+    return len(row) == len(line.lstrip("# ").split()) > 1 and all(map(_NUMBER.fullmatch, row))
 
 
 def _separator(sample: list[str]) -> str:

@@ -102,14 +102,14 @@ def _compared(column: pd.Series, sign: str, value: str, condition: str, name: st
 
     read = _read(column, name)
     wanted = numbers.one(value)
+    truths = column.dropna().astype("str").str.lower().isin(("true", "false")).all()
+    if truths and sign in ("=", "==", "!=") and value.lower() in ("true", "false"):
+        return _SIGNS[sign](column.astype("str").str.lower(), value.lower())
     is_text = not read.notna().any() or name == "trial_id"
     if is_text and sign in ("=", "==", "!="):
         return _SIGNS[sign](column.astype("str").fillna("").str.strip(), value)
     if wanted is None and sign in ("=", "==", "!=") and read.isna().any():
         return _SIGNS[sign](column.astype("str").fillna("").str.strip(), value)  # pending, crashed
-    truths = column.dropna().map(lambda cell: isinstance(cell, (bool, np.bool_))).all()
-    if truths and sign in ("=", "==", "!=") and value.lower() in ("true", "false"):
-        return _SIGNS[sign](column.astype("str").str.lower(), value.lower())
     if not read.notna().any():
         raise InputError(
             f"--where {condition!r}: {name} holds no numbers; compare it with = or !=."

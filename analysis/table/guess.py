@@ -34,7 +34,7 @@ COMMON: dict[str, tuple[str, ...]] = {
         "d",
     ),
     "n_params": (
-        "n_params params parameters num_params n_parameters num_parameters total_params total_parameters "
+        "n_params params parameters parameter num_params n_parameters num_parameters total_params total_parameters "
         "params_total n_total parameter_count param_count model_params model_parameters model_size",
         "size n",
         "non_embedding_params params_non_embedding n_non_embedding_params non_embedding_parameters n_non_embedding "
@@ -211,12 +211,15 @@ def law_of(values: Mapping[str, pd.Series]) -> str:
         return "training"
     spent = several("n_tokens") or ("n_tokens" not in values and several("train_flops"))
     if several("n_params") and spent:
-        return "isoflop" if has_isoflops(values) else "chinchilla"
+        rest = "repeated" if has_repeats(values) else "chinchilla"
+        return "isoflop" if has_isoflops(values) else rest
     for name, law in (("n_tokens", "data-only"), ("n_params", "params-only")):
         # a value stands for a run, and not for a group that something else tells apart
         if several(name) and len(values[name]) <= 2 * values[name].nunique():
             return law
-    return "frontier" if several("train_flops") else ""
+    if several("train_flops"):
+        return "frontier"
+    return "accuracy" if "y" in values and several("val_loss") else ""
 
 
 def has_isoflops(values: Mapping[str, pd.Series]) -> bool:
@@ -225,6 +228,16 @@ def has_isoflops(values: Mapping[str, pd.Series]) -> bool:
     return (
         budgets is not None and "n_params" in values and len(budgets) >= 4 * budgets.nunique() >= 12
     )
+
+
+def has_repeats(values: Mapping[str, pd.Series]) -> bool:
+    """Whether runs saw more tokens than there are: those that came again are worth less."""
+    from analysis.table import numbers
+
+    if not {"n_params", "n_tokens", "unique_tokens"} <= set(values):
+        return False
+    seen, unique = (numbers.floats(values[n]) for n in ("n_tokens", "unique_tokens"))
+    return bool((seen > unique).any())
 
 
 def shown(source: str | Path) -> str:

@@ -36,6 +36,8 @@ _CELL = re.compile(
     re.IGNORECASE,
 )
 _POWER_OF_TEN = re.compile(r"(?:1(?:\.0*)?[x\u00d7*\u00b7])?10(?:\^|\*\*)([+-]?\d+)", re.IGNORECASE)
+# ,123 or 1.234,567 or 2,018e+08, whose digits nobody groups
+_DECIMAL = re.compile(r"^[+-]?0?,|\.\d{3},|,\d+(?:e[+-]?\d|[x\u00d7*\u00b7]10)", re.IGNORECASE)
 _WRAPPING = "'\"`*~\u2248"  # a spreadsheet's mark of text, quotes, Markdown's emphasis, and "about"
 _ERROR = re.compile(
     r"(?<=\d)\s*(?:(?:\u00b1|\+/?-)\s*[\d.,]+|\([\d.,]+\))$"
@@ -118,7 +120,7 @@ def _comma_of(cells, otherwise: str | None) -> str | None:
         tail = re.split(r"\D", cell.rpartition(",")[2], maxsplit=1)[0]
         if cell.count(",") > 1 or re.search(r",\d{3}\.", cell):
             thousands = True
-        elif len(tail) != 3 or re.match(r"[+-]?0?,", cell) or re.search(r"\.\d{3},", cell):
+        elif len(tail) != 3 or _DECIMAL.search(cell):
             decimal = True
     if decimal and thousands:
         return None

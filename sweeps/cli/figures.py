@@ -80,7 +80,10 @@ def curves(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the figures; without it none is drawn.")
     ] = None,
-    x: Annotated[str, typer.Option(help="flops or tokens, of the figure's axis.")] = "flops",
+    x: Annotated[
+        str | None,
+        typer.Option(help="flops or tokens, of the figure's axis; without it, flops where known."),
+    ] = None,
     format: Formats = None,
     width: Width = None,
     style: Style = None,
@@ -91,7 +94,7 @@ def curves(
     """Learning curves: training loss, learning rate and stability over training, and the law of their envelope.
 
     Of a sweep's folder, also while it runs, or of a table with a row per run and step. The envelope is the lowest
-    smoothed training loss of any run at each compute.
+    smoothed training loss of any run at each compute; of tokens alone there are curves without it.
 
     Examples:
 
@@ -107,7 +110,7 @@ def curves(
     from analysis.laws import library
 
     axes = {"flops": "train_flops", "tokens": "n_tokens"}
-    if x not in axes:
+    if x is not None and x not in axes:
         raise InputError(f"--x {x}: it must be flops or tokens.")
     if is_sweep(source):
         from sweeps.history import curves_of
@@ -116,21 +119,25 @@ def curves(
         found = curves_of(open_sweep(source))
     else:
         found = learning.of_table(choices.table(source))
-    if axes[x] not in found.frame:
-        raise InputError(f"--x {x}: {found.source} has no {axes[x]}; map it with --columns.")
-    fitted = learning.fit_envelope(
-        found, choices.changes.of(library.get("frontier")), **choices.fitting
-    )
-    typer.echo(fitted.result.to_json()) if json else echo(fitted.result.report())
+    over = axes[x] if x is not None else found.axis
+    if over not in found.frame:
+        raise InputError(f"--x {x}: {found.source} has no {over}; map it with --columns.")
+    fitted = None
+    if out is None or json or found.axis == "train_flops":
+        fitted = learning.fit_envelope(
+            found, choices.changes.of(library.get("frontier")), **choices.fitting
+        )
+        typer.echo(fitted.result.to_json()) if json else echo(fitted.result.report())
+    else:
+        typer.echo(f"{found.source}: {learning.NO_ENVELOPE}", err=True)
     if out is not None:
         with looking(Look(width=width, style=style)):
-            drawn = (
-                curve_figures.curves(found, axes[x]),
-                curve_figures.envelope(found, fitted, to=to),
-            )
-        for path in Gallery(drawn).save(out, tuple(format or ("png",))):
+            drawn = [curve_figures.curves(found, over)]
+            if fitted is not None:
+                drawn.append(curve_figures.envelope(found, fitted, to=to))
+        for path in Gallery(tuple(drawn)).save(out, tuple(format or ("png",))):
             typer.echo(str(path), err=json)
-    if not fitted.result.valid:
+    if fitted is not None and not fitted.result.valid:
         raise typer.Exit(1)
 
 

@@ -166,6 +166,24 @@ def test_speed_up_is_the_compute_saved_at_equal_loss(tmp_path):
     assert json.loads(result.stdout)["speed_up"][0]["speed_up"] == pytest.approx(2.5, rel=1e-6)
 
 
+def test_sizes_that_bracket_nothing_are_told(tmp_path):
+    frame = pd.DataFrame({"N": [1e8, 1.07e8, 2e8], "D": 2e9, "loss": [3.0, 3.1, 2.8]})
+    looped = pd.DataFrame({"N": [1e8, 1.99e8], "D": [2e9, 4e9], "loss": [2.9, 2.7]})
+    paths = [str(tmp_path / f"{name}.csv") for name in ("looped", "plain")]
+    looped.to_csv(paths[0], index=False)
+    frame.to_csv(paths[1], index=False)
+    found = compare(*paths)
+    [quality] = found.quality  # towards 2e8, and not towards what is 7 % larger
+    assert quality["large"] == 2e8
+    assert quality["relative_quality"] == pytest.approx(0.5)
+    assert "has no Transformer of 1.2 times its size or more" in found.notes[0]
+    frame.assign(loss=[3.0, 2.9, 3.05], D=1e9).to_csv(paths[1], index=False)
+    notes = compare(*paths).notes
+    assert "the larger Transformer has no lower loss" in notes[1]
+    assert "1 of 1 models: trained on other tokens" in notes[2]
+    assert "N = 1e+08: 2e+09 against 1e+09" in notes[2]
+
+
 def test_equal_sizes_have_nothing_between_them():
     with pytest.raises(InputError, match="nothing between them"):
         relative_quality(3.0, 2.9, 3.0)

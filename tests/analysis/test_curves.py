@@ -57,6 +57,29 @@ def test_the_command_fits_and_draws(history, tmp_path):
     assert drawn.x.max() == pytest.approx(2e11)
 
 
+def test_tokens_alone_give_curves_without_an_envelope(tmp_path):
+    steps = np.arange(0, 1000, 50)
+    chart = pd.DataFrame({"Step": steps})
+    for run, floor in (("a", 2.0), ("b", 2.2)):
+        for end in ("", "__MIN", "__MAX"):
+            chart[f"{run} - train/loss{end}"] = floor + 3 * np.exp(-steps / 200)
+    path = tmp_path / "chart.csv"
+    chart.to_csv(path, index=False)
+    words = ["curves", str(path), "--columns", "run=run,loss=train/loss,D=Step*131072"]
+    app = build_app(LAWS)
+    done = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "f")])
+    assert done.exit_code == 0, done.exception
+    assert "tokens alone give curves and no envelope" in done.stderr
+    drawn = pd.read_csv(tmp_path / "f" / "curves.csv")
+    assert drawn.groupby("series").size().tolist() == [19, 19]  # step 0 has no place on a log axis
+    assert drawn.x.max() == 950 * 131072
+    assert not (tmp_path / "f" / "envelope.png").exists()
+    for more in ([], ["--x", "flops", "--out", str(tmp_path)], ["--json", "--out", str(tmp_path)]):
+        done = CliRunner().invoke(app, [*words, *more])
+        assert isinstance(done.exception, InputError)
+        assert "map" in str(done.exception)
+
+
 def test_a_table_without_curves_is_told_what_is_missing(history):
     with pytest.raises(InputError, match="curves need a row per run and step"):
         curves.of_table(load.load(history.drop(columns="run")))

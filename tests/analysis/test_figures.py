@@ -116,6 +116,47 @@ def test_plot_takes_what_a_journal_asks_for(app, tmp_path):
         assert message in str(done.exception)
 
 
+def test_no_label_is_cut_off_at_the_right_edge():
+    wide = pd.DataFrame({"x": np.geomspace(1e16, 1e20, 9), "y": np.geomspace(1, 100, 9) ** 0.9})
+    for drawing in (*analysis.plot(wide, "power"), *analysis.plot(PLAIN, only="law")):
+        drawing.picture()
+        width = drawing.figure.bbox.width
+        for ax in drawing.axes:
+            ends = [t.get_window_extent().x1 for t in ax.get_xticklabels() if t.get_text()]
+            low, high = ax.get_xlim()
+            shown = [low <= t <= high for t in ax.get_xticks()]
+            assert max(e for e, s in zip(ends, shown, strict=True) if s) < width
+
+
+def test_repeated_tokens_have_their_figure():
+    n, unique = np.tile(np.geomspace(1e7, 1e9, 8), 8), np.repeat(np.geomspace(1e8, 3e9, 8), 8)
+    d = unique * np.random.default_rng(2).choice([1, 2, 5, 10, 40], 64)
+    worth = unique * (1 + 15.4 * (1 - np.exp(-(d / unique - 1) / 15.4)))
+    frame = pd.DataFrame({"N": n, "D": d, "U": unique})
+    frame["loss"] = 1.9 + 520 * n**-0.35 + 1490 * worth**-0.35
+    found = analysis.plot(
+        frame, only="law"
+    )  # without a law: some runs saw more tokens than there are
+    assert [f.name for f in found] == ["law_repeated"]
+    rows = found["law_repeated"].drawn
+    points = rows[(rows.panel == "epochs") & (rows.kind == "points")]
+    assert sorted(points.y) == pytest.approx(sorted(worth / unique), rel=1e-3)
+    law = rows[(rows.series == "law") & (rows.kind == "fit")]
+    assert law.y.max() == pytest.approx(1 + 15.4 * (1 - np.exp(-39 / 15.4)), rel=1e-3)
+
+
+def test_an_accuracy_is_drawn_under_its_own_name():
+    frame = pd.DataFrame({"loss": np.linspace(2, 4, 12)})
+    frame["hella_swag"] = 0.25 + 0.6 / (1 + np.exp(4 * (frame.loss - 2.8)))
+    found = analysis.plot(
+        frame, columns={"loss": "loss", "y": "hella_swag"}, only=("law", "observed")
+    )
+    assert [f.name for f in found] == ["law_accuracy", "observed_accuracy"]
+    assert not found.refusals
+    assert found[0].axes[0].get_ylabel() == "hella swag"
+    assert found[1].axes[0].get_ylabel() == "observed hella swag"
+
+
 def test_ticks_of_loops_are_loops_and_stand_apart():
     ax = Figure().add_subplot()
     ax.set(xscale="log", xlim=(1, 40))

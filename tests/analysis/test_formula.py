@@ -89,6 +89,11 @@ def test_nothing_is_evaluated(tmp_path):
         ("E + a*b*N**-c", "a and b always act together"),
         ("E + A*N**-a + 0*k", "no column determines k"),
         ("E + A*loss", "is what the law gives"),
+        (
+            "E + A*N**-a + B*los**-b",
+            r"los is no column of the table; did you mean 'loss'\? Columns here: N, D,",
+        ),
+        ("log(loss) = E + A*N**-a", "log stands left of =.*loss = exp"),
     ],
 )
 def test_bad_formulas_are_named(text, words):
@@ -107,6 +112,42 @@ def test_kaplans_law_gives_its_parameters_back(columns):
     data = {c: columns[c] for c in law.columns}
     found = fit(Dataset.of(data, law.predict(truth, data)), law, FitOptions(interval="none"))
     assert found.params == pytest.approx(truth, rel=1e-3)
+
+
+def test_intervals_do_not_depend_on_the_unit_of_a_scale():
+    rng = np.random.default_rng(3)
+    x, noise = 10 ** rng.uniform(-2, 2, 60), np.exp(0.003 * rng.normal(size=60))
+    own = []
+    for unit in (
+        1.0,
+        1e13,
+        1e-9,
+    ):  # log-lsq: by Huber's the search ends 2e-4 above the optimum at 1e13
+        data = {"x": unit * x}
+        law = formula.law("E + A/(1 + x/s)", {"x": "x"}, data=data)
+        y = law.predict({"E": 1.8, "A": 1.2, "s": unit}, data) * noise
+        found = fit(
+            Dataset.of(data, y), law, FitOptions(interval="linear", loss="log-lsq", n_starts=4)
+        )
+        assert found.result.valid
+        [s] = [p for p in found.result.params if p.name == "s"]
+        own.append(np.array([s.ci_low, s.value, s.ci_high]) / unit)
+    assert own[0][0] < 1 < own[0][2]
+    np.testing.assert_allclose(own[1:], [own[0]] * 2, rtol=1e-5)
+
+
+def test_kaplans_law_has_its_profile_interval():
+    law, rng = library.get("kaplan"), np.random.default_rng(0)
+    truth = {"N_c": 8.8e13, "alpha_N": 0.076, "alpha_D": 0.095, "D_c": 5.4e13}
+    data = {"n_params": 10 ** rng.uniform(7, 9.5, 40), "n_tokens": 10 ** rng.uniform(9, 11, 40)}
+    y = law.predict(truth, data) * np.exp(0.003 * rng.normal(size=40))
+    found = fit(Dataset.of(data, y), law, FitOptions(interval="profile", loss="log-lsq"))
+    assert found.result.valid
+    for p in found.result.params:
+        assert p.ci_low < truth[p.name] < p.ci_high < 4 * p.ci_low
+    spread = np.sqrt(np.diag(found.covariance))
+    drawn = [np.std(d) for d in found.student_draws(4000).values()]
+    np.testing.assert_allclose(drawn, spread, rtol=0.1)
 
 
 def test_repeated_data_are_worth_less(columns):
@@ -199,6 +240,7 @@ def test_a_formula_may_use_a_column_of_the_file(app, table):
         (("--fix", "N=3"), "no parameter 'N'"),
         (("--fix", "E=1,E=2"), "E is given twice"),
         (("--tie", "alpha"), "cannot be read; write it like alpha=beta"),
+        (("--fix", "E=one"), "cannot be read; write it like gamma=1"),
         (("--bound", "alpha=3:1"), "cannot be read; write it like alpha=0:3"),
     ],
 )
@@ -220,7 +262,8 @@ def test_every_verb_takes_the_options_of_fit(app, table):
         "--resamples",
         "50",
     )
-    at = said(app, "predict", table, "--at", "N=1e8,D=1e10", *law)
+    at = said(app, "predict", table, "--at", "N=100M,D=10 billion", *law)
+    assert at["question"] == "val_loss at n_params = 1e+08, n_tokens = 1e+10"
     assert [p["name"] for p in at["fit"]["params"]] == ["E", "A", "alpha", "B"]
     best = said(app, "optimal", table, "--budget", "1e20", *law)
     a = best["fit"]["params"]

@@ -142,6 +142,9 @@ def test_filters_act_first_and_know_the_files_own_words(tmp_path):
     ):
         load.load(path, columns, ("State=done",))
     noted = load.load(path, columns, ("loss!=12000",)).notes
+    path.write_text("N,D,loss,ok\n1e8,1e9,3.1,True\n2e8,1e9,3.0,False\n3e8,1e9,2.9,TRUE\n")
+    assert len(load.load(path, where=("ok=true",)).frame) == 2
+    assert len(load.load(path, where=("ok!=True",)).frame) == 1
     assert any("'State' gives 1 as running of 3 rows" in n for n in noted)
 
 

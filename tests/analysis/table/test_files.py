@@ -68,6 +68,14 @@ def cells(n, d, loss, separator=","):
         ("j.csv", ("Runs of May\n\n" + CSV).encode()),
         ("k.csv", CSV.replace("N,", "# params,", 1).encode()),
         ("l.csv", ("# N, D, loss and more\n" + CSV).encode()),
+        ("c.txt", f"# {CSV}".replace(",", " ").encode()),  # as numpy's savetxt
+        (
+            "m.csv",
+            "".join(
+                ["# Parameter,D,loss,State\n"]
+                + [f'"{n:,.0f}",{d},{v},done\n' for n, d, v in zip(N, D, LOSS, strict=True)]
+            ).encode(),
+        ),
     ],
 )
 def test_containers_encodings_and_separators_give_the_same_rows(tmp_path, name, data):
@@ -97,6 +105,13 @@ def test_containers_encodings_and_separators_give_the_same_rows(tmp_path, name, 
         cells(lambda v: f"\u2248{v / 1e6}M", "{:.0f}".format, "{} \u00b1 0.004".format),
         cells("{:.0f}".format, "{:.0f}".format, "{} (0.004)".format),
         cells("{:.0f}".format, "{:.0f}".format, "{}+/-0.02".format),
+        cells(*[lambda v: f"{v:.5e}".replace(".", ",")] * 3, "\t"),
+        cells(
+            lambda v: f"{v / 1e6:.3f}x10^6".replace(".", ","),
+            lambda v: f"{v / 1e9:.3f} \u00b7 10^9".replace(".", ","),
+            lambda v: f"{v}".replace(".", ","),
+            "\t",
+        ),
     ],
 )
 def test_numbers_are_read_as_people_write_them(tmp_path, text):
@@ -109,6 +124,8 @@ def test_a_comma_that_could_be_either_is_decimal_in_a_loss_and_groups_in_a_count
     frame = load.load(tmp_path / "a.csv").frame
     assert list(frame.n_tokens) == [155e3, 310e3]
     assert list(frame.val_loss) == [3.245, 3.112]
+    (tmp_path / "c.csv").write_text('D,loss\n"2,018e+08","3,245"\n"3,112E9","3,112"\n')
+    assert list(load.load(tmp_path / "c.csv").frame.n_tokens) == [2.018e8, 3.112e9]
     (tmp_path / "b.csv").write_text('x,y\n"4,58",1\n"1,000,000",2\n')  # they contradict each other
     table = load.load(tmp_path / "b.csv")
     with pytest.raises(InputError, match=r"x is 4,58 in row 1.*Map another column"):
