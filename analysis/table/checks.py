@@ -245,6 +245,8 @@ def _told_by_gaps(frame, budgets, near):
     import numpy as np
 
     unique = np.unique(budgets.dropna())
+    if not (unique > 0).all():  # refused where a law needs them
+        return near
     gaps = np.diff(np.log(unique))
     wide = np.sort(gaps)[::-1]
     settings = [c for c in ("mean_recurrence", "n_params", "n_tokens") if c in frame]
