@@ -7,7 +7,7 @@ Source: Parcae (arXiv:2604.12946), test-time saturation.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +18,7 @@ from analysis.fitting.fit import Fit, at_bounds, fit, search_problems
 from analysis.fitting.options import FitOptions
 from analysis.fitting.result import Dropped, FitResult, Param
 from analysis.laws import library
-from analysis.misfit import misfit
+from analysis.misfit import floor_beside_a_bend, misfit, shared
 from analysis.table import load, units
 from analysis.table.columns import written
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from analysis.laws.law import Law
     from analysis.table.load import Table
 
+_OTHER = "test-time-power-floor"  # the form whose floor is lowest for losses that it fits as well
+_AS_WELL = 4.0  # a form whose log likelihood, twice, is lower by no more fits as well
+_SEEN = 1e-6  # of L_inf: an interval wider by less is as it was
 MIN_LOOPS = 4  # three parameters, and one observation to judge them by
 
 
@@ -44,6 +47,7 @@ class Curve:
     objective: float | None  # half the sum of squared log residuals
     problem: str  # empty when the fit stands
     fit: Fit | None = None  # for questions that go on from there
+    widened: str = ""  # by what L_inf's interval is wider than the form by itself makes it
 
     @property
     def params(self) -> dict[str, float]:
@@ -114,6 +118,7 @@ def fit_test_time(
             f"{table.source}: no run is evaluated at {MIN_LOOPS} numbers of loops (most: {most}); a "
             "curve needs that many. Evaluate at more loops."
         )
+    curves = _judged(curves)
     curves.sort(key=lambda c: (c.budget_flops or 0.0, c.mean_recurrence or 0.0, str(c.run)))
     lost = sum(n for _, n, _ in dropped)
     reason = f"runs evaluated at fewer than {MIN_LOOPS} numbers of loops ({len(dropped)} runs)"
@@ -173,9 +178,20 @@ def _gather(table, law, curves, dropped, confidence, n_starts) -> FitResult:
         data_sha256=table.sha256,
         flops_rule=table.flops_rule,
         tables={"curves": [_row(c) for c in curves]},
-        notes=table.notes,
+        notes=(*table.notes, *_widened(curves)),
         problems=tuple(f"run {c.run} ({c.label}): {c.problem}" for c in curves if c.problem),
     )
+
+
+def _widened(curves) -> list[str]:
+    wide = [c for c in curves if c.widened]
+    if not wide:
+        return []
+    runs = ", ".join(c.run for c in wide[:4]) + (", ..." if len(wide) > 4 else "")
+    return [
+        f"L_inf's interval of {len(wide)} of {len(curves)} curves ({runs}) is wider than the form by itself makes it, "
+        f"because these losses bear {' or '.join(dict.fromkeys(c.widened for c in wide))} as well"
+    ]
 
 
 def _row(curve: Curve) -> dict:
@@ -272,10 +288,50 @@ def _curve(run, rows, law, confidence, n_starts) -> Curve:
         *bounds.problems,
         *_plateau(loops, values),
     ]
-    if words := misfit(law, values, loops, loss):
-        faults.append(words)
     intervals = {n: (bounds.low.get(n), bounds.high.get(n)) for n in law.names}
     return Curve(*common, values, intervals, fitted.search.objective, "; ".join(faults), fitted)
+
+
+def _judged(curves: list[Curve]) -> list[Curve]:
+    """The curves with what speaks against their form: a misfit beyond chance; a lesser one is in L_inf's interval."""
+    fitted = [c for c in curves if c.fit is not None]
+    against = [misfit(c.fit.law, c.params, c.n_loops, c.val_loss) for c in fitted if c.fit]
+    limit = shared([chance for _, chance in against])
+    words = {
+        c.run: text for c, (text, chance) in zip(fitted, against, strict=True) if chance <= limit
+    }
+    out = []
+    for c in curves:
+        if text := words.get(c.run):
+            c = replace(c, problem="; ".join(t for t in (c.problem, text) if t))
+        elif c.fit is not None and not c.problem and "L_inf" in c.intervals:
+            ends, why = _floor(c.fit, c.n_loops, c.val_loss, c.intervals["L_inf"])
+            c = replace(c, intervals=c.intervals | {"L_inf": ends}, widened=why)
+        out.append(c)
+    return out
+
+
+def _floor(fitted: Fit, loops, loss, given) -> tuple[tuple[float | None, float | None], str]:
+    """L_inf's interval with what the misfit and the other form with a floor say of it, and which of them did."""
+    low, high = given
+    if low is None or high is None:
+        return given, ""
+    ends: dict[str, tuple[float, float]] = {}
+    loss_of = fitted.search.objective
+    bent = floor_beside_a_bend(fitted.law, fitted.params, loops, loss, fitted.options.confidence)
+    if bent is not None:
+        ends["a slow bend"] = max(bent[0], 0.0), bent[1]
+    other = library.get(_OTHER if fitted.law.name != _OTHER else "test-time")
+    found = fit(fitted.dataset, other, fitted.options)
+    least, most = found.intervals.low.get("L_inf"), found.intervals.high.get("L_inf")
+    worse = len(loss) * np.log(max(found.search.objective, 1e-30) / max(loss_of, 1e-30))
+    if least and most and worse < _AS_WELL:
+        level = found.params["L_inf"]
+        half = level * min(np.log(most / least) / 2, 1.0)
+        ends[other.formula] = level - half, min(level + half, float(loss.min()))
+    wide = min([low, *(e[0] for e in ends.values())]), max([high, *(e[1] for e in ends.values())])
+    seen = [why for why, e in ends.items() if min(e[0] - low, high - e[1]) < -_SEEN * low]
+    return (wide, " and ".join(seen)) if seen else (given, "")
 
 
 def _values(curve: Curve) -> str:

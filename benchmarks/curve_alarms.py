@@ -33,7 +33,7 @@ def refused(noise: float, points: int, seed: int) -> str:
     loss = LAW.predict(truth, {"n_loops": loops}) * np.exp(noise * rng.standard_normal(len(loops)))
     options = FitOptions(loss="log-lsq", interval="none", n_starts=4)
     found = fit(Dataset.of({"n_loops": loops}, loss), LAW, options)
-    return misfit(LAW, found.params, loops, loss)
+    return misfit(LAW, found.params, loops, loss)[0]
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from analysis.laws.law import Law
     from analysis.table.load import Table
 
+_ONE_LOSS = 1e-5  # two losses of one setting closer than this share are one measurement
 _TOGETHER = 1e-4  # share of log N's variance that log D leaves unexplained: below, they are one
 
 
@@ -64,9 +65,16 @@ class Dataset:
 
     def take(self, which: np.ndarray) -> Dataset:
         """The rows of a mask or an index."""
+        rows, others = _index(which), self.table.others
         return replace(
             self,
-            table=replace(self.table, frame=self.table.frame.iloc[_index(which)]),
+            table=replace(
+                self.table,
+                frame=self.table.frame.iloc[rows],
+                others=others.iloc[rows]
+                if others is not None and len(others) == len(self)
+                else None,
+            ),
             columns={k: v[which] for k, v in self.columns.items()},
             target=self.target[which],
             runs=None if self.runs is None else np.unique(self.runs[which], return_inverse=True)[1],
@@ -83,7 +91,7 @@ def prepare(table: Table, law: Law) -> Dataset:
         table = load.at_training_depth(table)
     if law.frontier:
         table = load.on_the_frontier(table)
-    table = load.need(table, (law.target, *law.columns), law.name)
+    table = _measured_once(load.need(table, (law.target, *law.columns), law.name), law)
     units.refuse_diverged(table.frame, table.source)
     columns = load.columns_of(table, law.columns)
     target = load.columns_of(table, (law.target,))[law.target]
@@ -128,6 +136,19 @@ def prepare(table: Table, law: Law) -> Dataset:
             *(() if law.per_run else checks.mixtures(table, law.columns, frontier=law.frontier)),
         ),
     )
+
+
+def _measured_once(table: Table, law: Law) -> Table:
+    """The table without rows that repeat another but for the last digits of the loss, as exports do."""
+    if law.target != "val_loss":
+        return table
+    frame = table.frame
+    key = [c for c in dict.fromkeys((*law.columns, "trial_id", "seed", "data_seed")) if c in frame]
+    order = frame.sort_values([*key, law.target], kind="stable")
+    same = (order[key] == order[key].shift()).all(axis=1)
+    near = order[law.target].diff().abs() <= _ONE_LOSS * order[law.target].abs()
+    again = (same & near).reindex(frame.index)
+    return table.keep(~again, f"another row's but for less than {_ONE_LOSS:g} of the {law.target}")
 
 
 def _disagreements(table: Table, law: Law) -> list[str]:

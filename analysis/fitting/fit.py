@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import fdtrc
 
 from analysis.errors import InputError
-from analysis.fitting import intervals, outliers, profile, search
+from analysis.fitting import intervals, outliers, profile, search, structure
 from analysis.fitting.dataset import Dataset, prepare
 from analysis.fitting.intervals import Curvature, Intervals
 from analysis.fitting.objective import Objective, build
@@ -139,10 +139,10 @@ def fit(data: Dataset, law: Law, options: FitOptions | None = None) -> Fit:
     options = options or FitOptions()
     objective = build(law, data, options)
     best = search.search(objective, options.n_starts, np.random.default_rng(options.seed))
+    given = data
+    data, notes, problems = structure.judged(objective, best.theta, given, law)
     best, found = _intervals(objective, best, data, law, options)
-    notes: list[str] = []
-    problems: list[str] = []
-    problems += _sizes_apart(data, law, options, best.objective)
+    problems += _sizes_apart(given, law, options, best.objective)
     if options.undertuned == 1.0 and law.target == "val_loss" and not (law.per_run or law.frontier):
         problems += checks.tuning(data.table, law.columns)
     problems += [] if law.per_run else outliers.sentences(objective, best.theta, data)

@@ -67,9 +67,8 @@ def curvature(objective: Objective, theta: np.ndarray, runs: np.ndarray | None) 
         rows = rows * np.sqrt(weights)[:, None]
     square = max(float(slope @ slope) / max(n - p, 1), 1e-300)  # E[h'^2]
     bend = _bend(r, objective.delta, n - p)  # E[h'']
-    unit = np.sqrt(
-        (rows**2).sum(axis=0)
-    )  # of each column: a scale of 1e13 is not flat for its unit
+    # terms are standardised, and flat where they vanish; elsewhere a scale of 1e13 is not flat for its unit
+    unit = np.ones(rows.shape[1]) if objective.terms else np.sqrt((rows**2).sum(axis=0))
     unit[unit == 0] = 1.0
     values, vectors = np.linalg.eigh((rows / unit).T @ (rows / unit))
     weak = None

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from analysis.laws.law import Law, LawTerm
 
 _TINY = 1e-300
+_LEAST = 1e-30  # of a measurement
 _FAR = 1e30
+_STEEP = 300.0  # of an exponential: a step of the search may ask for more than floats hold
 _FLAT = 1e-6  # cosine of the slopes' angle with the Jacobian, at what is an optimum for a next threshold
 
 
@@ -75,7 +77,7 @@ class Objective:
                 jacobian[t.c] += 1.0
                 continue
             z, dz = self.variable(t, theta)
-            basis = np.exp(-theta[t.k] * z)
+            basis = np.exp(np.minimum(-theta[t.k] * z, _STEEP))
             part = c * basis
             total += part
             jacobian[t.c] += basis
@@ -107,7 +109,8 @@ class Objective:
         if self.raw:
             return total - self.y, jacobian
         total = np.maximum(total, _TINY)
-        return np.log(total / self.y), jacobian / total[:, None]
+        slope_of = np.maximum(total, _LEAST * self.y)  # a law below 0 must not overflow
+        return np.log(total / self.y), jacobian / slope_of[:, None]
 
     def residuals(self, theta) -> np.ndarray:
         return self.residuals_and_jacobian(theta)[0]

@@ -179,7 +179,7 @@ def profile(
     # SciPy's gtol is no ratio: of residuals that are rounding, gradients begin below a fixed one
     gtol = float(np.clip(1e-8 * np.sqrt(2 * best_value), 2.3e-16, 1e-8))
     path = _Path(
-        partial(_refit, held, index, is_log, unit, {"ftol": ftol, "gtol": gtol}),
+        partial(_refit, held, index, is_log, unit, (ftol, gtol)),
         best_value,
         scale,
         _BEYOND * limit,
@@ -268,13 +268,14 @@ def _refit(
     index: int,
     is_log: bool,
     unit: float,
-    exact: dict[str, float],
+    exact: tuple[float, float],  # ftol and gtol
     u,
     start,
     u_start,
     project_first=False,
 ) -> OptimizeResult:
     """Minimise with the parameter at u, from a neighbour's optimum followed there to first order."""
+    ftol, gtol = exact
     begin = _with(start, index, (np.exp(u) if is_log else u) * unit)
     free = np.arange(len(start)) != index
     _, jacobian = held.residuals_and_jacobian(start)
@@ -287,9 +288,9 @@ def _refit(
         begin = project(held, begin).x
     elif in_box:
         begin = moved
-    found = held.minimise(begin, tolerance=1e-8, **exact, max_nfev=40)
+    found = held.minimise(begin, tolerance=1e-8, ftol=ftol, gtol=gtol, max_nfev=40)
     if found.status <= 0 and _linear(held):  # a curved valley: let the coefficients follow first
-        again = held.minimise(project(held, begin).x, tolerance=1e-8, **exact)
+        again = held.minimise(project(held, begin).x, tolerance=1e-8, ftol=ftol, gtol=gtol)
         found = again if again.cost <= found.cost else found
     return found
 

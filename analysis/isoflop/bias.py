@@ -33,6 +33,7 @@ def judged(found: Recurrence) -> Recurrence:
     """The law with what its grid does to it: notes and, over mu, the table `parabola_bias`."""
     axis = found.parabolas[0].axis
     own = [p for p in found.parabolas if p.axis == axis and p.optimum is not None]
+    own = [p for p in own if p.status != "flat"]  # where such a vertex lies means nothing
     notes = [words for p in own if (words := _shape_of_grid(p))]
     if axis != "mean_recurrence":
         result = replace(found.result, notes=(*found.result.notes, *notes))

@@ -8,6 +8,7 @@ does for those; any other is fitted through its derivatives.
     coefficient a factor of its own in a summand: not negative, and solved for linearly
     exponent    in **: not negative where it is written with a minus, like N**-alpha
     scale       divides a column or is divided by one, like (N_c/N): positive, started about the column
+    rate        multiplies one in exp, like exp(-k*N): of any sign, started about 1 / the column
 """
 
 from __future__ import annotations
@@ -189,9 +190,11 @@ def _check_names(node: Node, target: str, columns, text: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Role:
-    kind: str  # coefficient, exponent, scale or free
+    kind: str  # coefficient, exponent, scale, rate or free
     signed: bool = False  # may be negative
-    beside: Node | None = None  # what a scale is compared with, without parameters
+    beside: Node | None = (
+        None  # what a scale is compared with, or a rate multiplies; without parameters
+    )
 
 
 def _summands(node: Node, sign: float = 1.0) -> list[tuple[float, Node]]:
@@ -222,6 +225,8 @@ def _roles(node: Node) -> dict[str, _Role]:
             if exponent:
                 out.setdefault(n.name, _Role("exponent", signed=exponent == "+"))
             out.setdefault(n.name, _Role("free", signed=True))
+        elif n.op == "exp" and (rate := _rate(n.args[0]))[0] and not rate[1].parameters:
+            out.setdefault(rate[0][1], _Role("rate", signed=True, beside=rate[1]))
         elif n.op == "**":
             visit(n.args[0])
             minus = _minus(n.args[1])
@@ -278,6 +283,9 @@ def _parameter(name: str, role: _Role, data: Columns | None) -> LawParam:
     elif role.kind == "scale":
         size = _typical(role.beside, data)
         low, start, log_start = size * 1e-12, (size * 1e-2, size * 1e4), True
+    elif role.kind == "rate":  # e^10 over the column is as much as a law turns
+        turn = 10 / _typical(role.beside, data)
+        low, start = -np.inf, (-turn, turn)
     elif role.kind == "free":
         low, start = -np.inf, (-2.0, 2.0)
     return LawParam(

@@ -54,7 +54,7 @@ def refuse_mixtures(table: Table) -> None:
         called = table.called(name)
         raise InputError(
             f"{table.source}: the rows mix {called} {' and '.join(shown)}; {why}. "
-            f"Keep one with --where {_quoted(f'{called}={values[0]}')}."
+            f"Keep one with --where {quoted(f'{called}={values[0]}')}."
         )
 
 
@@ -95,7 +95,7 @@ def _one_size(sizes, ends, frame) -> str:
     end = ends[looped].min() if looped.any() else ends.min()
     low, high = sizes[ends == end].min(), sizes[ends == end].max()
     if low == high:
-        return f"--where {_quoted(f'N={low:.15g}')}"
+        return f"--where {quoted(f'N={low:.15g}')}"
     least = "" if end == ends.min() else f'--where "N>={low:.15g}" '
     return f'{least}--where "N<={high:.15g}"'
 
@@ -128,7 +128,7 @@ def _named_apart(table: Table, columns, label: str, frontier: bool) -> str:
     shown = list(dict.fromkeys(names))[:3]
     return (
         f"the rows mix {called} {' and '.join(shown)}, and one law of several models describes none of "
-        f"them; keep one with --where {_quoted(f'{called}={first}')}"
+        f"them; keep one with --where {quoted(f'{called}={first}')}"
     )
 
 
@@ -169,7 +169,7 @@ def tuning(table: Table, columns: tuple[str, ...]) -> list[str]:
         several = int((apart & (settings[name].nunique() > 1)).sum())
         if several:
             values = frame[name].dropna().value_counts()
-            most = _quoted(f"{called}={values.index[0]}")
+            most = quoted(f"{called}={values.index[0]}")
             return [
                 f"{several} settings were run with several values of {called}, and a law through all of them is "
                 f"not the best runs'. Keep one with --where {most}, or let the lowest losses count with --undertuned 10"
@@ -245,6 +245,8 @@ def _told_by_gaps(frame, budgets, near):
     import numpy as np
 
     unique = np.unique(budgets.dropna())
+    if not (unique > 0).all():  # refused where a law needs them
+        return near
     gaps = np.diff(np.log(unique))
     wide = np.sort(gaps)[::-1]
     settings = [c for c in ("mean_recurrence", "n_params", "n_tokens") if c in frame]
@@ -347,7 +349,8 @@ def averaged_seeds(table: Table, over: tuple[str, ...] = ()) -> Averaged:
     variance = float(((frame.val_loss - mean) ** 2).sum() / dof)
     first = ~frame.duplicated(same)
     few = int((size[first] < 2).sum())
-    kept = replace(table, frame=frame.assign(val_loss=mean)[first].reset_index(drop=True))
+    frame = frame.assign(val_loss=mean)[first].reset_index(drop=True)
+    kept = replace(table, frame=frame, others=None)
     alone = f", {few} have one alone" if few else ""
     return Averaged(
         kept.noting(
@@ -360,6 +363,6 @@ def averaged_seeds(table: Table, over: tuple[str, ...] = ()) -> Averaged:
     )
 
 
-def _quoted(condition: str) -> str:
+def quoted(condition: str) -> str:
     plain = condition.replace("=", "").replace("_", "").replace(".", "").replace("+", "")
     return condition if plain.isalnum() else f'"{condition}"'

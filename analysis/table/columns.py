@@ -49,8 +49,19 @@ def info(name: str) -> tuple[str, str, float]:
 LABELS: dict[str, tuple[str, ...]] = {
     "tokenizer": ("tokenizer", "tokeniser", "tokenizer_name"),
     "vocab_size": ("vocab_size", "vocab", "n_vocab"),
-    "data_fingerprint": ("data_fingerprint", "dataset", "corpus", "dataset_name", "train_data"),
-    "flops_rule": ("flops_rule", "flop_rule", "flops_convention"),
+    "data_fingerprint": (
+        *(
+            "data_fingerprint",
+            "dataset",
+            "corpus",
+            "dataset_name",
+            "train_data",
+            "eval_set",
+            "val_set",
+        ),
+        *("eval_dataset", "eval_data", "val_data", "validation_set", "test_set", "split", "data"),
+    ),
+    "flops_rule": ("flops_rule", "flop_rule", "flops_convention", "flops_method", "flop_method"),
     "seed": ("seed", "random_seed", "rng_seed", "replicate", "replica"),
     "architecture": ("architecture", "arch", "model_type", "model_family", "model_class", "family"),
     "preset": ("preset", "model_preset"),
@@ -166,6 +177,9 @@ def _labels(frame: pd.DataFrame) -> dict[str, str]:
         if frame[column].notna().any():
             word = re.split(r"[/.]", column)[-1].strip().lower()
             last.setdefault(re.sub(r"[ -]", "_", word), column)
+    for word in ("data", "split"):  # may as well hold how many tokens, or which share
+        if word in last and numbers.floats(frame[last[word]]).notna().any():
+            del last[word]
     found = {n: next((last[s] for s in words if s in last), None) for n, words in LABELS.items()}
     return {name: column for name, column in found.items() if column is not None}
 

@@ -59,9 +59,11 @@ COMMON: dict[str, tuple[str, ...]] = {
     "x": (),
     "y": (),
 }
-# a run's name where rows are a curve of it; else it may be a family's
+# a run's name where rows are a curve of it; else it may be a family's, or a size's
 _OF_CURVES = ("name", "id", "experiment", "experiment_name", "exp", "exp_name", "display_name")
+_OF_MODELS = ("model", "model_name", "model_id")  # likewise, where rows are checkpoints
 _CHECKPOINTS = 10  # rows of a name, at least, that make it a run's with a history
+_AT_LEAST = 3  # where a size has several names, which then are no names of sizes
 # a size in its name: params_m, tokens_b, total_gflops
 _SCALES = {"k": "1e3", "m": "1e6", "mm": "1e6", "b": "1e9", "bn": "1e9", "t": "1e12"}
 _SCALES |= {"millions": "1e6", "million": "1e6", "billions": "1e9", "billion": "1e9"}
@@ -105,21 +107,31 @@ def recognised(frame: pd.DataFrame) -> Recognised:
             else:
                 unsure[ours] = tuple(here)
             break
-    if "trial_id" not in found:
-        named = [n for n in names if _plain(n) in _OF_CURVES and n not in found.values()]
-        if len(named) == 1 and ("n_loops" in found or _is_history(frame, named[0], found)):
+    for known in (_OF_CURVES, _OF_MODELS):
+        named = [n for n in names if _plain(n) in known and n not in found.values()]
+        over_loops = "n_loops" in found and known is _OF_CURVES
+        if (
+            "trial_id" not in found
+            and len(named) == 1
+            and (over_loops or _is_history(frame, named[0], found))
+        ):
             found["trial_id"] = named[0]
     return Recognised(found, tuple(n for n in found if n not in own), unsure)
 
 
 def _is_history(frame: pd.DataFrame, name: str, found: dict[str, str]) -> bool:
-    """Whether rows are checkpoints: many to a name, of one size, each at other tokens."""
+    """Whether rows are checkpoints: many to a name, of one size, each at other tokens.
+
+    Of fewer rows to a name, where each size has one, the name may be the size's and each row a run: of such
+    the residuals decide (`analysis.fitting.structure`).
+    """
     names = tuple(map(str, frame.columns))
     size, tokens = (conversion(found.get(n, ""), names)[0] for n in ("n_params", "n_tokens"))
     if size not in frame or tokens not in frame or frame[name].isna().any():
         return False
     groups = frame.groupby(name)
-    many = len(frame) >= _CHECKPOINTS * groups.ngroups
+    several = frame.groupby(size)[name].nunique().max() > 1
+    many = len(frame) >= (_AT_LEAST if several else _CHECKPOINTS) * groups.ngroups
     return bool(
         many and (groups[size].nunique() == 1).all() and not frame.duplicated([name, tokens]).any()
     )

@@ -348,13 +348,15 @@ def _points(
     if unit is not None:
         said = units.to_nats(found.frame, raw.frame, unit, raw.where)
         words = (*words, *said)
+    unmapped = tuple(n for n in names if n not in found.own.values())
     table = Table(
         frame=found.frame,
         source=raw.where,
         kind="points",
         origin=f"rows of {Path(raw.where).name} as given",
         own=found.own,
-        unmapped=tuple(n for n in names if n not in found.own.values()),
+        unmapped=unmapped,
+        others=raw.frame.set_axis(names, axis=1)[list(unmapped)],
         unsure=unsure,
         columns=columns,
         notes=(*raw.notes, *words),

@@ -27,6 +27,7 @@ class Table:
     unmapped: tuple[str, ...] = ()  # the file's other columns
     unsure: dict[str, tuple[str, ...]] = field(default_factory=dict)  # our name -> several columns
     columns: dict[str, str] = field(default_factory=dict)  # the mapping, as `--columns` gives it
+    others: pd.DataFrame | None = None  # the unmapped columns of the same rows, as they are
 
     drop_highest: int = (
         0  # rows with the highest losses, yet to be left out of those that a law uses
@@ -45,6 +46,7 @@ class Table:
         return replace(
             self,
             frame=self.frame[mask].reset_index(drop=True),
+            others=None if self.others is None else self.others[mask].reset_index(drop=True),
             dropped=(*self.dropped, Dropped(reason=reason, n_rows=n_lost)),
         )
 

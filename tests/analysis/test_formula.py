@@ -101,6 +101,22 @@ def test_bad_formulas_are_named(text, words):
         formula.law(text, NAMES | {"loss": "val_loss"})
 
 
+def test_a_rate_may_be_of_any_unit(columns):
+    data = {c: columns[c] for c in ("n_params", "n_tokens")}
+    law = formula.law("E + A*exp(-k*N) + B*D**-b", NAMES, data=data)
+    truth = {"E": 1.8, "A": 1.5, "k": 3e-9, "B": 1500.0, "b": 0.36}
+    found = fit(Dataset.of(data, law.predict(truth, data)), law, FitOptions(interval="none"))
+    assert found.params == pytest.approx(truth, rel=1e-5)
+
+
+def test_a_law_below_zero_gives_no_warning(columns):
+    data = {c: columns[c] for c in ("n_params", "n_tokens")}
+    law = formula.law("E - b*N - c*D", NAMES, data=data)
+    y = 3 - 1e-9 * data["n_params"] - 1e-12 * data["n_tokens"]
+    found = fit(Dataset.of(data, y), law, FitOptions(interval="none", n_starts=4))
+    assert np.isfinite(found.search.objective)  # warnings are errors here
+
+
 def test_names_and_formulas_are_told_apart():
     assert not any(map(expression.is_formula, (*library.LAWS, *library.OTHER_LAWS)))
     assert all(map(expression.is_formula, FORMULAS))

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis import api, loops, test_time
@@ -94,3 +95,40 @@ def test_rows_without_a_run_are_left_out_and_said(write):
     assert [(d.reason, d.n_rows) for d in result.dropped] == [
         ("no run is named in column 'run'", 10)
     ]
+
+
+def test_curves_of_one_table_share_the_level_of_false_alarms(write):
+    """A sound curve that chance alone would refuse by itself, among eleven others."""
+    noisy = [
+        (2.9 + 0.55 * np.exp(-0.6 * T))
+        * np.exp(3e-3 * np.random.default_rng(s).standard_normal(len(T)))
+        for s in range(12)
+    ]
+    [words] = problems(write(noisy[5]))
+    assert words.startswith("run r0 (r0): the loss rises after T = 16")
+    assert problems(write(*noisy)) == ()
+
+
+@pytest.mark.parametrize(
+    ("loops", "loss", "level"),
+    [
+        (T, lambda t: 2.9 + 0.6 * np.exp(-0.5 * t) + 0.005 * np.maximum(0, np.log2(t / 4)), 2.9),
+        (T, lambda t: 2.9 + 0.6 * np.exp(-0.5 * t) - 0.01 * np.log2(t), 2.9),
+        (T[3:], lambda t: 2.6 + 0.6 / t, 2.6),
+    ],
+)
+def test_a_misfit_too_small_to_refuse_is_in_the_interval_of_l_inf(loops, loss, level):
+    """A slow rise, a slow fall, another form: the exponential's own interval held none of the three levels."""
+    rng, held, own = np.random.default_rng(9), [], []
+    for _ in range(6):
+        curve = loss(loops) * np.exp(3e-4 * rng.standard_normal(len(loops)))
+        frame = pd.DataFrame({"run": "a", "T": loops, "loss": curve})
+        found = test_time.fit_test_time(load.load(frame))
+        if found.result.problems:
+            continue
+        p, bounds = found.result["L_inf"], found.curves[0].fit.intervals
+        held.append(p.ci_low <= level <= p.ci_high)
+        own.append(bounds.low["L_inf"] <= level <= bounds.high["L_inf"])
+        assert "L_inf's interval of 1 of 1 curves (a) is wider" in found.result.notes[-1]
+    assert sum(held) >= len(held) - 1
+    assert sum(own) <= 1

@@ -139,8 +139,11 @@ def test_few_runs_of_many_checkpoints_give_wide_intervals_that_hold_the_truth():
     assert by_run.valid
     for name, true in truth.items():
         assert by_run[name].ci_low < true < by_run[name].ci_high, name
-    by_row = fit(Dataset.of(columns, y), law, FitOptions(interval="linear", n_starts=2)).result
-    assert _width(by_run, "alpha") > 5 * _width(by_row, "alpha")
+    unsaid = fit(Dataset.of(columns, y), law, FitOptions(interval="linear", n_starts=2))
+    assert (unsaid.dataset.n_runs, unsaid.dataset.unit) == (6, "sizes")  # the residuals say it
+    rows = Dataset.of(columns, y)
+    by_row = intervals.linear(unsaid.objective, unsaid.theta, rows, 0.95)
+    assert _width(by_run, "alpha") > 5 * (by_row.high["alpha"] - by_row.low["alpha"])
     few = Dataset.of(columns, y, runs).take(runs != 3)  # runs are counted again
     assert few.runs.max() == 4
     [words] = fit(few, law, FitOptions(n_starts=2)).result.problems

@@ -83,6 +83,10 @@ def test_seeds_are_replicas_and_give_the_noise(fit):
         ("dataset", ("c4", "fineweb")),
         ("config/vocab_size", (256, 50257)),
         ("flops_rule", ("paper", "code")),
+        ("flops_method", ("6ND", "full")),
+        ("eval_set", ("c4", "pile")),
+        ("split", ("val", "test")),
+        ("data", ("c4", "pile")),
     ],
 )
 def test_mixtures_are_refused_in_mapped_tables_by_the_files_own_column(tmp_path, column, values):
@@ -93,6 +97,13 @@ def test_mixtures_are_refused_in_mapped_tables_by_the_files_own_column(tmp_path,
         load.load(tmp_path / "a.csv", mapping)
     kept = load.load(tmp_path / "a.csv", mapping, (f"{column}={values[0]}",))
     assert len(kept.frame) == 14
+
+
+def test_a_column_of_numbers_called_data_names_no_texts(tmp_path):
+    isoflop().rename(columns={"D": "data"}).to_csv(tmp_path / "a.csv", index=False)
+    assert len(load.load(tmp_path / "a.csv", {"D": "data", "loss": "loss"}).frame) == 28
+    isoflop().assign(data=np.arange(28.0)).to_csv(tmp_path / "a.csv", index=False)
+    assert len(load.load(tmp_path / "a.csv", {"D": "D", "loss": "loss"}).frame) == 28
 
 
 def test_a_run_counted_twice_is_named_and_an_equal_row_is_left_out(tmp_path):
@@ -159,7 +170,9 @@ def test_two_architectures_fitted_as_one_are_a_problem_and_the_advice_keeps_one(
     assert sentence.startswith(f"the rows mix {column} gpt and rnn")
     [advice] = re.findall(r"--where \"?([^\"]*)\"?$", sentence)
     assert chinchilla(both, where=(advice,)).valid
-    assert chinchilla(both.rename(columns={column: "remark"})).valid  # nobody said what it is
+    [seen] = chinchilla(both.rename(columns={column: "remark"})).problems  # nobody said what it is
+    assert seen.startswith("the loss depends on column 'remark'")
+    assert "gpt lies 3.0% above rnn" in seen
 
 
 def test_models_named_by_their_size_are_no_mixture():
