@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis.errors import InputError
-from analysis.table import checks, load, units
+from analysis.table import checks, load, numbers, units
 from analysis.table.columns import info
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def prepare(table: Table, law: Law) -> Dataset:
             f"intervals count {many} and not rows (bootstraps resample {many})"
         )
     return Dataset(
-        table=table.noting(*_seed_notes(table, law)),
+        table=table.noting(*_seed_notes(table, law), *_unnamed_notes(table, law)),
         columns=columns,
         target=target,
         runs=runs,
@@ -236,4 +236,21 @@ def _seed_notes(table: Table, law: Law) -> list[str]:
     return [
         f"seeds are replicas: runs of one setting that differ in their seed have log losses {noise:.2g} "
         f"apart (standard deviation, {dof} degrees of freedom)"
+    ]
+
+
+def _unnamed_notes(table: Table, law: Law) -> list[str]:
+    """Several losses at one setting, and nothing that says whether they are seeds, or one run counted twice."""
+    frame = table.frame
+    if law.per_run or law.target != "val_loss" or {"trial_id", "seed"} & set(frame):
+        return []
+    setting = [frame[c] for c in law.columns]
+    spread = numbers.floats(frame.val_loss).groupby(setting).agg(["min", "max", "size"])
+    several = spread[spread["size"] > 1]
+    if several.empty:
+        return []
+    apart = float((several["max"] / several["min"] - 1).max())
+    return [
+        f"{len(several)} settings hold several losses, up to {apart:.2%} apart, and no column tells runs or seeds: "
+        "every row counts as a run of its own; map seed=COLUMN or run=COLUMN, or keep one of each"
     ]

@@ -102,3 +102,17 @@ def test_rows_that_differ_in_the_last_digits_of_the_loss_are_one_measurement():
     )
     twice["seed"] = np.repeat([0, 1], 64)
     assert len(fitted(twice).dataset) == 128
+
+
+def test_several_losses_at_a_setting_without_runs_or_seeds_are_said():
+    n, d = (g.ravel() for g in np.meshgrid(np.geomspace(1e7, 1e9, 5), np.geomspace(1e9, 1e11, 5)))
+    loss = 1.8 + 420 / n**0.345 + 1500 / d**0.36
+    frame = pd.DataFrame({"N": n, "D": d, "loss": loss * (1 + 1e-3 * np.cos(np.arange(25)))})
+    again = frame.head(3).assign(loss=frame.loss.head(3) * 1.03)
+    both = pd.concat([frame, again], ignore_index=True)
+    law = library.get("chinchilla")
+    [note] = [n for n in prepare(load.load(both), law).table.notes if "several losses" in n]
+    assert note.startswith("3 settings hold several losses, up to 3.00% apart")
+    for named in (both.assign(run=range(28)), both.assign(seed=[0] * 25 + [1] * 3), frame):
+        notes = prepare(load.load(named), law).table.notes
+        assert not any("several losses" in note for note in notes)
