@@ -168,7 +168,8 @@ def test_the_loss_of_the_gcs_ends_the_driver_with_a_reason_and_loses_nothing(tmp
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    [row] = csv.DictReader((tmp_path / "kills.csv").open())
+    with (tmp_path / "kills.csv").open() as file:
+        [row] = csv.DictReader(file)
     assert row["reason"].startswith("the Ray cluster is lost: the head's GCS is gone")
     assert row["records_equal"] == row["went_on"] == "True"
     assert float(row["seconds"]) < 60
