@@ -136,6 +136,17 @@ class _Loader(yaml.SafeLoader):
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except UserError:
+            raise
+        except (LookupError, ValueError) as error:  # !!bool maybe, !!int "": PyYAML's own slips
+            kind = node.tag.rpartition(":")[2]
+            raise UserError(
+                f"line {node.start_mark.line + 1}: {str(node.value)[:80]!r} is no {kind}"
+            ) from error
+
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         # An alias can nest without end and turns one line into many; no spec needs it
         if self.check_event(yaml.AliasEvent):

@@ -127,6 +127,8 @@ def test_all_problems_are_reported_at_once():
         ("a: 1\na: 2\n", "line 2: 'a' is given twice"),
         ("a: {b: 1\n", "line 2: not readable as YAML"),
         ("a: &x [1]\nb: *x\n", "line 2: YAML aliases"),
+        ("a: !!bool maybe\n", "line 1: 'maybe' is no bool"),
+        ("a: 1\nb: !!int ''\n", "line 2: '' is no int"),
         ("true: 2\n", "line 1: a key is True; keys are text"),
         ("a: !!python/object:os.system {}\n", "line 1: not readable as YAML"),
     ],
