@@ -213,7 +213,7 @@ def test_sources_side_by_side_give_the_page_of_one_after_the_other(app, tmp_path
         )
         pages.append((done.stdout, out.read_bytes()))
     assert pages[0] == pages[1]
-    assert pages[0][0].count(": gamma_mu ") == 2
+    assert pages[0][0].count("]: gamma_mu ") == 2
 
 
 def test_fit_prints_json_on_stdout_and_exits_by_validity(app, simulate, tmp_path):
