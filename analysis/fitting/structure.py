@@ -31,7 +31,8 @@ _LEFT = 4  # degrees of freedom to judge by, at least
 _KINDS = 5  # values of a column, at most, that make its rows kinds
 _SMALL = 1e-3  # a shift of the loss below this share is no matter
 _ROUNDING = 1e-13  # of log residuals, of data that are the law's own numbers
-_SPENT = ("n_tokens", "train_flops", "budget_flops")
+_PLANNED = ("budget_flops", "train_flops")
+_SPENT = ("n_tokens", *_PLANNED)
 _EMPTY = "(empty)"
 _TUNED = ("learning_rate", "batch_size", "mean_backprop_depth")
 
@@ -74,15 +75,10 @@ def _sizes(data: Dataset, law: Law) -> np.ndarray | None:
         return None
     sizes = frame.groupby(others, sort=False)
     of = sizes.ngroup().to_numpy()
-    for spent in (
-        "budget_flops",
-        "train_flops",
-    ):  # that sizes share were planned, for runs of their own
-        if (
-            spent in frame
-            and 2 * frame[spent].nunique() <= len(frame)
-            and sizes[spent].nunique().max() > 1
-        ):
+    for spent in _PLANNED:  # where sizes share them, rows are runs of their own
+        if spent not in frame or 2 * frame[spent].nunique() > len(frame):
+            continue
+        if sizes[spent].nunique().max() > 1:
             return None
     return of if len(of) >= _ROWS * (of.max() + 1) > _ROWS else None
 

@@ -18,16 +18,12 @@ Source = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="The answer as JSON.")]
-Law = Annotated[
-    str,
-    typer.Option(
-        help="recurrence, isoflop, test-time, training, chinchilla, ..., or a formula like "
-        '"E + A*N**-alpha + B*D**-beta".'
-    ),
-]
 MaybeLaw = Annotated[
     str | None,
-    typer.Option(help="As for fit; without it, the law that the table looks like."),
+    typer.Option(
+        help="recurrence, isoflop, test-time, training, chinchilla, ..., or a formula like "
+        '"E + A*N**-alpha + B*D**-beta"; without it, the law that the table looks like.'
+    ),
 ]
 Laws = Annotated[
     list[str] | None,

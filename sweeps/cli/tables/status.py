@@ -160,8 +160,10 @@ def print_status(data: dict[str, Any], *, every_trial: bool = False) -> None:
             console.print(f"{t['trial_id']}: {lost}")
         for line in t["error"] or []:
             console.print(f"    {line}")
-    for trial_id in data["damaged"].keys() - {t["trial_id"] for t in trials if t["reason"]}:
-        console.print(f"{trial_id}: damaged: {data['damaged'][trial_id]}")
+    said = {t["trial_id"] for t in trials if t["reason"]}
+    for trial_id, problem in data["damaged"].items():
+        if trial_id not in said:
+            console.print(f"{trial_id}: damaged: {problem}")
     if lines := data["design"]:
         shown = lines if every_trial else lines[-_LAST_DECISIONS:]
         left_out = f", the last {len(shown)} here, all with --trials" * (len(shown) < len(lines))
