@@ -64,6 +64,7 @@ def load(
     where: tuple[str, ...] = (),
     own: tuple[str, ...] = (),
     unit: str | None = None,
+    parts: tuple[str, ...] = (),
 ) -> Table:
     """The table of a source.
 
@@ -75,6 +76,7 @@ def load(
         where: conditions that rows must meet, like "mean_recurrence>1" or "preset=140m".
         own: names that a formula uses; those that are columns of the file keep their name.
         unit: of the file's losses, as `units.UNITS` says; nats per token without it.
+        parts: columns that cut the table on purpose, like its groups: kept as `own`, and they may differ.
 
     Raises:
         InputError: when the source is missing, does not parse, or mixes what cannot be mixed.
@@ -88,7 +90,9 @@ def load(
     elif text is not None and (reader := _reader_of(text)) is not None:
         found = reader.read(text)
         if found.own:
-            table = _points(files.of_frame(found.frame, found.where), columns, where, own, unit)
+            table = _points(
+                files.of_frame(found.frame, found.where), columns, where, own, unit, parts
+            )
             return replace(table, dropped=(*found.dropped, *table.dropped)).noting(*found.notes)
         _refuse_options(text, columns, unit)
         table = from_records(found.frame, found.where)
@@ -100,13 +104,13 @@ def load(
             raw = sources.read(source)
         # a notebook adds columns to records; what it then holds is a table of its own
         if columns or not records.is_records(raw.frame, strictly=text is None):
-            return _points(raw, columns, where, own, unit)
+            return _points(raw, columns, where, own, unit, parts)
         _refuse_options(raw.where, columns, unit)
         table = from_records(raw.frame, raw.where)
     for condition in where:
         met = filters.keep(condition, table.frame, None, table.source)
         table = table.keep(met, f"not {condition}")
-    checks.refuse_mixtures(table)
+    checks.refuse_mixtures(table, parts)
     return table
 
 
@@ -331,6 +335,7 @@ def _points(
     where: tuple[str, ...],
     own: tuple[str, ...] = (),
     unit: str | None = None,
+    parts: tuple[str, ...] = (),
 ) -> Table:
     """A file's rows under our names; conditions act before anything is judged."""
     names = list(map(str, raw.frame.columns))
@@ -340,7 +345,7 @@ def _points(
         )
     columns, words, unsure = _mapping(raw, columns, own, unit)
     found = mapped(raw, columns, raw.where)
-    for name in own:
+    for name in (*own, *parts):
         if name in names and LETTERS.get(name, name) not in found.frame:
             values = numbers.parse(raw.frame[name], "decimal" if raw.decimal_comma else None)
             found.frame[name] = values
@@ -371,7 +376,7 @@ def _points(
     table = _with_run_names(table)
     notes = units.check_mapped(table.frame, columns, raw.where, unit)
     table = table.noting(*notes, *_unfinished(rows))
-    checks.refuse_mixtures(table)
+    checks.refuse_mixtures(table, parts)
     return checks.with_grouped_budgets(table) if "budget_flops" in table.frame else table
 
 

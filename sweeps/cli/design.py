@@ -22,7 +22,8 @@ def register(app: typer.Typer) -> None:
 
 def design(
     pool: Annotated[
-        Path | None, typer.Option(help="A table of candidate runs, with their costs.")
+        str | None,
+        typer.Option(help="A table of candidate runs, with their costs; any source of `fit`."),
     ] = None,
     law: Annotated[str, typer.Option(help="With --pool: a law's name, or a formula.")] = "",
     cost: Annotated[
@@ -63,6 +64,9 @@ def design(
     columns: Annotated[
         str | None, typer.Option(help='Which column is which, like N="Model Size",loss=loss.')
     ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help='With --pool: rows that meet it, like "mu>1".')
+    ] = None,
     bound: Annotated[
         str | None, typer.Option(help="Ranges of parameters, like alpha=0:3,E=1:.")
     ] = None,
@@ -97,6 +101,7 @@ def design(
     for name, value in (("--law", law), ("--cost", cost), ("--share", share)):
         if value is None or value == "":
             raise InputError(f"design --pool {pool}: {name} is missing; give it.")
+    assert share is not None, "checked above"
     from analysis.choices import Changes
     from analysis.design import candidates
     from analysis.design.pool import Options
@@ -110,6 +115,7 @@ def design(
         target=target,
         by=by,
         columns=None if columns is None else parse_columns(columns),
+        where=tuple(where or ()),
         changes=Changes(bound=bound),
         options=Options(seed=seed),
     )
