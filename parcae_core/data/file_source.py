@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import os
 import zlib
@@ -32,7 +33,6 @@ READ_AT_ONCE_BYTES = 256 << 20
 # Read whole, and four bytes a character in memory where one of them is rare
 MAX_DOCUMENT_BYTES = 128 << 20
 PARQUET_BATCH_ROWS = 1024
-_CHUNK_BYTES = 1 << 20
 _MARKS = ("ETag", "LastModified", "mtime", "blob_id")
 
 
@@ -355,23 +355,17 @@ def _printable(name: str) -> str:
 
 
 def _lines(file: BinaryIO, where: str) -> Iterator[bytes]:
-    """Lines without their ends; fsspec's own readline knows no limit."""
-    held: list[bytes] = []
+    """Lines, none of them longer than a document may be."""
+    # fsspec's own readline knows no limit
+    lines = file if isinstance(file, io.BufferedIOBase) else io.BufferedReader(file, 1 << 20)
     try:
-        while chunk := file.read(_CHUNK_BYTES):
-            first, *others = chunk.split(b"\n")
-            held.append(first)
-            if sum(map(len, held)) > MAX_DOCUMENT_BYTES:
+        while line := lines.readline(MAX_DOCUMENT_BYTES + 1):
+            if len(line) > MAX_DOCUMENT_BYTES and not line.endswith(b"\n"):
                 raise UserError(
                     f"{where}: a line has more than {MAX_DOCUMENT_BYTES} bytes, and a line is one "
                     "document. Split it into documents, one on each line"
                 )
-            if others:
-                yield b"".join(held)
-                yield from others[:-1]
-                held = others[-1:]
-        if any(held):
-            yield b"".join(held)
+            yield line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{where}: damaged gzip ({error}); fetch it again") from error
 

@@ -9,33 +9,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from parcae_core.data.reader import RowReader
 from parcae_core.kernels.linear_cross_entropy import token_losses
 from parcae_core.model.parcae import Parcae
 from parcae_core.result import EvalRow
 from parcae_core.training.distributed import Distributed
 
 
-class Rows(Protocol):
-    """What `evaluate` reads: parcae_core.data.reader.RowReader, or anything like it."""
-
-    n_rows: int
-    token_bytes: np.ndarray  # bytes each id stands for, (V,); 0 for special tokens
-
-    def rows(self, start: int, n: int) -> np.ndarray: ...
-
-    def labels(self, rows: np.ndarray) -> np.ndarray | None: ...
-
-
 @torch.no_grad()
 def evaluate(
     model: Parcae,
-    reader: Rows,
+    reader: RowReader,
     *,
     loops: Sequence[int],
     n_sequences: int,
