@@ -20,7 +20,7 @@ from parcae_core.data.io import temporary_beside, whole_folder
 from parcae_core.data.tokenizer import Tokenizer
 from parcae_core.depth import default_backprop_depth
 from parcae_core.errors import UserError
-from parcae_core.model.parcae import state_key
+from parcae_core.model.initial import state_key
 
 MODELING_FILE = "modeling_parcae.py"  # beside this file, copied as it is
 

@@ -19,6 +19,7 @@ from parcae_core.kernels.dispatch import Impl, product_dtype
 from parcae_core.kernels.loop_boundary import loop_boundary
 from parcae_core.kernels.residual_norm import residual_norm
 from parcae_core.kernels.rms_norm import RMSNorm
+from parcae_core.model.initial import identity_or_orthogonal_, orthogonal_
 
 INITIAL_DECAY = math.sqrt(1 / 5)
 # Beyond these the parameters saturate: A_bar = exp(-rate) stays strictly inside (0, 1) in float32
@@ -136,27 +137,3 @@ def build_injection(config: ModelConfig) -> nn.Module:
     if config.injection == "concat":
         return ConcatInjection(config)
     return AddInjection() if config.injection == "add" else DiagonalInjection(config)
-
-
-@torch.no_grad()
-def orthogonal_(weight: Tensor, std: float, generator: torch.Generator) -> None:
-    """Fill with a random matrix of orthonormal rows or columns, scaled to element std `std`.
-
-    Source: REFERENCE.md, "Init" (QR of a truncated normal).
-    """
-    rows, cols = weight.shape
-    tall = torch.empty(max(rows, cols), min(rows, cols))
-    nn.init.trunc_normal_(tall, generator=generator)
-    q, r = torch.linalg.qr(tall)
-    q = q * torch.sign(torch.diagonal(r))  # makes the distribution uniform over orthogonal matrices
-    weight.copy_((q if rows >= cols else q.T) * (std * math.sqrt(max(rows, cols))))
-
-
-@torch.no_grad()
-def identity_or_orthogonal_(weight: Tensor, generator: torch.Generator) -> None:
-    """Identity when square; otherwise orthonormal rows or columns."""
-    rows, cols = weight.shape
-    if rows == cols:
-        nn.init.eye_(weight)
-    else:
-        orthogonal_(weight, 1 / math.sqrt(max(rows, cols)), generator)
