@@ -33,6 +33,7 @@ READ_AT_ONCE_BYTES = 256 << 20
 # Read whole, and four bytes a character in memory where one of them is rare
 MAX_DOCUMENT_BYTES = 128 << 20
 PARQUET_BATCH_ROWS = 1024
+# What changes when a remote file is rewritten; each scheme has another (blob_id: the hub's)
 _MARKS = ("ETag", "LastModified", "mtime", "blob_id")
 
 
@@ -62,7 +63,8 @@ class FileSource(Source):
         self, place: str, *, text_column: str, val_share: float, follow_links: bool = False
     ) -> None:
         self.place = place.rstrip("/") or "/"
-        super().__init__(_printable(PurePosixPath(self.place).name) or "corpus")
+        name = os.fsencode(PurePosixPath(self.place).name)  # on disk it may be any bytes
+        super().__init__(name.decode("utf-8", "replace") or "corpus")
         self._text_column = text_column
         self._val_share = val_share
         self._files = (
@@ -320,7 +322,7 @@ class _RemoteFiles:
             Entry(
                 path.removeprefix(base).lstrip("/") or PurePosixPath(path).name,
                 info["size"],
-                _mark(info),
+                str(next((v for k in _MARKS if (v := info.get(k))), None)),
                 path,
             )
             for path, info in found.items()
@@ -328,11 +330,6 @@ class _RemoteFiles:
 
     def open(self, entry: Entry) -> BinaryIO:
         return self._fs.open(entry.location, "rb")
-
-
-def _mark(info: dict[str, Any]) -> str:
-    """What changes when a remote file is rewritten; each scheme has another (blob_id: the hub's)."""
-    return str(next((v for k in _MARKS if (v := info.get(k))), None))
 
 
 def _counts(path: Path) -> bool:
@@ -347,11 +344,6 @@ def _is_new(folder: Path, seen: set[Path]) -> bool:
     is_new = real not in seen
     seen.add(real)
     return is_new
-
-
-def _printable(name: str) -> str:
-    """A file name as text; on disk it may be any bytes."""
-    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def _lines(file: BinaryIO, where: str) -> Iterator[bytes]:
