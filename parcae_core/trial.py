@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from parcae_core.accounting.cost import TrialCost, trial_cost
 from parcae_core.accounting.flops import FlopsRule
-from parcae_core.config import ModelConfig, as_dict, check_fields
+from parcae_core.config import ModelConfig, check_fields
 from parcae_core.depth import (
     MAX_LOOPS,
     CurriculumDepth,
@@ -302,18 +302,10 @@ class Trial:
 
 def trial_to_dict(trial: Trial) -> dict[str, Any]:
     """Plain data for JSON."""
-    parts = {
-        name: as_dict(getattr(trial, name)) for name in ("model", "data", "optim", "resources")
-    }
-    return (
-        {k: v for k, v in as_dict(trial).items() if not k.startswith("_")}
-        | parts
-        | {
-            "depth": None if trial.depth is None else depth_to_dict(trial.depth),
-            "evaluation": as_dict(trial.evaluation) | {"loops": list(trial.evaluation.loops)},
-            "parent": None if trial.parent is None else as_dict(trial.parent),
-        }
-    )
+    plain = {k: v for k, v in asdict(trial).items() if not k.startswith("_")}
+    plain["depth"] = None if trial.depth is None else depth_to_dict(trial.depth)
+    plain["evaluation"]["loops"] = list(trial.evaluation.loops)
+    return plain
 
 
 def planned_to_dict(trial: Trial) -> dict[str, Any]:

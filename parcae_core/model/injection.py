@@ -83,7 +83,33 @@ class DiagonalInjection(nn.Module):
         return self.a_bar().max().item()
 
 
-class ConcatInjection(nn.Module):
+class AddInjection(nn.Module):
+    """h + e; the carry is the identity, marginally stable."""
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        pass
+
+    def drive(self, e: Tensor) -> Tensor:
+        return e
+
+    def own(self, h: Tensor) -> Tensor:
+        """The state's part of the sum."""
+        return h
+
+    def carry(self, h: Tensor, drive: Tensor) -> Tensor:
+        return self.own(h) + drive
+
+    def carry_normed(
+        self, h: Tensor, drive: Tensor, norm: RMSNorm, impl: Impl
+    ) -> tuple[Tensor, Tensor]:
+        dtype = product_dtype(h)
+        return residual_norm(self.own(h), drive, norm.weight, norm.eps, dtype=dtype, impl=impl)
+
+    def spectral_radius(self) -> float:
+        return 1.0
+
+
+class ConcatInjection(AddInjection):
     """W [h; e], the RDM/Huginn adapter; nothing bounds its carry, so it can diverge."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -97,40 +123,12 @@ class ConcatInjection(nn.Module):
     def drive(self, e: Tensor) -> Tensor:
         return F.linear(e, self.weight[:, self.state_width :])
 
-    def carry(self, h: Tensor, drive: Tensor) -> Tensor:
-        return F.linear(h, self.weight[:, : self.state_width]) + drive
-
-    def carry_normed(
-        self, h: Tensor, drive: Tensor, norm: RMSNorm, impl: Impl
-    ) -> tuple[Tensor, Tensor]:
-        x, dtype = F.linear(h, self.weight[:, : self.state_width]), product_dtype(h)
-        return residual_norm(x, drive, norm.weight, norm.eps, dtype=dtype, impl=impl)
+    def own(self, h: Tensor) -> Tensor:
+        return F.linear(h, self.weight[:, : self.state_width])
 
     def spectral_radius(self) -> float:
         """Largest singular value of the carry, an upper bound on its spectral radius."""
         return torch.linalg.matrix_norm(self.weight[:, : self.state_width].float(), ord=2).item()
-
-
-class AddInjection(nn.Module):
-    """h + e; the carry is the identity, marginally stable."""
-
-    def reset_parameters(self, generator: torch.Generator) -> None:
-        pass
-
-    def drive(self, e: Tensor) -> Tensor:
-        return e
-
-    def carry(self, h: Tensor, drive: Tensor) -> Tensor:
-        return h + drive
-
-    def carry_normed(
-        self, h: Tensor, drive: Tensor, norm: RMSNorm, impl: Impl
-    ) -> tuple[Tensor, Tensor]:
-        dtype = product_dtype(h)
-        return residual_norm(h, drive, norm.weight, norm.eps, dtype=dtype, impl=impl)
-
-    def spectral_radius(self) -> float:
-        return 1.0
 
 
 def build_injection(config: ModelConfig) -> nn.Module:
