@@ -1,6 +1,6 @@
 """How fast a corpus is prepared, per core: the tokenizers alone, then the whole preparation.
 
-    python benchmarks/data_speed.py [CORPUS] [--tokenizer bpe-32768] [--context 2048] [--repeats 3]
+    python -m benchmarks.data_speed [CORPUS] [--tokenizer bpe-32768] [--context 2048] [--repeats 3]
 
 Every rate is MB of UTF-8 text per second of CPU time on one thread (wall time would measure who else
 uses the machine; for the whole preparation it is printed beside). The ids of our encoder are compared with
