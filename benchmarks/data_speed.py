@@ -43,7 +43,7 @@ def main() -> None:
     options = parser.parse_args()
 
     source = resolve(options.corpus)
-    texts = [document.text for document in source.documents("train")]
+    texts = list(source.documents("train"))
     n_bytes = sum(len(text.encode()) for text in texts)
     print(f"{source.name}: {len(texts)} train documents, {n_bytes / 1e6:.1f} MB")
 

@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NoReturn
 
-from parcae_core.data.corpus import Document, Source, Split, split_by_text
+from parcae_core.data.corpus import Source, Split, split_by_text
 from parcae_core.errors import UserError
 
 TEXT_SUFFIXES = frozenset([
@@ -108,7 +108,7 @@ class FileSource(Source):
                 "when nothing writes to it"
             )
 
-    def stream(self) -> Iterator[tuple[Split, Document]]:
+    def stream(self) -> Iterator[tuple[Split, str]]:
         self.skipped.clear()
         yield from split_by_text(self._clean(self._read_all()), self._val_share)
 
@@ -125,8 +125,8 @@ class FileSource(Source):
         texts.sort(key=lambda e: hashlib.sha256(os.fsencode(e.path)).digest())
         return sorted(tables, key=lambda e: e.path) or texts
 
-    def _clean(self, documents: Iterable[tuple[str, str | None]]) -> Iterator[Document]:
-        for id_, text in documents:
+    def _clean(self, texts: Iterable[str | None]) -> Iterator[str]:
+        for text in texts:
             if not text or text.isspace():
                 self.skipped["empty"] += 1
             elif "\0" in text:
@@ -134,9 +134,9 @@ class FileSource(Source):
             elif not _is_unicode(text):
                 self.skipped["not UTF-8"] += 1
             else:
-                yield Document(id_, text)
+                yield text
 
-    def _read_all(self) -> Iterator[tuple[str, str | None]]:
+    def _read_all(self) -> Iterator[str | None]:
         for entry in self.entries:
             try:
                 with self._files.open(entry) as file:
@@ -149,22 +149,21 @@ class FileSource(Source):
                     "and run the same command again"
                 ) from error
 
-    def _read(self, file: BinaryIO, entry: Entry) -> Iterator[tuple[str, str | None]]:
-        where = entry.location
+    def _read(self, file: BinaryIO, entry: Entry) -> Iterator[str | None]:
         if entry.path.endswith(".parquet"):
-            return self._parquet(file, entry.path, where)
+            return self._parquet(file, entry.location)
         if entry.path.endswith((".jsonl", ".jsonl.gz")):
-            return self._jsonl(file, entry.path, where)
-        return self._text(file, entry, where)
+            return self._jsonl(file, entry.location)
+        return self._text(file, entry)
 
-    def _text(self, file: BinaryIO, entry: Entry, where: str) -> Iterator[tuple[str, str]]:
+    def _text(self, file: BinaryIO, entry: Entry) -> Iterator[str]:
         if entry.size > MAX_DOCUMENT_BYTES:
             raise UserError(
-                f"{where}: {entry.size} bytes in one text file, which is one document; "
+                f"{entry.location}: {entry.size} bytes in one text file, which is one document; "
                 f"{MAX_DOCUMENT_BYTES} are the most. Split it into documents (files or JSONL lines)"
             )
         if (text := self._decode(file.read())) is not None:
-            yield entry.path, text
+            yield text
 
     def _decode(self, data: bytes) -> str | None:
         try:
@@ -173,7 +172,7 @@ class FileSource(Source):
             self.skipped["not UTF-8"] += 1
             return None
 
-    def _jsonl(self, file: BinaryIO, path: str, where: str) -> Iterator[tuple[str, str | None]]:
+    def _jsonl(self, file: BinaryIO, where: str) -> Iterator[str | None]:
         lines = gzip.GzipFile(fileobj=file) if where.endswith(".gz") else file
         for number, line in enumerate(_lines(lines, where), start=1):
             if not line.strip() or (decoded := self._decode(line)) is None:
@@ -192,9 +191,9 @@ class FileSource(Source):
                 raise UserError(
                     f"{where}: line {number}: {self._text_column!r} is {text!r:.40}; text needed"
                 )
-            yield f"{path}:{number}", text
+            yield text
 
-    def _parquet(self, file: BinaryIO, path: str, where: str) -> Iterator[tuple[str, str | None]]:
+    def _parquet(self, file: BinaryIO, where: str) -> Iterator[str | None]:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -207,14 +206,12 @@ class FileSource(Source):
             kind = table.schema_arrow.field(column).type
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
                 raise UserError(f"{where}: column {column!r} holds {kind}; string needed")
-            number = 0
             for batch in table.iter_batches(PARQUET_BATCH_ROWS, columns=[column]):
                 # As bytes: pyarrow does not check that a string column is UTF-8.
                 for raw in batch.column(0).cast(pa.large_binary()).to_pylist():
                     text = None if raw is None else self._decode(raw)
                     if raw is None or text is not None:
-                        yield f"{path}:{number}", text
-                    number += 1
+                        yield text
         except (pa.ArrowException, OSError) as error:
             raise UserError(
                 f"{where}: cannot read it as Parquet ({error}); fetch it again"

@@ -273,11 +273,11 @@ class _Job:
 
     def _training_texts(self) -> Iterator[str]:
         used = 0
-        for document in self.source.documents("train"):
-            used += len(document.text.encode())
+        for text in self.source.documents("train"):
+            used += len(text.encode())
             if used > BPE_TEXT_BYTES:
                 break
-            yield document.text
+            yield text
 
     def _write_manifest(
         self,
