@@ -60,13 +60,11 @@ def publish(folder: Path, final: Path) -> None:
     (another machine, a file system without locks).
     """
     sync(folder)
-    with suppress(FileExistsError):
-        try:
-            folder.rename(final)
-        except OSError as error:
-            if not final.is_dir():
-                raise
-            raise FileExistsError(error.errno, error.strerror, str(final)) from error
+    try:
+        folder.rename(final)
+    except OSError:
+        if not final.is_dir():
+            raise
     sync(final.parent)
 
 
