@@ -115,6 +115,9 @@ def outcome_columns(store: Store, trial: Trial) -> dict[str, Any] | None:
         return None
     sweep = store.sweep or {}
     report, result = store.report(trial.trial_id), store.result(trial)
+    # a table whose spec asked for no validation on the way has no such column
+    history = () if result is None else result.val_history
+    on_the_way = {} if trial.evaluation.every is None else {"val_history": json.dumps(history)}
     return {
         "status": state.state,
         "status_reason": None if state.state == "done" else state.reason,
@@ -129,13 +132,8 @@ def outcome_columns(store: Store, trial: Trial) -> dict[str, Any] | None:
         "git_commit": (report and report.git_commit) or sweep.get("git_commit"),
         "spec_sha256": (report and report.spec_sha256) or sweep.get("spec_sha256"),
         **_lineage_columns(trial, 0 if result is None else result.shared_steps),
-        **_history_columns(trial, () if result is None else result.val_history),
+        **on_the_way,
     }
-
-
-def _history_columns(trial: Trial, history: tuple[tuple[int, float], ...]) -> dict[str, Any]:
-    """Validation losses on the way; a table whose spec asked for none has no such column."""
-    return {} if trial.evaluation.every is None else {"val_history": json.dumps(history)}
 
 
 def _lineage_columns(trial: Trial, shared_steps: int) -> dict[str, Any]:

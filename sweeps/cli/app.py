@@ -39,20 +39,20 @@ _EXTRAS = {
     "triton": "kernels",
 }
 
-_ROOMS = (
-    "sweeps.cli.write",
-    "sweeps.cli.sweep",
-    "sweeps.cli.folder",
-    "sweeps.cli.jobs",
-    "sweeps.cli.laws",
-    "sweeps.cli.figures",
-    "sweeps.cli.design",
-    "sweeps.cli.data",
-    "sweeps.cli.model",
-    "sweeps.cli.trained",
-    "sweeps.cli.demo",
-)
-
+# The rooms with their verbs, in the order of --help; each verb is a function of its name, or a group of verbs
+_ROOMS = {
+    "write": ("init", "spec"),
+    "sweep": ("plan", "run"),
+    "folder": ("status", "retry", "collect", "sync"),
+    "jobs": ("submit", "logs", "stop", "cluster"),
+    "laws": ("columns", "fit", "predict", "optimal", "loops", "judge", "compare"),
+    "figures": ("plot", "curves", "report"),
+    "design": ("design",),
+    "data": ("data",),
+    "model": ("params", "eval"),
+    "trained": ("sample", "export", "score"),
+    "demo": ("demo",),
+}
 
 # Of a path that a user gave; all else that the system refuses is no mistake of theirs
 _NO_SUCH_PATH = (
@@ -61,32 +61,14 @@ _NO_SUCH_PATH = (
 )
 
 
-# The verbs of two rooms with many options; a command line of one of them needs no other room
-LAWS, VERBS_OF_LAWS = (
-    ("sweeps.cli.laws", "sweeps.cli.figures"),
-    (
-        "columns",
-        "fit",
-        "predict",
-        "optimal",
-        "loops",
-        "judge",
-        "compare",
-        "plot",
-        "curves",
-        "report",
-    ),
-)
-
-
 @cache
 def command(verb: str = "") -> Callable[[], object]:
     """What `parcae` runs; made once, since its many options take a while.
 
     Args:
-        verb: that will be run, where it is known.
+        verb: that will be run, where it is known: no other room than its own is needed.
     """
-    made = typer.main.get_command(build_app(LAWS if verb in VERBS_OF_LAWS else _ROOMS))
+    made = typer.main.get_command(build_app(*(r for r, verbs in _ROOMS.items() if verb in verbs)))
     _limit_numbers(made)
     return made
 
@@ -115,8 +97,8 @@ def _require_sensible(context: typer.Context, parameter: Any, value: Any) -> Any
 _SHOW_THEMSELVES = ("run", "demo", "data", "submit", "logs")
 
 
-def build_app(rooms: tuple[str, ...] = _ROOMS) -> typer.Typer:
-    """The command with the verbs of rooms; the modules that hold them are cheap to import."""
+def build_app(*rooms: str) -> typer.Typer:
+    """The command with the verbs of these rooms, by default of all; their modules are cheap to import."""
     app = typer.Typer(
         name="parcae",
         help="Plan and run compute-budget sweeps of looped language models, and fit their scaling "
@@ -129,8 +111,14 @@ def build_app(rooms: tuple[str, ...] = _ROOMS) -> typer.Typer:
     app.callback()(_options)
     reader.register()  # analysis does not know this room
     source.register()
-    for name in rooms:
-        importlib.import_module(name).register(app)
+    for room in rooms or _ROOMS:
+        module = importlib.import_module(f"sweeps.cli.{room}")
+        for name in _ROOMS[room]:
+            verb = getattr(module, name)
+            if isinstance(verb, typer.Typer):
+                app.add_typer(verb, name=name)
+            else:
+                app.command(name)(verb)
     return app
 
 

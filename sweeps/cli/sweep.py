@@ -50,12 +50,6 @@ NODE_CPUS = typer.Option(help="CPUs of the largest node that the cluster at --ad
 NODE_GPUS = typer.Option(help="GPUs of the largest node that the cluster at --address may add.")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verbs to the command line."""
-    app.command(name="plan")(plan)
-    app.command(name="run")(run)
-
-
 def plan(
     spec: Annotated[Path, _SPEC],
     trials: Annotated[bool, TRIALS] = False,

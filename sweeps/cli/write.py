@@ -24,12 +24,6 @@ class Form(StrEnum):
     SCHEMA = "json-schema"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verbs to the command line."""
-    app.command(name="init")(init)
-    app.command(name="spec")(spec)
-
-
 def shipped() -> list[str]:
     """Names of the specs that come with the package."""
     return sorted(f.name[: -len(".yaml")] for f in (files("sweeps") / "specs").iterdir())

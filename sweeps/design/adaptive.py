@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +60,6 @@ def chosen(folder: Path, plan: Plan, left: Sequence[Trial]) -> list[Trial]:
     named = {line["trial_id"] for line in lines if "trial_id" in line}
     rest = [t for t in left if t.trial_id not in named]
     return [*(t for t in plan.trials if t.trial_id in named), *(() if end_of(lines) else rest[:1])]
-
-
-def losses_of(trials: Sequence[Trial], losses: Mapping[str, float], replicas: int):
-    """(row, loss) of the candidates that ended with a loss."""
-    return [
-        (i // replicas, losses[t.trial_id]) for i, t in enumerate(trials) if t.trial_id in losses
-    ]
 
 
 def estimate_data(found: Estimate | None, target: str) -> dict[str, Any] | None:

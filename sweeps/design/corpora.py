@@ -18,7 +18,7 @@ from sweeps.design.spec import SweepSpec
 
 if TYPE_CHECKING:
     from parcae_core.data.corpus import Source
-    from parcae_core.data.manifest import Manifest
+    from parcae_core.data.manifest import Manifest, TokenizerManifest
 
 # Ids of a corpus that nobody has read yet; its trials have no ids that could be kept
 UNREAD = "unread"
@@ -95,11 +95,6 @@ def _prepared(root: Path, config: DataConfig, context: int) -> Manifest | None:
 Corpora = Mapping[DataSection, Corpus]
 
 
-def data_sections(spec: SweepSpec, where: str) -> list[DataSection]:
-    """The corpora that the trials of a spec read: one, unless a grid or list varies it."""
-    return list(dict.fromkeys(cell.data or spec.data for cell in cells(spec, where)))
-
-
 def resolve_data(
     spec: SweepSpec, where: str, *, assume: bool = False, folder: Path | None = None
 ) -> dict[DataSection, Corpus]:
@@ -114,7 +109,7 @@ def resolve_data(
         UserError: if a corpus or a tokenizer cannot be had.
     """
     folder = folder or Path(where).parent
-    sections = data_sections(spec, where)
+    sections = dict.fromkeys(cell.data or spec.data for cell in cells(spec, where))
     return {section: _resolve(section, where, folder, assume) for section in sections}
 
 
@@ -140,12 +135,15 @@ def _resolve(section: DataSection, where: str, folder: Path, assume: bool) -> Co
     )
 
 
-def _config(corpus: str, fingerprint: str, tokenizer: TokenizerName) -> DataConfig:
+def _config(
+    corpus: str, fingerprint: str, tokenizer: TokenizerName | TokenizerManifest, **packing: str
+) -> DataConfig:
     return DataConfig(
         corpus=corpus,
         fingerprint=fingerprint,
         tokenizer=tokenizer.name,  # a tokenizer.json counts by its content, not by its path
         vocab_size=tokenizer.vocab_size,
+        **packing,
     )
 
 
@@ -153,7 +151,7 @@ def _as_prepared(section: DataSection, source: PreparedSource) -> Corpus:
     """A folder that `parcae data prepare` wrote knows its tokenizer."""
     manifest = source.manifest
     has = manifest.tokenizer
-    if section.says_tokenizer:
+    if "tokenizer" in section.model_fields_set:
         asked = parse_tokenizer(section.tokenizer, source.alphabet).name
         if asked != has.name:
             raise UserError(
@@ -161,14 +159,9 @@ def _as_prepared(section: DataSection, source: PreparedSource) -> Corpus:
                 f"{section.tokenizer!r}; leave tokenizer out, or prepare {manifest.source.name} again with "
                 f"`parcae data prepare ... --tokenizer {section.tokenizer}`."
             )
+    name = section.corpus if source.alphabet is None else source.name
     return Corpus(
-        config=DataConfig(
-            corpus=section.corpus if source.alphabet is None else source.name,
-            fingerprint=source.fingerprint,
-            tokenizer=has.name,
-            vocab_size=has.vocab_size,
-            packing=manifest.long_documents,
-        ),
+        config=_config(name, source.fingerprint, has, packing=manifest.long_documents),
         tokenizer=None,
         source=source,
         manifest=manifest,

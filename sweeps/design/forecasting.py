@@ -146,10 +146,8 @@ def forecast_lines(data: dict[str, Any]) -> list[str]:
     return [*lines, *data["notes"]]
 
 
-def estimate_now(
-    ended: Sequence[tuple[Trial, float]], target: str = "gamma_mu"
-) -> dict[str, Any] | None:
-    """The target by the training law fitted to trials that have ended, with its profile interval.
+def estimate_now(ended: Sequence[tuple[Trial, float]]) -> dict[str, Any] | None:
+    """gamma_mu by the training law fitted to trials that have ended, with its profile interval.
 
     As an adaptive sweep writes it down at each decision, and cheap enough for every look at a sweep.
 
@@ -159,6 +157,7 @@ def estimate_now(
     Returns:
         None where the trials do not determine the law, or follow more than one: other models, texts, optimisers.
     """
+    target = "gamma_mu"
     looped = [(t, loss) for t, loss in ended if t.budget_flops and t.mean_backprop_depth > 1]
     if len(looped) <= len(LAW.params) + 1 or len({_kind(t) for t, _ in looped}) > 1:
         return None

@@ -16,7 +16,7 @@ from parcae_core.data.io import write_synced
 from parcae_core.trial import Trial
 from sweeps.branches import Waiting
 from sweeps.decisions import FILE, decisions, end_of, left_out_words, words
-from sweeps.design.adaptive import estimate_data, left_out_data, losses_of, planner_of
+from sweeps.design.adaptive import estimate_data, left_out_data, planner_of
 from sweeps.design.plan import Plan, describe
 from sweeps.reports import ENDED
 from sweeps.store import Store
@@ -129,8 +129,8 @@ class Choosing(Waiting):
         return out
 
     def _done(self, ended: dict[str, float | None]) -> list[tuple[int, float]]:
-        losses = {i: loss for i, loss in ended.items() if loss is not None}
-        return losses_of(self.plan.trials, losses, self.replicas)
+        """(row, loss) of the candidates that ended with a loss."""
+        return [(self.rows[i], loss) for i, loss in ended.items() if loss is not None]
 
     def _ask(self, ended: dict[str, float | None]) -> tuple[Decision | None, str]:
         """The planner's next choice, or why there is none now."""

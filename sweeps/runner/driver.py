@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from parcae_core.errors import UserError
 from parcae_core.trial import Resources, Trial
@@ -29,7 +29,9 @@ from sweeps.runner.cluster.placement import gpus_here, places, require_local, re
 from sweeps.runner.losses import LOST_WORKERS_ALLOWED
 from sweeps.runner.signals import ClusterLost, stop_on_signals, wait_until, watched_cluster
 from sweeps.runner.trainable import Job, Train, data_key, run_trial
+from sweeps.siblings import reuse_siblings
 from sweeps.storage.base import Polling
+from sweeps.storage.data import push_data
 from sweeps.storage.tempdir import OwnedFolder
 from sweeps.store import Store, git_commit
 from sweeps.tracking.sweep_run import mirror_sweep
@@ -99,13 +101,13 @@ def run(
     elif (left := _left(plan, store)) and not _at_end(plan, store, left):
         with ray_cluster(options.address):  # before anything is written
             require_placeable(left, options.can_add)
-    with store.driver_lock():
+    with store.storage.lock():
         store.write_plan(plan, spec_path)
         _say_orphans(plan, store)
         if not early:
             store.take_up_stopped(plan.trials)
-        reused = store.reuse_siblings(
-            [t for t in plan.trials if store.state(t).state not in FINISHED]
+        reused = reuse_siblings(
+            store, [t for t in plan.trials if store.state(t).state not in FINISHED]
         )
         for trial_id, sibling in reused.items():
             say(f"{trial_id}: the same trial is finished in {sibling}; its result is reused")
@@ -186,7 +188,7 @@ def prepare_data(plan: Plan, store: Store, trials: Sequence[Trial]) -> dict[str,
             path = prepare(
                 corpus.source, corpus.tokenizer, trial.context + 1, store.storage.data_root
             )
-        folders[data_key(trial)] = store.storage.push_data(path)
+        folders[data_key(trial)] = push_data(store.storage, path)
     return folders
 
 
@@ -273,7 +275,7 @@ def _fit(
         if waits is not Waiting:
             waits = partial(waits, slots=partial(places, trials, options.can_add))
             progress.display.open_ended = True
-        in_order = _in_order(waits(store, trials, progress.say))
+        param_space, in_order = _in_order(waits(store, trials, progress.display.say))
         tune.Tuner(
             tune.with_resources(
                 run_trial if reuse else _named(),
@@ -282,10 +284,9 @@ def _fit(
                     bundles[by_id[c["trial_id"]].resources], strategy="PACK"
                 ),
             ),
-            param_space={"job": job} | in_order.param_space,
+            param_space={"job": job} | param_space,
             tune_config=tune.TuneConfig(
-                num_samples=in_order.num_samples,
-                search_alg=in_order.search_alg,
+                **in_order,
                 trial_name_creator=_trial_id,
                 trial_dirname_creator=_trial_id,
                 # Sound because `train` builds everything from the trial and leaves no state
@@ -304,8 +305,9 @@ def _fit(
         ).fit()
 
 
-def _in_order(waiting: Waiting) -> _Given:
-    """The trials in their order: Tune's own grid, which takes all at once, unless a branch has to wait."""
+def _in_order(waiting: Waiting) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The trials in their order, as param_space and tune_config take them: Tune's own grid, which takes all at
+    once, unless a branch has to wait."""
     from ray import tune
     from ray.tune.search import ConcurrencyLimiter
 
@@ -313,18 +315,11 @@ def _in_order(waiting: Waiting) -> _Given:
 
     trials = waiting.trials
     if not any(t.parent for t in trials) and not isinstance(waiting, Choosing):
-        return _Given({"trial_id": tune.grid_search([t.trial_id for t in trials])}, 1, None)
+        return {"trial_id": tune.grid_search([t.trial_id for t in trials])}, {}
     n = len(trials)
     # without a limit of its own, Tune lets one trial at a time wait for its place
-    return _Given({}, n, ConcurrencyLimiter(InOrder(waiting), max_concurrent=min(n, MOST_AT_ONCE)))
-
-
-class _Given(NamedTuple):
-    """What Tune is told of the trials."""
-
-    param_space: dict[str, Any]
-    num_samples: int
-    search_alg: Any
+    in_order = ConcurrencyLimiter(InOrder(waiting), max_concurrent=min(n, MOST_AT_ONCE))
+    return {}, {"num_samples": n, "search_alg": in_order}
 
 
 def _named() -> type:

@@ -34,9 +34,6 @@ class Progress(tune.Callback):
         self.trials = {t.trial_id: t for t in trials}
         self.n_running = 0
 
-    def say(self, text: str) -> None:
-        self.display.say(text)
-
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks for a restore that we never ask for; terminals cannot be."""
         left_out = ("display", "store", "losses")
@@ -67,7 +64,7 @@ class Progress(tune.Callback):
         if self.store.state(planned).state == "failed":  # on record, and its worker is replaced
             return
         line = self.losses.record(planned, loss_of(_error_of(trial)), given_up=given_up)
-        self.say(f"{label(planned)}: {line}")
+        self.display.say(f"{label(planned)}: {line}")
         self._allow(trial)
 
     def _allow(self, trial: Any) -> None:
@@ -126,11 +123,8 @@ class StopWhenIdle(tune.Stopper):
 
 def _error_of(trial: Any) -> BaseException | str | None:
     """What Tune has kept of a trial's last failure."""
-    for read in (_unpickled, lambda t: Path(t.error_file).read_text()):
-        with suppress(Exception):  # a class that this process lacks, or nothing was kept
-            return read(trial)
+    with suppress(Exception):  # a class that this process lacks, or nothing was kept
+        return cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+    with suppress(Exception):
+        return Path(trial.error_file).read_text()
     return None
-
-
-def _unpickled(trial: Any) -> BaseException:
-    return cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())

@@ -34,7 +34,9 @@ from sweeps.reports import ENDED, StateReport
 from sweeps.runner.errors import environment, process_ending, reason_of
 from sweeps.runner.rungs import Rungs
 from sweeps.storage.base import Lease, LeaseLost, lease
+from sweeps.storage.data import pull_data
 from sweeps.storage.files import TrialFiles, sealed, write_json
+from sweeps.storage.uploads import pull_checkpoint, pushing
 from sweeps.store import HEARTBEAT_S, Store
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ class Job:
 
     def data_dir(self, trial: Trial) -> Path:
         """The prepared rows of a trial, on this node."""
-        return self.store.storage.pull_data(self.data_dirs[data_key(trial)])
+        return pull_data(self.store.storage, self.data_dirs[data_key(trial)])
 
     @property
     def stop_file(self) -> Path:
@@ -110,7 +112,7 @@ def attempt(job: Job, trial_id: str, announce: Callable[[dict[str, Any]], None])
     if not recorded:
         with (
             lease(store.folder(trial_id), store.storage, wait_s=job.lease_wait_s) as held,
-            store.storage.pushing(trial, held, follow=(job.stop_file,)),
+            pushing(store.storage, trial, held, follow=(job.stop_file,)),
             _shown(job, trial) as live,
         ):
             branches = HandOver(store, trial, job.branches.get(trial_id), held)
@@ -250,7 +252,7 @@ def _trainer(job: Job, trial: Trial, held: Lease) -> Train:
 def _join(job: Job, trial: Trial, checkpoint: str | None) -> dict[str, Any]:
     """On another node of a trial: where its data and its folder are there."""
     store = job.store
-    store.storage.pull_checkpoint(trial, checkpoint)
+    pull_checkpoint(store.storage, trial, wanted=checkpoint or "")
     return {
         "data_dir": str(job.data_dir(trial)),
         "run_dir": str(store.folder(trial.trial_id)),

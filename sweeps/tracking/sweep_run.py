@@ -54,16 +54,12 @@ def mirror_sweep(
     """
     if mode == "disabled":
         return []
+    command = ("sweeps.tracking.sweep_run", str(store.root), project, mode)
     try:
         with pushed(store):
-            return _in_a_process(store.root, project, mode, deadline_s)
+            code, text = child.output_of(*command, timeout_s=deadline_s)
     except OSError as error:  # an object store that does not answer
         return [f"W&B: {error}; what is not written yet waits for the next `parcae run`"]
-
-
-def _in_a_process(root: Path, project: str, mode: str, deadline_s: float) -> list[str]:
-    command = ("sweeps.tracking.sweep_run", str(root), project, mode)
-    code, text = child.output_of(*command, timeout_s=deadline_s)
     if code is None:
         return [f"W&B: the sweep's run was not written within {deadline_s:g} s"]
     try:

@@ -16,6 +16,7 @@ from sweeps.cli.tables.columns import (
     console_for_people,
     count,
     digits,
+    fields_of,
     flops,
     grouped,
     listed,
@@ -79,19 +80,10 @@ def plan_data(
             left.append(trial)
         memory = trial.cost.memory
         trials.append(
-            {
-                "trial_id": trial.trial_id,
+            fields_of(trial, "mean_backprop_depth", "batch_tokens", "context", "shared_steps")
+            | {
                 "state": state,
-                "preset": trial.preset,
-                "mean_recurrence": trial.mean_recurrence,
-                "mean_backprop_depth": trial.mean_backprop_depth,
-                "budget_flops": trial.budget_flops,
-                "n_tokens": trial.n_tokens,
-                "n_steps": trial.n_steps,
-                "batch_tokens": trial.batch_tokens,
-                "context": trial.context,
                 "epochs": trial.n_tokens / size if size else None,
-                "seed": trial.seed,
                 "n_params": trial.cost.n_params,
                 "state_bytes": memory.state,
                 "activation_bytes_per_sequence": memory.per_sequence,
@@ -99,8 +91,6 @@ def plan_data(
                 "peak_bytes": memory.peak(trial.batch_sequences // trial.resources.processes),
                 "peak_bytes_one_sequence": memory.peak(1),
                 "train_flops": trial.cost.train_flops,  # as if it were a run of its own
-                "parent": None if trial.parent is None else trial.parent.trial_id,
-                "shared_steps": trial.shared_steps,
                 "own_flops": {rule: trial.own_flops(rule) for rule in trial.cost.train_flops},
                 "muon_lr": trial.optim.muon_lr,
                 "estimated_s": rate.seconds(trial),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from parcae_core.result import TrainResult
 from parcae_core.trial import Trial
 from sweeps.cli.tables.columns import (
     Column,
@@ -13,13 +12,13 @@ from sweeps.cli.tables.columns import (
     budget_of,
     column,
     console_for_people,
+    fields_of,
     flops,
     grouped,
     listed,
     print_table,
 )
 from sweeps.decisions import decisions, end_of, left_out_words, table_of, words
-from sweeps.reports import StateReport
 from sweeps.store import Store
 
 LAST_LINES = 4  # of a failure's traceback
@@ -40,7 +39,8 @@ def status_data(store: Store) -> dict[str, Any]:
         if lines and trial.trial_id not in chosen and state.state == "planned":
             continue  # a candidate of an adaptive sweep
         result = store.result(trial)
-        shared = _shared_steps(trial, state, result)
+        # steps that its trunk made: as its result says, before that as planned
+        shared = result.shared_steps if result else min(trial.shared_steps, state.step)
         per_step = trial.train_flops("paper") / trial.n_steps
         made["separate"] += per_step * state.step
         made["own"] += per_step * (state.step - shared)
@@ -48,18 +48,11 @@ def status_data(store: Store) -> dict[str, Any]:
         if state.state == "done" and loss is not None:
             ended.append((trial, loss))
         trials.append(
-            {
-                "trial_id": trial.trial_id,
+            fields_of(trial)
+            | {
                 "state": state.state,
                 "in_plan": trial.trial_id in order,
-                "preset": trial.preset,
-                "mean_recurrence": trial.mean_recurrence,
-                "budget_flops": trial.budget_flops,
-                "n_tokens": trial.n_tokens,
-                "seed": trial.seed,
                 "step": state.step,
-                "n_steps": trial.n_steps,
-                "parent": None if trial.parent is None else trial.parent.trial_id,
                 "shared_steps": shared,
                 "train_loss": state.loss,
                 "val_loss": loss,
@@ -89,13 +82,6 @@ def status_data(store: Store) -> dict[str, Any]:
     }
 
 
-def _shared_steps(trial: Trial, state: StateReport, result: TrainResult | None) -> int:
-    """Steps of a trial that its trunk made: as its result says, before that as planned."""
-    if result is not None:
-        return result.shared_steps
-    return min(trial.shared_steps, state.step)
-
-
 def _estimate(lines: list[Row], ended: list[tuple[Trial, float]]) -> Row | None:
     """What is known of an adaptive sweep's target since its last decision; else of gamma_mu, by what has ended."""
     if lines:
@@ -110,7 +96,8 @@ def _estimate(lines: list[Row], ended: list[tuple[Trial, float]]) -> Row | None:
 def _design_columns(lines: list[Row]) -> list[Column]:
     """Decisions of an adaptive sweep: which trial and why, and how narrow the interval was by then."""
     made = table_of(lines)
-    targets = [line["estimate"]["target"] for line in lines if line["estimate"]]
+    target = next((line["estimate"]["target"] for line in lines if line["estimate"]), "")
+    half = f"+- {'log ' * ('@' in target)}{target}"  # of mu@C and loss@C a logarithm's
     return [
         column("chosen", made, lambda r: r["trial_id"] or "", left=True),
         column("budget", made, lambda r: budget_of(r) if r["trial_id"] else ""),
@@ -119,7 +106,7 @@ def _design_columns(lines: list[Row]) -> list[Column]:
         column("because", made, lambda r: r["reason"], left=True),
         column("runs", made, lambda r: str(r["n_runs"] or ""), 3),
         column("FLOPs", made, lambda r: flops(r["flops"]) if r["flops"] else ""),
-        column(_half_name(targets), made, _half),
+        column(half, made, _half),
     ]
 
 
@@ -127,12 +114,6 @@ def _half(row: Row) -> str:
     if row["half"] is None:
         return "" if row["n_runs"] is None else "open"
     return f"{row['half']:.2g}"
-
-
-def _half_name(targets: list[str]) -> str:
-    """Of half an interval; a logarithm's for mu@C and loss@C."""
-    target = targets[0] if targets else ""
-    return f"+- log {target}" if "@" in target else f"+- {target}"
 
 
 def goes_on(data: Row) -> bool:

@@ -82,7 +82,7 @@ def test_a_terminal_gets_bars_that_cut_no_number_at_80_columns(watched):
     report(store, trials[1], state="running", step=1234567, loss=12.345)
     with progress:
         progress.on_step_end(1, views[1:2])
-        progress.say(
+        progress.display.say(
             f"{label(trials[1])}: worker lost at step 1,234,567: its node is gone; starting"
         )
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.getvalue())
