@@ -204,7 +204,3 @@ def _give_up_stdout() -> None:
     """Else Python tries to write what is left once more, and prints a traceback of its own."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-if __name__ == "__main__":
-    main()

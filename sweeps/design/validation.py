@@ -62,16 +62,10 @@ def _to_float(value: Any) -> Any:
 
 
 def _to_int(value: Any) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool):
-        if abs(value) > MAX_INT:
-            raise ValueError("too large")
-        return value
-    number = _to_float(value)
-    if isinstance(number, float) and abs(number) > MAX_INT:
+    number = value if type(value) is int else _to_float(value)
+    if isinstance(number, (int, float)) and abs(number) > MAX_INT:
         raise ValueError("too large")
-    if isinstance(number, float) and number == int(number):
-        return int(number)
-    return number
+    return int(number) if isinstance(number, float) and number == int(number) else number
 
 
 Number = Annotated[float, BeforeValidator(_to_float)]

@@ -159,8 +159,18 @@ def _train(
     keep_steps: tuple[int, ...],
 ) -> TrainResult | Exception:
     """The result, or what ended the training instead."""
-    gpus = trial.resources.gpus
-    stop = _StopRequested(job, held, rungs)
+    gpus, stop_file, asked_at = trial.resources.gpus, job.stop_file, time.monotonic()
+
+    def stop_requested() -> bool:
+        """Asked before every step, so it looks at the disk only once a second."""
+        nonlocal asked_at
+        if rungs.halt is not None:
+            return True
+        if time.monotonic() - asked_at < ASK_EVERY_S:
+            return False
+        asked_at = time.monotonic()
+        held.require()  # raises out of the training loop: nothing more is written
+        return stop_file.exists()
 
     def on_report(line: dict[str, Any]) -> None:
         heartbeat.on_report(line)
@@ -185,7 +195,7 @@ def _train(
                 micro_batch_sequences="auto" if gpus else None,
                 checkpoint_every_s=job.checkpoint_every_s,
                 keep_steps=keep_steps,
-                stop_requested=stop,
+                stop_requested=stop_requested,
             ),
         )
     except LeaseLost:
@@ -257,23 +267,6 @@ def _join(job: Job, trial: Trial, checkpoint: str | None) -> dict[str, Any]:
         "data_dir": str(job.data_dir(trial)),
         "run_dir": str(store.folder(trial.trial_id)),
     }
-
-
-class _StopRequested:
-    """Asked before every step, so it looks at the disk only once a second."""
-
-    def __init__(self, job: Job, held: Lease, rungs: Rungs) -> None:
-        self.stop_file, self.held, self.rungs = job.stop_file, held, rungs
-        self.asked_at = time.monotonic()
-
-    def __call__(self) -> bool:
-        if self.rungs.halt is not None:
-            return True
-        if time.monotonic() - self.asked_at < ASK_EVERY_S:
-            return False
-        self.asked_at = time.monotonic()
-        self.held.require()  # raises out of the training loop: nothing more is written
-        return self.stop_file.exists()
 
 
 class Heartbeat:

@@ -41,19 +41,6 @@ class Column:
         return max(map(len, (self.name, *self.cells)))
 
 
-def column(
-    name: str,
-    rows: Sequence[Any],
-    cell: Callable[[Any], str],
-    rank: int = 0,
-    *,
-    left: bool = False,
-    stays: bool = False,
-) -> Column:
-    """A column whose cells are made of the rows."""
-    return Column(name, [cell(row) for row in rows], rank, left, stays)
-
-
 def grouped(trials: Iterable[Row]) -> list[list[Row]]:
     """Trials of one size and one length of training, in the order of the plan."""
     groups: dict[Any, list[Row]] = {}

@@ -10,7 +10,6 @@ from sweeps.cli.tables.columns import (
     Column,
     Row,
     budget_of,
-    column,
     console_for_people,
     fields_of,
     flops,
@@ -99,14 +98,14 @@ def _design_columns(lines: list[Row]) -> list[Column]:
     target = next((line["estimate"]["target"] for line in lines if line["estimate"]), "")
     half = f"+- {'log ' * ('@' in target)}{target}"  # of mu@C and loss@C a logarithm's
     return [
-        column("chosen", made, lambda r: r["trial_id"] or "", left=True),
-        column("budget", made, lambda r: budget_of(r) if r["trial_id"] else ""),
-        column("mu_rec", made, lambda r: str(r["mean_recurrence"] or "")),
-        column("seed", made, lambda r: "" if r["seed"] is None else str(r["seed"]), 2),
-        column("because", made, lambda r: r["reason"], left=True),
-        column("runs", made, lambda r: str(r["n_runs"] or ""), 3),
-        column("FLOPs", made, lambda r: flops(r["flops"]) if r["flops"] else ""),
-        column(half, made, _half),
+        Column("chosen", [r["trial_id"] or "" for r in made], left=True),
+        Column("budget", [budget_of(r) if r["trial_id"] else "" for r in made]),
+        Column("mu_rec", [str(r["mean_recurrence"] or "") for r in made]),
+        Column("seed", ["" if r["seed"] is None else str(r["seed"]) for r in made], 2),
+        Column("because", [r["reason"] for r in made], left=True),
+        Column("runs", [str(r["n_runs"] or "") for r in made], 3),
+        Column("FLOPs", [flops(r["flops"]) if r["flops"] else "" for r in made]),
+        Column(half, [_half(r) for r in made]),
     ]
 
 
@@ -184,29 +183,29 @@ def _status_by_budget(trials: list[Row]) -> list[Column]:
         return f"{sum(t['step'] for t in group):,}/{sum(t['n_steps'] for t in group):,}"
 
     return [
-        column("budget", groups, lambda g: budget_of(g[0])),
-        column("preset", groups, lambda g: g[0]["preset"], left=True),
-        column("mu_rec", groups, lambda g: listed(t["mean_recurrence"] for t in g), 2, left=True),
-        column("trials", groups, lambda g: str(len(g)), stays=True),
+        Column("budget", [budget_of(g[0]) for g in groups]),
+        Column("preset", [g[0]["preset"] for g in groups], left=True),
+        Column("mu_rec", [listed(t["mean_recurrence"] for t in g) for g in groups], 2, left=True),
+        Column("trials", [str(len(g)) for g in groups], stays=True),
         *map(state, dict.fromkeys(t["state"] for t in trials)),
-        column("steps", groups, steps, 1),
-        column("best val loss", groups, best),
+        Column("steps", [steps(g) for g in groups], 1),
+        Column("best val loss", [best(g) for g in groups]),
     ]
 
 
 def _status_by_trial(trials: list[Row]) -> list[Column]:
     return [
-        column("trial", trials, lambda t: t["trial_id"], left=True),
-        column("state", trials, lambda t: t["state"] + " (kept)" * (not t["in_plan"]), left=True),
-        column("preset", trials, lambda t: t["preset"], 4, left=True),
-        column("budget", trials, budget_of),
-        column("mu_rec", trials, lambda t: str(t["mean_recurrence"])),
-        column("seed", trials, lambda t: str(t["seed"])),
-        column("step", trials, lambda t: f"{t['step']:,}/{t['n_steps']:,}"),
-        column("train loss", trials, lambda t: _number(t["train_loss"], ".4f"), 3),
-        column("val loss", trials, lambda t: _number(t["val_loss"], ".4f")),
-        column("tokens/s", trials, lambda t: _number(t["tokens_per_s"], ",.0f"), 2),
-        column("tries", trials, lambda t: str(t["attempts"]), 5),
+        Column("trial", [t["trial_id"] for t in trials], left=True),
+        Column("state", [t["state"] + " (kept)" * (not t["in_plan"]) for t in trials], left=True),
+        Column("preset", [t["preset"] for t in trials], 4, left=True),
+        Column("budget", [budget_of(t) for t in trials]),
+        Column("mu_rec", [str(t["mean_recurrence"]) for t in trials]),
+        Column("seed", [str(t["seed"]) for t in trials]),
+        Column("step", [f"{t['step']:,}/{t['n_steps']:,}" for t in trials]),
+        Column("train loss", [_number(t["train_loss"], ".4f") for t in trials], 3),
+        Column("val loss", [_number(t["val_loss"], ".4f") for t in trials]),
+        Column("tokens/s", [_number(t["tokens_per_s"], ",.0f") for t in trials], 2),
+        Column("tries", [str(t["attempts"]) for t in trials], 5),
     ]
 
 
