@@ -24,19 +24,12 @@ from sweeps.waiting import say, waiting
 
 # What each extra brings; a missing one is named with the way to get it
 _EXTRAS = {
-    "filelock": "train",
-    "torch": "train",
-    "safetensors": "train",
-    "tokenizers": "train",
-    "rustbpe": "train",
-    "tiktoken": "train",
-    "s3fs": "s3",
-    "huggingface_hub": "hf",
-    "transformers": "hf",
-    "lm_eval": "lm-eval",
-    "ray": "sweep",
-    "wandb": "sweep",
-    "triton": "kernels",
+    "train": ("filelock", "torch", "safetensors", "tokenizers", "rustbpe", "tiktoken"),
+    "s3": ("s3fs",),
+    "hf": ("huggingface_hub", "transformers"),
+    "lm-eval": ("lm_eval",),
+    "sweep": ("ray", "wandb"),
+    "kernels": ("triton",),
 }
 
 # The rooms with their verbs, in the order of --help; each verb is a function of its name, or a group of verbs
@@ -183,11 +176,12 @@ def main() -> None:
         sys.exit(2)
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
-        if package not in _EXTRAS:
+        extra = next((extra for extra, brings in _EXTRAS.items() if package in brings), None)
+        if extra is None:
             raise
         say(
             f"parcae: this needs {package}, which is not installed: "
-            f"pip install 'parcae-scaling[{_EXTRAS[package]}]'"
+            f"pip install 'parcae-scaling[{extra}]'"
         )
         sys.exit(2)
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from parcae_core.data.sources import GeneratedSource, PreparedSource, missing, resolve
 from parcae_core.data.tokenizer import TokenizerName, parse_tokenizer
 from parcae_core.errors import UserError
@@ -72,12 +74,8 @@ class Corpus:
 
 def bytes_per_token(vocab_size: int) -> float:
     """What an id of a vocabulary stands for, on average over English text; 1 for bytes."""
-    sizes = list(_BYTES_PER_TOKEN)
-    at = min(max(vocab_size, sizes[0]), sizes[-1])
-    upper = next(i for i, size in enumerate(sizes[1:], start=1) if at <= size)
-    low, high = sizes[upper - 1], sizes[upper]
-    share = math.log(at / low) / math.log(high / low)
-    return _BYTES_PER_TOKEN[low] * (1 - share) + _BYTES_PER_TOKEN[high] * share
+    sizes, ratios = np.array(list(_BYTES_PER_TOKEN.items())).T
+    return float(np.interp(math.log(vocab_size), np.log(sizes), ratios))
 
 
 def _prepared(root: Path, config: DataConfig, context: int) -> Manifest | None:

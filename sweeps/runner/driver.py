@@ -271,7 +271,8 @@ def _fit(
 
     by_id = {t.trial_id: t for t in trials}
     reuse = options.address is None  # a private cluster has no dashboard that would name a worker
-    with Progress(store, trials, lost_workers=options.lost_workers) as progress:
+    progress = Progress(store, trials, lost_workers=options.lost_workers)
+    with progress.display:
         if waits is not Waiting:
             waits = partial(waits, slots=partial(places, trials, options.can_add))
             progress.display.open_ended = True

@@ -113,20 +113,16 @@ def run_pool(
     return bool(stopped)
 
 
+@dataclass(eq=False, slots=True)
 class _Pool:
     """Workers, what waits for one, and what has been lost."""
 
-    def __init__(
-        self,
-        job: Job,
-        waiting: Waiting,
-        machine: _Machine,
-        losses: Losses,
-        display: Display,
-    ) -> None:
-        self.job, self.losses, self.display = job, losses, display
-        self.waiting, self.machine = waiting, machine
-        self.workers: list[_Worker] = []
+    job: Job
+    waiting: Waiting
+    machine: _Machine
+    losses: Losses
+    display: Display
+    workers: list[_Worker] = field(default_factory=list)
 
     def run(self, stopped: Sequence[int]) -> None:
         while (self.waiting and not stopped) or self._busy():

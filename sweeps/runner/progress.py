@@ -39,13 +39,6 @@ class Progress(tune.Callback):
         left_out = ("display", "store", "losses")
         return {k: v for k, v in vars(self).items() if k not in left_out}
 
-    def __enter__(self) -> Progress:
-        self.display.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.display.__exit__()
-
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         planned = self.trials[trial.config["trial_id"]]
         self.display.storage.pull(now=True)

@@ -38,7 +38,7 @@ def test_plain_lines_say_what_runs_and_what_ended(watched):
     make, store, trials, views = watched
     progress, out = make(terminal=False)
     report(store, trials[0], state="running", step=40, loss=2.5)
-    with progress:
+    with progress.display:
         progress.on_step_end(1, views[:1])
         put(store, trials[0], good_result(trials[0]))
         progress.on_trial_complete(2, views, views[0])
@@ -64,7 +64,7 @@ def test_candidates_are_not_counted_nor_is_their_time_left(watched, terminal):
     progress, out = make(terminal)
     progress.display.open_ended = True
     report(store, trials[0], state="running", step=40, loss=2.5)
-    with progress:
+    with progress.display:
         progress.on_step_end(1, views[:1])
         put(store, trials[0], good_result(trials[0]))
         progress.on_trial_complete(2, views, views[0])
@@ -80,7 +80,7 @@ def test_a_terminal_gets_bars_that_cut_no_number_at_80_columns(watched):
     progress, out = make(terminal=True)
     progress.display.pace.left_s = lambda: 45 * 3600.0
     report(store, trials[1], state="running", step=1234567, loss=12.345)
-    with progress:
+    with progress.display:
         progress.on_step_end(1, views[1:2])
         progress.display.say(
             f"{label(trials[1])}: worker lost at step 1,234,567: its node is gone; starting"
@@ -100,7 +100,7 @@ def test_a_terminal_gets_bars_that_cut_no_number_at_80_columns(watched):
 def test_without_a_terminal_there_is_a_line_every_half_minute(watched):
     make, store, trials, views = watched
     progress, out = make(terminal=False)
-    with progress:
+    with progress.display:
         for step in range(1, 4):
             report(store, trials[0], state="running", step=step)
             progress.on_step_end(step, views[:1])
@@ -117,7 +117,7 @@ def test_more_trials_than_lines_are_counted(watched):
     progress.display.console.height = 6
     for trial in trials:
         report(store, trial, state="running", step=1)
-    with progress:
+    with progress.display:
         progress.on_step_end(1, views)
     assert "2 more run" in out.getvalue()
     assert trials[1].trial_id in out.getvalue()
