@@ -52,21 +52,23 @@ def size_of(trials: Sequence[Trial], where: str) -> Size:
     return Size(n_params=n_params, n_params_core=core, flops_at_zero=base, flops_per_loop=slope)
 
 
-def runs_of(plan: Plan) -> Runs:
+def looped_of(plan: Plan) -> list[Trial]:
     """The looped trials of a plan that have a budget.
 
     Raises:
-        UserError: none has, or `size_of` fails.
+        UserError: none has.
     """
     trials = [t for t in plan.trials if t.mean_recurrence > 1 and t.budget_flops is not None]
     if not trials:
         raise UserError(
-            f"{plan.where}: no looped trial has a budget_flops; a forecast of mu* needs budgets."
+            f"{plan.where}: no looped trial has a budget_flops, and a forecast of mu* needs budgets; "
+            "give an isoflop spec."
         )
-    return _runs(trials, plan.where)
+    return trials
 
 
-def _runs(trials: Sequence[Trial], where: str) -> Runs:
+def runs_of(trials: Sequence[Trial], where: str) -> Runs:
+    """Looped trials as the forecast takes them; UserError where `size_of` fails."""
     return Runs(size=size_of(trials, where), **settings_of(trials))
 
 
@@ -88,7 +90,7 @@ def forecast_data(plan: Plan, prior: Prior, at: float | None = None) -> dict[str
     Args:
         at: budget in FLOPs for which mu* is forecast; None: four times the largest of the plan.
     """
-    runs = runs_of(plan)
+    runs = runs_of(looped_of(plan), plan.where)
     at = at or _BEYOND * float(runs.budget_flops.max())
     found = forecast(runs, prior, ("gamma_mu", "gamma_D", f"mu@{at:g}"))
     return {
@@ -163,7 +165,7 @@ def estimate_now(ended: Sequence[tuple[Trial, float]]) -> dict[str, Any] | None:
         return None
     trials, losses = [t for t, _ in looped], np.array([loss for _, loss in looped])
     try:
-        runs = _runs(trials, "")
+        runs = runs_of(trials, "")
         options = FitOptions(loss="log-lsq", interval="none")
         fitted = fit(Dataset.of(runs.columns, losses), LAW, options)
         budgets = enclosed(fitted.params, runs.size, runs.budget_flops)
@@ -198,7 +200,7 @@ def candidates_at_once(trials: Sequence[Trial], spec: AdaptiveSpec) -> tuple[flo
     """
     once = [t for t in trials if t.seed == spec.seeds[0]]
     try:
-        runs, prior = _runs(once, spec.name), priors.read(spec.prior, spec.noise)
+        runs, prior = runs_of(once, spec.name), priors.read(spec.prior, spec.noise)
         over = enclosed(prior.values, runs.size, runs.budget_flops)
         [found] = forecast(runs, prior, (spec.target,), budgets=over, simulations=0)
     except (InputError, UserError):

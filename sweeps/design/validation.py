@@ -277,19 +277,18 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+_BRANCHES = ("int", "float", "str", "bool", "none")
+
+
 def _dotted(loc: tuple) -> str:
+    """A place as a user writes it, without the branches of unions that pydantic names in it."""
     text = ""
     for part in loc:
         if isinstance(part, int):
             text += f"[{part}]"
-        elif "[" not in part and not _is_branch(part):
+        elif "[" not in part and part not in _BRANCHES and not part.startswith("literal"):
             text += f".{part}" if text else part
     return text
-
-
-def _is_branch(part: str) -> bool:
-    """Pydantic names the branch of a union in the location; a user never wrote it."""
-    return part in ("int", "float", "str", "bool", "none") or part.startswith("literal")
 
 
 def _place(model: type[BaseModel], loc: tuple) -> tuple[type[BaseModel] | None, str]:

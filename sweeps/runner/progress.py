@@ -28,21 +28,19 @@ class Progress(tune.Callback):
         *,
         lost_workers: int = LOST_WORKERS_ALLOWED,
     ) -> None:
-        self.store = store
         self.display = Display(store, trials, console)
         self.losses = Losses(store, trials, lost_workers)
-        self.trials = {t.trial_id: t for t in trials}
         self.n_running = 0
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks for a restore that we never ask for; terminals cannot be."""
-        left_out = ("display", "store", "losses")
+        left_out = ("display", "losses")
         return {k: v for k, v in vars(self).items() if k not in left_out}
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        planned = self.trials[trial.config["trial_id"]]
+        planned = self.display.trials[trial.config["trial_id"]]
         self.display.storage.pull(now=True)
-        self.display.end(planned, self.store.state(planned).state)
+        self.display.end(planned, self.display.store.state(planned).state)
 
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self._lost(trial)
@@ -52,9 +50,11 @@ class Progress(tune.Callback):
         self._lost(trial, given_up=True)
 
     def _lost(self, trial: Any, *, given_up: bool = False) -> None:
-        planned = self.trials[trial.config["trial_id"]]
+        planned = self.display.trials[trial.config["trial_id"]]
         self.display.storage.pull(now=True)
-        if self.store.state(planned).state == "failed":  # on record, and its worker is replaced
+        if (
+            self.display.store.state(planned).state == "failed"
+        ):  # on record, and its worker is replaced
             return
         line = self.losses.record(planned, loss_of(_error_of(trial)), given_up=given_up)
         self.display.say(f"{label(planned)}: {line}")
