@@ -26,9 +26,9 @@ from sweeps.reports import FINISHED, State
 from sweeps.runner.adaptive import Choosing
 from sweeps.runner.cluster.connect import must_send_aws_keys, ray_cluster
 from sweeps.runner.cluster.placement import gpus_here, places, require_local, require_placeable
-from sweeps.runner.losses import LOST_WORKERS_ALLOWED
+from sweeps.runner.pool import run_pool
 from sweeps.runner.signals import ClusterLost, stop_on_signals, wait_until, watched_cluster
-from sweeps.runner.trainable import Job, Train, data_key, run_trial
+from sweeps.runner.trainable import Job, Options, data_key, run_trial
 from sweeps.siblings import reuse_siblings
 from sweeps.storage.base import Polling
 from sweeps.storage.data import push_data
@@ -41,21 +41,6 @@ from sweeps.waiting import say, waiting
 GCS_PATIENCE_S = 30.0  # of a cluster that may start it again; Ray ends its drivers after 60 s
 MOST_AT_ONCE = 1000  # trials that run or wait for their place on the cluster
 WORKERS_END_S = 15.0  # for those that outlive their raylet to write a checkpoint
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
-    """How to run; none of it changes what is trained."""
-
-    cpus: int | None = None  # of a private cluster; None: all of this machine's
-    address: str | None = None  # of a running cluster; None: a private one
-    can_add: dict[str, float] | None = None  # resources of the largest node the cluster may add
-    checkpoint_every_s: float = 120.0
-    lost_workers: int = LOST_WORKERS_ALLOWED  # without progress, per trial
-    lease_wait_s: float = 60.0
-    wandb_mode: str | None = None  # None: as the spec says
-    train: Train | None = None  # in place of parcae_core.training.train.train
-    ray: bool = True  # False: plain processes on this machine, see sweeps.runner.pool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,19 +106,8 @@ def run(
             data_dirs = prepare_data(plan, store, left)
             job = make_job(plan, store, data_dirs, options)
             waits = partial(Choosing, plan=plan) if is_adaptive(plan) else Waiting
-            if options.ray:
-                stopped = schedule(job, longest_first(left), options, store, waits)
-            else:
-                from sweeps.runner.pool import run_pool
-
-                stopped = run_pool(
-                    job,
-                    longest_first(left),
-                    store,
-                    cpus=options.cpus,
-                    lost_workers=options.lost_workers,
-                    waits=waits,
-                )
+            run_all = schedule if options.ray else run_pool
+            stopped = run_all(job, longest_first(left), store, waits)
             store.refresh()
         wanted = plan.trials
         if is_adaptive(plan):
@@ -204,27 +178,21 @@ def make_job(plan: Plan, store: Store, data_dirs: dict[str, str], options: Optio
         git_commit=git_commit(),
         wandb_mode=wandb.mode,
         wandb_project=wandb.project,
-        checkpoint_every_s=options.checkpoint_every_s,
-        lease_wait_s=options.lease_wait_s,
         early_stopping=plan.spec.scheduler == "asha",
-        train=options.train,
+        options=options,
         branches=branches_of(plan.trials),
     )
 
 
 def schedule(
-    job: Job,
-    trials: list[Trial],
-    options: Options,
-    store: Store | None = None,
-    waits: Callable[..., Waiting] = Waiting,
+    job: Job, trials: list[Trial], store: Store, waits: Callable[..., Waiting] = Waiting
 ) -> bool:
     """Run the trials in the given order on a cluster; True if a signal ended it.
 
     Args:
         waits: what holds them until they start; see `sweeps.runner.adaptive`.
     """
-    store = store or job.store
+    options = job.options
     private = options.address is None
     send_aws_keys = not private and must_send_aws_keys(store.storage.place)
     gpus = gpus_here(trials) if private else None
@@ -242,7 +210,7 @@ def schedule(
                 stop_on_signals(request_stop) as stopped,
                 watched_cluster(request_stop, gcs_patience_s=0 if private else GCS_PATIENCE_S),
             ):
-                _fit(job, trials, bundles, options, store, waits, str(tempdir.path), stopped)
+                _fit(job, trials, bundles, store, waits, str(tempdir.path), stopped)
         except ClusterLost as lost:
             say(f"{lost}; checkpoints are kept")
             wait_until(lambda: not _any_running(store, trials), WORKERS_END_S)
@@ -257,7 +225,6 @@ def _fit(
     job: Job,
     trials: list[Trial],
     bundles: dict[Resources, list[dict[str, float]]],
-    options: Options,
     store: Store,
     waits: Callable[..., Waiting],
     tempdir: str,
@@ -269,7 +236,7 @@ def _fit(
     from sweeps.runner.halving import Halving
     from sweeps.runner.progress import Progress, StopWhenIdle
 
-    by_id = {t.trial_id: t for t in trials}
+    options, by_id = job.options, {t.trial_id: t for t in trials}
     reuse = options.address is None  # a private cluster has no dashboard that would name a worker
     progress = Progress(store, trials, lost_workers=options.lost_workers)
     with progress.display:

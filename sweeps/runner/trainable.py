@@ -32,6 +32,7 @@ from parcae_core.trial import Trial
 from sweeps.branches import HandOver
 from sweeps.reports import ENDED, StateReport
 from sweeps.runner.errors import environment, process_ending, reason_of
+from sweeps.runner.losses import LOST_WORKERS_ALLOWED
 from sweeps.runner.rungs import Rungs
 from sweeps.storage.base import Lease, LeaseLost, lease
 from sweeps.storage.data import pull_data
@@ -47,6 +48,21 @@ ASK_EVERY_S = 1.0  # how often the stop file and the lease are looked at
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """How to run; none of it changes what is trained."""
+
+    cpus: int | None = None  # of a private cluster; None: all of this machine's
+    address: str | None = None  # of a running cluster; None: a private one
+    can_add: dict[str, float] | None = None  # resources of the largest node the cluster may add
+    checkpoint_every_s: float = 120.0
+    lost_workers: int = LOST_WORKERS_ALLOWED  # without progress, per trial
+    lease_wait_s: float = 60.0
+    wandb_mode: str | None = None  # None: as the spec says
+    train: Train | None = None  # in place of parcae_core.training.train.train
+    ray: bool = True  # False: plain processes on this machine, see sweeps.runner.pool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
     """What all trials of one `run` share; sent to the workers."""
 
@@ -58,10 +74,8 @@ class Job:
     git_commit: str | None
     wandb_mode: str = "disabled"
     wandb_project: str = "parcae-scaling"
-    checkpoint_every_s: float = 120.0
-    lease_wait_s: float = 60.0
+    options: Options = Options()
     early_stopping: bool = False  # trials are compared at `rungs_of` their steps
-    train: Train | None = None  # None: parcae_core.training.train.train
     branches: dict[str, tuple[str, ...]] = field(default_factory=dict)  # see design.trunks
 
     @property
@@ -111,7 +125,7 @@ def attempt(job: Job, trial_id: str, announce: Callable[[dict[str, Any]], None])
     recorded = report is not None and (report.state, report.session) == ("failed", job.session)
     if not recorded:
         with (
-            lease(store.folder(trial_id), store.storage, wait_s=job.lease_wait_s) as held,
+            lease(store.folder(trial_id), store.storage, wait_s=job.options.lease_wait_s) as held,
             pushing(store.storage, trial, held, follow=(job.stop_file,)),
             _shown(job, trial) as live,
         ):
@@ -193,7 +207,7 @@ def _train(
                 compile=trial.resources.compile,
                 cuda_graphs=trial.resources.compile and gpus > 0,
                 micro_batch_sequences="auto" if gpus else None,
-                checkpoint_every_s=job.checkpoint_every_s,
+                checkpoint_every_s=job.options.checkpoint_every_s,
                 keep_steps=keep_steps,
                 stop_requested=stop_requested,
             ),
@@ -243,8 +257,8 @@ def _record(
 
 
 def _trainer(job: Job, trial: Trial, held: Lease) -> Train:
-    if job.train is not None:
-        return job.train
+    if job.options.train is not None:
+        return job.options.train
     if trial.resources.processes == 1:
         from parcae_core.training.train import train
 
