@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from parcae_core.data.corpus import Source
+from parcae_core.data.manifest import Manifest, TokenizerManifest, read_manifest
 from parcae_core.data.sources import GeneratedSource, PreparedSource, missing, resolve
 from parcae_core.data.tokenizer import TokenizerName, parse_tokenizer
 from parcae_core.errors import UserError
@@ -17,10 +18,6 @@ from parcae_core.trial import DataConfig
 from sweeps.design.designs import cells
 from sweeps.design.sections import DataSection
 from sweeps.design.spec import SweepSpec
-
-if TYPE_CHECKING:
-    from parcae_core.data.corpus import Source
-    from parcae_core.data.manifest import Manifest, TokenizerManifest
 
 # Ids of a corpus that nobody has read yet; its trials have no ids that could be kept
 UNREAD = "unread"
@@ -80,8 +77,6 @@ def bytes_per_token(vocab_size: int) -> float:
 
 def _prepared(root: Path, config: DataConfig, context: int) -> Manifest | None:
     """The manifest of what an earlier run has made of the corpus, if there is one."""
-    from parcae_core.data.manifest import read_manifest
-
     for path in root.glob(f"*-{config.tokenizer}-{context + 1}-*/manifest.json"):
         manifest = read_manifest(path.parent)
         found = (manifest.source.fingerprint, manifest.long_documents)

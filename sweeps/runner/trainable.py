@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from parcae_core.data.io import write_synced
 from parcae_core.result import Execution, Interrupted, TrainResult
@@ -39,9 +39,8 @@ from sweeps.storage.data import pull_data
 from sweeps.storage.files import TrialFiles, sealed, write_json
 from sweeps.storage.uploads import pull_checkpoint, pushing
 from sweeps.store import HEARTBEAT_S, Store
-
-if TYPE_CHECKING:
-    from sweeps.tracking.live import Live
+from sweeps.tracking.live import Live
+from sweeps.tracking.trial_run import mirror
 
 Train = Callable[..., TrainResult]
 ASK_EVERY_S = 1.0  # how often the stop file and the lease are looked at
@@ -341,8 +340,6 @@ def _mirror(job: Job, trial: Trial, report: StateReport, live: Live | None) -> N
         return
     problem = None if live is None else live.end()
     if live is None or problem is not None:
-        from sweeps.tracking.trial_run import mirror
-
         offline = mirror(job.store, trial, project=job.wandb_project)
         problem = offline or problem
     if problem is not None:
@@ -355,8 +352,6 @@ def _shown(job: Job, trial: Trial) -> Iterator[Live | None]:
     if job.wandb_mode != "online":
         yield None
         return
-    from sweeps.tracking.live import Live
-
     try:
         live = Live(job.store, trial.trial_id, job.wandb_project)
     except OSError as error:  # no memory for a process: the run is written offline at the end

@@ -26,14 +26,12 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from parcae_core.data.io import Locked, file_lock
 from parcae_core.errors import UserError
 from sweeps.storage.files import TrialFiles, read_json, write_json
-
-if TYPE_CHECKING:
-    from sweeps.storage.objects import Retrying
+from sweeps.storage.objects import Retrying
 
 POLL_EVERY_S = 2.0
 

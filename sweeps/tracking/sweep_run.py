@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweeps import child
+from sweeps.records import records_of
 from sweeps.reports import ENDED, FINISHED
 from sweeps.store import Store
 from sweeps.tracking.trial_run import (
@@ -102,8 +103,6 @@ def sweep_run_id(store: Store) -> str:
 
 def write(store: Store, *, project: str, mode: str) -> list[str]:
     """Write what is missing of the trials' runs, then the sweep's; problems in sentences."""
-    from sweeps.records import records_of
-
     if store.sweep is None:
         return [f"W&B: {store.root} holds no sweep"]
     problems = write_missing(store, project=project)
