@@ -66,9 +66,8 @@ def status_data(store: Store) -> dict[str, Any]:
     listed = {t["trial_id"] for t in trials}
     damaged = store.problems()
     counts = Counter(t["state"] for t in trials)
-    counts["damaged"] = len(
-        damaged.keys() - listed
-    )  # of the others a result is: they will run again
+    # of the listed ones a result is damaged: they will run again
+    counts["damaged"] = len(damaged.keys() - listed)
     return {
         "name": store.name,
         "folder": store.where,
@@ -147,9 +146,8 @@ def print_status(data: dict[str, Any], *, every_trial: bool = False) -> None:
     if lines := data["design"]:
         shown = lines if every_trial else lines[-_LAST_DECISIONS:]
         left_out = f", the last {len(shown)} here, all with --trials" * (len(shown) < len(lines))
-        n = sum(
-            "trial_id" in line for line in lines
-        )  # the last line of a finished sweep is its end
+        # the last line of a finished sweep is its end
+        n = sum("trial_id" in line for line in lines)
         print_table(console, f"{n} decisions{left_out}", _design_columns(shown))
     console.print(", ".join(f"{n} {s}" for s, n in data["counts"].items()))
     if now := data["estimate"]:
