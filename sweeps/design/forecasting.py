@@ -11,6 +11,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from analysis.design import priors
+from analysis.design.adaptive import Estimate
 from analysis.design.forecast import Forecast, Runs, forecast
 from analysis.design.optimum import LAW, Size, enclosed, quantities
 from analysis.design.priors import Prior
@@ -21,7 +22,7 @@ from analysis.fitting.fit import fit
 from analysis.fitting.options import FitOptions
 from parcae_core.errors import UserError
 from parcae_core.trial import Trial
-from sweeps.decisions import ends_data, half_of
+from sweeps.decisions import estimate_data, half_of
 from sweeps.design.plan import Plan, short
 from sweeps.design.spec import AdaptiveSpec
 
@@ -178,12 +179,9 @@ def estimate_now(ended: Sequence[tuple[Trial, float]]) -> dict[str, Any] | None:
     limit = float(stdtrit(dof, 0.975)) ** 2
     about = (target, runs.size, budgets, limit, [len(looped)])
     low, high = profiled(fitted.objective, fitted.theta, noise, *about)
-    return {
-        "target": target,
-        **ends_data(target, found.value, low, high),
-        "n_runs": len(looped),
-        "flops": float(runs.budget_flops.sum()),
-    }
+    flops = float(runs.budget_flops.sum())
+    now = Estimate(value=found.value, low=low, high=high, n_runs=len(looped), flops=flops)
+    return estimate_data(target, now)
 
 
 def _kind(trial: Trial) -> str:

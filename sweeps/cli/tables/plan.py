@@ -31,7 +31,6 @@ from sweeps.design.estimate import (
     validation_flops,
 )
 from sweeps.design.plan import Plan
-from sweeps.design.trunks import flops_to_make
 from sweeps.reports import FINISHED
 from sweeps.runner.cluster.placement import fit, side_by_side
 from sweeps.store import Store
@@ -120,8 +119,8 @@ def plan_data(
             "n_tokens": sum(t.n_tokens for t in plan.trials),
             "train_flops_paper": sum(t["train_flops"]["paper"] for t in trials),
             "train_flops_exact": sum(t["train_flops"]["exact"] for t in trials),
-            "own_flops_paper": flops_to_make(plan.trials, "paper"),
-            "own_flops_exact": flops_to_make(plan.trials, "exact"),
+            "own_flops_paper": sum(t["own_flops"]["paper"] for t in trials),
+            "own_flops_exact": sum(t["own_flops"]["exact"] for t in trials),
             "validation_flops": sum(map(validation_flops, plan.trials)),
             "left_s": sum(seconds) if known else None,
             "makespan_s": max(makespan(seconds, slots), longest) if known and slots else None,
