@@ -109,16 +109,17 @@ def _print(table: dict[str, Any]) -> None:
         for column in ("mu_rec", "mu_bwd", "N(mu)", "paper", "code", "exact"):
             flops.add_column(column, justify="right")
         for mu, row in parcae["by_mean_recurrence"].items():
-            per_rule = (f"{f / 1e6:,.4g}" for f in row["train_flops_per_token"].values())
-            flops.add_row(
-                mu, str(row["mean_backprop_depth"]), f"{row['n_params_unrolled']:,.0f}", *per_rule
-            )
-        per_rule = (
-            f"{f / 1e6:,.4g}" for f in both["transformer"]["train_flops_per_token"].values()
-        )
+            n_params = f"{row['n_params_unrolled']:,.0f}"
+            flops.add_row(mu, str(row["mean_backprop_depth"]), n_params, *_per_rule(row))
         flops.add_section()
-        flops.add_row("transformer", "", f"{both['transformer']['n_params']:,}", *per_rule)
+        fixed = both["transformer"]
+        flops.add_row("transformer", "", f"{fixed['n_params']:,}", *_per_rule(fixed))
         console.print(flops)
+
+
+def _per_rule(row: dict[str, Any]) -> list[str]:
+    """MFLOP per token."""
+    return [f"{f / 1e6:,.4g}" for f in row["train_flops_per_token"].values()]
 
 
 def eval(

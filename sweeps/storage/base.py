@@ -51,7 +51,10 @@ class Storage(Protocol):
     root: Path  # the sweep's folder here
     work_root: Path  # the sweep's folder that this node's workers write in
     data_root: Path  # where this node prepares data
-    objects: Retrying | None  # what the other nodes see; None: they see the folder itself
+
+    @property
+    def objects(self) -> Retrying | None:
+        """What the other nodes see; None: they see the folder itself."""
 
     def list(self, below: str = "") -> dict[str, str]:
         """The files below a folder that all nodes see: name in the sweep's folder -> a mark that

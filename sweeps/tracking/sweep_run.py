@@ -226,14 +226,13 @@ def _figures(study: Study, folder: Path) -> dict[str, wandb.Image]:
 
     try:
         with _deadline(STUDY_DEADLINE_S):
-            drawings = study.drawings()
-            files = {d.name: d.save(folder)[0] for d in drawings}
+            return {
+                f"figures/{d.name}": wandb.Image(str(d.save(folder)[0]), caption=d.caption)
+                for d in study.drawings()
+            }
     except Exception as error:  # noqa: BLE001 - the laws are worth sending without figures
         study.refusals["figures"] = f"{type(error).__name__}: {error}"
         return {}
-    return {
-        f"figures/{d.name}": wandb.Image(str(files[d.name]), caption=d.caption) for d in drawings
-    }
 
 
 def _tables(
