@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -93,7 +93,7 @@ def export(
     model: Model,
     folder: Annotated[Path, typer.Argument(help="A new folder to write.")],
     form: Annotated[
-        str,
+        Literal["transformers", "parcae"],
         typer.Option(
             "--format", help="transformers, or parcae: the published implementation's checkpoint."
         ),
@@ -119,8 +119,6 @@ def export(
     from parcae_core.checkpoints.export import export_published, export_transformers
     from parcae_core.checkpoints.text import load_tokenizer
 
-    if form not in ("transformers", "parcae"):
-        raise UserError(f"export: --format is {form!r}; it must be transformers or parcae")
     if form == "parcae" and loops is not None:
         raise UserError("export: --loops goes with --format transformers; the other names none")
     trained = open_model(model)
