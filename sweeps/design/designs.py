@@ -94,7 +94,7 @@ def _stability(spec: StabilitySpec) -> Iterator[Cell]:
             mean_recurrence=spec.mean_recurrence,
             n_tokens=spec.n_tokens,
             model=model,
-            optim=OptimOverrides(lr=rate),
+            optim=OptimOverrides.model_validate({"lr": rate}),
             variant=label,
         )
 
