@@ -6,6 +6,7 @@ left, so a killed driver, a new spec and a second start are all the same case.
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -27,7 +28,7 @@ from sweeps.runner.adaptive import Choosing
 from sweeps.runner.cluster.connect import must_send_aws_keys, ray_cluster
 from sweeps.runner.cluster.placement import gpus_here, places, require_local, require_placeable
 from sweeps.runner.pool import run_pool
-from sweeps.runner.signals import ClusterLost, stop_on_signals, wait_until, watched_cluster
+from sweeps.runner.signals import ClusterLost, stop_on_signals, watched_cluster
 from sweeps.runner.trainable import Job, Options, data_key, run_trial
 from sweeps.siblings import reuse_siblings
 from sweeps.storage.base import Polling
@@ -213,7 +214,7 @@ def schedule(
                 _fit(job, trials, bundles, store, waits, str(tempdir.path), stopped)
         except ClusterLost as lost:
             say(f"{lost}; checkpoints are kept")
-            wait_until(lambda: not _any_running(store, trials), WORKERS_END_S)
+            _wait_for_workers(store, trials)
             return True
         finally:
             store.forget_stop(job.session)
@@ -301,9 +302,14 @@ def _named() -> type:
     return OneTrial
 
 
-def _any_running(store: Store, trials: list[Trial]) -> bool:
-    Polling(store.storage).pull(now=True)
-    return any(store.state(t).state == "running" for t in trials)
+def _wait_for_workers(store: Store, trials: list[Trial]) -> None:
+    """Until those that outlive their raylet have ended, or their time is over."""
+    deadline = time.monotonic() + WORKERS_END_S
+    while time.monotonic() < deadline:
+        Polling(store.storage).pull(now=True)
+        if not any(store.state(t).state == "running" for t in trials):
+            return
+        time.sleep(0.2)
 
 
 def _trial_id(trial) -> str:
