@@ -23,15 +23,13 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from parcae_core.data.io import write_synced
 from parcae_core.errors import UserError
-from parcae_core.plain import parse_json
 from sweeps.decisions import FILE as DECISIONS
 from sweeps.scoring.scores import FILE_NAME as SCORES
 from sweeps.storage.base import busy, this_process
-from sweeps.storage.files import SMALL, TrialFiles
+from sweeps.storage.files import SMALL, TrialFiles, parsed
 from sweeps.storage.objects import Objects, Retrying
 from sweeps.storage.tempdir import OwnedFolder, private_folder
 from sweeps.waiting import say
@@ -123,13 +121,13 @@ class ObjectStorage:
         self.objects.push(".driver", json.dumps(mine).encode())
         time.sleep(0.5)  # two that start together both write; the last one has it
         found = self.objects.pull(".driver") or b"{}"
-        if _said(found).get("owner") != mine["owner"]:
+        if parsed(found).get("owner") != mine["owner"]:
             raise busy(self.objects.url, _holder(found))
         hasty, over = Retrying(self.objects.objects, DRIVER_RENEWS_S), threading.Event()
 
         def ours() -> bool:
             found = hasty.pull(".driver")
-            return found is None or _said(found).get("owner") == mine["owner"]
+            return found is None or parsed(found).get("owner") == mine["owner"]
 
         def renew() -> None:
             beat = 0
@@ -169,11 +167,4 @@ def work_folder(place: str) -> Path:
 
 
 def _holder(lock: bytes) -> str:
-    return str(_said(lock).get("who", "unknown"))[:200]
-
-
-def _said(lock: bytes) -> dict[str, Any]:
-    try:
-        return parse_json(lock, ".driver")
-    except UserError:
-        return {}
+    return str(parsed(lock).get("who", "unknown"))[:200]

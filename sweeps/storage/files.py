@@ -55,6 +55,14 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
 
 
+def parsed(content: bytes) -> dict[str, Any]:
+    """The mapping that an object of a store holds; empty of a damaged one."""
+    try:
+        return plain.parse_json(content, "object")
+    except UserError:
+        return {}
+
+
 def problem_of(path: Path) -> str:
     """What is wrong with a file of JSON that is there: a sentence that names it, or ""."""
     if not path.exists():

@@ -17,11 +17,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from parcae_core.data.io import write_synced
-from parcae_core.errors import UserError
-from parcae_core.plain import parse_json
 from parcae_core.trial import Trial
 from sweeps.storage.base import Lease, LeaseLost, Storage
-from sweeps.storage.files import TrialFiles
+from sweeps.storage.files import TrialFiles, parsed
 from sweeps.storage.objects import Retrying, Unreachable
 
 FOLLOW_EVERY_S = 1.0  # the lease, the stop file, small files that changed
@@ -146,11 +144,8 @@ class Uploads:
         lease = objects.pull(self._name(self.files.lease))
         if lease is None:
             return
-        try:
-            owner = parse_json(lease, self.files.lease).get("owner")
-        except UserError:
-            return  # damaged, so nobody's: the lease is not lost to it
-        if owner != self.held.owner:
+        # a damaged one is nobody's: the lease is not lost to it
+        if parsed(lease).get("owner", self.held.owner) != self.held.owner:
             self.lost.set()
             write_synced(self.files.lease, lease)
             raise LeaseLost(f"{self.trial_id}: a later attempt has taken over")
