@@ -244,7 +244,7 @@ def _fit(
         if waits is not Waiting:
             waits = partial(waits, slots=partial(places, trials, options.can_add))
             progress.display.open_ended = True
-        param_space, in_order = _in_order(waits(store, trials, progress.display.say))
+        param_space, in_order = _in_order(waits(store, trials, progress.say))
         tune.Tuner(
             tune.with_resources(
                 run_trial if reuse else _named(),

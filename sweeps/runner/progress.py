@@ -32,6 +32,10 @@ class Progress(tune.Callback):
         self.losses = Losses(store, trials, lost_workers)
         self.n_running = 0
 
+    def say(self, text: str) -> None:
+        """For what Tune pickles with its searcher, which the display's own method would prevent."""
+        self.display.say(text)
+
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks for a restore that we never ask for; terminals cannot be."""
         left_out = ("display", "losses")
@@ -52,9 +56,8 @@ class Progress(tune.Callback):
     def _lost(self, trial: Any, *, given_up: bool = False) -> None:
         planned = self.display.trials[trial.config["trial_id"]]
         self.display.storage.pull(now=True)
-        if (
-            self.display.store.state(planned).state == "failed"
-        ):  # on record, and its worker is replaced
+        # on record, and its worker is replaced
+        if self.display.store.state(planned).state == "failed":
             return
         line = self.losses.record(planned, loss_of(_error_of(trial)), given_up=given_up)
         self.display.say(f"{label(planned)}: {line}")

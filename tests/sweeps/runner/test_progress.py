@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from sweeps.branches import Waiting
 from sweeps.runner.display import EVERY_S, Pace, label
-from sweeps.runner.progress import Progress, StopWhenIdle
+from sweeps.runner.progress import InOrder, Progress, StopWhenIdle
 from sweeps.store import Store
 from tests.support.tiny import tiny_plan, write_spec
 from tests.sweeps.test_store import good_result, put, report
@@ -47,7 +48,8 @@ def test_plain_lines_say_what_runs_and_what_ended(watched):
         report(store, trials[2], state="failed", reason="ValueError: [no] such thing")
         progress.on_trial_complete(5, views, views[2])
     text = out.getvalue()
-    pickle.dumps(progress)  # as Tune does with every callback
+    pickle.dumps(progress)  # as Tune does with every callback, and with its searcher
+    pickle.dumps(InOrder(Waiting(store, trials, progress.say)))
     assert "\x1b" not in text
     assert f"0 of 4 ended; {trials[0].trial_id} C=4e8 mu=1 step 40/86 loss 2.500" in text
     assert "mu=1: done, val_loss 3.0000 (1 of 4 finished)" in text
