@@ -2,9 +2,10 @@
 
     python -m benchmarks.adaptive_real --seed 0 --out runs/adaptive-real --cpus 2     again, until it says its rows
     python -m benchmarks.adaptive_real --seed 0 --replay                              in seconds, from the records
+    python -m benchmarks.adaptive_real --seed 3 --grid runs/grid                      a seed that the records lack
 
 The grid is the demo's (`sweeps/specs/demo.yaml`) without its fixed-depth runs: its losses at three seeds lie in
-`bundled:state-reveals`. The adaptive sweep (`sweeps/specs/adaptive.yaml`) chooses among the same budgets with all of the
+`bundled:state-reveals`, those of another seed in the folder of a sweep (the same spec with that seed). The adaptive sweep (`sweeps/specs/adaptive.yaml`) chooses among the same budgets with all of the
 demo's numbers of loops, at that seed alone, and may spend half the grid's FLOPs. What it believes before is of another
 task, so nothing of the answer is in it. gamma_mu is the training law's, over the same budgets,
 by the same estimate for both; the grid's by parabolas stands beside it. A replay chooses among the grid's own runs and
@@ -37,7 +38,7 @@ from sweeps.store import Store
 
 GRID = "bundled:state-reveals"
 SPECS = files("sweeps") / "specs"
-RUN = ("seed", "budget_flops", "mean_recurrence", "n_steps", "trial_id", "val_loss")
+RUN = ("seed", "which", "budget_flops", "mean_recurrence", "n_steps", "trial_id", "val_loss")
 WINDOWS = {
     float(budget): [mu for mu in window if mu > 1]
     for budget, window in yaml.safe_load((SPECS / "demo.yaml").read_text())[
@@ -60,9 +61,9 @@ def spec_of(seed: int, share: float) -> dict[str, Any]:
     return spec | own
 
 
-def grid_of(seed: int) -> Table:
+def grid_of(seed: int, source: str = GRID) -> Table:
     """The demo's looped runs of a seed, at their own number of loops."""
-    table = api.load(GRID)
+    table = api.load(source)
     rows = table.frame
     own = (rows.seed == seed) & (rows.n_loops == rows.mean_recurrence)
     for budget in rows.budget_flops.unique():
@@ -154,7 +155,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seed", type=int, choices=(0, 1, 2), required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--grid", default=GRID, help="records or folder that hold the grid's runs")
     parser.add_argument("--share", type=float, default=0.5, help="of the looped grid's FLOPs")
     parser.add_argument("--out", type=Path, default=Path("runs/adaptive-real"))
     parser.add_argument("--cpus", type=int, default=2)
@@ -164,7 +166,7 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     path = given.out / f"{spec['name']}.yaml"
     path.write_text(yaml.safe_dump(spec))
-    plan, grid = load_plan(path), grid_of(given.seed)
+    plan, grid = load_plan(path), grid_of(given.seed, given.grid)
     if given.replay:
         name, adaptive = "adaptive, replayed", replayed(plan, grid)
     else:
@@ -176,11 +178,18 @@ def main() -> None:
         by_law(name, given.seed, plan, adaptive),
     ]
     print(pd.DataFrame(out).to_string(index=False))
-    kept = out if given.replay else out[-1:]  # the grid's rows come with the replay
+    kept = (
+        out[-1:] if given.grid == GRID and not given.replay else out
+    )  # a replay brought the grid's
     append_rows("adaptive_real", [line | provenance() for line in kept])
-    if not given.replay:
-        runs = adaptive.frame[list(RUN)].to_dict("records")
-        append_rows("adaptive_real_runs", [run | provenance() for run in runs])
+    runs = [] if given.replay else [adaptive.frame.assign(which=name)]
+    if given.grid != GRID:  # its losses lie nowhere else
+        runs.append(grid.frame.assign(which="grid"))
+    for frame in runs:
+        append_rows(
+            "adaptive_real_runs",
+            [run | provenance() for run in frame[list(RUN)].to_dict("records")],
+        )
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 
 def start(module: str, *args: str, **options: Any) -> subprocess.Popen[str]:
@@ -54,6 +56,20 @@ def private_stdout() -> IO[str]:
         os.dup2(nowhere, number)
     os.close(nowhere)
     return kept
+
+
+def own_tempdir() -> None:
+    """Temporary files of this process go to a folder of its own, which `leave` deletes."""
+    tempfile.tempdir = tempfile.mkdtemp(prefix="parcae-")
+
+
+def leave(code: int) -> NoReturn:
+    """End this process, after `own_tempdir`, at once.
+
+    W&B's own clean-up at exit may wait for the server again; without it its temporary folders, three a run, would stay.
+    """
+    shutil.rmtree(tempfile.gettempdir(), ignore_errors=True)
+    os._exit(code)
 
 
 def children(pid: int) -> list[int]:

@@ -8,7 +8,6 @@ out, and writing the same content again is skipped.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import tempfile
@@ -286,12 +285,13 @@ def _deadline(seconds: int) -> Iterator[None]:
 def main(root: str, project: str, mode: str) -> None:
     """The process: prints its problems as one line of JSON."""
     driver = child.private_stdout()
+    child.own_tempdir()
     try:
         problems = write(Store(Path(root).parent, Path(root).name), project=project, mode=mode)
     except Exception as error:  # noqa: BLE001 - said in a line; the sweep's result stands
         problems = [f"W&B: the sweep's run was not written: {type(error).__name__}: {error}"]
     print(json.dumps(problems), file=driver, flush=True)
-    os._exit(0)  # W&B's own clean-up at exit may wait for the server again
+    child.leave(0)
 
 
 if __name__ == "__main__":

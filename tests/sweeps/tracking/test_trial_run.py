@@ -183,8 +183,9 @@ def test_our_reader_agrees_with_wandbs_own(ended):
     assert len(theirs) == len(wandb_files.read(path).history)
 
 
-def test_the_sweeps_run_holds_laws_problems_counts_and_records(ended):
+def test_the_sweeps_run_holds_laws_problems_counts_and_records(ended, tmp_path, monkeypatch):
     store, trials = ended
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert mirror_sweep(store, project="p", mode="disabled") == []
     assert not (store.root / "wandb").exists()
     assert mirror_sweep(store, project="p", mode="offline") == []
@@ -199,6 +200,7 @@ def test_the_sweeps_run_holds_laws_problems_counts_and_records(ended):
     assert len(table["data"]) == len(records_of(store))
     problems = json.loads((path.parent / "files" / run.summary["problems"]["path"]).read_text())
     assert problems["data"]  # three runs bear no law; the run says so
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(("tmp", "parcae-"))]
     # The same content again is not written again
     assert mirror_sweep(store, project="p", mode="offline") == []
     assert list(store.root.glob("wandb/offline-run-*/*.wandb")) == [path]
