@@ -19,6 +19,7 @@ from sweeps.cli.tables.columns import (
     print_table,
 )
 from sweeps.decisions import decisions, end_of, left_out_words, table_of, words
+from sweeps.design.spec import load_spec
 from sweeps.reports import StateReport
 from sweeps.store import Store
 
@@ -83,7 +84,7 @@ def status_data(store: Store) -> dict[str, Any]:
         "counts": dict(+counts),
         "made_flops_paper": made,
         "design": lines,
-        "estimate": _estimate(lines, ended),
+        "estimate": _estimate(lines, ended, store),
         "trials": trials,
         "damaged": damaged,
     }
@@ -96,15 +97,17 @@ def _shared_steps(trial: Trial, state: StateReport, result: TrainResult | None) 
     return min(trial.shared_steps, state.step)
 
 
-def _estimate(lines: list[Row], ended: list[tuple[Trial, float]]) -> Row | None:
+def _estimate(lines: list[Row], ended: list[tuple[Trial, float]], store: Store) -> Row | None:
     """What is known of an adaptive sweep's target since its last decision; else of gamma_mu, by what has ended."""
     if lines:
         return lines[-1]["estimate"]
     if len(ended) < _TELLING:
         return None
-    from sweeps.design.forecasting import estimate_now  # brings SciPy
+    from sweeps.design.forecasting import estimate_now, own_budgets  # brings SciPy
 
-    return estimate_now(ended)
+    spec = store.root / "spec.yaml"
+    own = spec.exists() and (store.sweep or {}).get("design") == "list"
+    return estimate_now(ended, over=own_budgets(load_spec(spec)) if own else None)
 
 
 def _design_columns(lines: list[Row]) -> list[Column]:
