@@ -178,7 +178,7 @@ def propose(
         if total_flops >= planner.bracket_flops:
             raise
         raise UserError(
-            f"--flops {total_flops:g} buys {len(runs)} runs, which do not determine {target}; raise it to "
+            f"--flops {total_flops:g} buys no more than {len(runs)} of the runs that determine {target}; raise it to "
             f"{1.01 * planner.bracket_flops:.3g}."
         ) from None
     grid, flops = _forecast_of(like, prior, target, over)

@@ -50,7 +50,10 @@ def test_a_spec_for_a_budget_that_can_be_run(tmp_path, monkeypatch, capsys):
     [
         ({"--target": "phi"}, "the training law has no such quantity"),
         ({"--flops": "1e8"}, "buys nothing: the cheapest run costs 4e+08"),
-        ({"--flops": "1e9"}, "buys 2 runs, which do not determine gamma_mu; raise it to"),
+        (
+            {"--flops": "1e9"},
+            "buys no more than 2 of the runs that determine gamma_mu; raise it to",
+        ),
         ({"--target": "mu@1e40"}, "mu@1e40: by this prior no number of loops between 0.37 and 256"),
         ({"--prior": "E=1,X=2,x=3,Y=4,y=5"}, "at 0 of 3 budgets; an exponent needs two"),
         ({"--law": "chinchilla"}, "design --flops: --law belongs to the other way to choose"),

@@ -7,6 +7,8 @@ import pytest
 
 from analysis.design.forecast import Forecast
 from analysis.design.optimum import LAW, enclosed, quantities
+from parcae_core.errors import UserError
+from sweeps.design.adaptive import planner_of
 from sweeps.design.forecasting import (
     apart,
     candidates_at_once,
@@ -112,3 +114,18 @@ def test_a_prior_that_is_gone_leaves_no_reference():
     assert candidates_at_once(plan.trials, quiet)[1] < half
     gone = parse_spec(spec_dict(**keys, prior="runs/gone"), "tiny.yaml")
     assert candidates_at_once(plan.trials, gone) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prior": "E=1,X=2,x=3,Y=4,y=5"}, "tiny.yaml: by this prior .* at 0 of 3 budgets"),
+        ({"target": "mu@1e40"}, "tiny.yaml: mu@1e40: by this prior no number of loops"),
+    ],
+)
+def test_an_adaptive_sweep_needs_an_optimum_by_its_prior(changes, words):
+    keys = {"budgets_flops": BUDGETS[:3], "mean_recurrence": [3, 4, 8], "min_steps": 1}
+    given = ",".join(f"{k}={v}" for k, v in TRUTH.items())
+    own = {"design": "adaptive", "total_flops": 1e10, "prior": given, "noise": 0.005}
+    with pytest.raises(UserError, match=words):
+        planner_of(tiny_plan(**keys, **own | changes))
