@@ -32,7 +32,6 @@ from sweeps.design.forecasting import (
 from sweeps.design.plan import Plan, plan, short
 from sweeps.design.sections import LADDER
 from sweeps.design.spec import REACH, ListSpec, parse_spec
-from sweeps.design.trunks import flops_to_make
 from sweeps.design.validation import read_mapping
 
 _REPLICAS = 8  # most seeds of one setting
@@ -77,7 +76,7 @@ class Proposal:
         notes = [f"{what}: {note}" for what, f in found.items() if f and (note := apart(f))]
         if "@" not in self.forecast.name:
             notes.insert(0, f"{self.forecast.name} is taken {over_words(self.over)}")
-        made = flops_to_make(self.plan.trials, self.plan.spec.budget_rule)
+        made = sum(t.own_flops(t.budget_rule) for t in self.plan.trials)
         if made < 0.99 * self.flops:
             notes.append(
                 f"the design counts separate runs, and with trunks they cost {short(made)} FLOPs: "
@@ -205,7 +204,7 @@ def _planned(common: dict[str, Any], trials: Sequence[dict[str, Any]], like: Pla
 
 
 def _forecast_of(like: Plan, prior: Prior, target: str, over: np.ndarray):
-    runs = runs_of(like)
+    runs = runs_of(looped_of(like), like.where)
     flops = float(runs.budget_flops.sum())
     try:
         return forecast(runs, prior, (target,), budgets=over)[0], flops
