@@ -8,6 +8,8 @@ import pytest
 from analysis.design.forecast import Forecast
 from analysis.design.optimum import LAW, enclosed, quantities
 from parcae_core.errors import UserError
+from sweeps.cli.sweep import load_plan
+from sweeps.cli.tables.status import _estimate
 from sweeps.design.adaptive import planner_of
 from sweeps.design.forecasting import (
     apart,
@@ -17,7 +19,8 @@ from sweeps.design.forecasting import (
     size_of,
 )
 from sweeps.design.spec import parse_spec
-from tests.support.tiny import spec_dict, tiny_plan
+from sweeps.store import Store
+from tests.support.tiny import spec_dict, tiny_plan, write_spec
 
 BUDGETS = [4e8, 8e8, 1.6e9, 3.2e9]
 TRUTH = {"E": 1.0, "X": 330.0, "x": 0.5, "Y": 55.0, "y": 0.5}
@@ -129,3 +132,17 @@ def test_an_adaptive_sweep_needs_an_optimum_by_its_prior(changes, words):
     own = {"design": "adaptive", "total_flops": 1e10, "prior": given, "noise": 0.005}
     with pytest.raises(UserError, match=words):
         planner_of(tiny_plan(**keys, **own | changes))
+
+
+def test_status_takes_an_exponent_over_the_budgets_that_a_list_names(tmp_path):
+    trials = [
+        {"mean_recurrence": mu, "budget_flops": b} for b in BUDGETS[:2] for mu in (3, 4, 8, 16)
+    ]
+    keys = {"design": "list", "trials": trials, "budgets_flops": BUDGETS, "min_steps": 1}
+    path = write_spec(tmp_path, **keys, mean_recurrence=None)
+    plan, store = load_plan(path), Store(tmp_path, "tiny")
+    store.write_plan(plan, path)
+    ended = measured(plan.trials, 0.002)
+    shown = _estimate([], ended, store)
+    assert shown["value"] == estimate_now(ended, over=BUDGETS)["value"]
+    assert shown["value"] != pytest.approx(estimate_now(ended)["value"], rel=0.01)
