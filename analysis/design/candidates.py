@@ -97,8 +97,8 @@ def design(
     wanted, words, named = _target(table, target, price)
     hidden = wanted & named
     known = np.isfinite(loss) & (loss > 0) & ~hidden
-    lost = ~np.isnan(loss) & ~(np.isfinite(loss) & (loss > 0))
-    can_run = ~hidden & ~lost
+    lost = ~np.isnan(loss) & ~(np.isfinite(loss) & (loss > 0)) & ~hidden
+    can_run = ~(hidden | lost)
     replay = bool(known[can_run].all())
     done = known & (not replay)
     can_run &= known == replay
@@ -180,7 +180,7 @@ def _said_of_losses(form: Law, replay: bool, known, can_run, n_hidden: int) -> l
     out = [
         f"{n} rows have a {name} and count as run already; {int(can_run.sum())} without one are candidates"
         if n
-        else f"no row has a {name} (or --columns {name}=COLUMN names it): the cheapest runs come first, one for each "
+        else f"no row has a {name} (name its column, if there is one, with --columns {name}=COLUMN): the cheapest runs come first, one for each "
         "parameter; measure them and ask again"
     ]
     return out + [f"{n_hidden} target rows have a {name}, which is not read"] * (n_hidden > 0)

@@ -30,10 +30,7 @@ class Table:
     columns: dict[str, str] = field(default_factory=dict)  # the mapping, as `--columns` gives it
     others: pd.DataFrame | None = None  # the unmapped columns of the same rows, as they are
     rows: np.ndarray | None = None  # of the source, counted from 0, that were kept; None: all
-
-    drop_highest: int = (
-        0  # rows with the highest losses, yet to be left out of those that a law uses
-    )
+    drop_highest: int = 0  # rows of the highest losses that a law is still to leave out
 
     @property
     def sha256(self) -> str:
