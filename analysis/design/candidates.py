@@ -128,9 +128,9 @@ def design(
     choices = tuple(choose(pools, share * total, options))
     predicted: dict[int, float] = {}
     for i, (pool, rows) in enumerate(zip(pools, index, strict=True)):
-        mine = np.array([c.row for c in choices if c.group == i], int) if replay else pool.done
-        if len(mine) >= len(pool.law.params):
-            losses = predict(pool, mine, options)[1]
+        seen = np.array([c.row for c in choices if c.group == i], int) if replay else pool.done
+        if len(seen) >= len(pool.law.params):
+            losses = predict(pool, seen, options)[1]
             predicted |= zip(map(int, rows[pool.target]), map(float, losses), strict=True)
     return Chosen(
         choices=choices,
