@@ -112,10 +112,10 @@ def prepare(table: Table, law: Law) -> Dataset:
             )
     runs, unit = _runs(table.frame, law)
     if runs is not None and not law.per_run:
-        many = unit.partition(" ")[0]
+        one = unit.partition(" ")[0].removesuffix("s")
         table = table.noting(
-            f"{len(target)} rows of {runs.max() + 1} {unit}: rows of one {many[:-1]} are not independent, so "
-            f"intervals count {many} and not rows (bootstraps resample {many})"
+            f"{len(target)} rows of {runs.max() + 1} {unit}: rows of one {one} are not independent, so "
+            f"intervals count {one}s and not rows (bootstraps resample {one}s)"
         )
     return Dataset(
         table=table.noting(*_seed_notes(table, law), *_unnamed_notes(table, law)),
@@ -170,9 +170,11 @@ def _runs(frame, law: Law) -> tuple[np.ndarray | None, str]:
         if not keys or not set(keys) <= set(frame):
             continue
         runs = frame.groupby(keys, dropna=False, sort=False).ngroup().to_numpy()
-        enough = len(law.params) if keys == list(law.cells) else 1
+        # rows of one run tell of that run alone, which is what a curve over its loops asks
+        of_a_run = law.per_run or law.columns == ("n_loops",)
+        enough = len(law.params) if keys == list(law.cells) else int(of_a_run)
         if enough < runs.max() + 1 < len(runs):
-            return runs, unit
+            return runs, unit if runs.max() else "run"
     return None, "runs"
 
 

@@ -71,7 +71,14 @@ class Fit:
         )
 
     def resamples(self, n: int = 500) -> dict[str, np.ndarray]:
-        """Parameters of n refits of resampled rows (runs where rows repeat them), by name."""
+        """Parameters of n refits of resampled rows (runs where rows repeat them), by name.
+
+        Raises:
+            InputError: as many runs as parameters, or fewer.
+        """
+        if self.dataset.n_runs <= len(self.theta):
+            words = intervals.too_few_runs(self.dataset, len(self.theta))
+            raise InputError(f"{self.dataset.table.source}: {words}. Add runs.")
         rng = np.random.default_rng([self.options.seed, 1])
         weights = intervals.counts(self.dataset, n, rng)
         draws, _ = intervals.refits(self.objective, self.theta, weights)
@@ -184,6 +191,9 @@ def _intervals(objective, best: Search, data: Dataset, law: Law, options: FitOpt
         exact = objective.natural(best.theta)
         words = "none needed: the law passes through every row to the last digits"
         return best, Intervals(words, dict(exact), dict(exact))
+    if data.n_runs <= len(best.theta):
+        words = intervals.too_few_runs(data, len(best.theta))
+        return best, Intervals("none follow", problems=(words,))
     if kind == "linear":
         return best, intervals.linear(objective, best.theta, data, confidence)
     if kind == "block" and data.runs is None:

@@ -25,7 +25,6 @@ from analysis.fitting.intervals import (
     by_run,
     curvature,
     floor_note,
-    too_few_runs,
 )
 from analysis.fitting.objective import Objective
 from analysis.fitting.search import Search, project
@@ -57,8 +56,6 @@ def intervals(objective: Objective, best: Search, data: Dataset, confidence: flo
     theta = best.theta
     found = curvature(objective, theta, data.runs)
     method = "profile likelihood, Student t" + by_run(data)
-    if data.n_runs <= len(theta):
-        return Intervals(method, problems=(too_few_runs(data, len(theta)),)), None
     low, high, notes, problems, profiles = {}, {}, [], [], {}
     for p in track(objective.law.params, "profiles"):
         one = profiles[p.name] = profile(objective, best, p.name, found, confidence)
