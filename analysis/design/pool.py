@@ -154,7 +154,6 @@ def predict(
     """
     options = options or Options()
     basins = _basins(pool, options, np.random.default_rng([options.seed, 1]))
-    basins.refit(rows)
     everything = whole(pool, _FITTED)
     part = everything.rows(rows)
     wide = replace(part, delta=np.inf)
@@ -163,6 +162,7 @@ def predict(
         thetas, costs = descend(wide, starts, rounds=rounds)
         starts = thetas[np.argsort(costs, kind="stable")[:keep]]
     law = everything.parts(part.descend(starts[0], tolerance=1e-10).x)[0]
+    basins.refit(rows)
     smooth = basins.smooth * basins.kernel
     measured = smooth[np.ix_(rows, rows)] + basins.own * np.eye(len(rows))
     missed = np.linalg.solve(measured, np.log(part.y / law[rows]))
