@@ -56,11 +56,6 @@ class Fit:
         return intervals.curvature(self.objective, self.theta, self.dataset.runs)
 
     @property
-    def covariance(self) -> np.ndarray:
-        """(P, P) in the law's order, coefficients by their logarithms; 0 for one at a bound."""
-        return self.curvature.covariance
-
-    @property
     def log_residuals(self) -> np.ndarray:
         """log(observed / fitted) of each row, (n,)."""
         return np.log(self.dataset.target / self.predict(self.dataset.columns))
@@ -261,17 +256,15 @@ def at_bounds(objective: Objective, theta: np.ndarray) -> dict[str, str]:
     for i, p in enumerate(objective.law.params):
         low, high = theta[i] <= objective.lower[i], theta[i] >= objective.upper[i]
         if p.kind == "coefficient" and low and p.name in objective.law.floors:
-            out[p.name] = (
-                f"{p.name} reaches 0: the data do not need a floor; the other terms and the "
-                "predictions stand"
+            said = (
+                "reaches 0: the data do not need a floor; the other terms and the predictions stand"
             )
         elif p.kind == "coefficient" and low:
-            out[p.name] = (
-                f"{p.name} vanishes: the data do not need its term, and the parameters in it mean nothing"
-            )
+            said = "vanishes: the data do not need its term, and the parameters in it mean nothing"
         elif low or high:
             edge = p.bounds[0] if low else p.bounds[1]
-            out[p.name] = (
-                f"{p.name} lies at the bound {edge:g} of its range; the data do not hold it"
-            )
+            said = f"lies at the bound {edge:g} of its range; the data do not hold it"
+        else:
+            continue
+        out[p.name] = f"{p.name} {said}"
     return out

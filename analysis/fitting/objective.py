@@ -15,15 +15,13 @@ Letters: n observations, P parameters.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.optimize import OptimizeResult, least_squares
 
-if TYPE_CHECKING:
-    from analysis.fitting.dataset import Dataset
-    from analysis.fitting.options import FitOptions
-    from analysis.laws.law import Law, LawTerm
+from analysis.fitting.dataset import Dataset
+from analysis.fitting.options import FitOptions
+from analysis.laws.law import Law, LawTerm
 
 _TINY = 1e-300
 _LEAST = 1e-30  # of a measurement
@@ -299,10 +297,6 @@ class Objective:
         return moved if at.value(moved) < at.value(theta) else theta
 
     # -- variants
-
-    def weighted(self, weights: np.ndarray) -> Objective:
-        """Each row's term times its weight."""
-        return replace(self, weights=np.asarray(weights, dtype=float))
 
     def rows(self, which: np.ndarray) -> Objective:
         """The same law on some of the rows."""

@@ -13,12 +13,12 @@ import bisect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.optimize import OptimizeResult, root_scalar
 from scipy.special import stdtrit
 
+from analysis.fitting.dataset import Dataset
 from analysis.fitting.intervals import (
     Curvature,
     Intervals,
@@ -26,12 +26,9 @@ from analysis.fitting.intervals import (
     curvature,
     floor_note,
 )
+from analysis.fitting.objective import Objective
 from analysis.fitting.search import Search, project
 from analysis.progress import track
-
-if TYPE_CHECKING:
-    from analysis.fitting.dataset import Dataset
-    from analysis.fitting.objective import Objective
 
 _FIRST, _GROWTH, _STEPS = 0.7, 1.6, 24  # of the scan outward, in half-widths of a parabola
 _BEYOND = 3.0  # times the limit: where the scan ends

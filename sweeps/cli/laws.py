@@ -120,14 +120,13 @@ def optimal(
 
         parcae optimal points.csv --budget 1e23 --law chinchilla
     """
-    from analysis import prediction
+    from analysis import optima
 
     table, law = _table_and_law(source, law, choices)
-    over = {"over": choices.over} if choices.over else {}
     form = choices.law(law, table)
     if isinstance(form, str):
         choices.refuse_unused(form)
-    _answer(prediction.optimal(table, budget, form, **choices.fitting, **over), json)
+    _answer(optima.optimal(table, budget, form, choices.over, **choices.fitting), json)
 
 
 @fits

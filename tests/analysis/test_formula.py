@@ -161,7 +161,7 @@ def test_kaplans_law_has_its_profile_interval():
     assert found.result.valid
     for p in found.result.params:
         assert p.ci_low < truth[p.name] < p.ci_high < 4 * p.ci_low
-    spread = np.sqrt(np.diag(found.covariance))
+    spread = np.sqrt(np.diag(found.curvature.covariance))
     drawn = [np.std(d) for d in found.student_draws(4000).values()]
     np.testing.assert_allclose(drawn, spread, rtol=0.1)
 
