@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json as json_module
+import json
 import math
 import re
 import shlex
@@ -13,11 +13,6 @@ import typer
 
 from analysis.errors import InputError
 from sweeps.cli.tables.columns import AsJson
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verb to the command line."""
-    app.command(name="design")(design)
 
 
 def design(
@@ -67,7 +62,7 @@ def design(
         str | None, typer.Option(help="Ranges of parameters, like alpha=0:3,E=1:.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the starts of every fit.")] = 0,
-    json: AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Choose runs that tell most for their cost.
 
@@ -88,12 +83,8 @@ def design(
         given = (("--like", like), ("--prior", prior), ("--out", out))
         if missing := [name for name, value in given if value is None]:
             raise InputError(f"design --flops: {missing[0]} is missing; give it.")
-        assert like is not None, "checked above"
-        assert prior is not None, "checked above"
-        assert out is not None, "checked above"
-        _of_flops(flops, like, prior, noise, target or "gamma_mu", out, largest, memory, json)
+        _of_flops(flops, like, prior, noise, target or "gamma_mu", out, largest, memory, as_json)
         return
-    assert pool is not None, "one of the two is given"
     for name, value in (("--law", law), ("--cost", cost), ("--share", share)):
         if value is None or value == "":
             raise InputError(f"design --pool {pool}: {name} is missing; give it.")
@@ -113,8 +104,8 @@ def design(
         changes=Changes(bound=bound),
         options=Options(seed=seed),
     )
-    if json:
-        typer.echo(json_module.dumps(found.to_dict()))
+    if as_json:
+        typer.echo(json.dumps(found.to_dict()))
         return
     spent = f"{found.spent:.4g} of {found.of:.4g} ({found.spent / found.of:.2%})"
     typer.echo(f"{len(found.rows)} runs for {spent}; target: {found.target}")
@@ -124,7 +115,9 @@ def design(
         typer.echo(f"row {row:>5}  cost {choice.cost:<10.4g} {choice.reason}")
 
 
-def _of_flops(flops, like: Path, prior: str, noise, target: str, out: Path, largest, memory, json):
+def _of_flops(
+    flops, like: Path, prior: str, noise, target: str, out: Path, largest, memory, as_json
+):
     """The spec file, and what it and the grid will tell."""
     from analysis.design import priors
     from analysis.design.optimum import parse_target
@@ -140,8 +133,8 @@ def _of_flops(flops, like: Path, prior: str, noise, target: str, out: Path, larg
     found = propose(load_plan(like), believed, target, flops, limits, name)
     words = ("--flops", f"{flops:g}", "--like", str(like), "--prior", prior, "--target", target)
     found.write(out, shlex.join(("parcae", "design", *words)), like)
-    if json:
-        typer.echo(json_module.dumps(found.to_dict() | {"file": str(out)}, indent=1))
+    if as_json:
+        typer.echo(json.dumps(found.to_dict() | {"file": str(out)}, indent=1))
         return
     for line in found.lines():
         typer.echo(line)

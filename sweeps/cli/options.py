@@ -17,7 +17,6 @@ Source = Annotated[
         "wandb:ENTITY/PROJECT; bundled:parcae-140m."
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="The answer as JSON.")]
 MaybeLaw = Annotated[
     str | None,
     typer.Option(

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from analysis.design import priors
+from analysis.design.adaptive import Estimate
 from analysis.design.forecast import Forecast, Runs, forecast
 from analysis.design.optimum import LAW, Size, enclosed, quantities
 from analysis.design.priors import Prior
@@ -21,7 +22,7 @@ from analysis.fitting.fit import fit
 from analysis.fitting.options import FitOptions
 from parcae_core.errors import UserError
 from parcae_core.trial import Trial
-from sweeps.decisions import ends_data, half_of
+from sweeps.decisions import estimate_data, half_of
 from sweeps.design.plan import Plan, short
 from sweeps.design.spec import AdaptiveSpec
 
@@ -52,21 +53,23 @@ def size_of(trials: Sequence[Trial], where: str) -> Size:
     return Size(n_params=n_params, n_params_core=core, flops_at_zero=base, flops_per_loop=slope)
 
 
-def runs_of(plan: Plan) -> Runs:
+def looped_of(plan: Plan) -> list[Trial]:
     """The looped trials of a plan that have a budget.
 
     Raises:
-        UserError: none has, or `size_of` fails.
+        UserError: none has.
     """
     trials = [t for t in plan.trials if t.mean_recurrence > 1 and t.budget_flops is not None]
     if not trials:
         raise UserError(
-            f"{plan.where}: no looped trial has a budget_flops; a forecast of mu* needs budgets."
+            f"{plan.where}: no looped trial has a budget_flops, and a forecast of mu* needs budgets; "
+            "give an isoflop spec."
         )
-    return _runs(trials, plan.where)
+    return trials
 
 
-def _runs(trials: Sequence[Trial], where: str) -> Runs:
+def runs_of(trials: Sequence[Trial], where: str) -> Runs:
+    """Looped trials as the forecast takes them; UserError where `size_of` fails."""
     return Runs(size=size_of(trials, where), **settings_of(trials))
 
 
@@ -88,7 +91,7 @@ def forecast_data(plan: Plan, prior: Prior, at: float | None = None) -> dict[str
     Args:
         at: budget in FLOPs for which mu* is forecast; None: four times the largest of the plan.
     """
-    runs = runs_of(plan)
+    runs = runs_of(looped_of(plan), plan.where)
     at = at or _BEYOND * float(runs.budget_flops.max())
     found = forecast(runs, prior, ("gamma_mu", "gamma_D", f"mu@{at:g}"))
     return {
@@ -146,10 +149,8 @@ def forecast_lines(data: dict[str, Any]) -> list[str]:
     return [*lines, *data["notes"]]
 
 
-def estimate_now(
-    ended: Sequence[tuple[Trial, float]], target: str = "gamma_mu"
-) -> dict[str, Any] | None:
-    """The target by the training law fitted to trials that have ended, with its profile interval.
+def estimate_now(ended: Sequence[tuple[Trial, float]]) -> dict[str, Any] | None:
+    """gamma_mu by the training law fitted to trials that have ended, with its profile interval.
 
     As an adaptive sweep writes it down at each decision, and cheap enough for every look at a sweep.
 
@@ -159,12 +160,13 @@ def estimate_now(
     Returns:
         None where the trials do not determine the law, or follow more than one: other models, texts, optimisers.
     """
+    target = "gamma_mu"
     looped = [(t, loss) for t, loss in ended if t.budget_flops and t.mean_backprop_depth > 1]
     if len(looped) <= len(LAW.params) + 1 or len({_kind(t) for t, _ in looped}) > 1:
         return None
     trials, losses = [t for t, _ in looped], np.array([loss for _, loss in looped])
     try:
-        runs = _runs(trials, "")
+        runs = runs_of(trials, "")
         options = FitOptions(loss="log-lsq", interval="none")
         fitted = fit(Dataset.of(runs.columns, losses), LAW, options)
         budgets = enclosed(fitted.params, runs.size, runs.budget_flops)
@@ -177,12 +179,9 @@ def estimate_now(
     limit = float(stdtrit(dof, 0.975)) ** 2
     about = (target, runs.size, budgets, limit, [len(looped)])
     low, high = profiled(fitted.objective, fitted.theta, noise, *about)
-    return {
-        "target": target,
-        **ends_data(target, found.value, low, high),
-        "n_runs": len(looped),
-        "flops": float(runs.budget_flops.sum()),
-    }
+    flops = float(runs.budget_flops.sum())
+    now = Estimate(value=found.value, low=low, high=high, n_runs=len(looped), flops=flops)
+    return estimate_data(target, now)
 
 
 def _kind(trial: Trial) -> str:
@@ -199,7 +198,7 @@ def candidates_at_once(trials: Sequence[Trial], spec: AdaptiveSpec) -> tuple[flo
     """
     once = [t for t in trials if t.seed == spec.seeds[0]]
     try:
-        runs, prior = _runs(once, spec.name), priors.read(spec.prior, spec.noise)
+        runs, prior = runs_of(once, spec.name), priors.read(spec.prior, spec.noise)
         over = enclosed(prior.values, runs.size, runs.budget_flops)
         [found] = forecast(runs, prior, (spec.target,), budgets=over, simulations=0)
     except (InputError, UserError):

@@ -69,7 +69,6 @@ MEANINGS: dict[str, dict[str, str]] = {
         "kind": "Drawn around mu_rec, always mu_rec, or growing in training.",
         "per": "Each sequence draws its own depth, or a batch shares one.",
         "split": "Of the loops without and with gradient: cut the drawn depth, or add the two.",
-        "mean_backprop_depth": "mu_bwd, the loops at the end that carry gradient.",
         "ramp_steps": "Of a curriculum: steps until the full depth.",
         "ramp_share": "Of a curriculum: the same as a share of the training.",
         "ramp_shape": "Of a curriculum: how the depth grows.",

@@ -17,7 +17,7 @@ from analysis.design.optimum import enclosed
 from analysis.design.priors import Prior
 from parcae_core.data.io import write_synced
 from parcae_core.errors import UserError
-from sweeps.design.forecasting import off_curve, runs_of, settings_of, size_of
+from sweeps.design.forecasting import looped_of, off_curve, runs_of, settings_of, size_of
 from sweeps.design.plan import Plan, plan, short
 from sweeps.design.sections import LADDER
 from sweeps.design.spec import REACH, parse_spec
@@ -110,11 +110,7 @@ def propose(
         UserError: FLOPs that buy nothing, or limits that leave nothing.
         InputError: a target that the law does not have, or a prior without an optimum here.
     """
-    looped = [t for t in like.trials if t.mean_recurrence > 1 and t.budget_flops is not None]
-    if not looped:
-        raise UserError(
-            f"{like.where}: no looped trial has a budget_flops; give --like an isoflop spec."
-        )
+    looped = looped_of(like)
     size = size_of(looped, like.where)
     budgets = sorted({float(t.budget_flops) for t in looped if t.budget_flops is not None})
     over = enclosed(prior.values, size, budgets)
@@ -154,7 +150,7 @@ def propose(
     chosen = [trials[r] | {"seeds": list(range(counts[r]))} for r in sorted(counts)]
     found = _planned(common, chosen, like)
     grid, flops = _forecast_of(like, prior, target, over)
-    (ours,) = forecast(runs_of(found), prior, (target,), budgets=over)
+    (ours,) = forecast(runs_of(looped_of(found), found.where), prior, (target,), budgets=over)
     return Proposal(
         spec=common | {"design": "list", "trials": chosen},
         plan=found,
@@ -177,7 +173,7 @@ def _planned(common: dict[str, Any], trials: Sequence[dict[str, Any]], like: Pla
 
 
 def _forecast_of(like: Plan, prior: Prior, target: str, over: np.ndarray):
-    runs = runs_of(like)
+    runs = runs_of(looped_of(like), like.where)
     flops = float(runs.budget_flops.sum())
     try:
         return forecast(runs, prior, (target,), budgets=over)[0], flops

@@ -14,7 +14,7 @@ from analysis.fitting import intervals
 from analysis.fitting.fit import fit_table
 from analysis.laws import library
 from analysis.table.load import load
-from sweeps.cli.app import LAWS, build_app
+from sweeps.cli.app import build_app
 
 PAPER = "bundled:parcae-140m"
 QUICK = {"interval": "none", "n_starts": 2}
@@ -23,7 +23,7 @@ HERE = {"mean_recurrence": 8.0, "n_tokens": 1.12e10}
 
 @pytest.fixture
 def verb():
-    app = build_app(LAWS)
+    app = build_app("laws", "figures")
     return lambda *words: CliRunner().invoke(app, list(map(str, words)))
 
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import analysis
 from analysis.table import guess, records
-from sweeps.cli.app import LAWS, build_app
+from sweeps.cli.app import build_app
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_a_frame_is_fitted_predicted_and_shown(frame):
 def test_the_command_that_columns_shows_works(frame, tmp_path):
     path = tmp_path / "a b.csv"
     frame.to_csv(path, index=False)
-    app = build_app(LAWS)
+    app = build_app("laws", "figures")
     said = CliRunner().invoke(app, ["columns", str(path)]).stdout
     assert "N (n_params, parameters)" in said
     command = shlex.split(said.splitlines()[-1])
@@ -66,7 +66,7 @@ def test_columns_reads_what_fit_reads_and_names_a_law_that_fit_takes(loop_record
     smoke = loop_records[few & np.array(kept)]
     assert (smoke.groupby("trial_id").n_loops.nunique() == 3).all()
     path = records.save(smoke.reset_index(drop=True), tmp_path / "records.parquet")
-    app = build_app(LAWS)
+    app = build_app("laws")
     for source, rc in ((str(path), 1), ("bundled:parcae-140m", 0)):
         said = CliRunner().invoke(app, ["columns", source]).stdout.splitlines()[-1]
         assert said == f"parcae fit {source} --law recurrence"

@@ -13,7 +13,7 @@ import analysis
 from analysis.errors import InputError
 from analysis.figures import ticks, words
 from analysis.figures.drawing import CYCLE, shades
-from sweeps.cli.app import LAWS, build_app
+from sweeps.cli.app import build_app
 
 C = np.repeat(np.geomspace(1e18, 1e20, 4), 5)
 N = np.tile(np.geomspace(0.3, 3, 5), 4) * 0.155 * (C / 6) ** 0.5106  # about the optimum
@@ -31,7 +31,7 @@ def contrast(color: str) -> float:
 
 @pytest.fixture
 def app():
-    return build_app(LAWS)
+    return build_app("laws", "figures")
 
 
 def test_every_colour_is_seen_on_white_and_the_largest_budget_is_the_strongest():

@@ -13,7 +13,7 @@ from analysis.fitting.dataset import Dataset
 from analysis.fitting.fit import fit
 from analysis.fitting.options import FitOptions
 from analysis.laws import expression, formula, library
-from sweeps.cli.app import LAWS, build_app
+from sweeps.cli.app import build_app
 
 NAMES = {
     "N": "n_params",
@@ -211,7 +211,7 @@ def test_rows_below_the_law_can_be_made_dear(columns):
 
 @pytest.fixture
 def app():
-    return build_app(LAWS)
+    return build_app("laws", "figures")
 
 
 @pytest.fixture
