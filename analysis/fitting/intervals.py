@@ -5,7 +5,7 @@ Profile likelihoods, which scale their rise by what `curvature` finds, are in `a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -201,8 +201,7 @@ def refits(objective: Objective, theta: np.ndarray, weights) -> tuple[np.ndarray
         used = np.flatnonzero(w)
         part = objective.rows(used)
         # all weights 1 (a jackknife) is SciPy's own loss, which is faster
-        if not (w[used] == 1).all():
-            part = replace(part, weights=w[used].astype(float))
+        part = part if (w[used] == 1).all() else part.weighted(w[used])
         found = part.minimise(theta, tolerance=1e-7, max_nfev=100)
         if found.status <= 0:  # a path that stalled starts again from a wide quadratic zone
             again = part.descend(theta, tolerance=1e-7)

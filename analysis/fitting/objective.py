@@ -298,6 +298,10 @@ class Objective:
 
     # -- variants
 
+    def weighted(self, weights: np.ndarray) -> Objective:
+        """Each row's term times its weight."""
+        return replace(self, weights=np.asarray(weights, dtype=float))
+
     def rows(self, which: np.ndarray) -> Objective:
         """The same law on some of the rows."""
         return replace(

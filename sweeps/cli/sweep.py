@@ -115,6 +115,9 @@ def plan(
     from sweeps.cli.tables.plan import plan_data, print_plan
     from sweeps.design.benchmark_rates import with_measured_shares
 
+    for name, value in (("--noise", noise), ("--at", at)):
+        if prior is None and value is not None:
+            raise UserError(f"plan: {name} says something about --prior, which is not given.")
     given = named(spec, out)
     loaded = load_plan(given.spec, changes or (), assume=True)
     planned, notes = with_measured_shares(loaded, device)

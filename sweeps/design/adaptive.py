@@ -36,19 +36,18 @@ def planner_of(plan: Plan) -> Planner:
     grid = Grid(size=size, **settings_of(first))
     try:
         prior = priors.read(spec.prior, spec.noise)
-        budgets = enclosed(prior.values, size, grid.budget_flops)
+        return Planner(
+            grid=grid,
+            prior=prior,
+            target=spec.target,
+            total_flops=spec.total_flops,
+            reach=spec.reach,
+            budgets=enclosed(prior.values, size, grid.budget_flops),
+            half=spec.half_width,
+            most=len(spec.seeds),
+        )
     except InputError as error:  # it speaks of an option, and this is a key
         raise UserError(f"{plan.where}: {str(error).removeprefix('--')}") from None
-    return Planner(
-        grid=grid,
-        prior=prior,
-        target=spec.target,
-        total_flops=spec.total_flops,
-        reach=spec.reach,
-        budgets=budgets,
-        half=spec.half_width,
-        most=len(spec.seeds),
-    )
 
 
 def chosen(folder: Path, plan: Plan, left: Sequence[Trial]) -> list[Trial]:

@@ -59,7 +59,10 @@ MEANINGS: dict[str, dict[str, str]] = {
         "head_width": "Channels per head; the number of heads follows.",
     },
     "GridSpec": {"axes": "Every combination of these values is a trial."},
-    "ListSpec": {"trials": "Each trial's own settings, over those of `base`."},
+    "ListSpec": {
+        "trials": "Each trial's own settings, over those of `base`.",
+        "budgets_flops": "Over which an exponent is forecast and estimated; without it, those of the trials.",
+    },
     "DataSection": {
         "corpus": "The text. A relative path starts at the spec file.",
         "tokenizer": "A BPE is trained on the corpus. A prepared folder brings its own.",

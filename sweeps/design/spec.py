@@ -303,6 +303,8 @@ class ListSpec(_Common):
     trials: Annotated[list[Variation], Field(min_length=1)] = Field(
         description="a list of mappings, one per trial"
     )
+    budgets_flops: Budgets | None = Field(None, description=BUDGETS)
+    _absent: ClassVar[tuple[str, ...]] = (*_Common._absent, "budgets_flops")
 
 
 SweepSpec = (

@@ -18,6 +18,7 @@ from sweeps.cli.tables.columns import (
     print_table,
 )
 from sweeps.decisions import decisions, end_of, left_out_words, table_of, words
+from sweeps.design.spec import load_spec
 from sweeps.store import Store
 
 LAST_LINES = 4  # of a failure's traceback
@@ -74,21 +75,23 @@ def status_data(store: Store) -> dict[str, Any]:
         "counts": dict(+counts),
         "made_flops_paper": made,
         "design": lines,
-        "estimate": _estimate(lines, ended),
+        "estimate": _estimate(lines, ended, store),
         "trials": trials,
         "damaged": damaged,
     }
 
 
-def _estimate(lines: list[Row], ended: list[tuple[Trial, float]]) -> Row | None:
+def _estimate(lines: list[Row], ended: list[tuple[Trial, float]], store: Store) -> Row | None:
     """What is known of an adaptive sweep's target since its last decision; else of gamma_mu, by what has ended."""
     if lines:
         return lines[-1]["estimate"]
     if len(ended) < _TELLING:
         return None
-    from sweeps.design.forecasting import estimate_now  # brings SciPy
+    from sweeps.design.forecasting import estimate_now, own_budgets  # brings SciPy
 
-    return estimate_now(ended)
+    spec = store.root / "spec.yaml"
+    own = spec.exists() and (store.sweep or {}).get("design") == "list"
+    return estimate_now(ended, over=own_budgets(load_spec(spec)) if own else None)
 
 
 def _design_columns(lines: list[Row]) -> list[Column]:
