@@ -22,6 +22,7 @@ KEPT = 6  # basins that are followed
 _FIRST, _LATER = 12, 3
 _SCREENED = 30  # random points looked at for each of them
 _GROWTH = 1.5
+_BELOW_0 = -60.0  # of a law's logarithm: nothing leads from there
 _GUESS = 0.01  # standard deviation of a log loss about the law before residuals say more,
 _GUESS_DOF = 3.0  # and how many residuals the guess counts as
 _SHARES = np.array([0.0, 0.3, 0.6, 0.8, 0.9, 0.95])  # of that variance that is smooth, and
@@ -78,7 +79,11 @@ class Basins:
     def promising(self, part: Objective, n: int) -> np.ndarray:
         """The best n of many random points, (n, P)."""
         points = search.starts(part, n * _SCREENED, self.rng)
-        r = parts(part, points)[0] - np.log(part.y)
+        logs = parts(part, points)[0]
+        if (logs.min(axis=1) < _BELOW_0).all():  # with coefficients of 1, like a - b*log(N)
+            points = np.array([search.with_coefficients(part, p) for p in points[:n]])
+            logs = parts(part, points)[0]
+        r = logs - np.log(part.y)
         costs = np.square(np.clip(r - r.mean(axis=1, keepdims=True), -1e3, 1e3)).sum(axis=1)
         return points[np.argsort(costs, kind="stable")[:n]]
 

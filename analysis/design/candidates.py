@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis.choices import Changes
-from analysis.design.pool import BILL, Choice, Options, Pool, choose
+from analysis.design.pool import BILL, Choice, Options, Pool, choose, predict
 from analysis.errors import InputError
 from analysis.laws import expression, formula, library
 from analysis.laws.law import Law
@@ -32,6 +32,7 @@ class Chosen:
     spent: float
     of: float
     target: str  # in words
+    predicted: dict[int, float]  # losses of target rows, from rows whose loss is known
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict:
@@ -41,6 +42,7 @@ class Chosen:
             "of": self.of,
             "counted_from": 0,
             "target": self.target,
+            "predicted": {str(row): loss for row, loss in sorted(self.predicted.items())},
             "reasons": [c.reason for c in self.choices],
             "notes": list(self.notes),
         }
@@ -125,12 +127,19 @@ def design(
     said = _said_of_losses(form, replay, known, can_run, int((hidden & (loss > 0)).sum()))
     _refuse_too_little(share, total, pools, said)
     choices = tuple(choose(pools, share * total, options))
+    predicted: dict[int, float] = {}
+    for i, (pool, rows) in enumerate(zip(pools, index, strict=True)):
+        seen = np.array([c.row for c in choices if c.group == i], int) if replay else pool.done
+        if len(seen) >= len(pool.law.params):
+            losses = predict(pool, seen, options)[1]
+            predicted |= zip(map(int, rows[pool.target]), map(float, losses), strict=True)
     return Chosen(
         choices=choices,
         rows=tuple(int(index[c.group][c.row]) for c in choices),
         spent=float(sum(c.cost for c in choices)),
         of=total,
         target=words,
+        predicted=predicted,
         notes=(
             *table.notes,
             *(f"left out: {d.n_rows} rows: {d.reason}" for d in table.dropped),

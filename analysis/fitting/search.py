@@ -149,16 +149,22 @@ def starts(objective: Objective, n: int, rng) -> np.ndarray:
 def _screened(objective: Objective, n: int, rng) -> np.ndarray:
     """The best of many start points of a law whose shape says nothing of where to start, (n, P)."""
     theta = starts(objective, n * _SCREENED, rng)
-    c, scale = _coefficients(objective), 1 / objective.y
     costs = np.empty(len(theta))
     for i, point in enumerate(theta):
-        if len(c):
-            point[c] = 0.0
-            rest, jacobian = objective.parts(point)
-            basis, right = jacobian[:, c] * scale[:, None], (objective.y - rest) * scale
-            point[c] = _linear(basis, right, objective.lower[c], objective.upper[c])
-        costs[i] = np.square(np.clip(objective.residuals(point), -1e3, 1e3)).sum()
+        theta[i] = with_coefficients(objective, point)
+        costs[i] = np.square(np.clip(objective.residuals(theta[i]), -1e3, 1e3)).sum()
     return theta[np.argsort(costs, kind="stable")[:n]]
+
+
+def with_coefficients(objective: Objective, theta: np.ndarray) -> np.ndarray:
+    """theta (P,) with the coefficients that come closest to the target there."""
+    theta, c, scale = theta.copy(), _coefficients(objective), 1 / objective.y
+    if len(c):
+        theta[c] = 0.0
+        rest, jacobian = objective.parts(theta)
+        basis, right = jacobian[:, c] * scale[:, None], (objective.y - rest) * scale
+        theta[c] = _linear(basis, right, objective.lower[c], objective.upper[c])
+    return theta
 
 
 def _wide(objective: Objective, start: np.ndarray) -> OptimizeResult:
