@@ -149,6 +149,6 @@ def test_one_name_for_many_models_is_no_run():
     loss = 1.7 + 400 * n**-0.34 + 410 * d**-0.28
     loss *= np.exp(0.002 * np.random.default_rng(0).standard_normal(30))
     frame = pd.DataFrame({"run": "chinchilla", "N": n, "D": d, "loss": loss})
-    found = api.fit_table(load.load(frame), "chinchilla", interval="linear").result
+    found = api.fit_table(load.load(frame), "chinchilla", interval="linear")
     assert found.valid
     assert any("it names no run" in note for note in found.notes)
