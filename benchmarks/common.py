@@ -14,8 +14,6 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from parcae_core.accounting.hardware import cpu_device
 
 if TYPE_CHECKING:
@@ -46,6 +44,8 @@ def interleaved(
 
 
 def synchronise() -> None:
+    import torch  # not loaded for what never asks for it
+
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -73,6 +73,8 @@ def _described() -> str:
 
 def provenance() -> dict[str, str]:
     """What a row needs to be read later: date, commit, device, versions."""
+    import torch
+
     cuda = torch.cuda.is_available()
     device = torch.cuda.get_device_name() if cuda else cpu_device(torch.get_num_threads())
     return {

@@ -1,6 +1,6 @@
 """How fast a corpus is prepared, per core: the tokenizers alone, then the whole preparation.
 
-    python benchmarks/data_speed.py [CORPUS] [--tokenizer bpe-32768] [--context 2048] [--repeats 3]
+    python -m benchmarks.data_speed [CORPUS] [--tokenizer bpe-32768] [--context 2048] [--repeats 3]
 
 Every rate is MB of UTF-8 text per second of CPU time on one thread (wall time would measure who else
 uses the machine; for the whole preparation it is printed beside). The ids of our encoder are compared with
@@ -43,7 +43,7 @@ def main() -> None:
     options = parser.parse_args()
 
     source = resolve(options.corpus)
-    texts = [document.text for document in source.documents("train")]
+    texts = list(source.documents("train"))
     n_bytes = sum(len(text.encode()) for text in texts)
     print(f"{source.name}: {len(texts)} train documents, {n_bytes / 1e6:.1f} MB")
 

@@ -1,6 +1,6 @@
 """How long fits take, beside a plain 500-start L-BFGS of the same objective.
 
-    OPENBLAS_NUM_THREADS=1 python benchmarks/fit_speed.py [--csv FILE] [--record]
+    OPENBLAS_NUM_THREADS=1 python -m benchmarks.fit_speed [--csv FILE] [--record]
 
 Seconds are of CPU (rows before 2026-11-25: of the clock). Data: 240 simulated points of a Chinchilla law (seed 0, 1 % noise); with --csv the points of a file
 with columns "Model Size", "Training FLOP", "loss" less its five highest losses. Free of torch.
@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import csv
 import platform
-import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,6 +32,7 @@ from analysis.fitting.result import FitResult
 from analysis.fitting.search import Search, search
 from analysis.laws import library
 from analysis.table import load
+from benchmarks.common import commit, quantiles
 
 RESULTS = Path(__file__).parent / "results" / "fit_speed.csv"
 CHINCHILLA_COLUMNS = {"n_params": "Model Size", "train_flops": "Training FLOP", "val_loss": "loss"}
@@ -215,34 +214,17 @@ def _said(out) -> str:
 
 
 def _row(name, data, seconds, outcome) -> dict:
-    cuts = (
-        statistics.quantiles(seconds, n=5, method="inclusive") if len(seconds) > 1 else seconds * 4
-    )
-    commit = subprocess.run(
-        [
-            "git",
-            "-C",
-            str(Path(__file__).parent),
-            "describe",
-            "--always",
-            "--dirty",
-            "--abbrev=9",
-            "--exclude=*",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
+    median, low, high = quantiles(seconds) if len(seconds) > 1 else seconds * 3
     return {
         "job": name,
         "data": data,
-        "median_s": f"{statistics.median(seconds):.4f}",
-        "q20_s": f"{cuts[0]:.4f}",
-        "q80_s": f"{cuts[3]:.4f}",
+        "median_s": f"{median:.4f}",
+        "q20_s": f"{low:.4f}",
+        "q80_s": f"{high:.4f}",
         "repeats": len(seconds),
         "outcome": outcome,
         "date": date.today().isoformat(),
-        "commit": commit or "unknown",
+        "commit": commit(),
         "cpu": platform.machine(),
         "python": platform.python_version(),
         "numpy": np.__version__,

@@ -96,7 +96,7 @@ def _residual_norm(s: Shape) -> Example:
 def _loop_boundary(s: Shape) -> Example:
     decay = torch.full((s.d_model,), 0.45, device=s.device)
     args = (s.wide(*_stream(s)), decay, s.wide(*_stream(s)), s.wide(s.d_model), EPS)
-    return Example(args=args, options={"n_active": s.batch}, ref_more=(s.batch,))
+    return Example(args=args, options={})
 
 
 def _rope_qk_norm(s: Shape) -> Example:

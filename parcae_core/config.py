@@ -7,6 +7,7 @@ K d_head, V vocabulary, F d_ff.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -17,11 +18,11 @@ Mlp = Literal["relu2", "swiglu"]
 # laid out or allocated for ever
 MAX_WIDTH, MAX_CONTEXT, MAX_VOCAB, MAX_LAYERS = 1 << 20, 1 << 20, 1 << 24, 1_000
 _AT_MOST = {
+    "vocab_size": MAX_VOCAB,
+    "context": MAX_CONTEXT,
+    **dict.fromkeys(("n_prelude", "n_core", "n_coda"), MAX_LAYERS),
     **dict.fromkeys(("d_model", "d_ff", "d_state", "core_d_ff", "value_gate_width"), MAX_WIDTH),
     **dict.fromkeys(("n_head", "n_kv_head", "core_n_head"), MAX_WIDTH),
-    **dict.fromkeys(("n_prelude", "n_core", "n_coda"), MAX_LAYERS),
-    "context": MAX_CONTEXT,
-    "vocab_size": MAX_VOCAB,
 }
 
 
@@ -63,20 +64,12 @@ class ModelConfig:
     value_gate_width: int = 32  # leading channels of the normed input that feed the gate
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "context", "d_model", "n_head", "d_ff", "n_prelude", "n_coda"):
-            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be >= 1")
-        _require(self.n_core >= 1, f"n_core is {self.n_core}; it must be >= 1")
         for name, most in _AT_MOST.items():
-            _require(
-                (getattr(self, name) or 0) <= most,
-                f"{name} is {getattr(self, name)}; it must be <= {most}",
-            )
-        for name in ("rope_base", "norm_eps"):
-            value = getattr(self, name)
-            _require(0 < value < math.inf, f"{name} is {value}; it must be > 0 and finite")
-        for name in ("d_state", "core_d_ff", "value_gate_width"):
-            value = getattr(self, name)
-            _require(value is None or value >= 1, f"{name} is {value}; it must be >= 1")
+            if name not in ("n_kv_head", "core_n_head"):  # see `_check_heads`
+                check_fields(self, (name,), lambda v: v >= 1, "be >= 1")
+            check_fields(self, (name,), lambda v, most=most: v <= most, f"be <= {most}")
+        positive = ("rope_base", "norm_eps")
+        check_fields(self, positive, lambda v: 0 < v < math.inf, "be > 0 and finite")
         for name, kind in (("injection", Injection), ("mlp", Mlp)):
             value, known = getattr(self, name), get_args(kind)
             _require(value in known, f"{name} is {value!r}; it must be one of {', '.join(known)}")
@@ -86,18 +79,16 @@ class ModelConfig:
             f"readout=False hands a state {self.state_width} wide to a coda {self.d_model} wide; "
             "keep the readout or use one width",
         )
-        if self.is_transformer:
-            _require(
-                self.state_width == self.d_model,
-                f"d_state={self.d_state} needs a looped state, and injection='none' has none; "
-                "leave d_state out",
-            )
-        if self.injection == "add":
-            _require(
-                self.state_width == self.d_model,
-                f"injection='add' adds e ({self.d_model} wide) to the state ({self.state_width} wide); "
-                "give them one width or use injection='diagonal'",
-            )
+        _require(
+            not self.is_transformer or self.state_width == self.d_model,
+            f"d_state={self.d_state} needs a looped state, and injection='none' has none; "
+            "leave d_state out",
+        )
+        _require(
+            self.injection != "add" or self.state_width == self.d_model,
+            f"injection='add' adds e ({self.d_model} wide) to the state ({self.state_width} wide); "
+            "give them one width or use injection='diagonal'",
+        )
 
     def _check_heads(self) -> None:
         for layer in (0, self.n_prelude):
@@ -180,6 +171,15 @@ class ModelConfig:
 def as_dict(config: Any) -> dict[str, Any]:
     """Fields of a slotted dataclass, one level deep."""
     return {f.name: getattr(config, f.name) for f in fields(config)}
+
+
+def check_fields(
+    config: Any, names: Iterable[str], holds: Callable[[Any], bool], needed: str
+) -> None:
+    """Raise ValueError for the first field that is given and of which something does not hold."""
+    for name in names:
+        value = getattr(config, name)
+        _require(value is None or holds(value), f"{name} is {value}; it must {needed}")
 
 
 def _require(condition: bool, message: str) -> None:

@@ -32,24 +32,15 @@ def _limits(cgroups: Path, process: Path) -> list[float]:
 
     Source: Linux, Documentation/admin-guide/cgroup-v2.rst (cpu.max) and scheduler/sched-bwc.rst.
     """
-    found = []
-    for folder in _groups(cgroups, process):
-        quota, period = _words(folder / "cpu.max") or ("max", "1")
-        found.append((quota, period))
-    version_1 = cgroups / "cpu"
-    quota, period = (_words(version_1 / f"cpu.cfs_{n}_us") for n in ("quota", "period"))
-    if quota and period:
-        found.append((quota[0], period[0]))
-    # "max", and -1 in version 1, mean that there is no limit
-    return [int(q) / int(p) for q, p in found if q.isdigit() and int(q) > 0]
-
-
-def _groups(cgroups: Path, process: Path) -> list[Path]:
-    """The root of version 2, which in a container is its own group, and this process's groups."""
-    line = next((w for w in _words(process) if w.startswith("0::/")), "0::/")
-    own = line.removeprefix("0::/")
+    own = next((w for w in _words(process) if w.startswith("0::/")), "0::/").removeprefix("0::/")
     parts = [p for p in own.split("/") if p not in ("", "..")]
-    return [cgroups.joinpath(*parts[:n]) for n in range(len(parts) + 1)]
+    # the root of version 2, which in a container is its own group, and this process's groups
+    groups = [cgroups.joinpath(*parts[:n]) for n in range(len(parts) + 1)]
+    found = [_words(group / "cpu.max") for group in groups]
+    found.append([w for n in ("quota", "period") for w in _words(cgroups / f"cpu/cpu.cfs_{n}_us")])
+    # "max", and -1 in version 1, mean that there is no limit
+    limited = [w for w in found if len(w) == 2 and w[0].isdigit() and int(w[0]) > 0]
+    return [int(quota) / int(period) for quota, period in limited]
 
 
 def _words(path: Path) -> list[str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -168,7 +169,7 @@ class CurriculumDepth(_Depth):
 
     def at(self, step: int) -> PoissonDepth:
         """The scheme in force at a step (0-based)."""
-        return self._grown_by(int(self._growth(np.array([step]))[0]))
+        return self._grown_by(self._growth(step))
 
     def _grown_by(self, steps: int) -> PoissonDepth:
         return PoissonDepth(
@@ -176,21 +177,11 @@ class CurriculumDepth(_Depth):
             mean_backprop_depth=self.mean_backprop_depth,
         )
 
-    def _growth(self, steps: np.ndarray) -> np.ndarray:
-        """Loop steps without gradient, declared, at each of some steps."""
-        share = np.minimum(steps / self.ramp_steps, 1.0)
-        progress = share if self.shape == "linear" else 1 - np.sqrt(1 - share)
-        growth = np.ceil(progress * (self.mean_recurrence - self.mean_backprop_depth))
-        return growth.astype(np.int64)
-
-    def _last_steps(self, growth: np.ndarray) -> np.ndarray:
-        """Steps of the ramp that have grown by at most each of some numbers; by bisection."""
-        low, high = np.zeros_like(growth), np.full_like(growth, self.ramp_steps)
-        while np.any(low < high):
-            middle = (low + high) // 2
-            grown = (self._growth(middle) > growth) | (low >= high)
-            low, high = np.where(grown, low, middle + 1), np.where(grown, middle, high)
-        return high
+    def _growth(self, step: int) -> int:
+        """Loop steps without gradient, declared, at a step."""
+        share = min(step / self.ramp_steps, 1.0)
+        progress = share if self.shape == "linear" else 1 - math.sqrt(1 - share)
+        return math.ceil(progress * (self.mean_recurrence - self.mean_backprop_depth))
 
     def declared(self) -> tuple[float, float]:
         """(mu_rec, mu_bwd) as the published FLOP rules use them, averaged over the training."""
@@ -206,7 +197,9 @@ class CurriculumDepth(_Depth):
         return self.at(step).sample(n_sequences, seed=seed, step=step)
 
     def _average(self, value: Callable[[PoissonDepth], float]) -> float:
-        ends = self._last_steps(np.arange(self.mean_recurrence - self.mean_backprop_depth + 1))
+        ramp, most = range(self.ramp_steps), self.mean_recurrence - self.mean_backprop_depth
+        # steps of the ramp that have grown by at most 0, 1, ...
+        ends = [bisect_right(ramp, grown, key=self._growth) for grown in range(most + 1)]
         counts = np.diff(ends, prepend=0)
         total = sum(int(n) * value(self._grown_by(g)) for g, n in enumerate(counts) if n)
         after = (self.n_steps - self.ramp_steps) * value(self.at(self.ramp_steps))

@@ -23,11 +23,11 @@ T = TypeVar("T", bound="DataclassInstance")
 MAX_INT = 2**63 - 1
 
 
-def parse_json(data: bytes | str, where: object, kind: type = dict) -> Any:
-    """The JSON value in a text, if it is of the kind.
+def parse_json(data: bytes | str, where: object) -> Any:
+    """The JSON object in a text.
 
     Raises:
-        UserError: not UTF-8, not JSON, nested without end, or another kind of value.
+        UserError: not UTF-8, not JSON, nested without end, or no object.
     """
     try:
         value = json.loads(data)
@@ -37,12 +37,9 @@ def parse_json(data: bytes | str, where: object, kind: type = dict) -> Any:
         ) from None
     except ValueError as error:  # UnicodeDecodeError and numbers of thousands of digits as well
         raise UserError(f"{where}: not JSON ({str(error)[:200]}); is the file whole?") from None
-    if not isinstance(value, kind):
-        names: dict[type, str] = {dict: "an object", list: "a list"}
-        raise UserError(
-            f"{where}: holds {names.get(type(value), type(value).__name__)}; "
-            f"{names.get(kind, kind.__name__)} was expected"
-        )
+    if not isinstance(value, dict):
+        found = "a list" if isinstance(value, list) else type(value).__name__
+        raise UserError(f"{where}: holds {found}; an object was expected")
     return value
 
 

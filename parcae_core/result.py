@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from parcae_core.config import check_fields
 from parcae_core.plain import build
 
 Status = Literal["done", "diverged", "stopped"]
@@ -49,14 +50,10 @@ class Execution:
             )
         if self.impl not in ("auto", "torch", "triton"):
             raise ValueError(f"impl is {self.impl!r}; it must be auto, torch or triton")
-        for name in ("threads", "log_every_steps", "checkpoint_every_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be >= 1")
-        for name in ("checkpoint_every_s", "peak_flops_per_s"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}; it must be > 0")
+        counts = ("threads", "log_every_steps", "checkpoint_every_steps")
+        check_fields(self, counts, lambda v: v >= 1, "be >= 1")
+        rates = ("checkpoint_every_s", "peak_flops_per_s")
+        check_fields(self, rates, lambda v: v > 0, "be > 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

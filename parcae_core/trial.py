@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from parcae_core.accounting.cost import TrialCost, trial_cost
 from parcae_core.accounting.flops import FlopsRule
-from parcae_core.config import ModelConfig, as_dict
+from parcae_core.config import ModelConfig, check_fields
 from parcae_core.depth import (
     MAX_LOOPS,
     CurriculumDepth,
@@ -71,18 +71,12 @@ class OptimConfig:
     cooldown_share: float = 0.5  # of the steps, linear to 0
 
     def __post_init__(self) -> None:
-        for name in ("muon_lr", "adamw_lr", "adamw_eps", "grad_clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be > 0")
-        for name in ("muon_momentum", "adamw_beta1", "adamw_beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
-        if not self.muon_weight_decay >= 0:
-            raise ValueError(f"muon_weight_decay is {self.muon_weight_decay}; it must be >= 0")
-        if not 0 <= self.cooldown_share <= 1:
-            raise ValueError(f"cooldown_share is {self.cooldown_share}; it must lie in [0, 1]")
-        if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps is {self.warmup_steps}; it must be >= 0")
+        positive = ("muon_lr", "adamw_lr", "adamw_eps", "grad_clip")
+        check_fields(self, positive, lambda v: v > 0, "be > 0")
+        decays = ("muon_momentum", "adamw_beta1", "adamw_beta2")
+        check_fields(self, decays, lambda v: 0 <= v < 1, "lie in [0, 1)")
+        check_fields(self, ("muon_weight_decay", "warmup_steps"), lambda v: v >= 0, "be >= 0")
+        check_fields(self, ("cooldown_share",), lambda v: 0 <= v <= 1, "lie in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,10 +94,7 @@ class EvalConfig:
             )
         if self.loops[-1] > MAX_LOOPS:
             raise ValueError(f"loops has {self.loops[-1]}; at most {MAX_LOOPS} are evaluated")
-        if self.n_sequences < 1:
-            raise ValueError(f"n_sequences is {self.n_sequences}; it must be >= 1")
-        if self.every is not None and self.every < 1:
-            raise ValueError(f"every is {self.every}; it must be >= 1")
+        check_fields(self, ("n_sequences", "every"), lambda v: v >= 1, "be >= 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,9 +176,8 @@ class Trial:
     _trial_id: str | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("n_steps", "batch_sequences", "context"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 1")
+        counts = ("n_steps", "batch_sequences", "context")
+        check_fields(self, counts, lambda v: v >= 1, "be >= 1")
         if self.n_steps > MAX_STEPS:
             raise ValueError(
                 f"n_steps is {self.n_steps:.4g}; at most {MAX_STEPS} steps are made: raise batch_sequences "
@@ -312,18 +302,10 @@ class Trial:
 
 def trial_to_dict(trial: Trial) -> dict[str, Any]:
     """Plain data for JSON."""
-    parts = {
-        name: as_dict(getattr(trial, name)) for name in ("model", "data", "optim", "resources")
-    }
-    return (
-        {k: v for k, v in as_dict(trial).items() if not k.startswith("_")}
-        | parts
-        | {
-            "depth": None if trial.depth is None else depth_to_dict(trial.depth),
-            "evaluation": as_dict(trial.evaluation) | {"loops": list(trial.evaluation.loops)},
-            "parent": None if trial.parent is None else as_dict(trial.parent),
-        }
-    )
+    plain = {k: v for k, v in asdict(trial).items() if not k.startswith("_")}
+    plain["depth"] = None if trial.depth is None else depth_to_dict(trial.depth)
+    plain["evaluation"]["loops"] = list(trial.evaluation.loops)
+    return plain
 
 
 def planned_to_dict(trial: Trial) -> dict[str, Any]:

@@ -77,10 +77,4 @@ def _layer_params(model: ModelConfig, layer: int) -> int:
 
 def _injection_params(model: ModelConfig) -> int:
     d, s = model.d_model, model.state_width
-    return {
-        "diagonal": s * d + 2 * s,
-        "diagonal-zoh": s * d + 2 * s,
-        "concat": s * (s + d),
-        "add": 0,
-        "none": 0,
-    }[model.injection]
+    return {"concat": s * (s + d), "add": 0, "none": 0}.get(model.injection, s * d + 2 * s)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from parcae_core.checkpoints.published_config import upstream_settings
 from parcae_core.checkpoints.text import TOKENIZER_FILE
 from parcae_core.config import ModelConfig
 from parcae_core.data.bpe import standalone_json
-from parcae_core.data.io import temporary_beside
+from parcae_core.data.io import temporary_beside, whole_folder
 from parcae_core.data.tokenizer import Tokenizer
 from parcae_core.depth import default_backprop_depth
 from parcae_core.errors import UserError
-from parcae_core.model.parcae import state_key
+from parcae_core.model.initial import state_key
 
 MODELING_FILE = "modeling_parcae.py"  # beside this file, copied as it is
 
@@ -75,15 +76,13 @@ def export_transformers(
         },
     }
 
-    def write(into: Path) -> None:
+    with _new_folder(folder) as into:
         for name, data in files.items():
             text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
             (into / name).write_text(text, encoding="utf-8")
         shutil.copyfile(Path(__file__).with_name(MODELING_FILE), into / MODELING_FILE)
         weights = dict(trained.model.named_parameters())
         write_tensors(into / "model.safetensors", weights, {"format": "pt"})
-
-    _write_whole(folder, write)
 
 
 def export_published(trained: TrainedModel, tokenizer: Tokenizer, folder: Path) -> None:
@@ -99,55 +98,37 @@ def export_published(trained: TrainedModel, tokenizer: Tokenizer, folder: Path) 
         mean_backprop_depth=trial.mean_backprop_depth if trial else default_backprop_depth(mu),
     )
 
-    def write(into: Path) -> None:
+    with _new_folder(folder) as into:
         save_upstream(UpstreamCheckpoint(model=trained.model, settings=settings), into)
         text = tokenizer.to_json() or json.dumps(standalone_json(tokenizer), ensure_ascii=False)
         (into / TOKENIZER_FILE).write_text(text, encoding="utf-8")
 
-    _write_whole(folder, write)
-
 
 def transformers_config(config: ModelConfig) -> dict[str, Any]:
     """The shape with every width written out, as modeling_parcae's ParcaeConfig has it."""
-    c, core = config, config.n_prelude
-    return {
-        "vocab_size": c.vocab_size,
-        "context": c.context,
-        "d_model": c.d_model,
-        "d_state": c.state_width,
-        "n_head": c.layer_heads(0),
-        "n_kv_head": c.layer_kv_heads(0),
-        "core_n_head": c.layer_heads(core),
-        "core_n_kv_head": c.layer_kv_heads(core),
-        "d_ff": c.d_ff,
-        "core_d_ff": c.layer_ff(core),
-        "n_prelude": c.n_prelude,
-        "n_core": c.n_core,
-        "n_coda": c.n_coda,
-        "injection": c.injection,
-        "prelude_norm": c.has_prelude_norm,
-        "readout": c.has_readout,
-        "mlp": c.mlp,
-        "residual_norm": c.residual_norm,
-        "qk_norm": c.qk_norm,
-        "value_layers": [i for i in range(c.n_layers) if c.has_value_embedding(i)],
-        "value_gate_width": c.value_gate_width,
-        "separate_head": not c.tie_embeddings,
-        "rope_base": c.rope_base,
-        "norm_eps": c.norm_eps,
+    core, alike = config.n_prelude, (
+        "vocab_size", "context", "d_model", "d_ff", "n_prelude", "n_core", "n_coda", "injection", "mlp",
+        "residual_norm", "qk_norm", "value_gate_width", "rope_base", "norm_eps",
+    )  # fmt: skip
+    return {name: getattr(config, name) for name in alike} | {
+        "d_state": config.state_width,
+        "n_head": config.layer_heads(0),
+        "n_kv_head": config.layer_kv_heads(0),
+        "core_n_head": config.layer_heads(core),
+        "core_n_kv_head": config.layer_kv_heads(core),
+        "core_d_ff": config.layer_ff(core),
+        "prelude_norm": config.has_prelude_norm,
+        "readout": config.has_readout,
+        "value_layers": [i for i in range(config.n_layers) if config.has_value_embedding(i)],
+        "separate_head": not config.tie_embeddings,
     }
 
 
-def _write_whole(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let the folder appear complete or not at all."""
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """Where to write; the folder appears complete or not at all."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: is there already and not empty; name a new folder")
     partial = temporary_beside(folder.absolute())
-    partial.mkdir(parents=True)
-    try:
-        write(partial)
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with whole_folder(folder, partial):
+        yield partial

@@ -34,8 +34,38 @@ _CACHE = (
 )
 
 
+_SHAPE = {  # every width written out
+    "vocab_size": 259,
+    "context": 128,
+    "d_model": 32,
+    "d_state": 32,
+    "n_head": 2,
+    "n_kv_head": 2,
+    "core_n_head": 2,
+    "core_n_kv_head": 2,
+    "d_ff": 128,
+    "core_d_ff": 128,
+    "n_prelude": 1,
+    "n_core": 1,
+    "n_coda": 1,
+    "injection": "diagonal",  # diagonal, diagonal-zoh, concat, add; none: a fixed-depth Transformer
+    "prelude_norm": True,
+    "readout": True,
+    "mlp": "relu2",  # or swiglu
+    "residual_norm": False,
+    "qk_norm": True,
+    "value_layers": (),  # with a table of value embeddings
+    "value_gate_width": 32,
+    "separate_head": False,  # else the embedding is the head
+    "rope_base": 50_000.0,
+    "norm_eps": 1e-5,
+    "num_loops": 1,
+    "state_key": 0,  # of the generator that draws h_0
+}
+
+
 class ParcaeConfig(PretrainedConfig):
-    """Shape of the model, every width written out; `injection` "none" is a fixed-depth Transformer."""
+    """Shape of the model: what `_SHAPE` names, by name."""
 
     model_type = "parcae"
     attribute_map = {  # noqa: RUF012 (as every configuration of transformers has it)
@@ -46,51 +76,14 @@ class ParcaeConfig(PretrainedConfig):
         "max_position_embeddings": "context",
     }
 
-    def __init__(
-        self,
-        vocab_size: int = 259,
-        context: int = 128,
-        d_model: int = 32,
-        d_state: int = 32,
-        n_head: int = 2,
-        n_kv_head: int = 2,
-        core_n_head: int = 2,
-        core_n_kv_head: int = 2,
-        d_ff: int = 128,
-        core_d_ff: int = 128,
-        n_prelude: int = 1,
-        n_core: int = 1,
-        n_coda: int = 1,
-        injection: str = "diagonal",  # diagonal, diagonal-zoh, concat, add, none
-        prelude_norm: bool = True,
-        readout: bool = True,
-        mlp: str = "relu2",  # or swiglu
-        residual_norm: bool = False,
-        qk_norm: bool = True,
-        value_layers: tuple[int, ...] | list[int] = (),  # with a table of value embeddings
-        value_gate_width: int = 32,
-        separate_head: bool = False,  # else the embedding is the head
-        rope_base: float = 50_000.0,
-        norm_eps: float = 1e-5,
-        num_loops: int = 1,
-        state_key: int = 0,  # of the generator that draws h_0
-        **kwargs,
-    ) -> None:
+    def __init__(self, **kwargs) -> None:
+        shape = {name: kwargs.pop(name, default) for name, default in _SHAPE.items()}
         kwargs["tie_word_embeddings"] = False  # a shared head is read where it lies, not copied
         super().__init__(**kwargs)
-        self.vocab_size, self.context = vocab_size, context
-        self.d_model, self.d_state = d_model, d_state
-        self.n_head, self.n_kv_head = n_head, n_kv_head
-        self.core_n_head, self.core_n_kv_head = core_n_head, core_n_kv_head
-        self.d_ff, self.core_d_ff = d_ff, core_d_ff
-        self.n_prelude, self.n_core, self.n_coda = n_prelude, n_core, n_coda
-        self.num_hidden_layers = n_prelude + n_core + n_coda
-        self.injection, self.prelude_norm, self.readout = injection, prelude_norm, readout
-        self.mlp, self.residual_norm, self.qk_norm = mlp, residual_norm, qk_norm
-        self.value_layers, self.value_gate_width = list(value_layers), value_gate_width
-        self.separate_head = separate_head
-        self.rope_base, self.norm_eps = rope_base, norm_eps
-        self.num_loops, self.state_key = num_loops, state_key
+        for name, value in shape.items():
+            setattr(self, name, value)
+        self.value_layers = list(self.value_layers)
+        self.num_hidden_layers = self.n_prelude + self.n_core + self.n_coda
 
 
 def widened(x: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from parcae_core.accounting.params import count_params
-from parcae_core.data.io import Locked, file_lock, file_sha256, sync, write_synced
+from parcae_core.data.io import Locked, file_lock, file_sha256, sync, whole_folder, write_synced
 from parcae_core.errors import UserError
 from parcae_core.model.parcae import Parcae, build_model
 from parcae_core.plain import build, read_json
@@ -110,26 +110,20 @@ def save_checkpoint(
         free = shutil.disk_usage(folder).free
         if free < needed:
             raise OSError(f"{_mb(needed)} are needed and {_mb(free)} are free")
-        temporary.mkdir()
-        with ThreadPoolExecutor(2) as pool:  # hashing one file while the other is written
-            written = [
-                pool.submit(write_tensors, temporary / name, tensors)
-                for name, tensors in ((_WEIGHTS, weights), (_OPTIMIZER, optimizer))
-            ]
-            files = {
-                name: w.result() for name, w in zip((_WEIGHTS, _OPTIMIZER), written, strict=True)
-            }
-        _write_index(temporary, trial, step, progress, files)
-        sync(temporary)
-        if final.exists():  # the same step again, after falling back from a damaged one
-            final.rename(folder / f".old-{step:09d}")
-        temporary.rename(final)
-        sync(folder)
+        with whole_folder(final, temporary):
+            with ThreadPoolExecutor(2) as pool:  # hashing one file while the other is written
+                written = {
+                    name: pool.submit(write_tensors, temporary / name, tensors)
+                    for name, tensors in ((_WEIGHTS, weights), (_OPTIMIZER, optimizer))
+                }
+            files = {name: w.result() for name, w in written.items()}
+            _write_index(temporary, trial, step, progress, files)
+            if final.exists():  # the same step again, after falling back from a damaged one
+                final.rename(folder / f".old-{step:09d}")
         for old in _checkpoints(folder)[:-_KEEP]:
             shutil.rmtree(old)
         _remove_leftovers(folder)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
             f"{final}: the checkpoint cannot be written ({error}). Earlier checkpoints are intact; "
             "make room or choose another folder, and start the run again"
@@ -141,13 +135,9 @@ def keep_checkpoint(path: Path, folder: Path) -> Path:
     """A checkpoint again, in another folder, where none is dropped; returns it there."""
     final = folder / path.name
     if not final.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f".writing-{path.name}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(path, temporary, copy_function=_link)
-        sync(temporary)
-        temporary.rename(final)
-        sync(folder)
+        with whole_folder(final, temporary):
+            shutil.copytree(path, temporary, copy_function=_link, dirs_exist_ok=True)
     return final
 
 
@@ -171,14 +161,11 @@ def begin_branch(kept: Path, trial: Trial, folder: Path) -> Path:
             f"{trunk.trial_id}; it cannot begin from here"
         )
     final, temporary = folder / kept.name, folder / f".writing-{step:09d}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for name in _TENSOR_FILES:
-        _link(kept / name, temporary / name)
-    _write_index(temporary, trial, step, index["progress"] | {"shared_steps": step}, index["files"])
-    sync(temporary)
-    temporary.rename(final)
-    sync(folder)
+    progress = index["progress"] | {"shared_steps": step}
+    with whole_folder(final, temporary):
+        for name in _TENSOR_FILES:
+            _link(kept / name, temporary / name)
+        _write_index(temporary, trial, step, progress, index["files"])
     return final
 
 

@@ -56,8 +56,11 @@ def load_upstream(folder: Path) -> UpstreamCheckpoint:
         UserError: missing or damaged files, a pickle that carries code, options or tensors we do
             not know, tensors that are missing or have another shape. Nothing is half-loaded.
     """
-    settings = _read_settings(folder / "config.json")
-    config = model_config(settings, where=folder / "config.json")
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: no config.json; a published checkpoint has one")
+    settings = read_json(path)
+    config = model_config(settings, where=path)
     weights_path = next((folder / f for f in WEIGHT_FILES if (folder / f).is_file()), None)
     if weights_path is None:
         raise UserError(f"{folder}: no weights; looked for {' and '.join(WEIGHT_FILES)}")
@@ -175,12 +178,6 @@ def _their_name(name: str, c: ModelConfig) -> str:
         first = {"prelude": 0, "core": c.n_prelude, "coda": c.n_prelude + c.n_core}[part]
         return f"transformer.h.{first + int(index)}.{inner}"
     return f"transformer.{'core_block' if part == 'core' else part}.{index}.{inner}"
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path.parent}: no config.json; a published checkpoint has one")
-    return read_json(path)
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

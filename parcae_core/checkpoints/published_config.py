@@ -34,14 +34,6 @@ _UNSCALED_INITS = ("scaled-zero", "scaled", "scaled-geiping", "small")
 _MLPS = {("BaseMLP", "ReLU2"): "relu2", ("GatedMLP", "SiLU"): "swiglu"}
 _INJECTIONS = {"diagonal": "diagonal", "linear": "concat", "add": "add"}
 # Read below, or without influence on the forward at a given number of loops.
-_READ = {
-    "_class_name", "block_size", "n_embd", "intermediate_size", "num_attention_heads",
-    "num_key_value_heads", "padded_vocab_size", "rope_settings", "norm_eps", "mlp_class_name",
-    "nonlin_name", "qk_norm", "tie_embeddings", "use_fused_head", "init_strategy", "n_layer",
-    "injection_type", "n_layers_in_prelude", "n_layers_in_recurrent_block", "n_layers_in_coda",
-    "recurrent_embedding_dimension", "recurrent_intermediation_embedding_dimension",
-    "recurrent_num_attention_heads", "prelude_norm",
-}  # fmt: skip
 _WHOLE = {
     "block_size", "n_embd", "intermediate_size", "num_attention_heads", "num_key_value_heads",
     "padded_vocab_size", "n_layer", "n_layers_in_prelude", "n_layers_in_recurrent_block",
@@ -49,10 +41,14 @@ _WHOLE = {
     "recurrent_intermediation_embedding_dimension", "recurrent_num_attention_heads",
     "mean_recurrence",
 }  # fmt: skip
+_READ = _WHOLE | {
+    "_class_name", "rope_settings", "norm_eps", "mlp_class_name", "nonlin_name", "qk_norm",
+    "tie_embeddings", "use_fused_head", "init_strategy", "injection_type", "prelude_norm",
+}  # fmt: skip
 _TRAINING_ONLY = {
     "name", "hf_config", "vocab_size", "padding_multiple", "init_orthogonal",
     "skip_initialization", "activation_checkpoint_impl", "strategy", "attn_impl", "state_init",
-    "sampling_scheme", "mean_recurrence", "mean_backprop_depth", "lockstep_n", "lockstep_k",
+    "sampling_scheme", "mean_backprop_depth", "lockstep_n", "lockstep_k",
     "curriculum_target", "recurrent_iteration_method", "model_class_name",
     "_is_recurrent_block_config",
 }  # fmt: skip

@@ -89,7 +89,7 @@ def without_long_runs(text: str) -> str:
     return _LONG_RUN.sub(" ", text)
 
 
-class BpeTokenizer:
+class BpeTokenizer(Tokenizer):
     """Byte-level BPE with ids: 256 bytes, merges in the order learned, bos, eos, pad."""
 
     def __init__(self, tokens: list[bytes], text: str | None = None) -> None:
@@ -97,10 +97,8 @@ class BpeTokenizer:
         tokens: the bytes of each id, specials left out; the first 256 are the single bytes.
         text: the tokenizer.json they were read from.
         """
-        self._tokens = tokens
+        super().__init__(tokens)
         self._text = text
-        self.vocab_size = len(tokens) + len(SPECIALS)
-        self.bos_id, self.eos_id, self.pad_id = range(len(tokens), self.vocab_size)
         self._dtype = id_dtype(self.vocab_size)
         self._encoding = tiktoken.Encoding(
             f"bpe-{self.vocab_size}",
@@ -113,17 +111,11 @@ class BpeTokenizer:
         # Releases the GIL, so threads scale; no specials are registered, so "<|bos|>" in a text
         # is plain characters.
         parts = [self._encoding.encode_to_numpy(s, disallowed_special=()) for s in segments(text)]
-        return _join(parts, self._dtype)
-
-    def decode_bytes(self, ids: np.ndarray) -> bytes:
-        return b"".join(self._tokens[i] for i in np.asarray(ids) if i < len(self._tokens))
-
-    def token_bytes(self) -> np.ndarray:
-        return np.array([len(t) for t in self._tokens] + [0] * len(SPECIALS), np.int32)
+        return np.concatenate(parts, dtype=self._dtype)
 
     def to_json(self) -> str:
         if self._text is None:
-            data = _to_tokenizer_json(self._tokens)
+            data = _to_tokenizer_json(self._tokens[: self.bos_id])
             self._text = json.dumps(data, ensure_ascii=False, indent=1) + "\n"
         return self._text
 
@@ -153,7 +145,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
     return BpeTokenizer(tokens)
 
 
-class JsonTokenizer:
+class JsonTokenizer(Tokenizer):
     """A byte-level tokenizer.json from elsewhere, encoded by the `tokenizers` library."""
 
     def __init__(self, path: Path, layout: TokenizerLayout, text: str) -> None:
@@ -185,19 +177,13 @@ class JsonTokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         parts = [_guarded(self._path, partial(self._encode, s)) for s in segments(text)]
-        return _join([np.array(ids, self._dtype) for ids in parts], self._dtype)
+        return np.concatenate([np.array(ids, self._dtype) for ids in parts])
 
     def _encode(self, text: str) -> list[int]:
         ids = self._hf.encode(text, add_special_tokens=False).ids
         if ids and max(ids) >= self.vocab_size:
             raise ValueError(f"the id {max(ids)} is outside its own vocabulary")
         return ids
-
-    def decode_bytes(self, ids: np.ndarray) -> bytes:
-        return b"".join(self._tokens[i] for i in np.asarray(ids))
-
-    def token_bytes(self) -> np.ndarray:
-        return np.array([len(t) for t in self._tokens], np.int32)
 
     def to_json(self) -> str:
         return self._text
@@ -309,10 +295,6 @@ def _check_byte_level(path: Path, data: dict[str, Any]) -> None:
             f"{path}: it changes the text before encoding (normalizer or add_prefix_space), so "
             "bits per byte would not refer to the corpus; export it without"
         )
-
-
-def _join(parts: list[np.ndarray], dtype: np.dtype) -> np.ndarray:
-    return (parts[0] if len(parts) == 1 else np.concatenate(parts)).astype(dtype)
 
 
 def _first_of(names: Iterable[str], ids: dict[str, int]) -> int | None:

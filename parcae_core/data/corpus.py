@@ -10,8 +10,8 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, islice
 from typing import Literal
 
 Split = Literal["train", "val"]
@@ -21,14 +21,6 @@ DEFAULT_VAL_SHARE = 1 / 12
 # Below this many documents a share may select none by chance; above it the chance is under 1e-7
 # at the default share, and holding the documents back costs nothing.
 GUARANTEE_UP_TO = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """One text; `id` names it within its corpus (a path, or a file and row)."""
-
-    id: str
-    text: str
 
 
 class Fingerprint:
@@ -72,8 +64,8 @@ class Source(ABC):
         self.skipped: Counter[str] = Counter()
 
     @abstractmethod
-    def stream(self) -> Iterator[tuple[Split, Document]]:
-        """Every document with its split, in corpus order; the same at each call."""
+    def stream(self) -> Iterator[tuple[Split, str]]:
+        """The text of every document with its split, in corpus order; the same at each call."""
 
     @property
     def work_key(self) -> str:
@@ -87,46 +79,32 @@ class Source(ABC):
     def fingerprint(self) -> str:
         """64 hexadecimal digits; see `Fingerprint`."""
         fingerprint, train_bytes = Fingerprint(), 0
-        for split, document in self.stream():
-            text = document.text.encode()
-            fingerprint.add_digest(split, hashlib.sha256(text).digest())
-            train_bytes += len(text) * (split == "train")
+        for split, text in self.stream():
+            data = text.encode()
+            fingerprint.add_digest(split, hashlib.sha256(data).digest())
+            train_bytes += len(data) * (split == "train")
         self.train_bytes = train_bytes
         return fingerprint.hexdigest()
 
-    def documents(self, split: Split) -> Iterator[Document]:
-        """The documents of one split, in corpus order."""
-        return (document for s, document in self.stream() if s == split)
+    def documents(self, split: Split) -> Iterator[str]:
+        """The texts of one split, in corpus order."""
+        return (text for s, text in self.stream() if s == split)
 
 
-def split_by_text(
-    documents: Iterable[Document], val_share: float
-) -> Iterator[tuple[Split, Document]]:
+def split_by_text(texts: Iterable[str], val_share: float) -> Iterator[tuple[Split, str]]:
     """Assign splits by the hash of the text, so that two copies never straddle the split.
 
     A document is validation when the first 8 bytes of the sha256 of its text, as a big-endian
     fraction of 2^64, lie below `val_share`. If a corpus of at least two and fewer than
     `GUARANTEE_UP_TO` documents has none, the one with the lowest hash is validation.
     """
-    held: list[tuple[int, Document]] = []
-    threshold = int(val_share * 2**64)
-
-    def label(key: int, document: Document) -> tuple[Split, Document]:
-        return ("val" if key < threshold else "train", document)
-
-    iterator = iter(documents)
-    for document in iterator:
-        held.append((hash64(document.text.encode()), document))
-        if len(held) == GUARANTEE_UP_TO:
-            break
-    else:
-        lowest = min((key for key, _ in held), default=0)
-        if len({key for key, _ in held}) > 1:
-            threshold = max(threshold, lowest + 1)
-    for key, document in held:
-        yield label(key, document)
-    for document in iterator:
-        yield label(hash64(document.text.encode()), document)
+    keyed = ((hash64(text.encode()), text) for text in texts)
+    held = list(islice(keyed, GUARANTEE_UP_TO))
+    threshold, keys = int(val_share * 2**64), {key for key, _ in held}
+    if len(held) < GUARANTEE_UP_TO and len(keys) > 1:
+        threshold = max(threshold, min(keys) + 1)
+    for key, text in chain(held, keyed):
+        yield ("val" if key < threshold else "train", text)
 
 
 def hash64(data: bytes) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from parcae_core.data.corpus import SPLITS, Document, Split
+from parcae_core.data.corpus import SPLITS, Split
 from parcae_core.data.tokenizer import Tokenizer, id_dtype
 
 BATCH_BYTES = 4 << 20
@@ -53,7 +53,7 @@ class EncodedBatch:
 
 
 def encode_stream(
-    stream: Iterable[tuple[Split, Document]],
+    stream: Iterable[tuple[Split, str]],
     tokenizer: Tokenizer,
     *,
     workers: int,
@@ -82,12 +82,12 @@ def encode_stream(
             pool.shutdown(cancel_futures=True)
 
 
-def _batches(stream: Iterable[tuple[Split, Document]]) -> Iterator[list[tuple[Split, str]]]:
+def _batches(stream: Iterable[tuple[Split, str]]) -> Iterator[list[tuple[Split, str]]]:
     batch: list[tuple[Split, str]] = []
     size = 0
-    for split, document in stream:
-        batch.append((split, document.text))
-        size += len(document.text)
+    for split, text in stream:
+        batch.append((split, text))
+        size += len(text)
         if size >= BATCH_BYTES:
             yield batch
             batch, size = [], 0

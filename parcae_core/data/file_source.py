@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import os
 import zlib
@@ -19,7 +20,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NoReturn
 
-from parcae_core.data.corpus import Document, Source, Split, split_by_text
+from parcae_core.data.corpus import Source, Split, split_by_text
 from parcae_core.errors import UserError
 
 TEXT_SUFFIXES = frozenset([
@@ -32,7 +33,7 @@ READ_AT_ONCE_BYTES = 256 << 20
 # Read whole, and four bytes a character in memory where one of them is rare
 MAX_DOCUMENT_BYTES = 128 << 20
 PARQUET_BATCH_ROWS = 1024
-_CHUNK_BYTES = 1 << 20
+# What changes when a remote file is rewritten; each scheme has another (blob_id: the hub's)
 _MARKS = ("ETag", "LastModified", "mtime", "blob_id")
 
 
@@ -62,7 +63,8 @@ class FileSource(Source):
         self, place: str, *, text_column: str, val_share: float, follow_links: bool = False
     ) -> None:
         self.place = place.rstrip("/") or "/"
-        super().__init__(_printable(PurePosixPath(self.place).name) or "corpus")
+        name = os.fsencode(PurePosixPath(self.place).name)  # on disk it may be any bytes
+        super().__init__(name.decode("utf-8", "replace") or "corpus")
         self._text_column = text_column
         self._val_share = val_share
         self._files = (
@@ -106,7 +108,7 @@ class FileSource(Source):
                 "when nothing writes to it"
             )
 
-    def stream(self) -> Iterator[tuple[Split, Document]]:
+    def stream(self) -> Iterator[tuple[Split, str]]:
         self.skipped.clear()
         yield from split_by_text(self._clean(self._read_all()), self._val_share)
 
@@ -123,8 +125,8 @@ class FileSource(Source):
         texts.sort(key=lambda e: hashlib.sha256(os.fsencode(e.path)).digest())
         return sorted(tables, key=lambda e: e.path) or texts
 
-    def _clean(self, documents: Iterable[tuple[str, str | None]]) -> Iterator[Document]:
-        for id_, text in documents:
+    def _clean(self, texts: Iterable[str | None]) -> Iterator[str]:
+        for text in texts:
             if not text or text.isspace():
                 self.skipped["empty"] += 1
             elif "\0" in text:
@@ -132,9 +134,9 @@ class FileSource(Source):
             elif not _is_unicode(text):
                 self.skipped["not UTF-8"] += 1
             else:
-                yield Document(id_, text)
+                yield text
 
-    def _read_all(self) -> Iterator[tuple[str, str | None]]:
+    def _read_all(self) -> Iterator[str | None]:
         for entry in self.entries:
             try:
                 with self._files.open(entry) as file:
@@ -147,22 +149,21 @@ class FileSource(Source):
                     "and run the same command again"
                 ) from error
 
-    def _read(self, file: BinaryIO, entry: Entry) -> Iterator[tuple[str, str | None]]:
-        where = entry.location
+    def _read(self, file: BinaryIO, entry: Entry) -> Iterator[str | None]:
         if entry.path.endswith(".parquet"):
-            return self._parquet(file, entry.path, where)
+            return self._parquet(file, entry.location)
         if entry.path.endswith((".jsonl", ".jsonl.gz")):
-            return self._jsonl(file, entry.path, where)
-        return self._text(file, entry, where)
+            return self._jsonl(file, entry.location)
+        return self._text(file, entry)
 
-    def _text(self, file: BinaryIO, entry: Entry, where: str) -> Iterator[tuple[str, str]]:
+    def _text(self, file: BinaryIO, entry: Entry) -> Iterator[str]:
         if entry.size > MAX_DOCUMENT_BYTES:
             raise UserError(
-                f"{where}: {entry.size} bytes in one text file, which is one document; "
+                f"{entry.location}: {entry.size} bytes in one text file, which is one document; "
                 f"{MAX_DOCUMENT_BYTES} are the most. Split it into documents (files or JSONL lines)"
             )
         if (text := self._decode(file.read())) is not None:
-            yield entry.path, text
+            yield text
 
     def _decode(self, data: bytes) -> str | None:
         try:
@@ -171,7 +172,7 @@ class FileSource(Source):
             self.skipped["not UTF-8"] += 1
             return None
 
-    def _jsonl(self, file: BinaryIO, path: str, where: str) -> Iterator[tuple[str, str | None]]:
+    def _jsonl(self, file: BinaryIO, where: str) -> Iterator[str | None]:
         lines = gzip.GzipFile(fileobj=file) if where.endswith(".gz") else file
         for number, line in enumerate(_lines(lines, where), start=1):
             if not line.strip() or (decoded := self._decode(line)) is None:
@@ -190,9 +191,9 @@ class FileSource(Source):
                 raise UserError(
                     f"{where}: line {number}: {self._text_column!r} is {text!r:.40}; text needed"
                 )
-            yield f"{path}:{number}", text
+            yield text
 
-    def _parquet(self, file: BinaryIO, path: str, where: str) -> Iterator[tuple[str, str | None]]:
+    def _parquet(self, file: BinaryIO, where: str) -> Iterator[str | None]:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -205,14 +206,12 @@ class FileSource(Source):
             kind = table.schema_arrow.field(column).type
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
                 raise UserError(f"{where}: column {column!r} holds {kind}; string needed")
-            number = 0
             for batch in table.iter_batches(PARQUET_BATCH_ROWS, columns=[column]):
                 # As bytes: pyarrow does not check that a string column is UTF-8.
                 for raw in batch.column(0).cast(pa.large_binary()).to_pylist():
                     text = None if raw is None else self._decode(raw)
                     if raw is None or text is not None:
-                        yield f"{path}:{number}", text
-                    number += 1
+                        yield text
         except (pa.ArrowException, OSError) as error:
             raise UserError(
                 f"{where}: cannot read it as Parquet ({error}); fetch it again"
@@ -320,7 +319,7 @@ class _RemoteFiles:
             Entry(
                 path.removeprefix(base).lstrip("/") or PurePosixPath(path).name,
                 info["size"],
-                _mark(info),
+                str(next((v for k in _MARKS if (v := info.get(k))), None)),
                 path,
             )
             for path, info in found.items()
@@ -328,11 +327,6 @@ class _RemoteFiles:
 
     def open(self, entry: Entry) -> BinaryIO:
         return self._fs.open(entry.location, "rb")
-
-
-def _mark(info: dict[str, Any]) -> str:
-    """What changes when a remote file is rewritten; each scheme has another (blob_id: the hub's)."""
-    return str(next((v for k in _MARKS if (v := info.get(k))), None))
 
 
 def _counts(path: Path) -> bool:
@@ -349,29 +343,18 @@ def _is_new(folder: Path, seen: set[Path]) -> bool:
     return is_new
 
 
-def _printable(name: str) -> str:
-    """A file name as text; on disk it may be any bytes."""
-    return os.fsencode(name).decode("utf-8", "replace")
-
-
 def _lines(file: BinaryIO, where: str) -> Iterator[bytes]:
-    """Lines without their ends; fsspec's own readline knows no limit."""
-    held: list[bytes] = []
+    """Lines, none of them longer than a document may be."""
+    # fsspec's own readline knows no limit
+    lines = file if isinstance(file, io.BufferedIOBase) else io.BufferedReader(file, 1 << 20)
     try:
-        while chunk := file.read(_CHUNK_BYTES):
-            first, *others = chunk.split(b"\n")
-            held.append(first)
-            if sum(map(len, held)) > MAX_DOCUMENT_BYTES:
+        while line := lines.readline(MAX_DOCUMENT_BYTES + 1):
+            if len(line) > MAX_DOCUMENT_BYTES and not line.endswith(b"\n"):
                 raise UserError(
                     f"{where}: a line has more than {MAX_DOCUMENT_BYTES} bytes, and a line is one "
                     "document. Split it into documents, one on each line"
                 )
-            if others:
-                yield b"".join(held)
-                yield from others[:-1]
-                held = others[-1:]
-        if any(held):
-            yield b"".join(held)
+            yield line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{where}: damaged gzip ({error}); fetch it again") from error
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -59,14 +60,26 @@ def publish(folder: Path, final: Path) -> None:
     (another machine, a file system without locks).
     """
     sync(folder)
-    with suppress(FileExistsError):
-        try:
-            folder.rename(final)
-        except OSError as error:
-            if not final.is_dir():
-                raise
-            raise FileExistsError(error.errno, error.strerror, str(final)) from error
+    try:
+        folder.rename(final)
+    except OSError:
+        if not final.is_dir():
+            raise
     sync(final.parent)
+
+
+@contextmanager
+def whole_folder(final: Path, temporary: Path) -> Iterator[None]:
+    """Fill `temporary` inside; without an error it lies on the disk under its final name then."""
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield
+        sync(temporary)
+        temporary.rename(final)
+        sync(final.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

@@ -121,14 +121,9 @@ class Manifest:
         """How documents longer than a row were packed; a generated corpus has none, whatever was asked for."""
         return "cut" if self.generated else str(self.packing.get("long_documents", "cut"))
 
-    @property
-    def itemsize(self) -> int:
-        return {"uint16": 2, "uint32": 4}[self.dtype]
-
     def shard_bytes(self, split: Split) -> int:
-        if self.generated is not None:
-            return 0
-        return self.splits[split].rows * self.row_tokens * self.itemsize
+        itemsize = {"uint16": 2, "uint32": 4}[self.dtype]
+        return 0 if self.generated else self.splits[split].rows * self.row_tokens * itemsize
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
@@ -165,10 +160,9 @@ def check_sizes(folder: Path, manifest: Manifest) -> None:
     for split in SPLITS if manifest.generated is None else ():
         path = folder / manifest.splits[split].file
         needed = manifest.shard_bytes(split)
-        found = _size(path)
-        if found is None:
+        if not path.exists():
             raise UserError(f"{path}: missing; the manifest names it with {needed} bytes. {_AGAIN}")
-        if found != needed:
+        if (found := path.stat().st_size) != needed:
             what = "truncated" if found < needed else "longer than its manifest says"
             raise UserError(
                 f"{path}: {what}: {found} bytes found, {needed} needed "
@@ -193,10 +187,3 @@ def check_hashes(folder: Path, manifest: Manifest) -> None:
                 f"{path}: its content does not match the manifest (sha256 {found[:12]} found, "
                 f"{needed[:12]} needed). {_AGAIN}"
             )
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return None

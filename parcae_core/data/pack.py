@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right, insort
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -100,17 +100,11 @@ class Packer:
                 ids = ids[n_full * body :]
         if len(ids):
             self._insert(ids)
-        while len(self._keys) >= self._buffer_pieces:
-            if (row := self._place_next()) is not None:
-                rows.append(row[None])
-        return self._stack(rows)
+        return self._stack(rows + self._placed(self._buffer_pieces - 1))
 
     def finish(self) -> np.ndarray:
         """(k, row_tokens) last rows; what is left of an incomplete row is cropped."""
-        rows = []
-        while self._keys:
-            if (row := self._place_next()) is not None:
-                rows.append(row[None])
+        rows = self._placed(0)
         self.counts.cropped_tokens += self._filled
         self._filled = 0
         return self._stack(rows)
@@ -140,6 +134,14 @@ class Packer:
         self._arrivals += 1
         self.counts.pieces += 1
         self.counts.tokens += length
+
+    def _placed(self, n_left: int) -> list[np.ndarray]:
+        """(1, row_tokens) rows completed until so many pieces are left in the buffer."""
+        rows = []
+        while len(self._keys) > n_left:
+            if (row := self._place_next()) is not None:
+                rows.append(row[None])
+        return rows
 
     def _place_next(self) -> np.ndarray | None:
         """Place one piece; the row if that completed it."""
@@ -200,13 +202,9 @@ class Shard:
             self._shuffle(counts.rows)
         return SplitManifest(
             file=self._path.name,
-            documents=counts.documents,
             text_bytes=self._text_bytes,
-            pieces=counts.pieces,
-            tokens=counts.tokens,
-            rows=counts.rows,
-            cropped_tokens=counts.cropped_tokens,
             sha256=file_sha256(self._path),
+            **asdict(counts),
         )
 
     def _shuffle(self, n_rows: int) -> None:

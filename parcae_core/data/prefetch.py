@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from parcae_core.data.reader import Batch
-
-
-class Batches(Protocol):
-    """What is read from: parcae_core.data.reader.RowReader."""
-
-    def batch(self, step: int, n: int) -> Batch: ...
+from parcae_core.data.reader import RowReader
 
 
 class Prefetch:
@@ -26,7 +19,7 @@ class Prefetch:
         pinned: keep the rows in page-locked memory, from which a GPU copies without waiting.
     """
 
-    def __init__(self, reader: Batches, n: int, *, last: int, pinned: bool) -> None:
+    def __init__(self, reader: RowReader, n: int, *, last: int, pinned: bool) -> None:
         self._reader, self._n, self._last, self._pinned = reader, n, last, pinned
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._next: tuple[int, Future[tuple[Tensor, int]]] | None = None

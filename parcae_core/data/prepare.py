@@ -15,7 +15,8 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import takewhile
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -123,33 +124,31 @@ def _check_finished(path: Path, manifest: Manifest) -> None:
     (check_hashes if total <= HASH_ON_REUSE_BYTES else check_sizes)(path, manifest)
 
 
+@dataclass
 class _Job:
     """One preparation: its settings, its names on disk, and its steps."""
 
-    def __init__(
-        self,
-        source: Source,
-        name: TokenizerName,
-        row_tokens: int,
-        long_documents: LongDocuments,
-        root: Path,
-        progress: Progress,
-    ) -> None:
-        self.source, self.name, self.row_tokens = source, name, row_tokens
-        self.long_documents, self.root, self.progress = long_documents, root, progress
+    source: Source
+    name: TokenizerName
+    row_tokens: int
+    long_documents: LongDocuments
+    root: Path
+    progress: Progress
+
+    def __post_init__(self) -> None:
         self.settings = {
             "version": FORMAT_VERSION,
-            "tokenizer": name.name,
-            "bpe_text_bytes": BPE_TEXT_BYTES if name.kind == "bpe" else None,
-            "row_tokens": row_tokens,
-            "long_documents": long_documents,
+            "tokenizer": self.name.name,
+            "bpe_text_bytes": BPE_TEXT_BYTES if self.name.kind == "bpe" else None,
+            "row_tokens": self.row_tokens,
+            "long_documents": self.long_documents,
             "buffer_pieces": BUFFER_PIECES,
             "val_order": VAL_ORDER_KEY,
         }
-        key = _digest(self.settings | {"source": source.work_key})[:16]
-        self.work = root / f".work-{key}"
+        key = _digest(self.settings | {"source": self.source.work_key})[:16]
+        self.work = self.root / f".work-{key}"
         # Remembers the fingerprint of a corpus too large to be read just to find its folder.
-        self.memo = root / ".sources" / source.work_key[:32]
+        self.memo = self.root / ".sources" / self.source.work_key[:32]
 
     def data_id(self, fingerprint: str) -> str:
         slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", self.source.name).strip("-.") or "corpus"
@@ -171,12 +170,9 @@ class _Job:
         return final
 
     def make(self, workers: int) -> Path:
-        told: list[bool] = []
-
-        def waiting() -> None:  # asked at every look at the lock, said once
-            if not told:
-                self.progress("waiting for another process", 0, None)
-            told.append(True)
+        @cache  # asked at every look at the lock, said once
+        def waiting() -> None:
+            self.progress("waiting for another process", 0, None)
 
         with folder_lock(self.work, waiting):
             # Another process may have finished while this one waited.
@@ -277,14 +273,11 @@ class _Job:
 
     def _training_texts(self) -> Iterator[str]:
         used = 0
-
-        def wanted(text: str) -> bool:
-            nonlocal used
+        for text in self.source.documents("train"):
             used += len(text.encode())
-            return used <= BPE_TEXT_BYTES
-
-        texts = (d.text for d in self.source.documents("train"))
-        return takewhile(wanted, texts)
+            if used > BPE_TEXT_BYTES:
+                break
+            yield text
 
     def _write_manifest(
         self,
@@ -301,6 +294,9 @@ class _Job:
             file.flush()
             os.fsync(file.fileno())
         others = [p for p in sorted(out.iterdir()) if p.suffix != ".bin"]
+        known = None
+        if isinstance(source := self.source, GeneratedSource):
+            known = Generated(corpus=source.name, **source.generator.known(self.row_tokens - 1))
         manifest = Manifest(
             data_id=self.data_id(fingerprint),
             source=SourceManifest(
@@ -322,16 +318,10 @@ class _Job:
             dtype=id_dtype(tokenizer.vocab_size).name,
             splits=splits,
             files={p.name: file_sha256(p) for p in others},
-            generated=self._known(),
+            generated=known,
         )
         write_synced(out / MANIFEST_NAME, manifest.to_json().encode())
         return manifest
-
-    def _known(self) -> Generated | None:
-        if not isinstance(self.source, GeneratedSource):
-            return None
-        known = self.source.generator.known(self.row_tokens - 1)
-        return Generated(corpus=self.source.name, **known)
 
     def _check_rows(self, splits: dict[Split, SplitManifest]) -> None:
         for split, s in splits.items():

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
-from parcae_core.data.corpus import DEFAULT_VAL_SHARE, Document, Source, Split, hash64
+from parcae_core.data.corpus import DEFAULT_VAL_SHARE, Source, Split, hash64
 from parcae_core.data.file_source import FileSource
 from parcae_core.data.manifest import read_manifest
 from parcae_core.data.python_source import BUILTIN_ROOTS, python_documents
@@ -99,10 +99,10 @@ class PythonSource(Source):
         self.skipped.clear()
         return python_documents(self.name, self.skipped)
 
-    def stream(self) -> Iterator[tuple[Split, Document]]:
+    def stream(self) -> Iterator[tuple[Split, str]]:
         for path, text in self._documents:
             is_val = hash64(f"val:{path}".encode()) * 12 < 2**64
-            yield "val" if is_val else "train", Document(path, text)
+            yield "val" if is_val else "train", text
 
 
 class GeneratedSource(Source):
@@ -117,7 +117,7 @@ class GeneratedSource(Source):
     def fingerprint(self) -> str:
         return self.generator.fingerprint
 
-    def stream(self) -> Iterator[tuple[Split, Document]]:
+    def stream(self) -> Iterator[tuple[Split, str]]:
         raise UserError(
             f"{self.name}: a generated corpus has rows without end and no documents; name it as "
             "corpus, with tokenizer: characters"
@@ -137,7 +137,7 @@ class PreparedSource(Source):
     def fingerprint(self) -> str:
         return self.manifest.source.fingerprint
 
-    def stream(self) -> Iterator[tuple[Split, Document]]:
+    def stream(self) -> Iterator[tuple[Split, str]]:
         raise UserError(
             f"{self.path}: prepared data holds token rows, not the documents of {self.name}. Name "
             "the original corpus to prepare it in another way"

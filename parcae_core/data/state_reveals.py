@@ -48,20 +48,21 @@ class StateReveals:
     rules_seed: int = 12345  # of the permutations
 
     def __post_init__(self) -> None:
-        _require(2 <= self.states <= 26, "states", self.states, "between 2 and 26")
         most = min(26, int(np.prod(np.arange(1.0, min(self.states, 5) + 1))) - 1)
-        _require(1 <= self.actions <= most, "actions", self.actions, f"between 1 and {most}")
-        _require(0 <= self.zipf <= MAX_EXPONENT, "zipf", self.zipf, f"from 0 to {MAX_EXPONENT}")
-        _require(0 <= self.tail <= MAX_EXPONENT, "tail", self.tail, f"from 0 to {MAX_EXPONENT}")
-        _require(
-            1 <= self.longest_gap <= 1 << 20,
-            "longest_gap",
-            self.longest_gap,
-            f"from 1 to {1 << 20}",
-        )
-        for name in ("seed", "rules_seed"):
+        limits: dict[str, tuple[float, float, str]] = {
+            "states": (2, 26, "between 2 and 26"),
+            "actions": (1, most, f"between 1 and {most}"),
+            "zipf": (0, MAX_EXPONENT, f"from 0 to {MAX_EXPONENT}"),
+            "tail": (0, MAX_EXPONENT, f"from 0 to {MAX_EXPONENT}"),
+            "longest_gap": (1, 1 << 20, f"from 1 to {1 << 20}"),
+            "seed": (0, MAX_INT, "from 0 to 2^63 - 1"),
+            "rules_seed": (0, MAX_INT, "from 0 to 2^63 - 1"),
+        }
+        for name, (low, high, needed) in limits.items():
             value = getattr(self, name)
-            _require(0 <= value <= MAX_INT, name, min(value, 1e300), "from 0 to 2^63 - 1")
+            if not low <= value <= high:
+                shown = value if isinstance(value, float) else min(value, 1e300)  # what :g can show
+                raise ValueError(f"{NAME}: {name} is {shown:g}; it must be {needed}")
 
     @property
     def alphabet(self) -> str:
@@ -262,8 +263,3 @@ def _entropy(p: np.ndarray) -> np.ndarray:
 def _power_law(n: int, exponent: float) -> np.ndarray:
     weight = np.arange(1.0, n + 1) ** -exponent
     return weight / weight.sum()
-
-
-def _require(condition: bool, name: str, value: float, needed: str) -> None:
-    if not condition:
-        raise ValueError(f"state-reveals: {name} is {value:g}; it must be {needed}")

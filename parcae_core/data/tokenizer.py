@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
@@ -30,37 +31,42 @@ MAX_BPE_VOCAB_SIZE = 1 << 20
 class TokenizerName:
     """What a spec's tokenizer entry says, before any text is read."""
 
-    name: (
-        str  # "bytes", "characters", "bpe-<vocab_size>", or "json-<12 digits of the file's sha256>"
-    )
+    name: str  # bytes, characters, bpe-<vocab_size>, or json-<12 digits of the file's sha256>
     kind: Literal["bytes", "characters", "bpe", "json"]
     vocab_size: int
     path: Path | None = None  # of the given tokenizer.json
 
 
-class Tokenizer(Protocol):
+class Tokenizer(ABC):
     """Encodes one text; ids are in [0, vocab_size), the specials never come out of text."""
 
-    vocab_size: int
     bos_id: int
     eos_id: int | None
     pad_id: int | None
 
+    def __init__(self, tokens: list[bytes]) -> None:
+        """Args:
+        tokens: the bytes of each id but the specials, which follow them.
+        """
+        self._tokens = [*tokens, *(b"" for _ in SPECIALS)]
+        self.vocab_size = len(self._tokens)
+        self.bos_id, self.eos_id, self.pad_id = range(len(tokens), self.vocab_size)
+
+    @abstractmethod
     def encode(self, text: str) -> np.ndarray:
         """(n,) uint16 or uint32 ids, without BOS."""
-        ...
 
     def decode_bytes(self, ids: np.ndarray) -> bytes:
         """The bytes the ids stand for; specials stand for none."""
-        ...
+        return b"".join(self._tokens[i] for i in ids if i < self.vocab_size)
 
     def token_bytes(self) -> np.ndarray:
         """(vocab_size,) int32, the number of UTF-8 bytes each id stands for; 0 for specials."""
-        ...
+        return np.array([len(t) for t in self._tokens], np.int32)
 
     def to_json(self) -> str | None:
         """The text of tokenizer.json; None when the name says it all."""
-        ...
+        return None
 
 
 def parse_tokenizer(name: str, alphabet: str | None = None) -> TokenizerName:
@@ -113,9 +119,8 @@ def hub_file(name: str) -> Path:
     repository, _, revision = name.removeprefix(HUB).partition("@")
     try:
         return Path(hf_hub_download(repository, "tokenizer.json", revision=revision or None))
-    except (
-        Exception
-    ) as error:  # of the repository, the file, the network, the disk: each its own class
+    # of the repository, the file, the network, the disk: each has a class of its own
+    except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"tokenizer {name!r}: its tokenizer.json cannot be had ({type(error).__name__}: {reason}); "
@@ -183,35 +188,22 @@ def id_dtype(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
-class ByteTokenizer:
+class ByteTokenizer(Tokenizer):
     """UTF-8 bytes as ids 0 to 255; bos 256, eos 257, pad 258."""
 
-    vocab_size = BYTES_VOCAB_SIZE
-    bos_id, eos_id, pad_id = range(N_BYTES, BYTES_VOCAB_SIZE)
+    def __init__(self) -> None:
+        super().__init__([bytes([b]) for b in range(N_BYTES)])
 
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode(), np.uint8).astype(np.uint16)
 
-    def decode_bytes(self, ids: np.ndarray) -> bytes:
-        ids = np.asarray(ids)
-        return ids[ids < N_BYTES].astype(np.uint8).tobytes()
 
-    def token_bytes(self) -> np.ndarray:
-        table = np.ones(self.vocab_size, np.int32)
-        table[N_BYTES:] = 0
-        return table
-
-    def to_json(self) -> None:
-        return None
-
-
-class CharacterTokenizer:
+class CharacterTokenizer(Tokenizer):
     """The characters of a generated corpus, in its order; then bos, eos and pad."""
 
     def __init__(self, alphabet: str) -> None:
+        super().__init__([c.encode() for c in alphabet])
         self.alphabet = alphabet
-        self.vocab_size = len(alphabet) + len(SPECIALS)
-        self.bos_id, self.eos_id, self.pad_id = range(len(alphabet), self.vocab_size)
 
     def encode(self, text: str) -> np.ndarray:
         unknown = sorted(set(text) - set(self.alphabet))
@@ -220,14 +212,3 @@ class CharacterTokenizer:
                 f"{unknown[0]!r} is not in this corpus's alphabet, which is {self.alphabet}"
             )
         return np.array([self.alphabet.index(c) for c in text], np.uint16)
-
-    def decode_bytes(self, ids: np.ndarray) -> bytes:
-        return "".join(self.alphabet[i] for i in ids if i < len(self.alphabet)).encode()
-
-    def token_bytes(self) -> np.ndarray:
-        table = np.ones(self.vocab_size, np.int32)
-        table[len(self.alphabet) :] = 0
-        return table
-
-    def to_json(self) -> None:
-        return None

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 Impl = Literal["auto", "torch", "triton"]
 
@@ -40,17 +41,34 @@ def operator(function: Callable) -> Any:
     """A function of tensors that launches kernels, as an operator `parcae::<its name>`.
 
     torch's compiler sees the launches inside and plans around them; under the interpreter there is
-    nothing to see into, and it takes the operator as it is. Each has a fake, for shapes alone, and a
-    forward one has its gradient, both registered beside it.
+    nothing to see into, and it takes the operator as it is. The function is its own fake as well, for
+    shapes alone; a forward one has its gradient registered beside it.
     """
     name = f"parcae::{function.__name__.removeprefix('_')}"
-    make = torch.library.custom_op if INTERPRETED else torch.library.triton_op
-    return make(name, function, mutates_args=())
+    if not INTERPRETED:
+        return torch.library.triton_op(name, function, mutates_args=())
+    made = torch.library.custom_op(name, function, mutates_args=())
+    made.register_fake(function)
+    return made
 
 
 def launched(kernel: Any) -> Any:
     """A kernel as an operator's body launches it."""
-    return kernel if INTERPRETED else torch.library.wrap_triton(kernel)
+    return _Interpreted(kernel) if INTERPRETED else torch.library.wrap_triton(kernel)
+
+
+class _Interpreted:
+    """An interpreted kernel; nothing is launched for tensors that are shapes alone."""
+
+    def __init__(self, kernel: Any) -> None:
+        self._kernel = kernel
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*arguments: Any, **options: Any) -> None:
+            if not any(isinstance(a, FakeTensor) for a in arguments):
+                self._kernel[grid](*arguments, **options)
+
+        return launch
 
 
 def only_real_gradients(ctx: Any, *outputs: Tensor) -> None:

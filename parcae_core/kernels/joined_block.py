@@ -12,8 +12,8 @@ made by the products, weights are looked up once a forward pass, and autograd se
 
 from __future__ import annotations
 
-from functools import partial
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from parcae_core.kernels.rms_norm import inverse_rms, number, rms_norm_backward
 
 _attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _attention_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+
+
+Bound = Callable[[Tensor, Tensor | None], Tensor]
 
 
 class BlockWeights(NamedTuple):
@@ -36,12 +39,6 @@ class BlockWeights(NamedTuple):
     up: Tensor  # (F, D)
     down: Tensor  # (D, F)
     gate: Tensor | None  # (H, channels that it reads), with value embeddings
-
-
-class Bound(Protocol):
-    """A block with its weights at hand: (x, value embeddings) -> y."""
-
-    def __call__(self, x: Tensor, embedding: Tensor | None = None) -> Tensor: ...
 
 
 class _JoinedBlock(torch.autograd.Function):
@@ -131,24 +128,17 @@ def _gate_backward(
 
 
 def bind(weights: BlockWeights, turn: Tensor, eps: float) -> Bound:
-    """The block as a function of its input.
+    """The block as a function of its input and of its value embeddings.
 
     Args:
         turn: rotations of every position for the heads of q and of k, complex, (T, 2 H, K / 2).
         eps: of the two norms with weights.
     """
-    return partial(_run, weights=weights, turn=turn, eps=eps)
 
+    def run(x: Tensor, embedding: Tensor | None) -> Tensor:
+        return apply(_JoinedBlock, x, embedding, turn, eps, *weights)
 
-def _run(
-    x: Tensor,
-    embedding: Tensor | None = None,
-    *,
-    weights: BlockWeights,
-    turn: Tensor,
-    eps: float,
-) -> Tensor:
-    return apply(_JoinedBlock, x, embedding, turn, eps, *weights)
+    return run
 
 
 def joins(x: Tensor) -> bool:

@@ -103,14 +103,6 @@ if triton is not None:
             found.append(dtable)
         return found
 
-    @_lookup.register_fake
-    def _(ids, tables):
-        return [table.new_empty(*ids.shape, table.shape[1]) for table in tables]
-
-    @_lookup_bwd.register_fake
-    def _(ids, drows, n_ids):
-        return [d.new_empty(n_ids, d.shape[-1]) for d in drows]
-
     def _keep(ctx, inputs, output) -> None:
         ids, tables = inputs
         ctx.n_ids = tables[0].shape[0]

@@ -1,9 +1,8 @@
-"""x = a_bar * h + injected for active sequences, x = h for the others;  u = RMSNorm(x; w).
+"""x = a_bar * h + injected;  u = RMSNorm(x; w).
 
-h, injected, x, u (B, T, S), a_bar and w (S,); the first `n_active` of the B sequences are active.
-Computed in float32. With d = dx + (the norm's gradient, as in rms_norm.py) the gradients are
-    active:  dh = a_bar * d,  dinjected = d;   held:  dh = d,  dinjected = 0;
-    da_bar = sum over active rows of d * h,    dw = sum over rows of du * x * r.
+h, injected, x, u (B, T, S), a_bar and w (S,). Computed in float32. With d = dx + (the norm's gradient,
+as in rms_norm.py) the gradients are
+    dh = a_bar * d,  dinjected = d,  da_bar = sum over rows of d * h,  dw = sum over rows of du * x * r.
 One pass each way in every loop step. x is not kept for the backward but made again from h and
 `injected`: h is needed anyway, and `injected` is one tensor for all steps.
 Source: Parcae (arXiv:2604.12946), the discretised update h' = A_bar h + B_bar e and the norm of the
@@ -21,11 +20,10 @@ from parcae_core.kernels.rms_norm import rms_norm, rms_norm_ref
 
 
 def loop_boundary_ref(
-    h: Tensor, a_bar: Tensor, injected: Tensor, weight: Tensor, eps: float, n_active: int
+    h: Tensor, a_bar: Tensor, injected: Tensor, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """The definition: (next input of the core, its RMS norm)."""
-    moved = a_bar.to(h.dtype) * h[:n_active] + injected[:n_active]
-    x = torch.cat([moved, h[n_active:]])
+    x = a_bar.to(h.dtype) * h + injected
     return x, rms_norm_ref(x, weight, eps)
 
 
@@ -34,18 +32,17 @@ if triton is not None:
 
     @triton.jit
     def _loop_boundary_fwd_kernel(
-        h, a_bar, injected, w, x, u, r, M, M_ACTIVE, S, eps, BM: tl.constexpr, BS: tl.constexpr
+        h, a_bar, injected, w, x, u, r, M, S, eps, BM: tl.constexpr, BS: tl.constexpr
     ):
         rows = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64)
         cols = tl.arange(0, BS)
         mask = (rows < M)[:, None] & (cols < S)[None, :]
-        active = (rows < M_ACTIVE)[:, None]
         offs = rows[:, None] * S + cols[None, :]
         b_a = tl.load(a_bar + cols, mask=cols < S, other=0.0).to(tl.float32)[None, :]
         b_w = tl.load(w + cols, mask=cols < S, other=0.0).to(tl.float32)[None, :]
-        b_x = tl.load(h + offs, mask=mask, other=0.0).to(tl.float32)
-        b_i = tl.load(injected + offs, mask=mask & active, other=0.0).to(tl.float32)
-        b_x = tl.where(active, b_a * b_x + b_i, b_x)
+        b_h = tl.load(h + offs, mask=mask, other=0.0).to(tl.float32)
+        b_i = tl.load(injected + offs, mask=mask, other=0.0).to(tl.float32)
+        b_x = b_a * b_h + b_i
         b_r = 1 / tl.sqrt(tl.sum(b_x * b_x, axis=1) / S + eps)
         tl.store(x + offs, b_x.to(x.dtype.element_ty), mask=mask)
         tl.store(u + offs, (b_x * b_r[:, None] * b_w).to(u.dtype.element_ty), mask=mask)
@@ -54,7 +51,7 @@ if triton is not None:
     @triton.jit
     def _loop_boundary_bwd_kernel(
         dx, du, h, a_bar, injected, w, r, dh, dinjected, da_part, dw_part,
-        M, M_ACTIVE, S, BM: tl.constexpr, BS: tl.constexpr,
+        M, S, BM: tl.constexpr, BS: tl.constexpr,
     ):  # fmt: skip
         i_p = tl.program_id(0)
         cols = tl.arange(0, BS)
@@ -65,20 +62,17 @@ if triton is not None:
         for i_m in range(i_p, tl.cdiv(M, BM), tl.num_programs(0)):
             rows = (i_m * BM + tl.arange(0, BM)).to(tl.int64)
             mask = (rows < M)[:, None] & (cols < S)[None, :]
-            active = (rows < M_ACTIVE)[:, None]
             offs = rows[:, None] * S + cols[None, :]
             b_h = tl.load(h + offs, mask=mask, other=0.0).to(tl.float32)
-            b_i = tl.load(injected + offs, mask=mask & active, other=0.0).to(tl.float32)
-            b_x = tl.where(active, b_a * b_h + b_i, b_h)
+            b_i = tl.load(injected + offs, mask=mask, other=0.0).to(tl.float32)
+            b_x = b_a * b_h + b_i
             b_r = tl.load(r + rows, mask=rows < M, other=0.0)[:, None]
             b_du = tl.load(du + offs, mask=mask, other=0.0).to(tl.float32)
             b_d = tl.load(dx + offs, mask=mask, other=0.0).to(tl.float32)
             b_d += norm_gradient(b_x, b_r, b_w, b_du, S)
-            b_moved = tl.where(active, b_d, 0.0)
-            b_dh = tl.where(active, b_a * b_d, b_d)
-            tl.store(dh + offs, b_dh.to(dh.dtype.element_ty), mask=mask)
-            tl.store(dinjected + offs, b_moved.to(dinjected.dtype.element_ty), mask=mask)
-            b_da += tl.sum(b_moved * b_h, axis=0)
+            tl.store(dh + offs, (b_a * b_d).to(dh.dtype.element_ty), mask=mask)
+            tl.store(dinjected + offs, b_d.to(dinjected.dtype.element_ty), mask=mask)
+            b_da += tl.sum(b_d * b_h, axis=0)
             b_dw += tl.sum(b_du * b_x * b_r, axis=0)
         # one partial sum per program, added up by torch: deterministic, unlike atomics
         tl.store(da_part + i_p * S + cols, b_da, mask=cols < S)
@@ -86,9 +80,8 @@ if triton is not None:
 
     @dispatch.operator
     def _loop_boundary(
-        h: Tensor, a_bar: Tensor, injected: Tensor, weight: Tensor, eps: float, rows_active: int,
-        dtype: torch.dtype,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        h: Tensor, a_bar: Tensor, injected: Tensor, weight: Tensor, eps: float, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """x, normed x, and r of each row for the backward."""
         h, a_bar, injected, weight = (t.contiguous() for t in (h, a_bar, injected, weight))
         S, M = h.shape[-1], h.numel() // h.shape[-1]
@@ -96,27 +89,14 @@ if triton is not None:
         r = torch.empty(M, device=h.device, dtype=torch.float32)
         bm, bs, n_blocks = dispatch.row_blocks(M, S, tensors=2)
         dispatch.launched(_loop_boundary_fwd_kernel)[(n_blocks,)](
-            h,
-            a_bar,
-            injected,
-            weight,
-            x,
-            u,
-            r,
-            M,
-            rows_active,
-            S,
-            eps,
-            BM=bm,
-            BS=bs,
-            **dispatch.LAUNCH,
+            h, a_bar, injected, weight, x, u, r, M, S, eps, BM=bm, BS=bs, **dispatch.LAUNCH
         )
         return x, u, r
 
     @dispatch.operator
     def _loop_boundary_bwd(
         dx: Tensor, du: Tensor, h: Tensor, a_bar: Tensor, injected: Tensor, weight: Tensor,
-        r: Tensor, rows_active: int,
+        r: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """dh, dinjected and the partial sums of da_bar and dw of each program, (2, n, S)."""
         dx, du = dx.contiguous(), du.contiguous()
@@ -127,41 +107,21 @@ if triton is not None:
         n = dispatch.n_programs(h.device, n_blocks)
         parts = torch.empty(2, n, S, device=h.device, dtype=torch.float32)
         dispatch.launched(_loop_boundary_bwd_kernel)[(n,)](
-            dx, du, h, a_bar, injected, weight, r, dh, dinjected, parts[0], parts[1], M,
-            rows_active, S, BM=bm, BS=bs, **dispatch.LAUNCH,
+            dx, du, h, a_bar, injected, weight, r, dh, dinjected, parts[0], parts[1], M, S,
+            BM=bm, BS=bs, **dispatch.LAUNCH,
         )  # fmt: skip
         return dh, dinjected, parts
 
-    @_loop_boundary.register_fake
-    def _(h, a_bar, injected, weight, eps, rows_active, dtype):
-        rows = torch.contiguous_format
-        return (
-            torch.empty_like(h, memory_format=rows),
-            torch.empty_like(h, dtype=dtype, memory_format=rows),
-            h.new_empty(h.numel() // h.shape[-1], dtype=torch.float32),
-        )
-
-    @_loop_boundary_bwd.register_fake
-    def _(dx, du, h, a_bar, injected, weight, r, rows_active):
-        rows, S = torch.contiguous_format, h.shape[-1]
-        n = dispatch.n_programs(h.device, dispatch.row_blocks(r.numel(), S, tensors=4)[2])
-        return (
-            torch.empty_like(h, memory_format=rows),
-            torch.empty_like(injected, memory_format=rows),
-            h.new_empty(2, n, S, dtype=torch.float32),
-        )
-
     def _keep(ctx, inputs, output) -> None:
         dispatch.only_real_gradients(ctx, *output[:2])
-        h, a_bar, injected, weight, _, ctx.rows_active, _ = inputs
-        ctx.save_for_backward(h, a_bar, injected, weight, output[2])
+        ctx.save_for_backward(*inputs[:4], output[2])
 
     def _gradient(ctx, dx: Tensor | None, du: Tensor | None, dr: None):
         _, a_bar, _, weight, _ = ctx.saved_tensors
         dx, du = dispatch.or_zeros(ctx, dx, du)
-        dh, dinjected, parts = _loop_boundary_bwd(dx, du, *ctx.saved_tensors, ctx.rows_active)
+        dh, dinjected, parts = _loop_boundary_bwd(dx, du, *ctx.saved_tensors)
         da, dw = parts.sum(1)
-        return dh, da.to(a_bar.dtype), dinjected, dw.to(weight.dtype), None, None, None
+        return dh, da.to(a_bar.dtype), dinjected, dw.to(weight.dtype), None, None
 
     _loop_boundary.register_autograd(_gradient, setup_context=_keep)
 
@@ -173,7 +133,6 @@ def loop_boundary(
     weight: Tensor,
     eps: float,
     *,
-    n_active: int | None = None,
     dtype: torch.dtype | None = None,
     impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor]:
@@ -185,7 +144,6 @@ def loop_boundary(
         injected: what the prelude adds in every step, shape and dtype of h.
         weight: of the norm, (S,).
         eps: added to the mean square.
-        n_active: sequences that move; the rest are held. None: all.
         dtype: of the normed input with impl "triton"; None: that of h. torch's own norm decides
             for itself.
 
@@ -203,13 +161,7 @@ def loop_boundary(
         )
     if h.dtype != injected.dtype:
         raise ValueError(f"loop_boundary: h is {h.dtype} and injected {injected.dtype}; cast one")
-    n_active = h.shape[0] if n_active is None else n_active
-    if not 0 <= n_active <= h.shape[0]:
-        raise ValueError(f"loop_boundary: n_active is {n_active} of {h.shape[0]} sequences")
     if dispatch.use_triton("loop_boundary", impl, h, a_bar, injected, weight, width=h.shape[-1]):
-        rows = n_active * h.shape[1]
-        return _loop_boundary(h, a_bar, injected, weight, eps, rows, dtype or h.dtype)[:2]
-    x = torch.addcmul(injected[:n_active], a_bar.to(h.dtype), h[:n_active])
-    if n_active < h.shape[0]:
-        x = torch.cat([x, h[n_active:]])
+        return _loop_boundary(h, a_bar, injected, weight, eps, dtype or h.dtype)[:2]
+    x = torch.addcmul(injected, a_bar.to(h.dtype), h)
     return x, rms_norm(x, weight, eps)

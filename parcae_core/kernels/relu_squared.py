@@ -60,14 +60,6 @@ if triton is not None:
         )
         return dx
 
-    @_relu_squared.register_fake
-    def _(x):
-        return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-    @_relu_squared_bwd.register_fake
-    def _(dy, kept, kept_y):
-        return torch.empty_like(kept, memory_format=torch.contiguous_format)
-
     def _keep(ctx, inputs, output) -> None:
         # in float16 the square of what is below 2e-4 is lost, and with it the gradient
         ctx.kept_y = output.dtype != torch.float16

@@ -101,41 +101,10 @@ if triton is not None:
         n = dispatch.n_programs(s.device, n_blocks)
         dw_part = torch.empty(n, D, device=s.device, dtype=torch.float32)
         dispatch.launched(_residual_norm_bwd_kernel)[(n,)](
-            ds,
-            du,
-            s,
-            r,
-            weight,
-            dx,
-            ddelta,
-            dw_part,
-            M,
-            D,
-            BM=bm,
-            BD=bd,
-            SPLIT=split,
-            **dispatch.LAUNCH,
-        )
+            ds, du, s, r, weight, dx, ddelta, dw_part, M, D,
+            BM=bm, BD=bd, SPLIT=split, **dispatch.LAUNCH,
+        )  # fmt: skip
         return dx, ddelta, dw_part
-
-    @_residual_norm.register_fake
-    def _(x, delta, weight, eps, dtype):
-        rows = torch.contiguous_format
-        return (
-            torch.empty_like(x, memory_format=rows),
-            torch.empty_like(x, dtype=dtype, memory_format=rows),
-            x.new_empty(x.numel() // x.shape[-1], dtype=torch.float32),
-        )
-
-    @_residual_norm_bwd.register_fake
-    def _(ds, du, s, r, weight, delta_dtype):
-        split = delta_dtype != s.dtype
-        n = dispatch.n_programs(s.device, dispatch.row_blocks(r.numel(), s.shape[-1], tensors=4)[2])
-        return (
-            torch.empty_like(s),
-            s.new_empty(s.shape if split else (0,), dtype=delta_dtype),
-            s.new_empty(n, s.shape[-1], dtype=torch.float32),
-        )
 
     def _keep(ctx, inputs, output) -> None:
         dispatch.only_real_gradients(ctx, *output[:2])

@@ -155,17 +155,6 @@ if triton is not None:
         )  # fmt: skip
         return dq, dk
 
-    @_rope_qk_norm.register_fake
-    def _(q, k, turn, norm, eps):
-        rows = torch.contiguous_format
-        turned = (torch.empty_like(t, memory_format=rows) for t in (q, k))
-        return *turned, *(q.new_empty(m, dtype=torch.float32) for m in _sizes(q, k)[3:5])
-
-    @_rope_qk_norm_bwd.register_fake
-    def _(dyq, dyk, kept_q, kept_k, rq, rk, turn, norm, kept_y):
-        rows = torch.contiguous_format
-        return tuple(torch.empty_like(t, memory_format=rows) for t in (dyq, dyk))
-
     def _sizes(q: Tensor, k: Tensor) -> tuple[int, ...]:
         """T, H, G, rows of q, rows of k, K."""
         _, T, H, K = q.shape

@@ -86,15 +86,6 @@ if triton is not None:
         )
         return dgate, de
 
-    @_value_gate.register_fake
-    def _(v, gate, embedding):
-        return torch.empty_like(v, memory_format=torch.contiguous_format)
-
-    @_value_gate_bwd.register_fake
-    def _(dy, gate, embedding):
-        rows = torch.contiguous_format
-        return tuple(torch.empty_like(t, memory_format=rows) for t in (gate, embedding))
-
     def _keep(ctx, inputs, output) -> None:
         ctx.save_for_backward(*inputs[1:])
 

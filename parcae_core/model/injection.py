@@ -19,6 +19,7 @@ from parcae_core.kernels.dispatch import Impl, product_dtype
 from parcae_core.kernels.loop_boundary import loop_boundary
 from parcae_core.kernels.residual_norm import residual_norm
 from parcae_core.kernels.rms_norm import RMSNorm
+from parcae_core.model.initial import identity_or_orthogonal_, orthogonal_
 
 INITIAL_DECAY = math.sqrt(1 / 5)
 # Beyond these the parameters saturate: A_bar = exp(-rate) stays strictly inside (0, 1) in float32
@@ -82,7 +83,33 @@ class DiagonalInjection(nn.Module):
         return self.a_bar().max().item()
 
 
-class ConcatInjection(nn.Module):
+class AddInjection(nn.Module):
+    """h + e; the carry is the identity, marginally stable."""
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        pass
+
+    def drive(self, e: Tensor) -> Tensor:
+        return e
+
+    def own(self, h: Tensor) -> Tensor:
+        """The state's part of the sum."""
+        return h
+
+    def carry(self, h: Tensor, drive: Tensor) -> Tensor:
+        return self.own(h) + drive
+
+    def carry_normed(
+        self, h: Tensor, drive: Tensor, norm: RMSNorm, impl: Impl
+    ) -> tuple[Tensor, Tensor]:
+        dtype = product_dtype(h)
+        return residual_norm(self.own(h), drive, norm.weight, norm.eps, dtype=dtype, impl=impl)
+
+    def spectral_radius(self) -> float:
+        return 1.0
+
+
+class ConcatInjection(AddInjection):
     """W [h; e], the RDM/Huginn adapter; nothing bounds its carry, so it can diverge."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -96,67 +123,15 @@ class ConcatInjection(nn.Module):
     def drive(self, e: Tensor) -> Tensor:
         return F.linear(e, self.weight[:, self.state_width :])
 
-    def carry(self, h: Tensor, drive: Tensor) -> Tensor:
-        return F.linear(h, self.weight[:, : self.state_width]) + drive
-
-    def carry_normed(
-        self, h: Tensor, drive: Tensor, norm: RMSNorm, impl: Impl
-    ) -> tuple[Tensor, Tensor]:
-        x, dtype = F.linear(h, self.weight[:, : self.state_width]), product_dtype(h)
-        return residual_norm(x, drive, norm.weight, norm.eps, dtype=dtype, impl=impl)
+    def own(self, h: Tensor) -> Tensor:
+        return F.linear(h, self.weight[:, : self.state_width])
 
     def spectral_radius(self) -> float:
         """Largest singular value of the carry, an upper bound on its spectral radius."""
         return torch.linalg.matrix_norm(self.weight[:, : self.state_width].float(), ord=2).item()
 
 
-class AddInjection(nn.Module):
-    """h + e; the carry is the identity, marginally stable."""
-
-    def reset_parameters(self, generator: torch.Generator) -> None:
-        pass
-
-    def drive(self, e: Tensor) -> Tensor:
-        return e
-
-    def carry(self, h: Tensor, drive: Tensor) -> Tensor:
-        return h + drive
-
-    def carry_normed(
-        self, h: Tensor, drive: Tensor, norm: RMSNorm, impl: Impl
-    ) -> tuple[Tensor, Tensor]:
-        dtype = product_dtype(h)
-        return residual_norm(h, drive, norm.weight, norm.eps, dtype=dtype, impl=impl)
-
-    def spectral_radius(self) -> float:
-        return 1.0
-
-
 def build_injection(config: ModelConfig) -> nn.Module:
     if config.injection == "concat":
         return ConcatInjection(config)
     return AddInjection() if config.injection == "add" else DiagonalInjection(config)
-
-
-@torch.no_grad()
-def orthogonal_(weight: Tensor, std: float, generator: torch.Generator) -> None:
-    """Fill with a random matrix of orthonormal rows or columns, scaled to element std `std`.
-
-    Source: REFERENCE.md, "Init" (QR of a truncated normal).
-    """
-    rows, cols = weight.shape
-    tall = torch.empty(max(rows, cols), min(rows, cols))
-    nn.init.trunc_normal_(tall, generator=generator)
-    q, r = torch.linalg.qr(tall)
-    q = q * torch.sign(torch.diagonal(r))  # makes the distribution uniform over orthogonal matrices
-    weight.copy_((q if rows >= cols else q.T) * (std * math.sqrt(max(rows, cols))))
-
-
-@torch.no_grad()
-def identity_or_orthogonal_(weight: Tensor, generator: torch.Generator) -> None:
-    """Identity when square; otherwise orthonormal rows or columns."""
-    rows, cols = weight.shape
-    if rows == cols:
-        nn.init.eye_(weight)
-    else:
-        orthogonal_(weight, 1 / math.sqrt(max(rows, cols)), generator)

@@ -25,6 +25,23 @@ Step = Callable[..., Tensor]
 N_WIDTHS = 8  # numbers of sequences that the steps without gradient run with
 
 
+def as_draw(n_loops: int | DepthDraw, batch: int) -> DepthDraw:
+    """The depths of a batch: a draw that fits it, or one number of loops, all with gradient."""
+    if isinstance(n_loops, DepthDraw):
+        if n_loops.grad.shape != (batch,) or n_loops.no_grad.shape != (batch,):
+            raise ValueError(
+                f"the depth draw is for {n_loops.grad.shape[0]} sequences, the batch has {batch}"
+            )
+        if n_loops.total.min() < 1:
+            raise ValueError("a depth draw has a sequence with no loop step; at least 1 is needed")
+        return n_loops
+    if n_loops < 1:
+        raise ValueError(f"n_loops is {n_loops}; it must be >= 1")
+    return DepthDraw(
+        no_grad=np.zeros(batch, dtype=np.int64), grad=np.full(batch, n_loops, dtype=np.int64)
+    )
+
+
 def sort_by_depth(draw: DepthDraw) -> np.ndarray | None:
     """Order that puts the deepest sequences first, or None when they already are.
 

@@ -19,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parcae_core import seeds
 from parcae_core.accounting.params import kv_width
 from parcae_core.config import ModelConfig
 from parcae_core.depth import DepthDraw
@@ -29,9 +28,16 @@ from parcae_core.kernels.joined_block import joins
 from parcae_core.kernels.linear_cross_entropy import linear_cross_entropy
 from parcae_core.kernels.lookup import lookup
 from parcae_core.kernels.rms_norm import RMSNorm
-from parcae_core.model.injection import build_injection, identity_or_orthogonal_, orthogonal_
+from parcae_core.model.initial import (
+    cut_normal,
+    identity_or_orthogonal_,
+    orthogonal_,
+    reset_block_,
+    state_key,
+)
+from parcae_core.model.injection import build_injection
 from parcae_core.model.layers import Block, Embedding, Linear, Rotary
-from parcae_core.model.loop import Trace, advance, advance_static, sort_by_depth, upload
+from parcae_core.model.loop import Trace, advance, advance_static, as_draw, sort_by_depth, upload
 
 
 @dataclass(kw_only=True, slots=True)
@@ -115,7 +121,7 @@ class Parcae(nn.Module):
         if self.head is not None:
             orthogonal_(self.head.weight, self.state_std, generator)
         for block in (*self.prelude, *self.core, *self.coda):
-            _reset_block(block, generator)
+            reset_block_(block, generator)
         for table in self.value_embeddings.values():
             table.weight.normal_(generator=generator)
         if not self.config.is_transformer:
@@ -130,12 +136,7 @@ class Parcae(nn.Module):
         """
         shape = (n, seq_len, self.config.state_width)
         uniform = torch.rand(shape, generator=generator, device=generator.device)
-        return self._cut_normal(uniform).to(self.embedding.weight.device)
-
-    def _cut_normal(self, uniform: Tensor) -> Tensor:
-        """Normal numbers cut at 3 sigma from uniform ones in [0, 1), by the quantile function."""
-        edge = math.erf(3 / math.sqrt(2))
-        return torch.erfinv((2 * uniform - 1) * edge).mul_(self.state_std * math.sqrt(2))
+        return cut_normal(uniform, self.state_std).to(self.embedding.weight.device)
 
     def seeded_state(
         self, sequences: Sequence[int], seq_len: int, *, seed: int, step: int = 0
@@ -145,7 +146,7 @@ class Parcae(nn.Module):
         for index in sequences:
             generator = torch.Generator().manual_seed(state_key(seed, step, int(index)))
             uniform.append(torch.rand(1, seq_len, width, generator=generator))
-        return self._cut_normal(torch.cat(uniform)).to(self.embedding.weight.device)
+        return cut_normal(torch.cat(uniform), self.state_std).to(self.embedding.weight.device)
 
     # ---- forward -------------------------------------------------------------------------------
 
@@ -177,7 +178,7 @@ class Parcae(nn.Module):
             if n_loops != 1:
                 raise ValueError(f"a fixed-depth Transformer runs once; n_loops is {n_loops}")
             return self._finish(ModelOutput(), self.transformer_states(ids), targets)
-        draw = _as_draw(n_loops, ids.shape[0])
+        draw = as_draw(n_loops, ids.shape[0])
         order = sort_by_depth(draw)
         if state is None:
             state = self.initial_state(*ids.shape, generator=torch.Generator().manual_seed(0))
@@ -235,9 +236,8 @@ class Parcae(nn.Module):
         x, *rows = lookup(ids, tables, impl=self.kernels.ops)
         found = dict(zip(self.value_embeddings, rows, strict=True))
         values = [found.get(str(i)) for i in range(self.config.n_layers)]
-        return self._through(self.prelude, self.rotary, values[: self.config.n_prelude], x)[
-            0
-        ], values
+        x, _ = self._through(self.prelude, self.rotary, values[: self.config.n_prelude], x)
+        return x, values
 
     def _through(
         self,
@@ -350,12 +350,6 @@ class Parcae(nn.Module):
             raise ValueError(f"state {tuple(state.shape)} must be (batch, time, state) {wanted}")
 
 
-def state_key(seed: int, step: int, index: int) -> int:
-    """Seed of the generator that draws a sequence's h_0; see `Parcae.seeded_state`."""
-    key = np.random.SeedSequence((seed, seeds.STATES_ON_CPU, step, index))
-    return int(key.generate_state(1, np.uint64)[0] >> 1)
-
-
 def build_model(
     config: ModelConfig, *, seed: int, device: str = "cpu", impl: Impl = "auto"
 ) -> Parcae:
@@ -378,36 +372,6 @@ def build_model(
     model.use(choose(torch.device(device), impl, width=width))
     model.reset_parameters(torch.Generator().manual_seed(seed))
     return model.to(device)
-
-
-def _reset_block(block: Block, generator: torch.Generator) -> None:
-    std = math.sqrt(2 / (5 * block.attn.q.in_features))
-    for name, linear in block.named_modules():
-        if not isinstance(linear, nn.Linear):
-            continue
-        if name.endswith(("attn.out", "mlp.down")):
-            linear.weight.zero_()
-        elif name.endswith("value_gate"):
-            bound = 1 / math.sqrt(linear.in_features)  # torch's default for a linear layer
-            linear.weight.uniform_(-bound, bound, generator=generator)
-        else:
-            orthogonal_(linear.weight, std, generator)
-
-
-def _as_draw(n_loops: int | DepthDraw, batch: int) -> DepthDraw:
-    if isinstance(n_loops, DepthDraw):
-        if n_loops.grad.shape != (batch,) or n_loops.no_grad.shape != (batch,):
-            raise ValueError(
-                f"the depth draw is for {n_loops.grad.shape[0]} sequences, the batch has {batch}"
-            )
-        if n_loops.total.min() < 1:
-            raise ValueError("a depth draw has a sequence with no loop step; at least 1 is needed")
-        return n_loops
-    if n_loops < 1:
-        raise ValueError(f"n_loops is {n_loops}; it must be >= 1")
-    return DepthDraw(
-        no_grad=np.zeros(batch, dtype=np.int64), grad=np.full(batch, n_loops, dtype=np.int64)
-    )
 
 
 def _first(values, m: int):

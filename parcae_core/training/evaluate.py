@@ -8,34 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from parcae_core.data.reader import RowReader
 from parcae_core.kernels.linear_cross_entropy import token_losses
 from parcae_core.model.parcae import Parcae
 from parcae_core.result import EvalRow
 from parcae_core.training.distributed import Distributed
 
 
-class Rows(Protocol):
-    """What `evaluate` reads: parcae_core.data.reader.RowReader, or anything like it."""
-
-    n_rows: int
-    token_bytes: np.ndarray  # bytes each id stands for, (V,); 0 for special tokens
-
-    def rows(self, start: int, n: int) -> np.ndarray: ...
-
-    def labels(self, rows: np.ndarray) -> np.ndarray | None: ...
-
-
 @torch.no_grad()
 def evaluate(
     model: Parcae,
-    reader: Rows,
+    reader: RowReader,
     *,
     loops: Sequence[int],
     n_sequences: int,
@@ -68,7 +56,7 @@ def evaluate(
         )
     device = model.embedding.weight.device
     token_bytes = torch.as_tensor(np.asarray(reader.token_bytes, dtype=np.int64), device=device)
-    group, sums = group or Distributed(), {t: _Sums() for t in wanted}
+    group, sums = group or Distributed(), dict.fromkeys(wanted, 0.0)
     for start in range(group.rank * batch_sequences, n_sequences, group.n * batch_sequences):
         n = min(batch_sequences, n_sequences - start)
         stored = np.asarray(reader.rows(start, n), dtype=np.int64)
@@ -78,64 +66,43 @@ def evaluate(
         in_text = token_bytes[targets]
         for t, final in final_states(model, ids, range(start, start + n), wanted, seed):
             losses = token_losses(final, model.head_weight, targets).double()
-            sums[t].add(losses, in_text, labels)
+            sums[t] = sums[t] + _sums(losses, in_text, labels)
     shares = group.gather(sums)
-    return tuple(sum((share[t] for share in shares), _Sums()).row(t) for t in wanted)
+    return tuple(_row(t, sum(share[t] for share in shares)) for t in wanted)
 
 
-@dataclass(slots=True)
-class _Sums:
-    """Of tokens' losses after one number of loops, over batches and processes."""
+def _sums(losses: Tensor, in_text: Tensor, labels: np.ndarray | None) -> np.ndarray:
+    """Of the tokens of a batch, (2, 3 + T); sums of batches and of processes are these as well.
 
-    n_tokens: int = 0
-    n_bytes: int = 0
-    nats: float = 0.0
-    text_nats: float = 0.0  # of tokens that stand for bytes
-    # by label, where there are labels, and 0 is not one
-    label_tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    label_nats: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    Row 0 counts tokens, bytes, and tokens by label (0 to T); row 1 has the nats of all tokens, of those
+    that stand for bytes, and by label.
 
-    def add(self, losses: Tensor, in_text: Tensor, labels: np.ndarray | None) -> None:
-        """A batch: nats and bytes of each token, (B, T), and its labels."""
-        self.n_tokens += losses.numel()
-        self.n_bytes += int(in_text.sum())
-        self.nats += losses.sum().item()
-        self.text_nats += losses[in_text > 0].sum().item()
-        if labels is not None:
-            flat = labels.ravel()
-            counts = np.bincount(flat)
-            nats = np.bincount(flat, weights=losses.cpu().numpy().ravel())
-            self.label_tokens = _padded_sum(self.label_tokens, counts)
-            self.label_nats = _padded_sum(self.label_nats, nats)
-
-    def __add__(self, other: _Sums) -> _Sums:
-        return _Sums(
-            self.n_tokens + other.n_tokens,
-            self.n_bytes + other.n_bytes,
-            self.nats + other.nats,
-            self.text_nats + other.text_nats,
-            _padded_sum(self.label_tokens, other.label_tokens),
-            _padded_sum(self.label_nats, other.label_nats),
-        )
-
-    def row(self, n_loops: int) -> EvalRow:
-        by_label = {
-            str(i): (int(n), float(self.label_nats[i] / n))
-            for i, n in enumerate(self.label_tokens)
-            if i and n
-        }
-        return EvalRow(
-            n_loops=n_loops,
-            val_loss=self.nats / self.n_tokens,
-            val_bpb=self.text_nats / (math.log(2) * self.n_bytes) if self.n_bytes else math.nan,
-            n_tokens=self.n_tokens,
-            by_label=by_label if len(self.label_tokens) else None,
-        )
+    Args:
+        losses: nats of each token, (B, T).
+        in_text: bytes of each token, (B, T).
+        labels: (B, T), where there are labels; 0 is not one.
+    """
+    sums = np.zeros((2, 3 + losses.shape[1]))
+    sums[0, :2] = losses.numel(), int(in_text.sum())
+    sums[1, :2] = losses.sum().item(), losses[in_text > 0].sum().item()
+    if labels is not None:
+        flat, n = labels.ravel(), sums.shape[1] - 2
+        sums[0, 2:] = np.bincount(flat, minlength=n)
+        sums[1, 2:] = np.bincount(flat, weights=losses.cpu().numpy().ravel(), minlength=n)
+    return sums
 
 
-def _padded_sum(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    n = max(len(a), len(b))
-    return np.pad(a, (0, n - len(a))) + np.pad(b, (0, n - len(b)))
+def _row(n_loops: int, sums: np.ndarray) -> EvalRow:
+    (n_tokens, n_bytes, unlabelled, *counts), (nats, text_nats, _, *label_nats) = sums.tolist()
+    labelled = enumerate(zip(counts, label_nats, strict=True), 1)
+    by_label = {str(i): (int(n), nats / n) for i, (n, nats) in labelled if n}
+    return EvalRow(
+        n_loops=n_loops,
+        val_loss=nats / n_tokens,
+        val_bpb=text_nats / (math.log(2) * n_bytes) if n_bytes else math.nan,
+        n_tokens=int(n_tokens),
+        by_label=by_label if unlabelled or by_label else None,
+    )
 
 
 def final_states(

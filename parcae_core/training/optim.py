@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -109,23 +108,16 @@ def polar_factor(x: Tensor) -> Tensor:
     return wide.mT if x.shape[-2] > x.shape[-1] else wide
 
 
-@dataclass(slots=True)
 class _Stack:
     """Matrices of one shape and their optimiser state."""
 
-    names: list[str]
-    params: list[nn.Parameter]
-    momentum: Tensor  # (n, R, C)
-    second: Tensor  # (n, R, 1) or (n, 1, C), the longer side
-
-    @classmethod
-    def empty(cls, members: list[tuple[str, nn.Parameter]]) -> _Stack:
-        names, params = [n for n, _ in members], [p for _, p in members]
-        rows, cols = params[0].shape
+    def __init__(self, members: list[tuple[str, nn.Parameter]]) -> None:
+        self.names, self.params = [n for n, _ in members], [p for _, p in members]
+        rows, cols = self.params[0].shape
         side = (rows, 1) if rows >= cols else (1, cols)
-        new = params[0].new_zeros
-        n = len(params)
-        return cls(names, params, new(n, rows, cols), new(n, *side))
+        new, n = self.params[0].new_zeros, len(members)
+        self.momentum = new(n, rows, cols)  # (n, R, C)
+        self.second = new(n, *side)  # (n, R, 1) or (n, 1, C), the longer side
 
     def update(self, *, lr: float, beta: float, weight_decay: float) -> None:
         grads = torch.stack([p.grad for p in self.params])  # (n, R, C)
@@ -153,28 +145,15 @@ class _Stack:
         return scaled * (before / after.clamp_min(_TINY))
 
 
-@dataclass(slots=True)
 class _AdamW:
     """Everything that is not Muon's, without decay, and its optimiser state."""
 
-    names: list[str]
-    params: list[nn.Parameter]
-    means: list[Tensor]
-    squares: list[Tensor]
-    counts: list[Tensor]  # updates made, scalars in float32 as the fused kernel wants them
-    config: OptimConfig
-
-    @classmethod
-    def empty(cls, named: Mapping[str, nn.Parameter], config: OptimConfig) -> _AdamW:
-        params = list(named.values())
-        return cls(
-            names=list(named),
-            params=params,
-            means=[torch.zeros_like(p) for p in params],
-            squares=[torch.zeros_like(p) for p in params],
-            counts=[torch.zeros((), dtype=torch.float32, device=p.device) for p in params],
-            config=config,
-        )
+    def __init__(self, named: Mapping[str, nn.Parameter], config: OptimConfig) -> None:
+        self.names, self.params, self.config = list(named), list(named.values()), config
+        self.means = [torch.zeros_like(p) for p in self.params]
+        self.squares = [torch.zeros_like(p) for p in self.params]
+        # updates made, scalars in float32 as the fused kernel wants them
+        self.counts = [torch.zeros((), device=p.device, dtype=torch.float32) for p in self.params]
 
     def update(self, *, lr: float) -> None:
         # torch.optim.AdamW would do the same, and import all of torch's compiler to do it: 0.9 s
@@ -206,15 +185,12 @@ class Optimizer:
 
     def __init__(self, model: nn.Module, config: OptimConfig, *, n_steps: int) -> None:
         self.config, self.n_steps = config, n_steps
-        named = dict(model.named_parameters())
+        self._named = named = dict(model.named_parameters())
         self.groups = assign_groups(named.items())
-        self._stacks = [
-            _Stack.empty(members)
-            for members in _by_shape((n, p) for n, p in named.items() if self.groups[n] == "muon")
-        ]
-        self._adamw = _AdamW.empty(
-            {n: p for n, p in named.items() if self.groups[n] == "adamw"}, config
-        )
+        matrices = ((n, p) for n, p in named.items() if self.groups[n] == "muon")
+        self._stacks = [_Stack(members) for members in _by_shape(matrices)]
+        others = {n: p for n, p in named.items() if self.groups[n] == "adamw"}
+        self._adamw = _AdamW(others, config)
 
     def learning_rates(self, step: int) -> dict[str, float]:
         """Base rates of both groups at update `step`."""
@@ -232,10 +208,7 @@ class Optimizer:
 
         Every parameter must have one; a missing gradient is a bug in the model, not a zero.
         """
-        members = [*zip(self._adamw.names, self._adamw.params, strict=True)]
-        for stack in self._stacks:
-            members += zip(stack.names, stack.params, strict=True)
-        missing = [name for name, param in members if param.grad is None]
+        missing = [name for name, param in self._named.items() if param.grad is None]
         assert not missing, f"no gradient for {', '.join(missing)}"
         rates = self.learning_rates(step)
         in_cooldown = self.config.weight_decay_falls == "cooldown"

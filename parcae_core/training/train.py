@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 
-from parcae_core.accounting.hardware import peak_flops_per_s
 from parcae_core.checkpoints.native import (
     keep_checkpoint,
     newest_checkpoint,
@@ -31,27 +29,20 @@ from parcae_core.checkpoints.native import (
 from parcae_core.data.prefetch import Prefetch
 from parcae_core.data.reader import RowReader
 from parcae_core.depth import DepthDraw
-from parcae_core.device import autocast, device_name, resolve_device
+from parcae_core.device import autocast, resolve_device
 from parcae_core.errors import OutOfMemory, UserError, is_out_of_memory
-from parcae_core.kernels.attention import backend_order, backends_taken
-from parcae_core.kernels.dispatch import product_dtype
+from parcae_core.kernels.attention import backend_order
 from parcae_core.model.parcae import build_model
 from parcae_core.result import EvalRow, Execution, Interrupted, TrainResult
 from parcae_core.training.batching import StepFlops, depths_of_step, partition
 from parcae_core.training.compile import compile_model
 from parcae_core.training.distributed import Distributed
 from parcae_core.training.evaluate import evaluate
-from parcae_core.training.gradient import (
-    BatchLoss,
-    all_reduce_gradient,
-    local_gradient,
-)
+from parcae_core.training.gradient import BatchLoss, all_reduce_gradient, local_gradient
 from parcae_core.training.graphs import Graphs
-from parcae_core.training.metrics import Meter, MetricsLog
 from parcae_core.training.optim import Optimizer
+from parcae_core.training.record import Progress, Record, Report
 from parcae_core.trial import Trial
-
-Report = Callable[[dict[str, Any]], None]
 
 # Root-mean-square entry of the last state past which a run counts as diverged. h_0 starts below 1;
 # beyond this the state has left every scale the norms after it can make use of.
@@ -60,23 +51,6 @@ STATE_NORM_BOUND = 1e4
 EVALUATED_TOKENS = 4_096
 # Looked at in steps 0, 10, 20, ... whatever is logged, so that logging decides no run's fate.
 STATE_CHECK_EVERY = 10
-
-
-@dataclass(slots=True)
-class Progress:
-    """How far a run is; what a checkpoint holds beside tensors."""
-
-    micro_batch: int  # sequences per portion on this process, at most
-    step: int = 0  # updates made
-    loss: float | None = None  # of the last update's batch
-    core_sequence_steps: int = 0
-    core_sequence_steps_ideal: int = 0
-    flops_sampled: float = 0.0
-    train_s: float = 0.0
-    data_wait_s: float = 0.0
-    n_out_of_memory: int = 0
-    n_resumed: int = 0
-    shared_steps: int = 0  # of `step`: made by the trial whose checkpoint this one began from
 
 
 def train(
@@ -123,9 +97,8 @@ class _Run:
         group: Distributed,
         stack: ExitStack,
     ) -> None:
-        self.started = time.perf_counter()
+        started = time.perf_counter()
         self.trial, self.execution, self.group = trial, execution, group
-        self.on_report = on_report
         self.checkpoints, self.branches = run_dir / "checkpoints", run_dir / "branches"
         if execution.threads is not None:
             torch.set_num_threads(execution.threads)
@@ -163,22 +136,21 @@ class _Run:
             pinned=self.device.type == "cuda",
         )
         stack.callback(self.prefetch.close)
-        self.meter = Meter()
-        peak = execution.peak_flops_per_s
-        if peak is None:
-            peak = peak_flops_per_s(device_name(self.device), trial.precision)
-        self.peak_flops_per_s = None if peak is None else peak * group.n
-        if group.is_first:
-            self.metrics = MetricsLog(
-                run_dir / "metrics.jsonl",
-                keep_until=self.progress.step,
-                every=execution.log_every_steps or max(1, trial.n_steps // 200),
-            )
-            stack.callback(self.metrics.close)
+        self.record = Record(
+            trial,
+            execution,
+            run_dir / "metrics.jsonl",
+            progress=self.progress,
+            model=self.model,
+            n_rows=self.rows.n_rows,
+            group=group,
+            on_report=on_report,
+            started=started,
+        )
+        stack.callback(self.record.close)
 
     def to_the_end(self) -> TrainResult:
         trial, progress, execution = self.trial, self.progress, self.execution
-        log_every = execution.log_every_steps or max(1, trial.n_steps // 200)
         saved_at, saved_step = time.perf_counter(), progress.step
         while progress.step < trial.n_steps:
             if self._stop_requested():
@@ -186,7 +158,7 @@ class _Run:
                     self._save()
                 raise Interrupted(
                     f"stopped after {progress.step} of {trial.n_steps} steps",
-                    self._result("stopped", reason="stopped on request"),
+                    self.record.result("stopped", reason="stopped on request"),
                 )
 
             began = time.perf_counter()
@@ -195,13 +167,13 @@ class _Run:
             draw = depths_of_step(trial, step)
             last = step + 1 == trial.n_steps
             measured = trial.is_measured(step + 1)
-            logged = measured or last or step == 0 or (step + 1) % log_every == 0
+            logged = measured or last or step == 0 or (step + 1) % self.record.every == 0
             checked = last or step % STATE_CHECK_EVERY == 0
             out = self._gradient(rows, draw, instruments=logged or checked)
             grad_norm = self._clip()
             problem = _problem(out, grad_norm, check_state=checked)
             if problem is not None:
-                return self._result("diverged", reason=f"step {step}: {problem}")
+                return self.record.result("diverged", reason=f"step {step}: {problem}")
             self.optimizer.update(step)
             self.model.zero_grad(set_to_none=True)
 
@@ -215,10 +187,11 @@ class _Run:
             progress.flops_sampled += flops
             progress.train_s += seconds
             progress.data_wait_s += wait_s
-            self.meter.add(tokens=trial.batch_tokens, flops=flops, wait_s=wait_s)
+            self.record.meter.add(tokens=trial.batch_tokens, flops=flops, wait_s=wait_s)
             losses = self._measure() if measured else {}
             if logged:
-                self._log(out, grad_norm, draw, epoch, losses)
+                rates = self.optimizer.learning_rates(step)
+                self.record.log(out, grad_norm, draw, epoch, rates, losses)
             due = execution.checkpoint_every_s is not None and (
                 time.perf_counter() - saved_at >= execution.checkpoint_every_s
             )
@@ -310,7 +283,7 @@ class _Run:
 
     def _save(self) -> None:
         if self.group.is_first:
-            self.metrics.sync()
+            self.record.sync()
             saved = save_checkpoint(
                 self.checkpoints,
                 trial=self.trial,
@@ -327,50 +300,9 @@ class _Run:
 
     def _measure(self) -> dict[str, float]:
         """Validation loss on the way; its time and FLOPs count in no rate and are not training's."""
-        with self.meter.paused():
+        with self.record.meter.paused():
             [row] = self._evaluate((self.trial.mean_recurrence,))
         return {"val/loss": row.val_loss}
-
-    def _log(
-        self,
-        out: BatchLoss,
-        grad_norm: float,
-        draw: DepthDraw,
-        epoch: int,
-        measured: dict[str, float],
-    ) -> None:
-        if not self.group.is_first:
-            return
-        progress, trial = self.progress, self.trial
-        rates = self.optimizer.learning_rates(progress.step - 1)
-        ideal = progress.core_sequence_steps_ideal
-        line: dict[str, Any] = {
-            "step": progress.step,
-            "n_tokens": progress.step * trial.batch_tokens,
-            "train/loss": out.loss,
-            "train/grad_norm": grad_norm,
-            **measured,
-            **{f"optim/{group}_lr": rate for group, rate in rates.items()},
-            **{f"flops/{rule}": flops for rule, flops in self._flops_spent().items()},
-            "flops/sampled": progress.flops_sampled,
-            **self.meter.read(self.peak_flops_per_s),
-            "perf/wall_s": progress.train_s,
-            "data/epoch": epoch,
-        }
-        if trial.depth is not None:
-            line |= {
-                "depth/mean": float(draw.total.mean()),
-                "depth/max": int(draw.total.max()),
-                "depth/grad_mean": float(draw.grad.mean()),
-                "depth/executed_over_ideal": progress.core_sequence_steps / ideal,
-                **{f"stability/{name}": value for name, value in out.instruments.items()},
-            }
-        self.metrics.write(line)
-        if self.on_report is not None:
-            self.on_report(line)
-
-    def _flops_spent(self) -> dict[str, float]:
-        return self.trial.cost.spent(self.progress.step / self.trial.n_steps)
 
     def _finish(self) -> TrainResult:
         """Evaluate the final weights."""
@@ -378,8 +310,8 @@ class _Run:
         wrong = [row for row in rows if not math.isfinite(row.val_loss)]
         if wrong:
             reason = f"validation loss after {wrong[0].n_loops} loops is {wrong[0].val_loss}"
-            return self._result("diverged", reason=f"step {self.progress.step}: {reason}")
-        return self._result("done", evaluation=rows)
+            return self.record.result("diverged", reason=f"step {self.progress.step}: {reason}")
+        return self.record.result("done", evaluation=rows)
 
     def _evaluate(self, loops: Sequence[int]) -> tuple[EvalRow, ...]:
         wanted = self.trial.evaluation
@@ -396,62 +328,6 @@ class _Run:
                 seed=self.trial.seed,
                 group=self.group,
             )
-
-    def _result(
-        self, status: str, *, reason: str | None = None, evaluation: Sequence[EvalRow] = ()
-    ) -> TrainResult:
-        progress, trial = self.progress, self.trial
-        n_tokens = progress.step * trial.batch_tokens
-        train_s = max(progress.train_s, 1e-9)
-        return TrainResult(
-            status=status,
-            trial_id=trial.trial_id,
-            step=progress.step,
-            reason=reason,
-            evaluation=tuple(evaluation),
-            final_train_loss=progress.loss,
-            n_tokens=n_tokens,
-            train_flops=self._flops_spent(),
-            train_flops_sampled=progress.flops_sampled,
-            core_sequence_steps=progress.core_sequence_steps,
-            core_sequence_steps_ideal=progress.core_sequence_steps_ideal,
-            data_epochs=progress.step * trial.batch_sequences / self.rows.n_rows,
-            train_s=progress.train_s,
-            wall_s=time.perf_counter() - self.started,
-            tokens_per_s=n_tokens / train_s,
-            data_wait_share=progress.data_wait_s / train_s,
-            micro_batch_sequences=progress.micro_batch,
-            n_out_of_memory=progress.n_out_of_memory,
-            n_resumed=progress.n_resumed,
-            shared_steps=progress.shared_steps,
-            n_processes=self.group.n,
-            notes=self.metrics.notes if self.group.is_first else (),
-            val_history=self._history(),
-            threads=torch.get_num_threads(),
-            device=device_name(self.device),
-            torch_version=torch.__version__,
-            precision=trial.precision,
-            peak_gpu_bytes=self._peak_gpu_bytes(),
-            compiled=self.execution.compile,
-            kernels=self.model.kernels.ops,
-            cross_entropy=self.model.kernels.cross_entropy,
-            attention=backends_taken(trial.model, self.device, self._product_dtype()),
-        )
-
-    def _history(self) -> tuple[tuple[int, float], ...]:
-        """Validation losses on the way, of all attempts, as the first process has logged them."""
-        if self.trial.evaluation.every is None:
-            return ()
-        logged = self.metrics.column("val/loss") if self.group.is_first else ()
-        return cast(tuple[tuple[int, float], ...], self.group.from_first(logged))
-
-    def _product_dtype(self) -> torch.dtype:
-        with autocast(self.device, self.trial.precision):
-            return product_dtype(self.model.embedding.weight)
-
-    def _peak_gpu_bytes(self) -> int | None:
-        on_gpu = self.device.type == "cuda"
-        return torch.cuda.max_memory_allocated(self.device) if on_gpu else None
 
 
 def open_rows(data_dir: Path, split: str, trial: Trial) -> RowReader:

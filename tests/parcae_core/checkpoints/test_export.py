@@ -216,7 +216,7 @@ def test_a_tokenizer_file_gives_our_ids_with_the_token_that_begins_a_text():
 
 
 def _key():
-    from parcae_core.model.parcae import state_key
+    from parcae_core.model.initial import state_key
 
     return state_key(SEED, 0, 0)
 

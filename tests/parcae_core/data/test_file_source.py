@@ -18,7 +18,7 @@ from parcae_core.errors import UserError
 @pytest.fixture(scope="module")
 def texts():
     """A few hundred real paragraphs."""
-    found = [p for d in resolve("python-stdlib").documents("val") for p in d.text.split("\n\n")]
+    found = [p for d in resolve("python-stdlib").documents("val") for p in d.split("\n\n")]
     return [p for p in found if len(p) > 200][:300]
 
 
@@ -57,7 +57,7 @@ def write_jsonl(path, texts, opener=open):
 
 
 def all_texts(source):
-    return [d.text for _, d in source.stream()]
+    return [text for _, text in source.stream()]
 
 
 def test_fineweb_edu_shards(tmp_path, texts):

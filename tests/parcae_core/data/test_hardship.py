@@ -37,7 +37,7 @@ print(prepare(resolve(sys.argv[1]), "bytes", 65, sys.argv[2], workers=2))
 def shards(tmp_path_factory):
     """The validation documents' paragraphs as two JSONL shards, about half a megabyte."""
     folder = tmp_path_factory.mktemp("shards")
-    texts = [p for d in resolve("python-stdlib").documents("val") for p in d.text.split("\n\n")]
+    texts = [p for d in resolve("python-stdlib").documents("val") for p in d.split("\n\n")]
     for name, part in (("a.jsonl", texts[::2]), ("b.jsonl", texts[1::2])):
         lines = [json.dumps({"text": t}) for t in part]
         (folder / name).write_text("\n".join(lines))

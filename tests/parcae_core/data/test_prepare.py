@@ -36,7 +36,7 @@ def prepared(stdlib, tmp_path_factory):
 def write_corpus(folder, n=60):
     """Stretches of the standard library as documents of 400 to 2,000 characters."""
     folder.mkdir()
-    text = max((d.text for d in resolve("python-stdlib").documents("val")), key=len)
+    text = max(resolve("python-stdlib").documents("val"), key=len)
     for i in range(n):
         (folder / f"{i}.txt").write_text(text[700 * i : 700 * i + 400 * (i % 5 + 1)])
     return str(folder)
@@ -47,7 +47,7 @@ def test_the_manifest_tells_what_is_there(prepared, stdlib):
     assert prepared.name == manifest.data_id
     assert manifest.source.fingerprint == stdlib.fingerprint
     for split, s in manifest.splits.items():
-        texts = [d.text.encode() for d in stdlib.documents(split)]
+        texts = [d.encode() for d in stdlib.documents(split)]
         assert s.documents == len(texts)
         assert s.text_bytes == sum(map(len, texts))
         # Every byte is an id, and every piece has a BOS.
@@ -62,7 +62,7 @@ def test_the_manifest_tells_what_is_there(prepared, stdlib):
 def test_rows_are_the_corpus(prepared, stdlib):
     """Whole rows are looked up in the text: each run between BOS ids is a stretch of a document."""
     reader = RowReader(prepared, "train", data_seed=0)
-    text = b"\0".join(d.text.encode() for d in stdlib.documents("train"))
+    text = b"\0".join(d.encode() for d in stdlib.documents("train"))
     for row in reader.batch(0, 50).ids:
         assert row[0] == 256
         for piece in np.split(row, np.flatnonzero(row == 256))[1:]:
@@ -71,7 +71,7 @@ def test_rows_are_the_corpus(prepared, stdlib):
 
 def test_first_validation_rows_come_from_many_documents(prepared, stdlib):
     rows = RowReader(prepared, "val", data_seed=0).rows(0, 64)
-    documents = [d.text.encode() for d in stdlib.documents("val")]
+    documents = [d.encode() for d in stdlib.documents("val")]
     owners = set()
     for row in rows:
         piece = row[1 : 1 + int(np.argmax(np.append(row[1:], 256) == 256))]
@@ -101,7 +101,7 @@ def test_bpe_rows_decode_to_the_text(tmp_path):
     second_bos = int(np.argmax(np.append(row[1:], 397) == 397)) + 1
     piece = tokenizer.decode_bytes(row[:second_bos])
     assert len(piece) > second_bos
-    assert any(piece in d.text.encode() for d in corpus.documents("val"))
+    assert any(piece in d.encode() for d in corpus.documents("val"))
 
 
 def test_what_is_asked_for_names_the_folder(tmp_path, stdlib):

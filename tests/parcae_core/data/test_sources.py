@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from parcae_core.data import python_source
-from parcae_core.data.corpus import Document, Fingerprint, hash64, split_by_text
+from parcae_core.data.corpus import Fingerprint, hash64, split_by_text
 from parcae_core.data.python_source import python_documents
 from parcae_core.data.sources import resolve
 from parcae_core.errors import UserError
@@ -22,26 +22,27 @@ def stdlib():
 
 
 def test_stdlib_is_real_source_split_by_path(stdlib):
-    train = {d.id: d.text for d in stdlib.documents("train")}
-    val = {d.id: d.text for d in stdlib.documents("val")}
-    assert not train.keys() & val.keys()
-    everything = train | val
+    train, val = list(stdlib.documents("train")), list(stdlib.documents("val"))
+    assert not set(train) & set(val)
+    everything = dict(python_documents("python-stdlib", Counter()))
+    assert sorted(everything.values()) == sorted(train + val)
     assert "class ArgumentParser" in everything["argparse.py"]
     # What the recipe leaves out
     assert not [p for p in everything if {"test", "idlelib", "site-packages"} & set(p.split("/"))]
     assert "turtle.py" not in everything
     # DATA.md: about 7 MB train and 0.5 MB validation; other versions differ by a little
-    assert 4e6 < sum(len(t.encode()) for t in train.values()) < 12e6
+    assert 4e6 < sum(len(t.encode()) for t in train) < 12e6
     assert 0.02 < len(val) / len(everything) < 0.16
-    assert all(hash64(f"val:{p}".encode()) < 2**64 / 12 for p in val)
+    by_path = {t for p, t in everything.items() if hash64(f"val:{p}".encode()) < 2**64 / 12}
+    assert set(val) == by_path
 
 
 def test_stdlib_text_is_normalised_and_free_of_repeats(stdlib):
     seen = set()
     for document in stdlib.documents("train"):
-        assert "\r" not in document.text
-        assert not any(line != line.rstrip() for line in document.text.split("\n"))
-        for paragraph in document.text.split("\n\n"):
+        assert "\r" not in document
+        assert not any(line != line.rstrip() for line in document.split("\n"))
+        for paragraph in document.split("\n\n"):
             collapsed = " ".join(paragraph.split())
             if len(collapsed) >= 80:
                 assert collapsed not in seen
@@ -158,10 +159,10 @@ def test_folder_fingerprint_survives_a_move_and_not_an_edit(tmp_path):
 
 def test_copies_of_a_text_share_a_split_and_the_share_is_kept():
     texts = [f"text {i % 3000}" for i in range(6000)]
-    labelled = list(split_by_text((Document(str(i), t) for i, t in enumerate(texts)), 1 / 12))
+    labelled = list(split_by_text(texts, 1 / 12))
     split_of = {}
     for split, document in labelled:
-        assert split_of.setdefault(document.text, split) == split
+        assert split_of.setdefault(document, split) == split
     share = sum(s == "val" for s in split_of.values()) / len(split_of)
     # 3,000 draws at 1/12: one standard deviation is 0.005
     assert share == pytest.approx(1 / 12, abs=0.02)
@@ -169,7 +170,7 @@ def test_copies_of_a_text_share_a_split_and_the_share_is_kept():
 
 @pytest.mark.parametrize("n", [2, 5, 30])
 def test_few_documents_still_have_a_validation_split(n):
-    labelled = list(split_by_text((Document(str(i), f"t{i}") for i in range(n)), 1e-9))
+    labelled = list(split_by_text((f"t{i}" for i in range(n)), 1e-9))
     assert Counter(split for split, _ in labelled) == {"val": 1, "train": n - 1}
 
 

@@ -24,7 +24,7 @@ from parcae_core.errors import UserError
 
 @pytest.fixture(scope="module")
 def texts():
-    return [d.text for d in resolve("python-stdlib").documents("val")]
+    return list(resolve("python-stdlib").documents("val"))
 
 
 @pytest.fixture(scope="module")

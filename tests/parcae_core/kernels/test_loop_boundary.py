@@ -1,4 +1,4 @@
-"""Carry, hold and norm in one pass against the definition."""
+"""Carry and norm in one pass against the definition."""
 
 import pytest
 import torch
@@ -9,13 +9,9 @@ from tests.support.kernel_accuracy import DTYPES, SHAPES, check, normal
 EPS = 1e-5
 
 
-@pytest.mark.parametrize(
-    ("shape", "n_active"),
-    [*((s, s[0]) for s in SHAPES), ((2, 63, 100), 1), ((3, 5, 7), 0)],
-    ids=str,
-)
+@pytest.mark.parametrize("shape", [*SHAPES, (3, 5, 7)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_outputs_and_gradients(shape, n_active, dtype, device, poison_empty):
+def test_outputs_and_gradients(shape, dtype, device, poison_empty):
     inputs = [
         normal(*shape, seed=0),
         torch.sigmoid(normal(shape[-1], seed=1)),
@@ -23,23 +19,13 @@ def test_outputs_and_gradients(shape, n_active, dtype, device, poison_empty):
         1 + normal(shape[-1], seed=3) / 3,
     ]
     check(
-        lambda *t: loop_boundary(*t, EPS, n_active=n_active, impl="triton"),
-        lambda *t: loop_boundary_ref(*t, EPS, n_active),
+        lambda *t: loop_boundary(*t, EPS, impl="triton"),
+        lambda *t: loop_boundary_ref(*t, EPS),
         inputs,
         "x normed dh da_bar dinjected dweight",
         dtype,
         device,
     )
-
-
-def test_held_sequences_are_passed_through_to_the_bit(device):
-    h, injected = normal(3, 4, 8, seed=0).float(), normal(3, 4, 8, seed=1).float()
-    a, w = torch.full((8,), 0.5), torch.ones(8)
-    for impl in ("torch", "triton"):
-        given = [t.to(device) for t in (h, a, injected, w)]
-        x, _ = loop_boundary(*given, EPS, n_active=2, impl=impl)
-        assert torch.equal(x[2:].cpu(), h[2:])
-        assert not torch.equal(x[:2].cpu(), h[:2])
 
 
 @pytest.mark.parametrize(
@@ -51,7 +37,6 @@ def test_held_sequences_are_passed_through_to_the_bit(device):
             {"injected": torch.zeros(1, 2, 4).half()},
             "h is torch.float32 and injected torch.float16",
         ),
-        ({"n_active": 2}, "n_active is 2 of 1 sequences"),
     ],
 )
 def test_what_does_not_fit_is_named(change, words):

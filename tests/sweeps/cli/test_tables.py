@@ -322,7 +322,7 @@ def test_a_corpus_that_is_there_is_counted(tmp_path):
     planned = plan(spec, resolve_data(spec, str(spec_path)), str(spec_path))
     [text] = plan_table.plan_data(planned, Store(tmp_path, "x"))["texts"]
     [corpus] = planned.corpora
-    read = sum(len(d.text.encode()) for d in corpus.source.documents("train"))
+    read = sum(len(d.encode()) for d in corpus.source.documents("train"))
     assert text["train_tokens"] == read
     assert text["train_tokens_from"] == "one for each byte of its text"
     assert bytes_per_token(259) == 1.0
