@@ -41,9 +41,9 @@ def status_data(store: Store) -> dict[str, Any]:
             continue  # a candidate of an adaptive sweep
         result = store.result(trial)
         shared = _shared_steps(trial, state, result)
-        per_step = trial.train_flops("paper") / trial.n_steps
-        made["separate"] += per_step * state.step
-        made["own"] += per_step * (state.step - shared)
+        spent = trial.spent(state.step)["paper"]
+        made["separate"] += spent
+        made["own"] += spent - trial.spent(shared)["paper"]
         loss = result and result.loss_at(trial.mean_recurrence)
         if state.state == "done" and loss is not None:
             ended.append((trial, loss))
