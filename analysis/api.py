@@ -39,9 +39,6 @@ def fit_source(source: Source, law: str | None = None, **options: Any) -> FitRes
     Args:
         options: columns, where, drop_highest, unit (how the table is read); fix, tie, bound (of the law's
             parameters); over (the axis of `isoflop`); and those of `FitOptions`.
-
-    Raises:
-        InputError: for anything wrong with the source, the law's name or an option.
     """
     choices = Choices.of(**options)
     table = choices.table(source, law)
@@ -49,34 +46,14 @@ def fit_source(source: Source, law: str | None = None, **options: Any) -> FitRes
 
 
 def fit_table(table: Table, law: str, choices: Choices | None = None, **options: Any) -> FitResult:
-    """Fit one law to a loaded table; `recurrence`, `isoflop`, `power` and `test-time` use `confidence` alone.
+    """Fit one law to a loaded table; `recurrence`, `isoflop`, `power` and `test-time` use `confidence` alone."""
+    from analysis.fits import fitted
 
-    Raises:
-        InputError: an unknown law or option, or data the law cannot bear.
-    """
     choices = choices or Choices.of(**options)
-    form, chosen = choices.law(law, table), choices.options
+    form = choices.law(law, table)
     if isinstance(form, str) or form.per_run:
         choices.refuse_unused(law)
-    if form in ("recurrence", "isoflop"):
-        from analysis.isoflop import bias, parabolas
-
-        if form == "recurrence":
-            found = parabolas.fit_recurrence(table, chosen.confidence)
-        else:
-            found = parabolas.fit_isoflop(table, choices.over or "N", chosen.confidence)
-        return bias.judged(found).result
-    if isinstance(form, str):
-        from analysis.isoflop.power_law import fit_power_line
-
-        return fit_power_line(table, chosen.confidence)[0]
-    if form.per_run:
-        from analysis.test_time import fit_test_time
-
-        return fit_test_time(table, law, chosen.confidence).result
-    from analysis.fitting import fit
-
-    return fit.fit_table(table, form, chosen).result
+    return fitted(table, form, choices.options, choices.over).result
 
 
 def predict_source(source: Source, law: str, at: str | dict[str, float], **options: Any) -> Answer:
@@ -95,15 +72,14 @@ def predict_source(source: Source, law: str, at: str | dict[str, float], **optio
 
 def optimal_source(source: Source, budget: float, law: str, **options: Any) -> Answer:
     """The best setting for a budget of FLOPs: N* and D*, or mu* and D*."""
-    from analysis.prediction import optimal
+    from analysis.optima import optimal
 
     choices = Choices.of(**options)
     table = choices.table(source, law)
-    over = {"over": choices.over} if choices.over else {}
     form = choices.law(law, table)
     if isinstance(form, str):
         choices.refuse_unused(form)
-    return optimal(table, budget, form, **choices.fitting, **over)
+    return optimal(table, budget, form, choices.over, **choices.fitting)
 
 
 def study_source(source: Source, *laws: str, **options: Any) -> Study:
@@ -133,9 +109,6 @@ def plot_source(
         to: FLOPs up to which laws over compute are drawn.
         width: of each figure in inches.
         style: a matplotlib style, by name or file.
-
-    Raises:
-        InputError: nothing to draw, or an option that cannot be.
     """
     from analysis.figures.drawing import Look
     from analysis.figures.gallery import gallery
@@ -151,11 +124,7 @@ def _columns_of(law: Law | str) -> tuple[str, ...]:
 
 
 def parse_setting(text: str, law: Law | str = "") -> dict[str, float]:
-    """`mu=8,D=1e10` as values by our names; a law may name the file's own columns.
-
-    Raises:
-        InputError: an unknown quantity or a value that is not a number.
-    """
+    """`mu=8,D=1e10` as values by our names; a law may name the file's own columns."""
     out = {}
     for name, value in parse_columns(text, "--at", _columns_of(law)).items():
         number = numbers.one(value)

@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any
 from analysis.errors import InputError, nearest
 from analysis.fitting.options import FitOptions
 from analysis.laws import expression, formula, library
+from analysis.laws.law import Law
 from analysis.table import guess, numbers, units
 from analysis.table import load as table_load
 from analysis.table.columns import info, parse_columns, written
+from analysis.table.load import Table
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from analysis.laws.law import Law
-    from analysis.table.load import Table
 
 # of the same runs, with a loss at a setting
 _VALUED = {"recurrence": "training", "isoflop": "chinchilla"}
@@ -42,11 +41,7 @@ class Reading:
     def table(
         self, source: str | Path | pd.DataFrame, *laws: str | None, own: tuple[str, ...] = ()
     ) -> Table:
-        """The rows of a source; a law that is a formula may use the file's own columns, and so may an axis.
-
-        Raises:
-            InputError: as `table.load.load`.
-        """
+        """The rows of a source; a law that is a formula may use the file's own columns, and so may an axis."""
         for law in laws:
             if law is not None and expression.is_formula(law):
                 own = (*own, *expression.names_in(law))
@@ -67,11 +62,7 @@ class Changes:
     bound: str | dict[str, tuple[float, float]] | None = None
 
     def of(self, law: Law) -> Law:
-        """The law changed.
-
-        Raises:
-            InputError: text that is no change, or a name that is no parameter of the law.
-        """
+        """The law changed."""
         if not self:
             return law
         if law.per_run:
@@ -105,20 +96,18 @@ class Choices:
         Raises:
             InputError: an option that is none of these, or a value that cannot be.
         """
-        parts: list[dict[str, Any]] = []
-        for kind in (Reading, Changes, FitOptions):
-            names = {f.name for f in fields(kind)}
-            parts.append({n: given.pop(n) for n in list(given) if n in names})
         over = given.pop("over", None)
-        if given:
-            known = [f.name for kind in (Reading, Changes, FitOptions) for f in fields(kind)]
-            name = next(iter(given))
-            raise InputError(
-                f"{name!r} is no option{nearest(name, known)}. Options: {', '.join(known)}."
-            )
-        FitOptions(**parts[2])
+        names = [[f.name for f in fields(kind)] for kind in (Reading, Changes, FitOptions)]
+        known = [name for part in names for name in part]
+        for name in given:
+            if name not in known:
+                raise InputError(
+                    f"{name!r} is no option{nearest(name, known)}. Options: {', '.join(known)}."
+                )
+        reading, changes, fitting = ({n: given[n] for n in part if n in given} for part in names)
+        FitOptions(**fitting)
         return cls(
-            reading=Reading(**parts[0]), changes=Changes(**parts[1]), over=over, fitting=parts[2]
+            reading=Reading(**reading), changes=Changes(**changes), over=over, fitting=fitting
         )
 
     @property
@@ -134,19 +123,12 @@ class Choices:
 
         Args:
             valued: one that gives a loss at a setting.
-
-        Raises:
-            InputError: when it looks like none.
         """
         law = "isoflop" if self.over else law_of(table)
         return _VALUED.get(law, law) if valued else law
 
     def refuse_unused(self, law: str) -> None:
-        """Of options of a fit, a law without a search of its own takes the confidence alone.
-
-        Raises:
-            InputError: another one that is not at its default.
-        """
+        """Of options of a fit, a law without a search of its own takes the confidence alone."""
         for f in fields(FitOptions):
             value = self.fitting.get(f.name, f.default)
             if f.name != "confidence" and value != f.default:
@@ -176,11 +158,7 @@ class Choices:
 
 
 def law_of(table: Table) -> str:
-    """The law that a table looks like.
-
-    Raises:
-        InputError: when it looks like none.
-    """
+    """The law that a table looks like."""
     law = guess.law_of({str(n): table.frame[n] for n in table.frame})
     of_one = law in ("data-only", "params-only", "frontier")
     if law and not (of_one and {"n_params", "n_tokens", "train_flops"} & set(table.unsure)):
@@ -191,28 +169,22 @@ def law_of(table: Table) -> str:
     if table.unsure:
         name, choice = next(iter(table.unsure.items()))
         example = written(table.columns, **{name: choice[0]})
-        raise InputError(
-            f"{found}{' and '.join(choice)} may both be {info(name)[0]}: say which, like {example}."
-        )
-    if "val_loss" not in table.frame and (other := units.named(table.unmapped)):
-        raise InputError(f"{found}{other[0]!r} is taken with --unit {other[1]}.")
-    if "val_loss" not in table.frame:
+        cure = f"{' and '.join(choice)} may both be {info(name)[0]}: say which, like {example}."
+    elif "val_loss" not in table.frame and (other := units.named(table.unmapped)):
+        cure = f"{other[0]!r} is taken with --unit {other[1]}."
+    elif "val_loss" not in table.frame:
         example = written(table.columns, val_loss="COLUMN")
-        raise InputError(f"{found}Map the loss, like {example}; or name a law with --law.")
-    step = next((c for c in table.unmapped if c.lower().endswith("step")), "")
-    example = written(table.columns, n_tokens=f"{step}*NUMBER" if step else "COLUMN")
-    words = ", NUMBER being the tokens of a step" if step else ""
-    raise InputError(
-        f"{found}Map tokens, parameters or FLOPs, like {example}{words}; or name a law with --law."
-    )
+        cure = f"Map the loss, like {example}; or name a law with --law."
+    else:
+        step = next((c for c in table.unmapped if c.lower().endswith("step")), "")
+        example = written(table.columns, n_tokens=f"{step}*NUMBER" if step else "COLUMN")
+        example += ", NUMBER being the tokens of a step" if step else ""
+        cure = f"Map tokens, parameters or FLOPs, like {example}; or name a law with --law."
+    raise InputError(found + cure)
 
 
 def _pairs(given, option: str, example: str, read) -> dict:
-    """`alpha=1,beta=2` as a mapping.
-
-    Raises:
-        InputError: a part that is not NAME=VALUE, or a name given twice.
-    """
+    """`alpha=1,beta=2` as a mapping."""
     if given is None or not isinstance(given, str):
         return dict(given or {})
     out = {}

@@ -13,29 +13,30 @@ averaged are runs of one setting, seeds.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.special import ndtri, stdtrit
 
 from analysis.choices import Reading
 from analysis.errors import InputError
 from analysis.fitting.intervals import ratio_interval
 from analysis.table import checks, load, numbers
 from analysis.table.columns import LETTERS, info
+from analysis.table.load import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
     import pandas as pd
-
-    from analysis.table.load import Table
 
 SAME_SIZE = 0.05  # an injection adds about a per cent to a model's parameters
 NEXT_SIZE = 1.2  # times a size, at least: between closer ones noise is all there is (the paper's are 1.7 to 2.7)
 _LOG = ("perplexity", "ppl")
 _SETTING = ("n_params", "mean_recurrence", "budget_flops")
+_TURNED = "the larger Transformer has no lower loss, and a larger quality is no better model"
+_UNLIKE = "trained on other tokens than the Transformer of its size, which the quality holds too"
 # what runs that are averaged may not differ in, besides their setting
 _ALIKE = (
     "mean_recurrence",
@@ -118,8 +119,6 @@ def relative_quality(
     value = float((small - looped) / (small - large))
     if variances is None:
         return value, None, None
-    from scipy.special import ndtri, stdtrit
-
     level = 0.5 + confidence / 2
     t = float(ndtri(level) if np.isinf(dof) else stdtrit(dof, level))
     of_small, of_looped, of_large = variances  # `small` is in both differences
@@ -156,33 +155,28 @@ def compare(
         f"{t.source}: {d.n_rows} rows left out: {d.reason}" for t in tables for d in t.dropped
     ]
     lacking: list[str] = []
-    turned: list[str] = []
-    unlike: list[str] = []
+    told: dict[str, list[str]] = {_TURNED: [], _UNLIKE: []}
     for setting, values in loops.items():
         here = dict(zip((k for k in keys if k in tables[0].frame), setting, strict=True))
         words = ", ".join(f"{info(n)[0]} = {v:.4g}" for n, v in here.items())
         size, rivals = here["n_params"], _rivals(plains, here.get("budget_flops"))
         small = min(rivals, key=lambda s: abs(s / size - 1), default=np.inf)
         larger = [s for s in rivals if s >= size * NEXT_SIZE]
-        if abs(small / size - 1) > SAME_SIZE or not larger:
-            lacks = (
-                f"Transformer of {NEXT_SIZE} times its size or more"
-                if abs(small / size - 1) <= SAME_SIZE
-                else "Transformer of its size"
-            )
-            there = " at its budget" if "budget_flops" in here else ""
+        has_twin = abs(small / size - 1) <= SAME_SIZE
+        if not (has_twin and larger):
+            lacks = f"{NEXT_SIZE} times its size or more" if has_twin else "its size"
+            lacks += " at its budget" if "budget_flops" in here else ""
             lacking.append(
-                f"{words}: {plain} has no {lacks}{there}, so no relative quality follows"
+                f"{words}: {plain} has no Transformer of {lacks}, so no relative quality follows"
             )
             continue
         rows = (rivals[small], values, rivals[min(larger)])
         below, looped_mean, above = (float(v.mean()) for v in rows)
         if _is_loss(name) and above >= below:
-            turned.append(
-                f"{words}: the Transformer of {min(larger):.4g} against that of {small:.4g}"
-            )
+            sizes = f"the Transformer of {min(larger):.4g} against that of {small:.4g}"
+            told[_TURNED].append(f"{words}: {sizes}")
         if "budget_flops" not in here:
-            unlike += _other_tokens(tables, keys, setting, small, words)
+            told[_UNLIKE] += _other_tokens(tables, keys, setting, small, words)
         value, low, high = relative_quality(below, looped_mean, above, *_scatter(rows))
         found = {"small": small, "large": min(larger), "relative_quality": value}
         quality.append({**here, **found, "ci_low": low, "ci_high": high})
@@ -190,18 +184,11 @@ def compare(
         raise InputError(
             "; ".join(lacking) + ". Add rows of those sizes, trained as the looped ones were."
         )
-    for told, sentence in (
-        (
-            turned,
-            "the larger Transformer has no lower loss, and a larger quality is no better model",
-        ),
-        (
-            unlike,
-            "trained on other tokens than the Transformer of its size, which the quality holds too",
-        ),
-    ):
-        if told:
-            notes.append(f"{len(told)} of {len(quality)} models: {sentence}; {told[0]}")
+    notes += [
+        f"{len(of)} of {len(quality)} models: {sentence}; {of[0]}"
+        for sentence, of in told.items()
+        if of
+    ]
     if quality and all(q["ci_low"] is None and q["ci_high"] is None for q in quality):
         notes.append("no interval: too few runs per setting to tell the spread; add seeds")
     speed = _speed_up(*tables) if metric == "loss" else []
@@ -250,11 +237,7 @@ def _refuse_other_quantities(looped: Table, plain: Table, metric: str) -> None:
 
 
 def _groups(table: Table, name: str, keys: list[str]) -> dict[tuple[float, ...], np.ndarray]:
-    """Values of the metric by setting, the runs of one setting together.
-
-    Raises:
-        InputError: runs of one setting that differ in more than their seed.
-    """
+    """Values of the metric by setting, the runs of one setting together."""
     table = load.need(table, ("n_params", name), "compare")
     keys = [k for k in keys if k in table.frame]
     frame = table.frame.assign(**{k: numbers.floats(table.frame[k]) for k in keys})

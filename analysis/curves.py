@@ -15,16 +15,15 @@ import numpy as np
 
 from analysis.errors import InputError
 from analysis.fitting.fit import Fit, fit_table
+from analysis.fitting.result import Dropped
 from analysis.laws import library
+from analysis.laws.law import Law
 from analysis.table import load, numbers
 from analysis.table.columns import written
 from analysis.table.table import Table
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from analysis.fitting.result import Dropped
-    from analysis.laws.law import Law
 
 NO_ENVELOPE = "tokens alone give curves and no envelope, which needs compute: map parameters too, N=COLUMN, or FLOPs, C=COLUMN"
 SMOOTH = 0.02  # of a run's points, the width of the running mean
@@ -85,9 +84,8 @@ def of_table(table: Table) -> Curves:
             f"{table.source}: curves need a row per run and step; map the run and the loss with "
             "--columns run=COLUMN,loss=COLUMN,D=COLUMN."
         )
-    axes = {
-        n: numbers.floats(frame[n]) for n in ("n_params", "n_tokens", "train_flops") if n in frame
-    }
+    spent = ("n_params", "n_tokens", "train_flops")
+    axes = {n: numbers.floats(frame[n]) for n in spent if n in frame}
     if "train_flops" not in axes and {"n_params", "n_tokens"} <= set(axes):
         axes["train_flops"] = 6 * axes["n_params"] * axes["n_tokens"]
         table = table.noting("no FLOPs given: C taken as 6 N D")
@@ -170,22 +168,14 @@ def envelope(curves: Curves, n: int = 60) -> Table:
             f"{curves.source}: every row has the same compute, so there is no envelope."
         )
     grid = np.geomspace(low, high, n)
+    beyond = {"left": np.inf, "right": np.inf}
     losses = np.array(
-        [
-            np.interp(np.log(grid), np.log(r.train_flops), r.loss, left=np.inf, right=np.inf)
-            for _, r in runs
-        ]
+        [np.interp(np.log(grid), np.log(r.train_flops), r.loss, **beyond) for _, r in runs]
     )
-    best = losses.argmin(axis=0)
     least = losses.min(axis=0)
     falling = np.isfinite(least) & (least < np.minimum.accumulate(np.r_[np.inf, least[:-1]]))
-    frame = pd.DataFrame(
-        {
-            "train_flops": grid[falling],
-            "val_loss": least[falling],
-            "trial_id": [runs[i][0] for i in best[falling]],
-        }
-    )
+    frame = pd.DataFrame({"train_flops": grid[falling], "val_loss": least[falling]})
+    frame["trial_id"] = [runs[i][0] for i in losses.argmin(axis=0)[falling]]
     return Table(
         frame=frame,
         source=curves.source,

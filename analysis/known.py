@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 
 from analysis.errors import InputError
 from analysis.table import numbers
+from analysis.table.table import Table
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from analysis.table.table import Table
 
 # Gaps are pooled where a single one is seen too seldom: upper ends of the bins
 GAP_ENDS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128)

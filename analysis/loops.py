@@ -7,8 +7,6 @@ floor is never reached: the interval is then open above.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from analysis import prediction, test_time
@@ -16,11 +14,9 @@ from analysis.errors import InputError
 from analysis.fitting.fit import Fit, fit_table
 from analysis.fitting.result import Param
 from analysis.laws import library
+from analysis.laws.law import Law
 from analysis.prediction import Answer
-
-if TYPE_CHECKING:
-    from analysis.laws.law import Law
-    from analysis.table.load import Table
+from analysis.table.load import Table
 
 _UNIT = "loops"
 

@@ -10,17 +10,13 @@ Source: Draper & Smith, Applied Regression Analysis (3rd ed.), sections 2.2 (run
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.special import stdtrit
 
 from analysis.fitting import structure
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from analysis.laws.library import Law
+from analysis.laws.library import Law
 
 MIN_POINTS = 6  # below, three parameters leave too little to judge by
 LEVEL = 0.008  # of each of the three tests
@@ -51,7 +47,7 @@ def misfit(
     rise = np.log(loss[lowest:].max() / loss[lowest])
     if scatter <= MATERIAL * fall and rise <= RISE * fall:
         return nothing
-    taken = _taken(np.column_stack([slopes[name] / fitted for name in law.names]))
+    taken = structure.directions(np.column_stack([slopes[n] / fitted for n in law.names]))
 
     def gain(directions: np.ndarray) -> float:
         return structure.gain(residual, taken, directions)[0]
@@ -119,7 +115,7 @@ def floor_beside_a_bend(
     jacobian = np.column_stack([slopes[name] / fitted for name in law.names])
     log_loops = np.log(loops / loops.min())
     bends = [log_loops[:, None], np.column_stack([log_loops, log_loops**2])]
-    taken = _taken(jacobian)
+    taken = structure.directions(jacobian)
     chances = [structure.gain(residual, taken, bend)[0] for bend in bends]
     which = int(np.argmin(chances))
     left = len(loops) - jacobian.shape[1] - bends[which].shape[1]
@@ -138,8 +134,3 @@ def floor_beside_a_bend(
     half = stdtrit(left, 0.5 + confidence / 2) * np.linalg.norm(levels @ inverse, axis=1)
     half = half * np.sqrt(variance)
     return float((centre - half).min()), float((centre + half).max())
-
-
-def _taken(jacobian: np.ndarray) -> np.ndarray:
-    size = np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300)
-    return np.linalg.qr(jacobian / size)[0]

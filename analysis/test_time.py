@@ -8,7 +8,6 @@ Source: Parcae (arXiv:2604.12946), test-time saturation.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,13 +17,11 @@ from analysis.fitting.fit import Fit, at_bounds, fit, search_problems
 from analysis.fitting.options import FitOptions
 from analysis.fitting.result import Dropped, FitResult, Param
 from analysis.laws import library
+from analysis.laws.law import Law
 from analysis.misfit import floor_beside_a_bend, misfit, shared
 from analysis.table import load, units
 from analysis.table.columns import written
-
-if TYPE_CHECKING:
-    from analysis.laws.law import Law
-    from analysis.table.load import Table
+from analysis.table.load import Table
 
 _OTHER = "test-time-power-floor"  # the form whose floor is lowest for losses that it fits as well
 _AS_WELL = 4.0  # a form whose log likelihood, twice, is lower by no more fits as well
@@ -85,21 +82,21 @@ class TestTime:
 
 
 def fit_test_time(
-    table: Table, form: str = "test-time", confidence: float = 0.95, n_starts: int = 8
+    table: Table, form: str | Law = "test-time", confidence: float = 0.95, n_starts: int = 8
 ) -> TestTime:
     """Fit one form to each run's curve.
 
     Args:
         table: rows with n_loops and val_loss; trial_id tells runs apart (one run without it).
-        form: one of `laws.TEST_TIME_FORMS`.
+        form: one of `library.TEST_TIME_FORMS`.
 
     Raises:
         InputError: columns or values missing, T below 1, or no run with enough loops.
     """
-    law = library.get(form)
+    law = library.get(form) if isinstance(form, str) else form
     if not law.per_run:
         raise InputError(
-            f"law {form!r} is not fitted run by run; use one of {', '.join(library.TEST_TIME_FORMS)}."
+            f"law {law.name!r} is not fitted run by run; use one of {', '.join(library.TEST_TIME_FORMS)}."
         )
     table, twice = usable(table, law.name)
     curves, dropped = [], []
@@ -137,9 +134,8 @@ def usable(table: Table, law: str) -> tuple[Table, dict[str, str]]:
     """
     table = load.need(table, ("n_loops", "val_loss"), law)
     _refuse_below_one(table)
-    for _, rows in runs_of(
-        table
-    ):  # beyond its lowest loss a curve may explode, before it none does
+    for _, rows in runs_of(table):
+        # beyond its lowest loss a curve may explode, before it none does
         best = rows.n_loops[rows.val_loss.idxmin()]
         units.refuse_diverged(rows[rows.n_loops <= best], table.source)
     return table, _counted_twice(table)
@@ -220,38 +216,34 @@ def _measured(run, rows) -> tuple[str, str, float | None, float | None, np.ndarr
 
 
 def _counted_twice(table: Table) -> dict[str, str]:
-    """Runs with several losses at one T, with a sentence each: two curves are not one.
-
-    Raises:
-        InputError: when that is so in every run, or there is no run to tell them by.
-    """
+    """Runs with several losses at one T, with a sentence each: two curves are not one."""
     frame = table.frame
     if "trial_id" not in frame:
         again = frame[frame.n_loops.duplicated(keep=False)]
         if len(again):
-            first = again[again.n_loops == again.n_loops.iloc[0]]
-            losses = ", ".join(f"{v:.4f}" for v in first.val_loss[:4])
             raise InputError(
-                f"{table.source}: {len(first)} losses at T = {first.n_loops.iloc[0]:g} ({losses}) and no "
-                "column that tells runs apart. Map it with "
+                f"{table.source}: {_several(again)} and no column that tells runs apart. Map it with "
                 f"{written(table.columns, trial_id=_telling(table))}, or keep one run with --where."
             )
         return {}
     key = ["trial_id", "n_loops"]
     twice = {}
     for run, rows in frame[frame.duplicated(key, keep=False)].groupby("trial_id", sort=False):
-        first = rows[rows.n_loops == rows.n_loops.iloc[0]]
-        losses = ", ".join(f"{v:.4f}" for v in first.val_loss[:4])
         more = rows.n_loops.nunique() - 1
         twice[str(run)] = (
-            f"{len(first)} losses at T = {first.n_loops.iloc[0]:g} ({losses})"
-            f"{f', and at {more} more T' if more else ''}; one curve has one: keep one evaluation of it, or "
-            "map run to a column that tells them apart"
+            f"{_several(rows)}{f', and at {more} more T' if more else ''}; one curve has one: keep one evaluation "
+            "of it, or map run to a column that tells them apart"
         )
     if twice and len(twice) == frame.trial_id.nunique():
         run, words = next(iter(twice.items()))
         raise InputError(f"{table.source}: run {run} has {words}.")
     return twice
+
+
+def _several(rows) -> str:
+    first = rows[rows.n_loops == rows.n_loops.iloc[0]]
+    losses = ", ".join(f"{v:.4f}" for v in first.val_loss[:4])
+    return f"{len(first)} losses at T = {first.n_loops.iloc[0]:g} ({losses})"
 
 
 def _telling(table: Table) -> str:

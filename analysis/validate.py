@@ -5,7 +5,7 @@ Training error always favours the law with more parameters; these are the compar
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import numpy as np
 
@@ -19,13 +19,10 @@ from analysis.isoflop import bias, parabolas
 from analysis.laws import library
 from analysis.laws.law import Law
 from analysis.table.columns import info
+from analysis.table.load import Table
 from analysis.test_time import runs_of, usable
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from analysis.table.load import Table
-
+_FORMS = "test-time forms"
 _BRIEF = 6  # curves on which a page compares the forms
 DELTA = 1e-3  # of the Huber errors compared, as in the paper's table
 
@@ -43,9 +40,7 @@ def judge(table: Table, law: str | Law, *, brief: bool = False, **options) -> di
     law = chosen.name
     settings = FitOptions(**options | {"interval": "none"})
     if chosen.per_run:
-        return (
-            _forms(table, settings.n_starts) if brief else {"test-time forms": compare_forms(table)}
-        )
+        return _forms(table, settings.n_starts) if brief else {_FORMS: compare_forms(table)}
     heaviest = influence(table, chosen, settings)[:10]
     tables = {"weight of single rows (jackknife, standard errors)": heaviest}
     ahead = _or_why(lambda: held_out_largest(table, chosen, settings))
@@ -77,8 +72,8 @@ def _forms(table: Table, n_starts: int) -> dict[str, list[dict]]:
     """The forms compared on few curves, from few starts."""
     runs = _curves(table)
     if len(runs) <= _BRIEF:
-        return {"test-time forms": compare_forms(table, n_starts=n_starts)}
-    title = f"test-time forms, of {_BRIEF} of the {len(runs)} curves"
+        return {_FORMS: compare_forms(table, n_starts=n_starts)}
+    title = f"{_FORMS}, of {_BRIEF} of the {len(runs)} curves"
     chosen = [runs[i] for i in np.linspace(0, len(runs) - 1, _BRIEF).round().astype(int)]
     return {title: compare_forms(table, chosen, n_starts)}
 
@@ -134,20 +129,15 @@ def _held_out(data: Dataset, seen: np.ndarray, law: Law, options: FitOptions) ->
     }
 
 
-def leave_one_budget_out(table: Table, confidence: float = 0.95) -> list[dict]:
+def leave_one_budget_out(table: Table) -> list[dict]:
     """The recurrence exponents without each budget in turn; None where none follows."""
-    found = parabolas.fit_recurrence(table, confidence)
+    found = parabolas.fit_recurrence(table)
     rows = []
     for budget in sorted({p.budget_flops for p in found.parabolas}):
         rest = found.table.keep(found.table.frame.budget_flops != budget, "held out")
-        without = parabolas.fit_recurrence(rest, confidence).result
-        rows.append(
-            {
-                "without_flops": budget,
-                "gamma_mu": without["gamma_mu"].value,
-                "gamma_D": without["gamma_D"].value,
-            }
-        )
+        without = parabolas.fit_recurrence(rest).result
+        exponents = {n: without[n].value for n in ("gamma_mu", "gamma_D")}
+        rows.append({"without_flops": budget, **exponents})
     return rows
 
 
@@ -230,9 +220,8 @@ def influence(table: Table, law: Law, options: FitOptions | None = None) -> list
     error = np.sqrt((n - 1) / n * ((natural - natural.mean(axis=0)) ** 2).sum(axis=0))
     moved = shift / np.maximum(error, 1e-300)
     order = np.argsort(-np.abs(moved).max(axis=1))
-    names = [
-        c for c in ("trial_id", "budget_flops", "mean_recurrence", "n_loops") if c in table.frame
-    ]
+    shown = ("trial_id", "budget_flops", "mean_recurrence", "n_loops")
+    names = [c for c in shown if c in table.frame]
     return [
         {c: _plain(table.frame[c].iloc[i]) for c in names}
         | {"row": int(i) + 1}
@@ -242,11 +231,7 @@ def influence(table: Table, law: Law, options: FitOptions | None = None) -> list
 
 
 def _curves(table: Table):
-    """(loops, losses, mu) of every run whose loss falls over six or more numbers of loops.
-
-    Raises:
-        InputError: as `test_time.usable`.
-    """
+    """(loops, losses, mu) of every run whose loss falls over six or more numbers of loops."""
     table, twice = usable(table, "test-time")
     out = []
     for run, rows in runs_of(table):

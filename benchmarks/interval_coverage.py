@@ -305,22 +305,15 @@ def draw(table: pd.DataFrame, folder: Path) -> list[Path]:
     for i, ((law, interval), rows) in enumerate(groups):
         color = figures.CYCLE[i % len(figures.CYCLE)]
         x = np.arange(at, at + len(rows))
-        style = {"color": color, "marker": figures.MARKERS[i % len(figures.MARKERS)]}
-        drawing.points(
-            ax,
-            "coverage",
-            f"{law}, {interval}",
-            x,
-            rows.coverage,
-            label=f"{law}, {interval}",
-            **style,
-        )
-        drawing.bar(ax, "coverage", f"{law}, {interval}", x, rows.low, rows.high, color=color)
+        pen = drawing.pen(ax, "coverage", color, figures.MARKERS[i % len(figures.MARKERS)])
+        pen.points(f"{law}, {interval}", x, rows.coverage, label=f"{law}, {interval}")
+        pen.bar(f"{law}, {interval}", x, rows.low, rows.high)
         names += list(rows.parameter)
         at += len(rows)
     ends = np.array([-0.5, at - 0.5])
-    drawing.band(ax, "coverage", "93 to 97 %", ends, [0.93, 0.93], [0.97, 0.97])
-    drawing.line(ax, "coverage", "95 %", ends, [0.95, 0.95], kind="reference")
+    pen = drawing.pen(ax, "coverage")
+    pen.band("93 to 97 %", ends, [0.93, 0.93], [0.97, 0.97])
+    pen.line("95 %", ends, [0.95, 0.95], kind="reference")
     ax.set(xlabel="parameter", ylabel="coverage of 95 % intervals", xlim=ends)
     ax.set_xticks(range(at), names, fontsize=6, rotation=60)
     ax.grid(axis="x", visible=False)

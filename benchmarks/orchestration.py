@@ -79,7 +79,7 @@ def run(spec: dict, train, cpus: int) -> tuple[float, float, list[Trial]]:
         options = Options(cpus=cpus, train=train, wandb_mode="disabled")
         rows = {data_key(t): folder for t in planned.trials}
         began = time.perf_counter()
-        schedule(make_job(planned, store, rows, options), longest_first(planned.trials), options)
+        schedule(make_job(planned, store, rows, options), longest_first(planned.trials), store)
         whole = time.perf_counter() - began
         undone = [t.trial_id for t in planned.trials if store.state(t).state != "done"]
         if undone:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from functools import partial
+from operator import ge
 from typing import Any, Literal, get_args
 
 Injection = Literal["diagonal", "diagonal-zoh", "concat", "add", "none"]
@@ -64,10 +66,11 @@ class ModelConfig:
     value_gate_width: int = 32  # leading channels of the normed input that feed the gate
 
     def __post_init__(self) -> None:
+        # heads of keys and of the core: see `_check_heads`
+        counts = [name for name in _AT_MOST if name not in ("n_kv_head", "core_n_head")]
+        check_fields(self, counts, lambda v: v >= 1, "be >= 1")
         for name, most in _AT_MOST.items():
-            if name not in ("n_kv_head", "core_n_head"):  # see `_check_heads`
-                check_fields(self, (name,), lambda v: v >= 1, "be >= 1")
-            check_fields(self, (name,), lambda v, most=most: v <= most, f"be <= {most}")
+            check_fields(self, (name,), partial(ge, most), f"be <= {most}")
         positive = ("rope_base", "norm_eps")
         check_fields(self, positive, lambda v: 0 < v < math.inf, "be > 0 and finite")
         for name, kind in (("injection", Injection), ("mlp", Mlp)):

@@ -21,7 +21,6 @@ from parcae_core.data.io import Locked, file_lock
 from parcae_core.trial import Trial
 from sweeps.reports import ENDED, FINISHED, StateReport
 from sweeps.storage.base import Lease, Polling
-from sweeps.storage.objects import is_url
 from sweeps.store import Store
 
 LOOK_EVERY_S = 0.2  # for a checkpoint to hand over
@@ -184,7 +183,7 @@ def _publish(store: Store, branch: Trial, begun: Path) -> None:
     files = store.files(branch.trial_id)
     index_last = sorted(begun.iterdir(), key=lambda p: p.suffix == ".json")
     store.storage.push(files.metrics, *index_last)
-    if is_url(store.storage.place):  # from there it comes to the node that runs the branch
+    if store.storage.objects is not None:  # from there it comes to the node that runs the branch
         shutil.rmtree(files.checkpoints)
     report = store.report(branch.trial_id) or StateReport(state="planned")
     step = branch.shared_steps

@@ -95,13 +95,17 @@ def end_of(lines: Sequence[dict[str, Any]]) -> str:
     return lines[-1].get("stop", "") if lines else ""
 
 
-def ends_data(target: str, value: float, low: float, high: float) -> dict[str, float | None]:
-    """A value and its interval as plain data: exp of a logarithm, None for an end that the runs do not set."""
+def estimate_data(target: str, found: Any) -> dict[str, Any]:
+    """An `analysis.design.adaptive.Estimate` as plain data: exp of a logarithm, None for an end that the runs do
+    not set."""
     turn = math.exp if "@" in target else float
     return {
-        "value": turn(value),
-        "low": turn(low) if math.isfinite(low) else None,
-        "high": turn(high) if math.isfinite(high) else None,
+        "target": target,
+        "value": turn(found.value),
+        "low": turn(found.low) if math.isfinite(found.low) else None,
+        "high": turn(found.high) if math.isfinite(found.high) else None,
+        "n_runs": found.n_runs,
+        "flops": found.flops,
     }
 
 

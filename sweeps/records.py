@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+# Columns that a trial, or its cost, has under the same name
+_OF_TRIAL = (
+    *("trial_id", "preset", "mean_recurrence", "mean_backprop_depth", "budget_flops", "n_tokens"),
+    *("n_steps", "batch_tokens", "context", "seed", "data_seed"),
+)
+_OF_COST = ("n_params", "n_params_core", "n_params_unrolled", "n_params_once")
+
+
 def collect(store: Store) -> Path | None:
     """Write records.parquet of every trial that ended; may be repeated, also while others run.
 
@@ -56,31 +64,17 @@ def rows_of(store: Store, trial: Trial) -> list[dict[str, Any]]:
 
 def planned_columns(trial: Trial) -> dict[str, Any]:
     """What is known before a trial starts; FLOPs, steps and tokens are of the planned training."""
-    model, cost = trial.model, trial.cost
-    looped = trial.depth is not None
+    model, looped = trial.model, trial.depth is not None
     return {
-        "trial_id": trial.trial_id,
-        "preset": trial.preset,
+        **{name: getattr(trial, name) for name in _OF_TRIAL},
+        **{name: getattr(trial.cost, name) for name in _OF_COST},
         "architecture": "parcae" if looped else "transformer",
         "injection": model.injection if looped else None,
         "d_model": model.d_model,
         "n_layers": model.n_layers,
-        "n_params": cost.n_params,
-        "n_params_core": cost.n_params_core,
-        "n_params_unrolled": cost.n_params_unrolled,
-        "n_params_once": cost.n_params_once,
-        "mean_recurrence": trial.mean_recurrence,
-        "mean_backprop_depth": trial.mean_backprop_depth,
-        "depth_scheme": None if trial.depth is None else trial.depth.label,
-        "budget_flops": trial.budget_flops,
+        "depth_scheme": trial.depth.label if trial.depth else None,
         "flops_rule": trial.budget_rule,
-        **_flops_columns(cost.train_flops),
-        "n_tokens": trial.n_tokens,
-        "n_steps": trial.n_steps,
-        "batch_tokens": trial.batch_tokens,
-        "context": trial.context,
-        "seed": trial.seed,
-        "data_seed": trial.data_seed,
+        **_flops_columns(trial.cost.train_flops),
         "data_fingerprint": trial.data.content,
         "tokenizer": trial.data.tokenizer,
         "vocab_size": trial.data.vocab_size,
@@ -114,6 +108,9 @@ def outcome_columns(store: Store, trial: Trial) -> dict[str, Any] | None:
         return None
     sweep = store.sweep or {}
     report, result = store.report(trial.trial_id), store.result(trial)
+    # a table whose spec asked for no validation on the way has no such column
+    history = () if result is None else result.val_history
+    on_the_way = {} if trial.evaluation.every is None else {"val_history": json.dumps(history)}
     return {
         "status": state.state,
         "status_reason": None if state.state == "done" else state.reason,
@@ -128,13 +125,8 @@ def outcome_columns(store: Store, trial: Trial) -> dict[str, Any] | None:
         "git_commit": (report and report.git_commit) or sweep.get("git_commit"),
         "spec_sha256": (report and report.spec_sha256) or sweep.get("spec_sha256"),
         **_lineage_columns(trial, 0 if result is None else result.shared_steps),
-        **_history_columns(trial, () if result is None else result.val_history),
+        **on_the_way,
     }
-
-
-def _history_columns(trial: Trial, history: tuple[tuple[int, float], ...]) -> dict[str, Any]:
-    """Validation losses on the way; a table whose spec asked for none has no such column."""
-    return {} if trial.evaluation.every is None else {"val_history": json.dumps(history)}
 
 
 def _lineage_columns(trial: Trial, shared_steps: int) -> dict[str, Any]:

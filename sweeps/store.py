@@ -27,7 +27,7 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -286,35 +286,6 @@ class Store:
             write_json(path, data)
             self.storage.push(path)
 
-    def reuse_siblings(self, trials: list[Trial]) -> dict[str, str]:
-        """Copy results that another sweep beside this one already has, unless it stopped them early.
-
-        Returns:
-            trial_id -> name of the sweep it came from.
-        """
-        taken: dict[str, str] = {}
-        for name in self.storage.siblings() if trials else ():
-            sibling = Store(self.storage.place, name)
-            left = [t for t in trials if t.trial_id not in taken]
-            sibling.storage.pull(sibling.files(t.trial_id).result for t in left)
-            for trial in left:
-                result = sibling.result(trial)
-                if result is not None and result.status != "stopped":
-                    self._take_from(sibling, trial.trial_id)
-                    taken[trial.trial_id] = name
-        return taken
-
-    def _take_from(self, sibling: Store, trial_id: str) -> None:
-        theirs, ours = sibling.files(trial_id), self.files(trial_id)
-        sibling.storage.pull([theirs.state, theirs.metrics])
-        report = sibling.report(trial_id) or StateReport(state="done")
-        replace(report, reused_from=sibling.name).write(ours.state)
-        pairs = ((theirs.metrics, ours.metrics), (theirs.result, ours.result))
-        copied = [(there, here) for there, here in pairs if there.exists()]
-        for there, here in copied:  # the result last: it counts
-            write_synced(here, there.read_bytes())
-        self.storage.push(ours.state, *(here for _, here in copied))
-
     def forget_failure(self, trial_id: str) -> None:
         """Let a failed trial be planned again; it goes on from its newest checkpoint."""
         files, report = self.files(trial_id), self.report(trial_id)
@@ -331,10 +302,6 @@ class Store:
             if self.state(trial).state == "stopped":
                 files = self.files(trial.trial_id)
                 self.storage.delete(files.halt, files.result)
-
-    def driver_lock(self) -> AbstractContextManager[None]:
-        """Hold the sweep for this process; UserError if another `parcae run` has it."""
-        return self.storage.lock()
 
     def request_stop(self, session: str) -> threading.Thread:
         """Ask the workers of a `run` to end. Called by a signal's handler, so it waits for nothing.

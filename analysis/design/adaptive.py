@@ -30,7 +30,7 @@ from analysis.design.descent import descend
 from analysis.design.forecast import slopes_of, theta_of
 from analysis.design.lack_of_fit import LeftOut
 from analysis.design.layout import Bearing, information, layout, variance
-from analysis.design.optimum import LAW, Size, log_optima, log_optimum, quantities
+from analysis.design.optimum import LAW, Size, believed, log_optima, log_optimum, quantities
 from analysis.design.priors import Prior
 from analysis.design.profile import profiled
 from analysis.fitting import objective
@@ -91,7 +91,11 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Planner:
-    """How the next runs are chosen; see the module."""
+    """How the next runs are chosen; see the module.
+
+    Raises:
+        InputError: a prior that has no optimum where the target needs one.
+    """
 
     grid: Grid
     prior: Prior
@@ -108,9 +112,15 @@ class Planner:
     _fitted: dict = field(init=False, default_factory=dict)  # the same of the runs that are fitted
 
     def __post_init__(self) -> None:
+        believed((self.target,), self.prior.values, self.grid.size, self.budgets)
         object.__setattr__(self, "_bracket", self._bracketing())
 
     # -- what is asked
+
+    @property
+    def bracket_flops(self) -> float:
+        """What the first runs cost, which determine the law."""
+        return float(self.grid.budget_flops[self._bracket].sum())
 
     def next(
         self,
@@ -383,6 +393,7 @@ class Planner:
         informations = np.array([information(j) for j in jacobians[:, there]])
         within = weights @ [variance(m, g) for m, g in zip(informations, targets, strict=True)]
         between = weights @ (bearing.values - weights @ bearing.values) ** 2
+        left = min(left, self.most * self.grid.budget_flops.sum())  # more cannot be spent
         costs = np.where(near, self.grid.budget_flops, np.inf)
         spend = layout(jacobians, targets, informations, weights, costs, left)
         return spend, within, between

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import ndtr, stdtrit
 
 from analysis.design.descent import descend
-from analysis.design.optimum import LAW, Quantity, Size, draws_of, enclosed, quantities
+from analysis.design.optimum import LAW, Quantity, Size, believed, draws_of, enclosed, is_set
 from analysis.design.priors import Prior
 from analysis.errors import InputError
 from analysis.fitting import objective
@@ -41,13 +41,13 @@ class Runs:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """The 95 % interval to expect of one quantity."""
+    """The 95 % interval to expect of one quantity; an end is None where it is open."""
 
     name: str
     value: float
-    low: float  # by Fisher information
-    high: float
-    simulated_low: float | None = None
+    low: float | None  # by Fisher information
+    high: float | None
+    simulated_low: float | None = None  # also without a simulation
     simulated_high: float | None = None
 
 
@@ -72,14 +72,19 @@ def forecast(
     """
     if budgets is None:
         budgets = enclosed(prior.values, runs.size, runs.budget_flops)
-    wanted = quantities(names, prior.values, runs.size, budgets)
+    wanted = believed(names, prior.values, runs.size, budgets)
     halves = half_widths(runs, prior, wanted)
     ends = simulated(runs, prior, names, budgets, simulations, seed) if simulations else None
     out = []
     for i, (q, half) in enumerate(zip(wanted, halves, strict=True)):
-        line = [q.value, q.value - half, q.value + half, *(() if ends is None else ends[i])]
-        out.append(Forecast(q.name, *(float(np.exp(v) if q.log else v) for v in line)))
+        line = [q.value - half, q.value + half, *(() if ends is None else ends[i])]
+        shown = (_natural(q, end) if is_set(q.name, end) else None for end in line)
+        out.append(Forecast(q.name, _natural(q, q.value), *shown))
     return out
+
+
+def _natural(q: Quantity, value: float) -> float:
+    return float(np.exp(value) if q.log else value)
 
 
 def slopes_of(values, columns) -> np.ndarray:

@@ -17,6 +17,7 @@ from analysis.laws import library
 LAW = library.get("training")
 HIGHEST = 256.0  # loops beyond which no optimum is looked for
 _STEP = 1e-3  # of u, for slopes of exact slopes
+_ROUNDING = 1e-8  # of the loss: ten times what rounding leaves of a second difference over _STEP
 _GRID = np.linspace(-1.0, np.log(HIGHEST), 200)  # below one loop too: a slope needs no whole loops
 
 
@@ -68,7 +69,8 @@ def log_optima(values: Mapping[str, np.ndarray], size: Size, budgets) -> np.ndar
             LAW.predict(flat, _flat(size, u + s, each)).reshape(u.shape) for s in _around()
         )
         slope, bend = (high - low) / (2 * _STEP), (high - 2 * mid + low) / _STEP**2
-        step = np.where(bend > 0, -slope / np.where(bend > 0, bend, 1.0), 0.0)
+        bent = bend > _ROUNDING * mid
+        step = np.where(bent, -slope / np.where(bent, bend, 1.0), 0.0)
         u = np.where(inside, np.clip(u + np.clip(step, -0.1, 0.1), _GRID[0], _GRID[-1]), u)
     return u
 
@@ -76,14 +78,14 @@ def log_optima(values: Mapping[str, np.ndarray], size: Size, budgets) -> np.ndar
 def log_optimum(values: Mapping[str, float], size: Size, budgets) -> tuple[np.ndarray, np.ndarray]:
     """u = log mu* (B,) at each budget, and du/dq (B, P), q natural parameters in the law's order.
 
-    Where the law has no minimum, u is an end of the range and its slopes are 0.
+    Where the law has no minimum, or none above rounding, the slopes are 0.
     """
     budgets = np.asarray(budgets, dtype=float)
     u = log_optima({n: np.array([v]) for n, v in values.items()}, size, budgets)[0]
     ends = [LAW.with_slopes(values, _flat(size, u + s, budgets)) for s in _around()]
     bend = (ends[2][0] - 2 * ends[1][0] + ends[0][0]) / _STEP**2
     across = np.stack([(ends[2][1][n] - ends[0][1][n]) / (2 * _STEP) for n in LAW.names], axis=1)
-    safe = (bend > 0) & (u > _GRID[0]) & (u < _GRID[-1])
+    safe = (bend > _ROUNDING * ends[1][0]) & (u > _GRID[0]) & (u < _GRID[-1])
     return u, np.where(safe[:, None], -across / np.where(safe, bend, 1.0)[:, None], 0.0)
 
 
@@ -120,8 +122,8 @@ def enclosed(values: Mapping[str, float], size: Size, budgets) -> np.ndarray:
         InputError: fewer than two.
     """
     budgets = np.unique(np.asarray(budgets, dtype=float))
-    u, _ = log_optimum(values, size, budgets)
-    kept = budgets[(u >= 0) & (u < _GRID[-2])]
+    u, slopes = log_optimum(values, size, budgets)
+    kept = budgets[(u >= 0) & (u < _GRID[-2]) & slopes.any(axis=1)]
     if len(kept) < 2:
         raise InputError(
             f"by this prior the best number of loops lies at one loop or more, and below {HIGHEST:g}, at "
@@ -154,6 +156,28 @@ def quantities(
             i = n + extra.index(at)
             out.append(_at(kind, name, at, u[i : i + 1], slopes[i], values, size))
     return out
+
+
+def believed(
+    names: tuple[str, ...], values: Mapping[str, float], size: Size, budgets
+) -> list[Quantity]:
+    """`quantities` by a prior.
+
+    Raises:
+        InputError: also where the prior has no optimum that something is asked of.
+    """
+    for name, at in ((name, parse_target(name)[1]) for name in names):
+        if at is not None and not log_optimum(values, size, [at])[1].any():
+            raise InputError(
+                f"{name}: by this prior no number of loops between {np.exp(_GRID[0]):.2g} and {HIGHEST:g} is best "
+                "there. Ask for it at other FLOPs, or give another prior."
+            )
+    return quantities(names, values, size, budgets)
+
+
+def is_set(name: str, end: float) -> bool:
+    """Whether an interval's end (of mu@C: of log mu*) lies within the range that is searched."""
+    return not name.startswith("mu@") or bool(_GRID[0] < end < _GRID[-1])
 
 
 def parse_target(name: str) -> tuple[str, float | None]:

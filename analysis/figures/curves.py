@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from analysis import curves as learning
+from analysis.curves import Curves
 from analysis.figures import drawing as figures
 from analysis.figures import ticks, words
 from analysis.figures.drawing import MARKERS, Drawing
-
-if TYPE_CHECKING:
-    from analysis.curves import Curves
-    from analysis.fitting.fit import Fit
+from analysis.fitting.fit import Fit
 
 _NAMED = 12  # runs in a legend, at most
 
@@ -40,30 +36,12 @@ def curves(found: Curves, over: str | None = None, ax=None) -> Drawing:
                 rows = learning.averaged(rows)
             rows = rows.dropna(subset=[column])
             label = run if len(runs) <= _NAMED else None
-            drawing.line(
-                panel,
-                column,
-                run,
-                rows[over],
-                rows[column],
-                color=color,
-                width=0.8,
-                label=label,
-                kind="measured",
-            )
+            pen = drawing.pen(panel, column, color)
+            pen.line(run, rows[over], rows[column], width=0.8, label=label, kind="measured")
             if column == "loss" and "validation" in rows:
                 own = rows.dropna(subset=["validation"])
-                marker = MARKERS[i % len(MARKERS)]
-                drawing.points(
-                    panel,
-                    "val_loss",
-                    run,
-                    own[over],
-                    own.validation,
-                    color=color,
-                    marker=marker,
-                    size=16,
-                )
+                pen = drawing.pen(panel, "val_loss", color, MARKERS[i % len(MARKERS)])
+                pen.points(run, own[over], own.validation, size=16)
         ticks.of_quantity(panel, "x", over, found.frame[over])
     drawing.axes[0].set_ylim(top=float(found.frame.loss.quantile(0.98)))
     drawing.legend(drawing.axes[0], columns=3)
@@ -84,31 +62,14 @@ def envelope(found: Curves, fitted: Fit, ax=None, to: float | None = None) -> Dr
     runs = found.runs
     for (run, every), color in zip(runs, figures.shades(len(runs)), strict=True):
         smooth = learning.smoothed(every)
-        drawing.line(
-            panel,
-            "curves",
-            run,
-            smooth.train_flops,
-            smooth.loss,
-            color=color,
-            width=0.7,
-            kind="measured",
-        )
-    drawing.points(
-        panel,
-        "envelope",
-        "envelope",
-        rows.train_flops,
-        rows.val_loss,
-        color=figures.CYCLE[0],
-        marker="o",
-        size=8,
-    )
+        pen = drawing.pen(panel, "curves", color)
+        pen.line(run, smooth.train_flops, smooth.loss, width=0.7, kind="measured")
+    dots = drawing.pen(panel, "envelope", figures.CYCLE[0])
+    dots.points("envelope", rows.train_flops, rows.val_loss, size=8)
     low, high = rows.train_flops.min(), rows.train_flops.max()
     for grid, dashed in figures.spans(low, high, to, 80):
-        drawing.line(
-            panel, "law", law.name, grid, fitted.predict({"train_flops": grid}), dashed=dashed
-        )
+        values = fitted.predict({"train_flops": grid})
+        drawing.pen(panel, "law").line(law.name, grid, values, dashed=dashed)
     panel.set_ylim(top=float(rows.val_loss.max()) * 1.05)
     ticks.power(panel, "x")
     return drawing

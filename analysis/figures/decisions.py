@@ -22,9 +22,8 @@ class Decisions:
     rows: tuple[dict[str, Any], ...]  # reason, n_runs, flops, value, low, high, half, and the trial
     ended: str = ""  # why no more is chosen; "" while the sweep goes on
     wanted: float | None = None  # half the interval at which it ends
-    at_once: tuple[float, float] | None = (
-        None  # FLOPs of every candidate run once, and `half` expected
-    )
+    # FLOPs of every candidate run once, and `half` expected
+    at_once: tuple[float, float] | None = None
 
     @property
     def known(self) -> list[dict[str, Any]]:
@@ -90,23 +89,19 @@ def interval(found: Decisions, ax=None) -> Drawing:
     panel.set_ylabel(f"half the 95 % interval of {name}")
     flops = np.array([r["flops"] for r in known])
     halves = [r["half"] for r in known]
-    drawing.line(panel, "", "this sweep", flops, halves, color=CYCLE[0], kind="measured")
-    drawing.points(
-        panel, "", "this sweep", flops, halves, color=CYCLE[0], marker="o", label="this sweep"
-    )
+    pen = drawing.pen(panel, color=CYCLE[0])
+    pen.line("this sweep", flops, halves, kind="measured")
+    pen.points("this sweep", flops, halves, label="this sweep")
     if found.at_once is not None:
         total, half = found.at_once
         along = np.geomspace(flops.min(), max(flops.max(), total), 60)
         label = "all candidates at once, by the prior"
-        drawing.line(
-            panel, "", label, along, half * np.sqrt(total / along), dashed=True, label=label
-        )
-        drawing.points(
-            panel, "", label, [total], [half], color=figures.FIT, marker="s", filled=False
-        )
+        pen = drawing.pen(panel, marker="s")
+        pen.line(label, along, half * np.sqrt(total / along), dashed=True, label=label)
+        pen.points(label, [total], [half], filled=False)
     if found.wanted is not None:
         label = f"where it ends, {found.wanted:g}"
-        drawing.mark(panel, "", label, y=found.wanted, color=CYCLE[1], label=label)
+        drawing.pen(panel, color=CYCLE[1]).mark(label, found.wanted, label=label)
     ticks.power(panel, "x")
     ticks.of_values(panel, "y", [m * 10.0**e for e in range(-6, 4) for m in (1, 2, 5)])
     if found.at_once is not None or found.wanted is not None:

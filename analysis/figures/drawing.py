@@ -11,22 +11,20 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.backend_bases import get_registered_canvas_class
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.typing import RcKeyType
 
 from analysis.errors import InputError, nearest
-
-if TYPE_CHECKING:
-    from matplotlib.artist import Artist
-    from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
-    from matplotlib.typing import RcKeyType
+from analysis.figures import layout
 
 # Told apart by common colour-vision deficiencies (after Okabe and Ito), each at least 3:1 on white;
 # black is kept for fits
@@ -36,10 +34,6 @@ FIT = "#000000"
 FORMATS = ("png", "pdf", "svg")
 MU = "\u03bc"
 _PANEL = 2.6  # inches: narrower, panels stand one below the other
-_EDGE = 9.0  # points beside what is written
-_BETWEEN = 22.0  # points between panels: half a label of the x axis on either side
-_LETTER = 0.54  # width of a letter over its size
-_DIGIT = 0.64  # width of a digit, as a share of its font's size
 STYLE: dict[RcKeyType, Any] = {
     "figure.dpi": 120,
     "savefig.dpi": 160,
@@ -66,11 +60,7 @@ class Look:
 
     @property
     def rc(self) -> dict[RcKeyType, Any]:
-        """`STYLE`, and over it what the style says.
-
-        Raises:
-            InputError: no such style, or a file that is none.
-        """
+        """`STYLE`, and over it what the style says."""
         if self.style is None:
             return STYLE
         from matplotlib import style
@@ -96,11 +86,7 @@ _LOOK: ContextVar[Look] = ContextVar("look", default=Look())  # noqa: B039 - fro
 
 @contextmanager
 def looking(look: Look) -> Iterator[None]:
-    """Every figure begun inside has this look.
-
-    Raises:
-        InputError: a width or a style that cannot be.
-    """
+    """Every figure begun inside has this look."""
     if look.width is not None and not 1 <= look.width <= 100:
         raise InputError(
             f"--width is {look.width}; inches between 1 and 100 are needed, like 3.25."
@@ -132,65 +118,13 @@ class Drawing:
         spec = self.axes[place].get_subplotspec()
         return not self.whole or spec is None or spec.is_first_col()
 
-    def points(
-        self, ax, panel, series, x, y, *, color, marker, filled=True, label=None, size=26, kind=None
-    ):
-        """Measured points; hollow where they are outside the fit."""
-        ax.scatter(
-            x,
-            y,
-            s=size,
-            marker=marker,
-            facecolors=color if filled else "none",
-            edgecolors=color,
-            linewidths=1.0,
-            label=label,
-            zorder=3,
-        )
-        self._note(panel, series, kind or ("points" if filled else "points outside the fit"), x, y)
-
-    def line(
-        self, ax, panel, series, x, y, *, color=FIT, dashed=False, label=None, width=1.2, kind=None
-    ):
-        """A curve, fitted unless `kind` says otherwise; a dashed fit extrapolates."""
-        ax.plot(x, y, color=color, ls="--" if dashed else "-", lw=width, label=label, zorder=2)
-        self._note(panel, series, kind or ("extrapolation" if dashed else "fit"), x, y)
-
-    def band(self, ax, panel, series, x, low, high, *, color=FIT, label=None):
-        """An interval around a curve."""
-        ax.fill_between(x, low, high, color=color, alpha=0.15, lw=0, label=label, zorder=1)
-        self._note(panel, series, "band", x, low, high)
-
-    def contours(self, ax, panel, x, y, z, *, label: str):
-        """Lines of equal z over a grid, labelled; every vertex is noted."""
-        drawn = ax.contour(x, y, z, levels=12, colors=shades(14)[1:], linewidths=0.9)
-        ax.clabel(drawn, fontsize=6, fmt="%.2f")
-        for level, segments in zip(drawn.levels, drawn.allsegs, strict=True):
-            for segment in segments:
-                if len(segment):
-                    self._note(panel, f"{label} {level:.4g}", "fit", segment[:, 0], segment[:, 1])
-
-    def bar(self, ax, panel, series, x, low, high, *, color):
-        """An interval of one number, vertical."""
-        ax.vlines(x, low, high, color=color, lw=1.0, zorder=2)
-        self._note(panel, series, "interval", x, low, high)
+    def pen(self, ax: Axes, panel: str = "", color: str = FIT, marker: str = "o") -> Pen:
+        """What draws in one panel; `panel` is its name in the CSV."""
+        return Pen(self, ax, panel, color, marker)
 
     def title(self, ax, text: str) -> None:
         """A panel's title in the figure's own style, whatever style rules where it is called."""
         ax.set_title(text, fontsize=self.rc.get("axes.titlesize", 8))
-
-    def mark(self, ax, panel, series, *, x=None, y=None, span=None, color=FIT, label=None):
-        """A thin dotted line at a value of one axis, over all of the other or its `span`."""
-        style = {"color": color, "lw": 0.8, "ls": ":", "label": label, "zorder": 1.5}
-        if x is not None:
-            ax.axvline(x, **style)
-            self._note(panel, series, "mark", x, np.nan)
-        elif span is None:
-            ax.axhline(y, **style)
-            self._note(panel, series, "mark", np.nan, y)
-        else:
-            ax.plot(span, [y, y], **style)
-            self._note(panel, series, "mark", span, y)
 
     def legend(self, axes, title: str | None = None, columns: int = 6, order=None) -> None:
         """The legend of one panel or several, below the whole figure, where it hides nothing.
@@ -259,7 +193,9 @@ class Drawing:
             if not self.whole:
                 self.figure.savefig(buffer, format=suffix, metadata=bare[suffix])
                 return buffer.getvalue()
-            self._settle()
+            if not self._settled:  # once for all formats
+                layout.settle(self.figure, self.axes)
+                self._settled = True
             if suffix == "png":
                 self.figure.set_dpi(mpl.rcParams["savefig.dpi"])
                 FigureCanvasAgg(self.figure).print_png(buffer, metadata=bare[suffix])
@@ -268,98 +204,72 @@ class Drawing:
                 getattr(canvas, f"print_{suffix}")(buffer, metadata=bare[suffix])
         return buffer.getvalue()
 
-    def _settle(self) -> None:
-        """Lay the panels out above the legend, once for all formats.
-
-        Room for labels follows from their letters: matplotlib's layouts measure everything that they
-        draw, which takes as long as the drawing.
-        """
-        if self._settled:
-            return
-        self._settled = True
-        width, height = 72 * self.figure.get_size_inches()
-        places = [(ax, spec) for ax in self.axes if (spec := ax.get_subplotspec()) is not None]
-        left, gap = (
-            max((_beside(ax) for ax, spec in places if spec.is_first_col() == first), default=0.0)
-            for first in (True, False)
-        )
-        gap = max(gap, _BETWEEN)
-        below, above = max(map(_below, self.axes)), max(map(_above, self.axes))
-        legends = [legend.get_window_extent().height for legend in self.figure.legends]
-        foot = below + sum(legends) * height / self.figure.bbox.height
-        foot = min(foot, 0.6 * height)  # a longer legend covers what it must
-        down, across = places[0][1].get_gridspec().get_geometry()
-        panel_width = (width - left - _EDGE - (across - 1) * gap) / across
-        last = [_beyond(ax, panel_width) for ax, spec in places if spec.is_last_col()]
-        right = max(_EDGE, *last)
-        panel_width -= (right - _EDGE) / across
-        panel_height = (height - foot - above - (down - 1) * (below + above)) / down
-        if (lack := max(map(_along, self.axes)) - panel_height) > 0:  # a low figure grows
-            panel_height += lack
-            height += lack * down
-            self.figure.set_figheight(height / 72)
-        self.figure.subplots_adjust(
-            left=left / width,
-            right=1 - right / width,
-            bottom=foot / height,
-            top=1 - above / height,
-            wspace=gap / panel_width,
-            hspace=(below + above) / panel_height,
-        )
-
     def _repr_png_(self) -> bytes:
         return self.picture()
 
-    def _note(self, panel, series, kind, x, y, y_high=np.nan) -> None:
+
+@dataclass(frozen=True, slots=True)
+class Pen:
+    """Marks of one colour in one panel; each is noted, so that the CSV is what the eye sees."""
+
+    drawing: Drawing
+    ax: Axes
+    panel: str
+    color: str
+    marker: str
+
+    def points(self, series, x, y, *, filled=True, label=None, size=26, kind=None):
+        """Measured points; hollow where they are outside the fit."""
+        self.ax.scatter(
+            x,
+            y,
+            s=size,
+            marker=self.marker,
+            facecolors=self.color if filled else "none",
+            edgecolors=self.color,
+            linewidths=1.0,
+            label=label,
+            zorder=3,
+        )
+        self._note(series, kind or ("points" if filled else "points outside the fit"), x, y)
+
+    def line(self, series, x, y, *, dashed=False, label=None, width=1.2, kind=None):
+        """A curve, fitted unless `kind` says otherwise; a dashed fit extrapolates."""
+        style = "--" if dashed else "-"
+        self.ax.plot(x, y, color=self.color, ls=style, lw=width, label=label, zorder=2)
+        self._note(series, kind or ("extrapolation" if dashed else "fit"), x, y)
+
+    def band(self, series, x, low, high):
+        """An interval around a curve."""
+        self.ax.fill_between(x, low, high, color=self.color, alpha=0.15, lw=0, zorder=1)
+        self._note(series, "band", x, low, high)
+
+    def contours(self, x, y, z, *, label: str):
+        """Lines of equal z over a grid, labelled; every vertex is noted."""
+        drawn = self.ax.contour(x, y, z, levels=12, colors=shades(14)[1:], linewidths=0.9)
+        self.ax.clabel(drawn, fontsize=6, fmt="%.2f")
+        for level, segments in zip(drawn.levels, drawn.allsegs, strict=True):
+            for segment in segments:
+                if len(segment):
+                    self._note(f"{label} {level:.4g}", "fit", segment[:, 0], segment[:, 1])
+
+    def bar(self, series, x, low, high):
+        """An interval of one number, vertical."""
+        self.ax.vlines(x, low, high, color=self.color, lw=1.0, zorder=2)
+        self._note(series, "interval", x, low, high)
+
+    def mark(self, series, y, span=None, label=None):
+        """A thin dotted line at a height, over all of the panel or a `span` of x."""
+        style = {"color": self.color, "lw": 0.8, "ls": ":", "label": label, "zorder": 1.5}
+        if span is None:
+            self.ax.axhline(y, **style)
+        else:
+            self.ax.plot(span, [y, y], **style)
+        self._note(series, "mark", np.nan if span is None else span, y)
+
+    def _note(self, series, kind, x, y, y_high=np.nan) -> None:
         marks = np.broadcast_arrays(np.atleast_1d(np.asarray(x, dtype=float)), y, y_high)
-        self.rows.append((panel, series, kind, marks))
-
-
-def _beside(ax: Axes) -> float:
-    """Points that the labels of the y axis need; a panel of another size may show one digit more."""
-    shown, size = _labels(ax.yaxis)
-    letters = max((len(text) + 1 for _, text in shown), default=0)
-    ticks = _DIGIT * max(letters, 4) * size if shown else 0.0
-    name = 1.5 * float(ax.yaxis.label.get_fontsize()) if ax.get_ylabel() else 0.0
-    return ticks + name + _EDGE
-
-
-def _along(ax: Axes) -> float:
-    """Points that the name of the y axis is long."""
-    label = ax.yaxis.label
-    return _LETTER * len(label.get_text()) * float(label.get_fontsize())
-
-
-def _below(ax: Axes) -> float:
-    """Points that the labels of the x axis need."""
-    shown, size = _labels(ax.xaxis)
-    name = 1.5 * float(ax.xaxis.label.get_fontsize()) if ax.get_xlabel() else 0.0
-    return 1.2 * size * bool(shown) + name + _EDGE
-
-
-def _beyond(ax: Axes, width: float) -> float:
-    """Points that the last label of the x axis needs beyond the end of a panel of that width."""
-    shown, size = _labels(ax.xaxis)
-    to_panel = ax.transScale + ax.transLimits
-    ends = [(float(to_panel.transform((place, 1.0))[0]), text) for place, text in shown]
-    inside = [(1 - share) * width for share, _ in ends]
-    half = [_DIGIT * len(text) * size / 2 for _, text in ends]
-    return max((h - i + 1 for h, i in zip(half, inside, strict=True) if i > -1), default=0.0)
-
-
-def _labels(axis: Axis) -> tuple[list[tuple[float, str]], float]:
-    """(place, text) of an axis' labels and their size; asked of the axis itself they would make every tick."""
-    first = axis.get_major_ticks(1)[0].label1
-    if not first.get_visible():
-        return [], 0.0
-    places = [float(place) for place in axis.get_majorticklocs()]
-    texts = axis.get_major_formatter().format_ticks(places)
-    return list(zip(places, texts, strict=True)), float(first.get_fontsize())
-
-
-def _above(ax: Axes) -> float:
-    """Points that a title needs."""
-    return (1.5 * float(ax.title.get_fontsize()) if ax.get_title() else 0.0) + _EDGE
+        self.drawing.rows.append((self.panel, series, kind, marks))
 
 
 def new(
@@ -369,9 +279,6 @@ def new(
 
     Args:
         ax: axes of the caller's to draw in, one a panel, instead of a new figure.
-
-    Raises:
-        InputError: another number of axes than the figure has panels.
     """
     look = _LOOK.get()
     if ax is not None:
@@ -406,13 +313,6 @@ def shades(n: int) -> list[str]:
     colormap = mpl.colormaps["inferno"]
     ends = np.linspace(0.64, 0.06, n) if n > 1 else [0.3]
     return [mpl.colors.to_hex(colormap(v)) for v in ends]
-
-
-def contrast(color: str) -> float:
-    """Of a colour on white, by WCAG's relative luminance: 1 to 21."""
-    rgb = np.array(mpl.colors.to_rgb(color))
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    return 1.05 / (float(linear @ [0.2126, 0.7152, 0.0722]) + 0.05)
 
 
 def spans(low, high, to: float | None = None, n: int = 60, space=np.geomspace, start=np.inf):

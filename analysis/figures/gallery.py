@@ -38,11 +38,7 @@ class Gallery:
         raise KeyError(f"no figure {name!r} here; there are {', '.join(d.name for d in self)}")
 
     def save(self, folder: str | Path, formats: Sequence[str] = ("png",)) -> list[Path]:
-        """Every figure with its CSV and its caption.
-
-        Raises:
-            InputError: a format that is not known.
-        """
+        """Every figure with its CSV and its caption."""
         for name in formats:
             if name not in FORMATS:
                 raise InputError(
@@ -69,12 +65,7 @@ def gallery(
     to: float | None = None,
     ax: Any = None,
 ) -> Gallery:
-    """The figures that a study allows.
-
-    Args:
-        only: names of figures, or their beginnings.
-        to: FLOPs up to which laws over compute are drawn.
-        ax: axes to draw the one figure in.
+    """The figures that a study allows, arguments as for `api.plot_source`.
 
     Raises:
         InputError: a name that fits no figure, or no figure at all.

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from analysis import known
 from analysis.errors import InputError
 from analysis.figures import drawing as figures
 from analysis.figures import ticks, words
-from analysis.figures.drawing import CYCLE, MARKERS, MU, Drawing
-
-if TYPE_CHECKING:
-    from analysis.table.table import Table
+from analysis.figures.drawing import CYCLE, MARKERS, MU, Drawing, Pen
+from analysis.table.table import Table
 
 _MAX_CURVES = 7
 
 
 def equal_flops(table: Table, ax=None) -> Drawing:
-    """Fixed depth and the best looped model at each budget, with the floor drawn in.
-
-    Raises:
-        InputError: if no budget has both.
-    """
+    """Fixed depth and the best looped model at each budget, with the floor drawn in."""
     rows = _compared(table)
     drawing = figures.new(
         "equal_flops",
@@ -32,24 +24,19 @@ def equal_flops(table: Table, ax=None) -> Drawing:
     [ax] = drawing.axes
     ax.set(xscale="log", xlabel=words.label("budget_flops"), ylabel=words.label("val_loss"))
     budgets = [r.budget_flops for r in rows]
-    for i, (label, losses) in enumerate(
-        {
-            "fixed depth": [r.fixed_loss for r in rows],
-            "looped": [r.looped_loss for r in rows],
-        }.items()
-    ):
-        color, marker = CYCLE[i], MARKERS[i]
-        drawing.line(ax, "", label, budgets, losses, color=color, kind="measured")
-        drawing.points(ax, "", label, budgets, losses, color=color, marker=marker, label=label)
+    fixed, looped = [r.fixed_loss for r in rows], [r.looped_loss for r in rows]
+    for i, (label, losses) in enumerate((("fixed depth", fixed), ("looped", looped))):
+        pen = drawing.pen(ax, color=CYCLE[i], marker=MARKERS[i])
+        pen.line(label, budgets, losses, kind="measured")
+        pen.points(label, budgets, losses, label=label)
     for r in rows:
         text = f"{MU} {r.mean_recurrence:g}"
         place = (r.budget_flops, r.looped_loss)
         ax.annotate(text, place, (0, -10), textcoords="offset points", fontsize=7, ha="center")
     if rows[0].floor is not None:
         floor = [rows[0].floor] * len(rows)
-        drawing.line(
-            ax, "", "floor", budgets, floor, dashed=True, label="floor, known", kind="known"
-        )
+        pen = drawing.pen(ax)
+        pen.line("floor", budgets, floor, dashed=True, label="floor, known", kind="known")
     ticks.power(ax, "x")
     drawing.legend(ax)
     return drawing
@@ -60,9 +47,6 @@ def loss_by_gap(table: Table, ax=None) -> Drawing:
 
     The looped model is the best of the largest budget, the same weights throughout; beside it the
     fixed-depth model of that budget.
-
-    Raises:
-        InputError: as `analysis.known`.
     """
     top = _compared(table)[-1]
     looped = known.by_gap(table, top.budget_flops, top.mean_recurrence)
@@ -81,9 +65,10 @@ def loss_by_gap(table: Table, ax=None) -> Drawing:
     shown = [n for n in (1, 2, 4, 8, 16, 32) if n in set(looped.n_loops)][:_MAX_CURVES]
     for i, (n_loops, color) in enumerate(zip(shown, figures.shades(len(shown)), strict=True)):
         rows = looped[looped.n_loops == n_loops]
-        _curve(drawing, ax, f"T = {n_loops}", rows, color, MARKERS[i % len(MARKERS)])
+        pen = drawing.pen(ax, color=color, marker=MARKERS[i % len(MARKERS)])
+        _curve(pen, f"T = {n_loops}", rows)
     fixed = known.by_gap(table, top.budget_flops, 1)
-    _curve(drawing, ax, "fixed depth", fixed, CYCLE[0], "<", dashed=True)
+    _curve(drawing.pen(ax, color=CYCLE[0], marker="<"), "fixed depth", fixed, dashed=True)
     ticks.of_values(ax, "x", [1, 2, 4, 8, 16, 32])
     drawing.legend(ax, columns=4)
     return drawing
@@ -99,7 +84,6 @@ def _compared(table: Table) -> list[known.EqualFlops]:
     return rows
 
 
-def _curve(drawing: Drawing, ax, label, rows, color, marker, *, dashed=False) -> None:
-    kind = "measured"
-    drawing.line(ax, "", label, rows.gap, rows.excess, color=color, dashed=dashed, kind=kind)
-    drawing.points(ax, "", label, rows.gap, rows.excess, color=color, marker=marker, label=label)
+def _curve(pen: Pen, label: str, rows, *, dashed=False) -> None:
+    pen.line(label, rows.gap, rows.excess, dashed=dashed, kind="measured")
+    pen.points(label, rows.gap, rows.excess, label=label)

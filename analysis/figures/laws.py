@@ -5,54 +5,37 @@ Bands are percentiles of the linearised law (`Fit.student_draws`): of the law's 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
 
 import numpy as np
 
 from analysis import prediction
-from analysis.errors import InputError
 from analysis.figures import drawing as figures
 from analysis.figures import ticks, words
 from analysis.figures.drawing import CYCLE, MARKERS, Drawing
+from analysis.fitting.fit import Fit
+from analysis.isoflop.power_law import PowerFit
+from analysis.laws.law import Law
+from analysis.table import load
 from analysis.table.numbers import count
-
-if TYPE_CHECKING:
-    from analysis.fitting.fit import Fit
-    from analysis.isoflop.power_law import PowerLine
-    from analysis.laws.law import Law
-    from analysis.table.table import Table
 
 _DRAWS = 1000
 _MAX_SIZES = 6
+_DOT = 16  # size of a point where there are many
 _SIZES = ("n_params", "n_params_unrolled")
 
 
-def can_draw(form: Law) -> bool:
-    """Whether one of the figures here is of this law."""
-    columns = set(form.columns)
-    of_sizes = any(columns == {size, "n_tokens"} for size in _SIZES)
-    return len(columns) == 1 or of_sizes or form.name == "repeated"
+def figure_of(form: Law) -> Callable[..., Drawing] | None:
+    """What draws a law, if a figure over one or two of its variables hides no other.
 
-
-def law(fitted: Fit, ax=None, to: float | None = None) -> Drawing:
-    """The figure that fits the law's variables.
-
-    Args:
-        to: FLOPs up to which a law over compute is drawn; of a law in N or D alone, the value itself.
-
-    Raises:
-        InputError: a law in other variables.
+    It takes `to`: FLOPs up to which a law over compute is drawn; of a law in N or D alone, the value itself.
     """
-    if len(fitted.law.columns) == 1:
-        return one_variable(fitted, ax, to)
-    if fitted.law.name == "repeated":
-        return repeated(fitted, ax)
-    if can_draw(fitted.law):
-        return sizes_and_tokens(fitted, ax, to)
-    raise InputError(
-        f"law {fitted.law.name!r} has the variables {', '.join(fitted.law.columns)}; a figure over one of them "
-        "would hide the others."
-    )
+    if len(form.columns) == 1:
+        return one_variable
+    if form.name == "repeated":
+        return repeated
+    of_sizes = any(set(form.columns) == {size, "n_tokens"} for size in _SIZES)
+    return sizes_and_tokens if of_sizes else None
 
 
 def one_variable(fitted: Fit, ax=None, to: float | None = None) -> Drawing:
@@ -71,14 +54,12 @@ def one_variable(fitted: Fit, ax=None, to: float | None = None) -> Drawing:
     panel.set(xlabel=words.label(column, data.table), ylabel=words.label(form.target, data.table))
     if logged:
         panel.set_xscale("log")
-    drawing.points(panel, column, "rows", x, y, color=CYCLE[0], marker="o", label="rows")
-    space = np.geomspace if logged else np.linspace
+    drawing.pen(panel, column, CYCLE[0]).points("rows", x, y, label="rows")
+    space, pen = np.geomspace if logged else np.linspace, drawing.pen(panel, column)
     for grid, dashed in figures.spans(x.min(), x.max(), to, 100, space):
         values, low, high = _band(fitted, {column: grid})
-        drawing.line(
-            panel, column, form.name, grid, values, dashed=dashed, label=None if dashed else "law"
-        )
-        drawing.band(panel, column, form.name, grid, low, high)
+        pen.line(form.name, grid, values, dashed=dashed, label=None if dashed else "law")
+        pen.band(form.name, grid, low, high)
     if logged:
         ticks.of_quantity(panel, "x", column, x)
     drawing.legend(panel)
@@ -104,16 +85,16 @@ def sizes_and_tokens(fitted: Fit, ax=None, to: float | None = None) -> Drawing:
     drawing = figures.new(f"law_{form.name}", caption, n_panels=1 + plain, ax=ax, sharey=True)
     left, right = drawing.axes[0], drawing.axes[-1]
     left.set(xscale="log", xlabel=words.label("n_tokens"), ylabel=words.label(form.target))
-    for sizes, style in zip(groups, _styles(groups), strict=True):
-        rows, name, color = np.isin(n, sizes), style["label"], style["color"]
-        drawing.points(left, "tokens", name, d[rows], loss[rows], **style)
+    for sizes, (name, *style) in zip(groups, _styles(groups), strict=True):
+        rows, pen = np.isin(n, sizes), drawing.pen(left, "tokens", *style)
+        pen.points(name, d[rows], loss[rows], size=_DOT, label=name)
         if len(np.unique(d[rows])) > 1:
             grid = np.geomspace(d[rows].min(), d[rows].max(), 60)
             middle = np.full(60, np.exp(np.log(sizes).mean()))
-            curve = fitted.predict({size: middle, "n_tokens": grid})
-            drawing.line(left, "tokens", name, grid, curve, color=color)
+            pen.line(name, grid, fitted.predict({size: middle, "n_tokens": grid}))
         if plain:
-            drawing.points(right, "compute", name, 6 * n[rows] * d[rows], loss[rows], **style)
+            pen = drawing.pen(right, "compute", *style)
+            pen.points(name, 6 * n[rows] * d[rows], loss[rows], size=_DOT, label=name)
     if plain:
         right.set(xscale="log", xlabel="training compute C = 6 N D (FLOPs)")
         if drawing.first_of_row(1):
@@ -125,7 +106,7 @@ def sizes_and_tokens(fitted: Fit, ax=None, to: float | None = None) -> Drawing:
     return drawing
 
 
-def repeated(fitted: Fit, ax=None) -> Drawing:
+def repeated(fitted: Fit, ax=None, to: float | None = None) -> Drawing:
     """Loss against what the tokens are worth, a curve per size; and that worth against how often they came."""
     form, data = fitted.law, fitted.dataset
     n, d, unique = (data.columns[c] for c in ("n_params", "n_tokens", "unique_tokens"))
@@ -150,17 +131,18 @@ def repeated(fitted: Fit, ax=None) -> Drawing:
     )
     right.set(xscale="log", yscale="log", xlabel="epochs D / U", ylabel="worth / U")
     grid = np.geomspace(worth.min(), worth.max(), 60)
-    for sizes, style in zip(groups, _styles(groups), strict=True):
-        rows, name, color = np.isin(n, sizes), style["label"], style["color"]
-        drawing.points(left, "worth", name, worth[rows], data.target[rows], **style)
+    for sizes, (name, *style) in zip(groups, _styles(groups), strict=True):
+        rows, pen = np.isin(n, sizes), drawing.pen(left, "worth", *style)
+        pen.points(name, worth[rows], data.target[rows], size=_DOT, label=name)
         of = {"n_params": np.full(60, np.exp(np.log(sizes).mean()))}
-        curve = fitted.predict(of | {"n_tokens": grid, "unique_tokens": grid})
-        drawing.line(left, "worth", name, grid, curve, color=color)
-        drawing.points(right, "epochs", name, (d / unique)[rows], (worth / unique)[rows], **style)
+        pen.line(name, grid, fitted.predict(of | {"n_tokens": grid, "unique_tokens": grid}))
+        pen, own = drawing.pen(right, "epochs", *style), unique[rows]
+        pen.points(name, d[rows] / own, worth[rows] / own, size=_DOT, label=name)
     epochs = np.geomspace(min(1.0, (d / unique).min()), (d / unique).max(), 60)
     more = r * (1 - np.exp(-np.maximum(epochs - 1, 0) / r))
-    drawing.line(right, "epochs", "law", epochs, np.minimum(epochs, 1) + more)
-    drawing.line(right, "epochs", "all fresh", epochs, epochs, kind="reference", width=0.6)
+    pen = drawing.pen(right, "epochs")
+    pen.line("law", epochs, np.minimum(epochs, 1) + more)
+    pen.line("all fresh", epochs, epochs, kind="reference", width=0.6)
     ticks.plain(left, "x")
     for axis in ("x", "y"):
         ticks.plain(right, axis)
@@ -174,25 +156,19 @@ def _sizes(n: np.ndarray) -> list[np.ndarray]:
     return np.array_split(each, min(len(each), _MAX_SIZES))
 
 
-def _styles(groups: list[np.ndarray]) -> list[dict[str, Any]]:
-    """How the points of each group of sizes look."""
-    return [
-        {
-            "color": color,
-            "marker": MARKERS[i % len(MARKERS)],
-            "size": 16,
-            "label": "-".join(dict.fromkeys(count(v) for v in (sizes[0], sizes[-1]))),
-        }
-        for i, (sizes, color) in enumerate(zip(groups, figures.shades(len(groups)), strict=True))
-    ]
+def _styles(groups: list[np.ndarray]) -> list[tuple[str, str, str]]:
+    """Name, colour and marker of each group of sizes."""
+    names = ["-".join(dict.fromkeys((count(sizes[0]), count(sizes[-1])))) for sizes in groups]
+    return list(zip(names, figures.shades(len(groups)), MARKERS, strict=False))
 
 
 def _frontier(drawing: Drawing, panel, fitted: Fit, spent: np.ndarray, to: float | None) -> None:
     """The law's lowest loss along C = 6 N D, where it turns."""
+    pen = drawing.pen(panel, "compute")
     for compute, dashed in figures.spans(spent.min(), spent.max(), to):
         values, low, high = _band(fitted, None, compute)
-        drawing.line(panel, "compute", "frontier", compute, values, dashed=dashed, width=1.8)
-        drawing.band(panel, "compute", "frontier", compute, low, high)
+        pen.line("frontier", compute, values, dashed=dashed, width=1.8)
+        pen.band("frontier", compute, low, high)
 
 
 def _band(fitted: Fit, columns=None, compute: np.ndarray | None = None):
@@ -220,8 +196,10 @@ def _lowest(form, params, compute: np.ndarray) -> np.ndarray:
     return loss.reshape(len(shares), len(compute)).min(axis=0)
 
 
-def power(x: np.ndarray, y: np.ndarray, line: PowerLine, table: Table, ax=None, to=None) -> Drawing:
+def power(found: PowerFit, ax=None, to: float | None = None) -> Drawing:
     """y = k x^gamma with its band."""
+    line, table = found.line, found.table
+    x, y = load.columns_of(table, ("x", "y")).values()
     low, high = line.gamma_interval
     drawing = figures.new(
         "law_power",
@@ -233,11 +211,12 @@ def power(x: np.ndarray, y: np.ndarray, line: PowerLine, table: Table, ax=None, 
     [panel] = drawing.axes
     panel.set(xscale="log", yscale="log")
     panel.set(xlabel=words.label("x", table), ylabel=words.label("y", table))
-    drawing.points(panel, "power", "points", x, y, color=CYCLE[0], marker="o")
+    drawing.pen(panel, "power", CYCLE[0]).points("points", x, y)
+    pen = drawing.pen(panel, "power")
     for grid, dashed in figures.spans(line.x_low, line.x_high, to):
         middle, below, above = line.predict(grid)
-        drawing.line(panel, "power", "line", grid, middle, dashed=dashed)
-        drawing.band(panel, "power", "line", grid, below, above)
+        pen.line("line", grid, middle, dashed=dashed)
+        pen.band("line", grid, below, above)
     drawing.title(panel, f"y ~ x^{line.gamma:.3f} [{low:.3f}, {high:.3f}]")
     for axis, values in (("x", x), ("y", y)):
         ticks.of_quantity(panel, axis, axis, values)

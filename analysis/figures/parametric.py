@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from analysis import prediction
 from analysis.figures import drawing as figures
 from analysis.figures import ticks, words
 from analysis.figures.drawing import CYCLE, MARKERS, MU, Drawing
+from analysis.fitting.fit import Fit
 from analysis.table import load
-
-if TYPE_CHECKING:
-    from analysis.fitting.fit import Fit
-    from analysis.table.load import Table
+from analysis.table.load import Table
 
 
 def observed(fitted: Fit, ax=None) -> Drawing:
@@ -36,19 +32,16 @@ def observed(fitted: Fit, ax=None) -> Drawing:
     left.set(xlabel=f"predicted {what}{unit}", ylabel=f"observed {what}{unit}")
     right.set(xlabel=f"predicted {what}{unit}", ylabel="predicted / observed - 1 (%)")
     ends = np.array([min(y.min(), predicted.min()), max(y.max(), predicted.max())])
-    drawing.line(left, "observed", "equality", ends, ends, kind="reference")
-    drawing.line(right, "error", "equality", ends, np.zeros(2), kind="reference")
+    drawing.pen(left, "observed").line("equality", ends, ends, kind="reference")
+    drawing.pen(right, "error").line("equality", ends, np.zeros(2), kind="reference")
     by, groups = _groups(data)
-    for i, group in enumerate(groups):
+    for i, (group, color) in enumerate(zip(groups, figures.shades(len(groups)), strict=True)):
         rows = slice(None) if group is None else by == group
         name = "rows" if group is None else f"mu {group:g}"
-        style = {
-            "color": figures.shades(len(groups))[i],
-            "marker": MARKERS[i % len(MARKERS)],
-            "label": None if group is None else f"{MU} = {group:g}",
-        }
-        drawing.points(left, "observed", name, predicted[rows], y[rows], **style)
-        drawing.points(right, "error", name, predicted[rows], error[rows], **style)
+        label, marker = None if group is None else f"{MU} = {group:g}", MARKERS[i % len(MARKERS)]
+        for panel, of, values in ((left, "observed", y), (right, "error", error)):
+            pen = drawing.pen(panel, of, color, marker)
+            pen.points(name, predicted[rows], values[rows], label=label)
     drawing.legend(left)
     return drawing
 
@@ -85,9 +78,9 @@ def profiles(fitted: Fit, ax=None) -> Drawing:
         wide = p.kind == "coefficient" and values[-1] > 10 * values[0] > 0
         if wide:
             panel.set_xscale("log")
-        drawing.line(panel, p.name, "profile", values, found.deviance[near])
+        drawing.pen(panel, p.name).line("profile", values, found.deviance[near])
         ends, limit = values[[0, -1]], [found.limit] * 2
-        drawing.line(panel, p.name, "limit", ends, limit, color=CYCLE[1], dashed=True, kind="limit")
+        drawing.pen(panel, p.name, CYCLE[1]).line("limit", ends, limit, dashed=True, kind="limit")
         if wide:
             ticks.power(panel, "x")
         else:
@@ -128,24 +121,15 @@ def contours(fitted: Fit, ax=None) -> Drawing:
         xlabel=words.label("train_flops"),
         ylabel=words.label("mean_recurrence"),
     )
-    drawing.contours(ax, "contours", flops, mu, loss, label="loss")
+    pen = drawing.pen(ax, "contours")
+    pen.contours(flops, mu, loss, label="loss")
     best = mu[loss.argmin(axis=0)]
     measured = best <= frame.mean_recurrence.max()
     for part, dashed in ((measured, False), (~measured, True)):
         if part.any():
-            drawing.line(
-                ax, "contours", "frontier", flops[part], best[part], dashed=dashed, width=1.8
-            )
-    drawing.points(
-        ax,
-        "contours",
-        "runs",
-        frame.train_flops,
-        frame.mean_recurrence,
-        color=CYCLE[0],
-        marker=".",
-        size=14,
-    )
+            pen.line("frontier", flops[part], best[part], dashed=dashed, width=1.8)
+    dots = drawing.pen(ax, "contours", CYCLE[0], ".")
+    dots.points("runs", frame.train_flops, frame.mean_recurrence, size=14)
     ax.set_xlim(flops[0] / 1.1, flops[-1] * 1.1)
     ticks.of_values(ax, "y", [1, *frame.mean_recurrence])
     ticks.power(ax, "x")
@@ -153,19 +137,10 @@ def contours(fitted: Fit, ax=None) -> Drawing:
 
 
 def frontiers(table: Table, ax=None) -> Drawing:
-    """The lowest loss at each budget, looped against fixed depth (mu_rec = 1).
-
-    Raises:
-        InputError: columns missing.
-    """
+    """The lowest loss at each budget, looped against fixed depth (mu_rec = 1)."""
     table = load.at_training_depth(table)
     table = load.need(table, ("train_flops", "mean_recurrence", "val_loss"), "frontier")
-    frame = table.frame
-    by = (
-        "budget_flops"
-        if "budget_flops" in frame and frame.budget_flops.notna().all()
-        else "train_flops"
-    )
+    frame, by = table.frame, load.spent_by(table)
     drawing = figures.new(
         "frontiers",
         f"Lowest loss at each compute, looped against fixed depth. Hollow: the other runs. Rows: {table.source}.",
@@ -173,29 +148,17 @@ def frontiers(table: Table, ax=None) -> Drawing:
     )
     ax = drawing.axes[0]
     ax.set(xscale="log", xlabel=words.label("train_flops"), ylabel=words.label("val_loss"))
-    for i, (name, rows) in enumerate(
-        (
-            ("fixed depth", frame[frame.mean_recurrence == 1]),
-            ("looped", frame[frame.mean_recurrence > 1]),
-        )
-    ):
+    looped = frame.mean_recurrence > 1
+    fixed = frame.mean_recurrence == 1
+    for i, (name, rows) in enumerate((("fixed depth", frame[fixed]), ("looped", frame[looped]))):
         if not len(rows):
             continue
         best = rows.loc[rows.groupby(by).val_loss.idxmin()].sort_values(by)
         rest = rows.drop(best.index)
-        style = {"color": CYCLE[i], "marker": MARKERS[i]}
-        drawing.points(ax, "frontiers", name, best[by], best.val_loss, label=name, **style)
-        drawing.line(ax, "frontiers", name, best[by], best.val_loss, color=CYCLE[i], kind="guide")
-        drawing.points(
-            ax,
-            "frontiers",
-            f"{name}, other runs",
-            rest[by],
-            rest.val_loss,
-            filled=False,
-            size=10,
-            **style,
-        )
+        pen = drawing.pen(ax, "frontiers", CYCLE[i], MARKERS[i])
+        pen.points(name, best[by], best.val_loss, label=name)
+        pen.line(name, best[by], best.val_loss, kind="guide")
+        pen.points(f"{name}, other runs", rest[by], rest.val_loss, filled=False, size=10)
     ticks.power(ax, "x")
     drawing.legend(ax)
     return drawing

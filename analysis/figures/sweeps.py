@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 import numpy as np
 
 from analysis.errors import InputError
 from analysis.figures import drawing as figures
 from analysis.figures import ticks, words
-from analysis.figures.drawing import MARKERS, MU, Drawing
-
-if TYPE_CHECKING:
-    from analysis.isoflop.parabolas import Parabola, Recurrence
-    from analysis.test_time import Curve, TestTime
+from analysis.figures.drawing import MARKERS, MU, Drawing, Pen
+from analysis.isoflop.parabolas import Parabola, Recurrence
+from analysis.laws.law import Law
+from analysis.test_time import Curve, TestTime
 
 _MAX_PANELS = 9
 
@@ -38,49 +37,30 @@ def isoflop(recurrence: Recurrence, ax=None) -> Drawing:
         if drawing.first_of_row(place):
             panel.set_ylabel(words.label("val_loss"))
         for i, (parabola, color) in enumerate(zip(own, figures.shades(len(own)), strict=True)):
-            _budget(drawing, panel, recurrence, parabola, color, MARKERS[i % len(MARKERS)])
+            _budget(drawing.pen(panel, axis, color, MARKERS[i % len(MARKERS)]), rows, parabola)
         ticks.of_quantity(panel, "x", axis, rows[axis])
     drawing.legend(drawing.axes[0], "budget (FLOPs)")
     return drawing
 
 
-def _budget(drawing: Drawing, ax, recurrence, p: Parabola, color, marker) -> None:
-    rows = recurrence.table.frame
+def _budget(pen: Pen, rows, p: Parabola) -> None:
     rows = rows[rows.budget_flops == p.budget_flops].sort_values(p.axis)
     label = figures.flops(p.budget_flops)
     fitted = p.sse > 0 or p.c != 0
-    drawing.points(
-        ax,
-        p.axis,
-        label,
-        rows[p.axis],
-        rows.val_loss,
-        color=color,
-        marker=marker,
-        filled=fitted,
-        label=label,
-    )
+    pen.points(label, rows[p.axis], rows.val_loss, filled=fitted, label=label)
     if not fitted:
         return
     grid = np.geomspace(p.low, p.high, 100)
-    drawing.line(ax, p.axis, label, grid, p.predict(grid), color=color)
+    pen.line(label, grid, p.predict(grid))
     if p.optimum is None:
         return
     if not p.low <= p.optimum <= p.high:
         end = p.low if p.optimum < p.low else p.high
         beyond = np.geomspace(end, p.optimum, 30)
-        drawing.line(ax, p.axis, label, beyond, p.predict(beyond), color=color, dashed=True)
-    drawing.points(
-        ax,
-        p.axis,
-        f"minimum {label}" + ("" if p.status == "interior" else " (not enclosed)"),
-        [p.optimum],
-        [p.optimum_loss],
-        color=color,
-        marker="*",
-        filled=p.status == "interior",
-        size=90,
-    )
+        pen.line(label, beyond, p.predict(beyond), dashed=True)
+    filled = p.status == "interior"
+    series = f"minimum {label}" + ("" if filled else " (not enclosed)")
+    replace(pen, marker="*").points(series, [p.optimum], [p.optimum_loss], filled=filled, size=90)
 
 
 def power_laws(recurrence: Recurrence, ax=None, to: float | None = None) -> Drawing:
@@ -88,9 +68,6 @@ def power_laws(recurrence: Recurrence, ax=None, to: float | None = None) -> Draw
 
     Args:
         to: FLOPs up to which the line is drawn, dashed beyond the budgets.
-
-    Raises:
-        InputError: when no budget has a minimum to draw.
     """
     axes = list(dict.fromkeys(p.axis for p in recurrence.parabolas if p.optimum is not None))
     if not axes:
@@ -111,10 +88,10 @@ def power_laws(recurrence: Recurrence, ax=None, to: float | None = None) -> Draw
     for panel, axis in zip(drawing.axes, axes, strict=True):
         panel.set(xscale="log", yscale="log", xlabel=words.label("budget_flops"))
         panel.set_ylabel(f"optimal {words.label(axis)}")
-        seen = [p.optimum for p in recurrence.parabolas if p.axis == axis and p.optimum is not None]
-        for p in recurrence.parabolas:
-            if p.axis == axis and p.optimum is not None:
-                _optimum(drawing, panel, p)
+        own = [p for p in recurrence.parabolas if p.axis == axis and p.optimum is not None]
+        for p in own:
+            _optimum(drawing.pen(panel, axis, figures.CYCLE[0]), p)
+        pen = drawing.pen(panel, axis)
         line = recurrence.lines.get(axis)
         if line is None:
             drawing.title(panel, "no exponent: too few enclosed minima")
@@ -125,25 +102,23 @@ def power_laws(recurrence: Recurrence, ax=None, to: float | None = None) -> Draw
             end = max(budgets.max(), to or 0)
             for x, dashed in figures.spans(line.x_low, line.x_high, end, start=budgets.min()):
                 middle, below, above = line.predict(x)
-                drawing.line(panel, axis, text, x, middle, dashed=dashed)
-                drawing.band(panel, axis, text, x, below, above)
+                pen.line(text, x, middle, dashed=dashed)
+                pen.band(text, x, below, above)
             exponent = f"{words.parameter('gamma')} = {line.gamma:.3f} [{low:.3f}, {high:.3f}]"
             drawing.title(panel, f"{words.letter(axis)}* ~ Cᵞ,  {exponent}")
         powers = 2.0 ** np.arange(12)  # of loops; a line goes on beyond those that were run
-        ticks.of_quantity(panel, "y", axis, powers if axis == "mean_recurrence" else seen)
+        seen = powers if axis == "mean_recurrence" else [p.optimum for p in own]
+        ticks.of_quantity(panel, "y", axis, seen)
         ticks.power(panel, "x")
     return drawing
 
 
-def _optimum(drawing: Drawing, ax, p: Parabola) -> None:
-    color = figures.CYCLE[0]
+def _optimum(pen: Pen, p: Parabola) -> None:
     filled = p.status == "interior"
     series = "minima" if filled else "minima not enclosed"
-    drawing.points(
-        ax, p.axis, series, [p.budget_flops], [p.optimum], color=color, marker="o", filled=filled
-    )
+    pen.points(series, [p.budget_flops], [p.optimum], filled=filled)
     if p.ci_low is not None and p.ci_high is not None:
-        drawing.bar(ax, p.axis, series, [p.budget_flops], [p.ci_low], [p.ci_high], color=color)
+        pen.bar(series, [p.budget_flops], [p.ci_low], [p.ci_high])
 
 
 def test_time(curves: TestTime, ax=None) -> Drawing:  # noqa: PT028 - no test
@@ -181,8 +156,8 @@ def test_time(curves: TestTime, ax=None) -> Drawing:  # noqa: PT028 - no test
                 label = f"{MU} = {key:g}"
                 if several[curve.mean_recurrence] > 1 and len(curves.curves) <= len(MARKERS):
                     label += f" ({curve.run})"
-            marker = MARKERS[place % len(MARKERS)]
-            _curve(drawing, panel, name, curve, curves.law, colors[key], marker, label)
+            pen = drawing.pen(panel, name, colors[key], MARKERS[place % len(MARKERS)])
+            _curve(pen, curve, curves.law, label)
         ticks.of_values(panel, "x", np.concatenate([c.n_loops for c in own]))
     drawing.legend(drawing.axes, order=lambda label: (len(label), label))  # mu 4 before mu 16
     return drawing
@@ -191,45 +166,21 @@ def test_time(curves: TestTime, ax=None) -> Drawing:  # noqa: PT028 - no test
 test_time.__test__ = False  # type: ignore[attr-defined] # tells pytest: a figure, not a test
 
 
-def _curve(drawing: Drawing, ax, panel, curve: Curve, law, color, marker, label: str) -> None:
-    mu = "" if curve.mean_recurrence is None else f"mu {curve.mean_recurrence:g} "
-    series = f"{mu}({curve.run})" if mu else curve.run
-    drawing.points(
-        ax,
-        panel,
-        series,
-        curve.n_loops,
-        curve.val_loss,
-        color=color,
-        marker=marker,
-        filled=curve.values is not None,
-        label=label,
-    )
+def _curve(pen: Pen, curve: Curve, law: Law, label: str) -> None:
+    trained, fitted = curve.mean_recurrence, curve.values is not None
+    series = curve.run if trained is None else f"mu {trained:g} ({curve.run})"
+    pen.points(series, curve.n_loops, curve.val_loss, filled=fitted, label=label)
     low, high = curve.n_loops.min(), curve.n_loops.max()
-    if curve.values is not None:
+    if fitted:
         grid = np.geomspace(low, high, 200)
-        loss = law.predict(curve.values, {"n_loops": grid})
-        drawing.line(ax, panel, series, grid, loss, color=color)
-        if "L_inf" in curve.values:
+        pen.line(series, grid, law.predict(curve.params, {"n_loops": grid}))
+        if "L_inf" in curve.params:
             span = np.array([np.sqrt(low * high), high])  # the right half, where the curve nears it
-            drawing.mark(
-                ax, panel, f"L_inf {series}", y=curve.values["L_inf"], span=span, color=color
-            )
-    trained = curve.mean_recurrence
+            pen.mark(f"L_inf {series}", curve.params["L_inf"], span)
     if trained is not None and low <= trained <= high:
         order = np.argsort(curve.n_loops)
-        at = float(np.interp(trained, curve.n_loops[order], curve.val_loss[order]))
-        if curve.values is not None:
-            at = float(law.predict(curve.values, {"n_loops": np.array([trained])})[0])
-        drawing.points(
-            ax,
-            panel,
-            f"T = mu {series}",
-            [trained],
-            [at],
-            color=color,
-            marker="o",
-            filled=False,
-            size=90,
-            kind="mark",
-        )
+        at = np.interp(trained, curve.n_loops[order], curve.val_loss[order])
+        if fitted:
+            at = law.predict(curve.params, {"n_loops": np.array([trained])})[0]
+        ring = replace(pen, marker="o")
+        ring.points(f"T = mu {series}", [trained], [at], filled=False, size=90, kind="mark")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
 
 from analysis.figures.drawing import MU
 from analysis.table.columns import info
-
-if TYPE_CHECKING:
-    from analysis.table.table import Table
+from analysis.table.table import Table
 
 _LABELS = {
     "mean_recurrence": f"mean recurrence {MU} (loops)",
@@ -49,6 +47,4 @@ def parameter(name: str) -> str:
 
 def formula(text: str) -> str:
     """A law's formula with mu and the exponents in Greek."""
-    import re
-
     return re.sub(r"[A-Za-z]+", lambda m: _GREEK.get(m[0], m[0]), text)

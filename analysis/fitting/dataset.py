@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -9,16 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis.errors import InputError
+from analysis.laws.law import Law
 from analysis.table import checks, load, numbers, units
 from analysis.table.columns import info
+from analysis.table.load import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import pandas as pd
-
-    from analysis.laws.law import Law
-    from analysis.table.load import Table
 
 _ONE_LOSS = 1e-5  # two losses of one setting closer than this share are one measurement
 _TOGETHER = 1e-4  # share of log N's variance that log D leaves unexplained: below, they are one
@@ -65,16 +63,11 @@ class Dataset:
 
     def take(self, which: np.ndarray) -> Dataset:
         """The rows of a mask or an index."""
-        rows, others = _index(which), self.table.others
+        rows, others = np.arange(len(self))[which], self.table.others
+        others = others.iloc[rows] if others is not None and len(others) == len(self) else None
         return replace(
             self,
-            table=replace(
-                self.table,
-                frame=self.table.frame.iloc[rows],
-                others=others.iloc[rows]
-                if others is not None and len(others) == len(self)
-                else None,
-            ),
+            table=replace(self.table, frame=self.table.frame.iloc[rows], others=others),
             columns={k: v[which] for k, v in self.columns.items()},
             target=self.target[which],
             runs=None if self.runs is None else np.unique(self.runs[which], return_inverse=True)[1],
@@ -119,10 +112,10 @@ def prepare(table: Table, law: Law) -> Dataset:
             )
     runs, unit = _runs(table.frame, law)
     if runs is not None and not law.per_run:
-        many = unit.partition(" ")[0]
+        one = unit.partition(" ")[0].removesuffix("s")
         table = table.noting(
-            f"{len(target)} rows of {runs.max() + 1} {unit}: rows of one {many[:-1]} are not independent, so "
-            f"intervals count {many} and not rows (bootstraps resample {many})"
+            f"{len(target)} rows of {runs.max() + 1} {unit}: rows of one {one} are not independent, so "
+            f"intervals count {one}s and not rows (bootstraps resample {one}s)"
         )
     return Dataset(
         table=table.noting(*_seed_notes(table, law), *_unnamed_notes(table, law)),
@@ -160,11 +153,6 @@ def _disagreements(table: Table, law: Law) -> list[str]:
     return checks.repeated(table, law.columns)
 
 
-def _index(which: np.ndarray) -> np.ndarray:
-    which = np.asarray(which)
-    return np.flatnonzero(which) if which.dtype == bool else which
-
-
 def _variable(law: Law, term, columns) -> np.ndarray:
     """A term's variable, at the middle of its shape parameter's start region."""
     middle = {p.name: float(np.mean(p.start)) for p in law.params}.get(term.shape)
@@ -182,30 +170,26 @@ def _runs(frame, law: Law) -> tuple[np.ndarray | None, str]:
         if not keys or not set(keys) <= set(frame):
             continue
         runs = frame.groupby(keys, dropna=False, sort=False).ngroup().to_numpy()
-        enough = len(law.params) if keys == list(law.cells) else 1
+        # rows of one run tell of that run alone, which is what a curve over its loops asks
+        of_a_run = law.per_run or law.columns == ("n_loops",)
+        enough = len(law.params) if keys == list(law.cells) else int(of_a_run)
         if enough < runs.max() + 1 < len(runs):
-            return runs, unit
+            return runs, unit if runs.max() else "run"
     return None, "runs"
 
 
 def _proportional(law: Law, columns) -> list[str]:
     """A sentence for each two power-law variables that rise together."""
     out = []
-    simple = [
-        c
-        for c in law.columns
-        if (columns[c] > 0).all() and any(_is_power(t, c, columns) for t in law.terms)
-    ]
+    positive = [c for c in law.columns if (columns[c] > 0).all()]
+    simple = [c for c in positive if any(_is_power(t, c, columns) for t in law.terms)]
     for a, b in combinations(simple, 2):
         x, y = np.log(columns[a]), np.log(columns[b])
         correlation = np.corrcoef(x, y)[0, 1]
         if 1 - correlation**2 < _TOGETHER:
             slope = np.polyfit(x, y, 1)[0]
-            how = (
-                "are proportional"
-                if abs(slope - 1) < 0.01
-                else f"rise together ({b} ~ {a}^{slope:.3g})"
-            )
+            how = f"rise together ({b} ~ {a}^{slope:.3g})"
+            how = "are proportional" if abs(slope - 1) < 0.01 else how
             names = f"{info(a)[0]} and {info(b)[0]}"
             out.append(f"{names} {how}: their exponents cannot be told apart")
     return out

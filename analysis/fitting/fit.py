@@ -56,11 +56,6 @@ class Fit:
         return intervals.curvature(self.objective, self.theta, self.dataset.runs)
 
     @property
-    def covariance(self) -> np.ndarray:
-        """(P, P) in the law's order, coefficients by their logarithms; 0 for one at a bound."""
-        return self.curvature.covariance
-
-    @property
     def log_residuals(self) -> np.ndarray:
         """log(observed / fitted) of each row, (n,)."""
         return np.log(self.dataset.target / self.predict(self.dataset.columns))
@@ -76,7 +71,14 @@ class Fit:
         )
 
     def resamples(self, n: int = 500) -> dict[str, np.ndarray]:
-        """Parameters of n refits of resampled rows (runs where rows repeat them), by name."""
+        """Parameters of n refits of resampled rows (runs where rows repeat them), by name.
+
+        Raises:
+            InputError: as many runs as parameters, or fewer.
+        """
+        if self.dataset.n_runs <= len(self.theta):
+            words = intervals.too_few_runs(self.dataset, len(self.theta))
+            raise InputError(f"{self.dataset.table.source}: {words}. Add runs.")
         rng = np.random.default_rng([self.options.seed, 1])
         weights = intervals.counts(self.dataset, n, rng)
         draws, _ = intervals.refits(self.objective, self.theta, weights)
@@ -189,6 +191,9 @@ def _intervals(objective, best: Search, data: Dataset, law: Law, options: FitOpt
         exact = objective.natural(best.theta)
         words = "none needed: the law passes through every row to the last digits"
         return best, Intervals(words, dict(exact), dict(exact))
+    if data.n_runs <= len(best.theta):
+        words = intervals.too_few_runs(data, len(best.theta))
+        return best, Intervals("none follow", problems=(words,))
     if kind == "linear":
         return best, intervals.linear(objective, best.theta, data, confidence)
     if kind == "block" and data.runs is None:
@@ -251,17 +256,15 @@ def at_bounds(objective: Objective, theta: np.ndarray) -> dict[str, str]:
     for i, p in enumerate(objective.law.params):
         low, high = theta[i] <= objective.lower[i], theta[i] >= objective.upper[i]
         if p.kind == "coefficient" and low and p.name in objective.law.floors:
-            out[p.name] = (
-                f"{p.name} reaches 0: the data do not need a floor; the other terms and the "
-                "predictions stand"
+            said = (
+                "reaches 0: the data do not need a floor; the other terms and the predictions stand"
             )
         elif p.kind == "coefficient" and low:
-            out[p.name] = (
-                f"{p.name} vanishes: the data do not need its term, and the parameters in it mean nothing"
-            )
+            said = "vanishes: the data do not need its term, and the parameters in it mean nothing"
         elif low or high:
             edge = p.bounds[0] if low else p.bounds[1]
-            out[p.name] = (
-                f"{p.name} lies at the bound {edge:g} of its range; the data do not hold it"
-            )
+            said = f"lies at the bound {edge:g} of its range; the data do not hold it"
+        else:
+            continue
+        out[p.name] = f"{p.name} {said}"
     return out

@@ -6,17 +6,15 @@ Profile likelihoods, which scale their rise by what `curvature` finds, are in `a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy.special import ndtr, stdtrit
 
 from analysis.errors import InputError
+from analysis.fitting.dataset import Dataset
+from analysis.fitting.objective import Objective
 from analysis.progress import track
-
-if TYPE_CHECKING:
-    from analysis.fitting.dataset import Dataset
-    from analysis.fitting.objective import Objective
 
 _FEW = 300  # runs; of more the degrees of freedom make no difference
 # An eigenvalue of J'J below this share of the largest: the objective is flat along it
@@ -228,10 +226,10 @@ def bootstrap(
     # that the data leave open
     tail = 50 * (1 - confidence) if data.runs is None else expanded(data.n_runs, confidence)
     values = by_name(objective, draws)
-    low: dict[str, float | None] = {k: float(np.percentile(v, tail)) for k, v in values.items()}
-    high: dict[str, float | None] = {
-        k: float(np.percentile(v, 100 - tail)) for k, v in values.items()
-    }
+    sides: list[dict[str, float | None]] = [
+        {k: float(np.percentile(v, at)) for k, v in values.items()} for at in (tail, 100 - tail)
+    ]
+    low, high = sides
     notes, problems = _open_ends(objective, draws, tail, low, high)
     stopped = int((~finished).sum())
     if stopped > 0.05 * n_resamples:

@@ -15,15 +15,13 @@ Letters: n observations, P parameters.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.optimize import OptimizeResult, least_squares
 
-if TYPE_CHECKING:
-    from analysis.fitting.dataset import Dataset
-    from analysis.fitting.options import FitOptions
-    from analysis.laws.law import Law, LawTerm
+from analysis.fitting.dataset import Dataset
+from analysis.fitting.options import FitOptions
+from analysis.laws.law import Law, LawTerm
 
 _TINY = 1e-300
 _LEAST = 1e-30  # of a measurement

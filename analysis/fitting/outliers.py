@@ -7,16 +7,13 @@ recorded wrongly, or one of a kind that the law does not know, and which of the 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from analysis.fitting.dataset import Dataset
+from analysis.fitting.objective import Objective
 from analysis.fitting.options import FitOptions
 from analysis.table.columns import info
-
-if TYPE_CHECKING:
-    from analysis.fitting.dataset import Dataset
-    from analysis.fitting.objective import Objective
 
 FAR = 25.0  # spreads; published tables that are fitted whole have no row beyond 17
 _ALONG = 4.0  # times that, where a run has several rows: along its curve a law is off by more in some places

@@ -13,26 +13,22 @@ import bisect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.optimize import OptimizeResult, root_scalar
 from scipy.special import stdtrit
 
+from analysis.fitting.dataset import Dataset
 from analysis.fitting.intervals import (
     Curvature,
     Intervals,
     by_run,
     curvature,
     floor_note,
-    too_few_runs,
 )
+from analysis.fitting.objective import Objective
 from analysis.fitting.search import Search, project
 from analysis.progress import track
-
-if TYPE_CHECKING:
-    from analysis.fitting.dataset import Dataset
-    from analysis.fitting.objective import Objective
 
 _FIRST, _GROWTH, _STEPS = 0.7, 1.6, 24  # of the scan outward, in half-widths of a parabola
 _BEYOND = 3.0  # times the limit: where the scan ends
@@ -60,8 +56,6 @@ def intervals(objective: Objective, best: Search, data: Dataset, confidence: flo
     theta = best.theta
     found = curvature(objective, theta, data.runs)
     method = "profile likelihood, Student t" + by_run(data)
-    if data.n_runs <= len(theta):
-        return Intervals(method, problems=(too_few_runs(data, len(theta)),)), None
     low, high, notes, problems, profiles = {}, {}, [], [], {}
     for p in track(objective.law.params, "profiles"):
         one = profiles[p.name] = profile(objective, best, p.name, found, confidence)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, field, fields
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,8 +53,8 @@ class FitResult:
     dropped: tuple[Dropped, ...] = ()
     objective: float | None
     objective_name: str  # "sum of Huber(log loss residual), delta=1e-3"
-    n_starts: int
-    n_starts_at_best: int
+    n_starts: int = 1  # of one in closed form
+    n_starts_at_best: int = 1
     data_sha256: str  # of the rows used, after dropping
     r_squared: float | None = None  # of the target itself
     rmse_log: float | None = None  # of log(observed / fitted)
@@ -116,8 +117,6 @@ class FitResult:
         )
 
     def _repr_html_(self) -> str:
-        from html import escape
-
         verdict = "valid" if self.valid else "NOT VALID: " + " ".join(map(escape, self.problems))
         head = f"<p><code>{escape(self.formula)}</code>: {self.n_obs} rows, {verdict}</p>"
         return head + html_of(self.params)
@@ -128,23 +127,16 @@ class FitResult:
 
     @classmethod
     def from_json(cls, text: str) -> FitResult:
-        """Inverse of `to_json`.
+        """Inverse of `to_json`."""
+        from pydantic import TypeAdapter, ValidationError  # no fit needs it
 
-        Raises:
-            InputError: if the text is not a FitResult.
-        """
         try:
-            data = json.loads(text)
-            data.pop("valid")
-            data["params"] = tuple(Param(**_infinite(p)) for p in data["params"])
-            data["dropped"] = tuple(Dropped(**d) for d in data["dropped"])
-            for name in ("notes", "problems", "residuals"):
-                data[name] = tuple(data[name])
-            return cls(**data)
-        except (ValueError, KeyError, TypeError) as error:
+            return TypeAdapter(cls).validate_json(text)
+        except ValidationError as error:
+            fault = error.errors(include_url=False)[0]
             needed = ", ".join(f.name for f in fields(cls))
             raise InputError(
-                f"not a fit result ({error!r}); JSON with {needed} is needed, as `parcae fit "
+                f"not a fit result ({fault['msg']} {fault['loc']}); JSON with {needed} is needed, as `parcae fit "
                 "--json` writes it."
             ) from error
 
@@ -157,7 +149,8 @@ class FitResult:
         """The text a person reads: values, intervals, how the search went, what is wrong."""
         verdict = "valid" if self.valid else "NOT VALID"
         lines = [f"{self.formula}   ({self.law}: {self.n_obs} rows, {verdict})"]
-        lines += _by_run(self) or _one_by_one(self.params)
+        width = max((len(p.name) for p in self.params), default=0)
+        lines += _by_run(self) or [_line(p, width) for p in self.params]
         lines.append(f"  {self.confidence:.0%} intervals: {self.interval_method}")
         if self.objective is not None:
             lines.append(
@@ -200,11 +193,6 @@ def html_of(params: tuple[Param, ...]) -> str:
     """The same as a table of a page or a notebook."""
     shown = frame_of(params)[["value", "ci_low", "ci_high", "unit"]]
     return shown.to_html(float_format="{:.5g}".format, na_rep="")
-
-
-def _one_by_one(params: tuple[Param, ...]) -> list[str]:
-    width = max((len(p.name) for p in params), default=0)
-    return [_line(p, width) for p in params]
 
 
 def _by_run(result: FitResult) -> list[str]:
@@ -273,7 +261,3 @@ def _finite(x: Any) -> Any:
     if isinstance(x, (list, tuple)):
         return [_finite(v) for v in x]
     return x
-
-
-def _infinite(p: dict[str, Any]) -> dict[str, Any]:
-    return {k: float(v) if v in ("inf", "-inf") else v for k, v in p.items()}

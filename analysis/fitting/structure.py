@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import fdtrc
 
+from analysis.fitting.dataset import Dataset
+from analysis.fitting.objective import Objective
+from analysis.laws.law import Law
 from analysis.table import checks, numbers
 from analysis.table.columns import info
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from analysis.fitting.dataset import Dataset
-    from analysis.fitting.objective import Objective
-    from analysis.laws.law import Law
 
 LEVEL = 0.005  # of false alarms, of each of the two
 _DRAWN_IN = 3.0  # spreads
@@ -59,12 +58,15 @@ def gain(residual: np.ndarray, taken: np.ndarray, added: np.ndarray) -> tuple[fl
 def _residuals(objective: Objective, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Residuals beyond the fit's directions, far ones drawn in; and an orthonormal basis of these directions."""
     r, jacobian = objective.residuals_and_jacobian(theta)
-    rows = jacobian[:, (theta > objective.lower) & (theta < objective.upper)]
-    size = np.maximum(np.linalg.norm(rows, axis=0), 1e-300)
-    taken = np.linalg.qr(rows / size)[0]
-    reach = _DRAWN_IN * 1.4826 * float(np.median(np.sort(np.abs(r))[rows.shape[1] :]))
+    taken = directions(jacobian[:, (theta > objective.lower) & (theta < objective.upper)])
+    reach = _DRAWN_IN * 1.4826 * float(np.median(np.sort(np.abs(r))[taken.shape[1] :]))
     r = np.clip(r, -reach, reach)
     return r - taken @ (taken.T @ r), taken
+
+
+def directions(jacobian: np.ndarray) -> np.ndarray:
+    """An orthonormal basis (n, p) of what a fit took, whatever the units of its parameters."""
+    return np.linalg.qr(jacobian / np.maximum(np.linalg.norm(jacobian, axis=0), 1e-300))[0]
 
 
 def _sizes(data: Dataset, law: Law) -> np.ndarray | None:

@@ -8,7 +8,6 @@ is computed from the training law fitted to the same runs, and said with the rec
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,13 +15,11 @@ from analysis.errors import InputError
 from analysis.fitting.fit import fit_table
 from analysis.isoflop import parabolas
 from analysis.isoflop.parabola import axis_words
+from analysis.isoflop.parabolas import Parabola, Recurrence
 from analysis.laws import library
 from analysis.prediction import MU_GRID, flops_per_token, sizes
 from analysis.table import load
-
-if TYPE_CHECKING:
-    from analysis.isoflop.parabolas import Parabola, Recurrence
-    from analysis.table.load import Table
+from analysis.table.load import Table
 
 BIASED = 0.1  # a vertex off by more than this share of the optimum is named
 OFF_CENTRE = 0.5  # of the half-width of the grid in log mu
@@ -35,23 +32,16 @@ def judged(found: Recurrence) -> Recurrence:
     own = [p for p in found.parabolas if p.axis == axis and p.optimum is not None]
     own = [p for p in own if p.status != "flat"]  # where such a vertex lies means nothing
     notes = [words for p in own if (words := _shape_of_grid(p))]
-    if axis != "mean_recurrence":
-        result = replace(found.result, notes=(*found.result.notes, *notes))
-        return replace(found, result=result)
     tables = dict(found.result.tables)
-    try:
-        rows, exponent = _bias_by_the_training_law(found.table)
-        tables["parabola_bias"] = rows
-        notes += _biases(rows, exponent)
-    except InputError as error:
-        notes.append(f"the bias of the parabolas on this grid is not quantified: {error}")
+    if axis == "mean_recurrence":
+        try:
+            values = fit_table(found.table, library.get("training"), interval="none").params
+            tables["parabola_bias"] = parabola_bias(values, found.table)
+            notes += _biases(tables["parabola_bias"], values["x"])
+        except InputError as error:
+            notes.append(f"the bias of the parabolas on this grid is not quantified: {error}")
     result = replace(found.result, tables=tables, notes=(*found.result.notes, *notes))
     return replace(found, result=result)
-
-
-def _bias_by_the_training_law(table: Table) -> tuple[list[dict], float]:
-    values = fit_table(table, library.get("training"), interval="none").params
-    return parabola_bias(values, table), values["x"]
 
 
 def _biases(rows: list[dict], exponent: float) -> list[str]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.special import fdtrc
 
 from analysis.isoflop.parabola import MIN_RUNS, Parabola, axis_words, least_squares
 from analysis.isoflop.power_law import PowerLine, fit_line
-
-if TYPE_CHECKING:
-    from analysis.table.load import Table
+from analysis.table.load import Table
 
 _FAR_OFF = 8.0  # times the misfit of the other budgets' parabolas
 _BENT = 1e-3  # p of the F test
@@ -69,14 +67,11 @@ def _named(own: Parabola, worst: int, noise: float, table: Table, runs: Table) -
         (runs.frame.budget_flops == own.budget_flops) & (runs.frame[own.axis] == setting[own.axis])
     ]
     row = seeds.loc[(seeds.val_loss - fit[0] @ [1, z, z * z]).abs().idxmax()]
-    known = "trial_id" in seeds
-    leave = (
-        f"{runs.called('trial_id')}!={row.trial_id}"
-        if known
-        else f"val_loss!={float(row.val_loss)!r}"
-    )
+    run, leave = "", f"val_loss!={float(row.val_loss)!r}"
+    if "trial_id" in seeds:
+        run, leave = f"run {row.trial_id}, ", f"{runs.called('trial_id')}!={row.trial_id}"
     return (
-        f"{own.budget_flops:.3g} FLOPs: {f'run {row.trial_id}, ' if known else ''}{axis_words(own.axis)[0]} = "
+        f"{own.budget_flops:.3g} FLOPs: {run}{axis_words(own.axis)[0]} = "
         f"{row[own.axis]:.4g} (loss {row.val_loss:.5g}) lies off the parabola of the others, which miss by "
         f"{noise:.2g} nats: recorded wrongly, or of another kind; correct it, or leave it out with "
         f'--where "{leave}"'
@@ -94,11 +89,10 @@ def bends_otherwise(table: Table, kept: list[Parabola], line: PowerLine) -> tupl
     """
     axis = kept[0].axis
     curves = {}
-    for _, group in table.frame.groupby("budget_flops"):
+    for budget, group in table.frame.groupby("budget_flops"):
         values, loss, fit = least_squares(group, axis)
         if fit is not None:
-            z = np.log(values) - np.log(values).mean()
-            curves[float(group.budget_flops.iloc[0])] = z, loss
+            curves[budget] = np.log(values) - np.log(values).mean(), loss
     order, shared, p = _shared(list(curves.values()))
     if not order:
         return [], False
@@ -128,8 +122,6 @@ def _at(own: Parabola) -> float:
 
 def _shared(curves: list[tuple[np.ndarray, np.ndarray]]) -> tuple[int, np.ndarray, float]:
     """(order, coefficients of z^3 on, p) of the highest term that fits better by an F test; order 0: none does."""
-    from scipy.special import fdtrc
-
     bases = [np.linalg.qr(np.vander(z, 3))[0] for z, _ in curves]
 
     def left(columns):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.special import stdtr, stdtrit
 
 from analysis.fitting.intervals import ratio_interval
 from analysis.table.columns import info
@@ -27,18 +28,18 @@ class Parabola:
     budget_flops: float
     n_runs: int
     centre: float
-    a: float
-    b: float
-    c: float
-    sse: float
+    a: float = 0.0
+    b: float = 0.0
+    c: float = 0.0
+    sse: float = 0.0
     low: float  # grid of the axis
     high: float
     lowest_at: float  # where the lowest measured loss is
-    optimum: float | None  # vertex, in the axis' unit
-    optimum_loss: float | None
-    ci_low: float | None  # Fieller's interval of the vertex; None: unbounded on that side
-    ci_high: float | None
-    status: str  # "interior", "flat", "edge", "outside", "none"
+    optimum: float | None = None  # vertex, in the axis' unit
+    optimum_loss: float | None = None
+    ci_low: float | None = None  # Fieller's interval of the vertex; None: unbounded on that side
+    ci_high: float | None = None
+    status: str = "none"  # "interior", "flat", "edge", "outside", "none"
     reason: str  # in words, empty when interior
 
     @property
@@ -83,18 +84,9 @@ def judged(axis, budget, values, loss, fit, misfit, noise, confidence) -> Parabo
         budget_flops=budget,
         n_runs=len(values),
         centre=centre,
-        a=0.0,
-        b=0.0,
-        c=0.0,
-        sse=0.0,
         low=float(values[0]),
         high=float(values[-1]),
         lowest_at=float(values[np.argmin(loss)]),
-        optimum=None,
-        optimum_loss=None,
-        ci_low=None,
-        ci_high=None,
-        status="none",
         reason=f"only {len(np.unique(values))} different values of {letter}; "
         f"a parabola that can be judged needs {MIN_RUNS}",
     )
@@ -155,8 +147,6 @@ def _by_chance(c, inverse, misfit) -> float:
     variance, dof = misfit
     if not variance or dof < 1:
         return 0.0
-    from scipy.special import stdtr
-
     return float(stdtr(dof, -c / np.sqrt(variance * inverse[2, 2])))
 
 
@@ -165,8 +155,6 @@ def _fieller(b, c, inverse, noise, confidence):
     variance, dof = noise
     if not variance or dof < 1:
         return None, None
-    from scipy.special import stdtrit
-
     t2 = float(stdtrit(dof, 0.5 + confidence / 2)) ** 2 * variance
     of_both = np.outer([-1, 2], [-1, 2]) * inverse[1:, 1:]  # covariance of -b and 2c
     return ratio_interval(-b, 2 * c, of_both, t2)

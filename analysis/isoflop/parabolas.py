@@ -14,9 +14,6 @@ Source: Parcae (arXiv:2604.12946), isoFLOP experiments.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from analysis import known
 from analysis.errors import InputError
@@ -26,9 +23,7 @@ from analysis.isoflop.parabola import MIN_RUNS, Parabola, axis_words, judged, le
 from analysis.isoflop.power_law import PowerLine, fit_line
 from analysis.table import checks, load, numbers, units
 from analysis.table.columns import LETTERS
-
-if TYPE_CHECKING:
-    from analysis.table.load import Table
+from analysis.table.load import Table
 
 MIN_BUDGETS = 3  # two optima determine a line and leave nothing to judge it by
 FORMULA = "mu* = k_mu C^gamma_mu, D* = k_D C^gamma_D, at the minima of a parabola per budget"
@@ -91,16 +86,12 @@ def fit_recurrence(
     Raises:
         InputError: columns or values missing, or models of different sizes mixed.
     """
-    table = load.at_training_depth(table)
-    if "budget_flops" in table.frame:
-        table = table.keep(table.frame.budget_flops.notna(), "trained for tokens, not for a budget")
+    table = _with_budgets(table)
     if not all_depths:
         table = without_shallow(table)
-    needed = ("budget_flops", "mean_recurrence", "n_tokens", "val_loss")
-    table = load.need(table, needed, "recurrence")
+    table = load.need(table, ("budget_flops", *_LOOPED, "val_loss"), "recurrence")
     checks.refuse_sizes(table, "recurrence")
-    problems = [*checks.disagreements(table, _LOOPED), *checks.mixtures(table, _LOOPED)]
-    return _fitted(table, _LOOPED, "recurrence", FORMULA, problems, confidence)
+    return _fitted(table, _LOOPED, "recurrence", FORMULA, confidence)
 
 
 def fit_isoflop(table: Table, over: str = "N", confidence: float = 0.95) -> Recurrence:
@@ -117,9 +108,7 @@ def fit_isoflop(table: Table, over: str = "N", confidence: float = 0.95) -> Recu
     axis = LETTERS.get(over, over)
     if axis == "mean_recurrence":
         return fit_recurrence(table, confidence)
-    table = load.at_training_depth(table)
-    if "budget_flops" in table.frame:
-        table = table.keep(table.frame.budget_flops.notna(), "trained for tokens, not for a budget")
+    table = _with_budgets(table)
     axes: tuple[str, ...] = (axis,)
     if axis != "n_tokens" and ("n_tokens" in table.frame or axis == "n_params"):
         axes = (axis, "n_tokens")
@@ -139,35 +128,39 @@ def fit_isoflop(table: Table, over: str = "N", confidence: float = 0.95) -> Recu
     letters = [axis_words(a)[0] for a in axes]
     formula = ", ".join(f"{x}* = k_{x} C^gamma_{x}" for x in letters)
     formula += f", at the minima of a parabola in log {letters[0]} per budget"
-    problems = [*checks.disagreements(table, axes), *checks.mixtures(table, axes)]
-    return _fitted(table, axes, "isoflop", formula, problems, confidence)
+    return _fitted(table, axes, "isoflop", formula, confidence)
 
 
-def _fitted(table, axes, law: str, formula: str, problems: list[str], confidence) -> Recurrence:
+def _with_budgets(table: Table) -> Table:
+    table = load.at_training_depth(table)
+    if "budget_flops" not in table.frame:
+        return table
+    return table.keep(table.frame.budget_flops.notna(), "trained for tokens, not for a budget")
+
+
+def _fitted(table, axes, law: str, formula: str, confidence) -> Recurrence:
     """Parabolas over the axes, the budgets chosen by the first, and the power laws."""
+    problems = [*checks.disagreements(table, axes), *checks.mixtures(table, axes)]
     units.refuse_diverged(table.frame, table.source)
     seeds = checks.averaged_seeds(table, axes)
     runs, table = table, seeds.table
     parabolas = fit_parabolas(table, confidence, seeds, axes)
-    own = [p for p in parabolas if p.axis == axes[0]]
-    problems = [*problems, *lack_of_fit.far_off(own, table, runs)]
+    first = [p for p in parabolas if p.axis == axes[0]]
+    problems += lack_of_fit.far_off(first, table, runs)
     params, lines, notes = [], {}, [*table.notes]
-    used = {p.budget_flops for p in own if p.interpolated}
+    used = {p.budget_flops for p in first if p.interpolated}
     for axis in axes:
         own = [p for p in parabolas if p.axis == axis]
-        line_params, line, words, faults = _power_law(axis, own, used, confidence)
+        kept = [p for p in own if p.budget_flops in used and p.optimum is not None]
+        line_params, line, words, faults = _power_law(axis, own, kept, confidence)
         params += line_params
         notes += words
-        problems = [*problems, *faults]
+        problems += faults
         if line is not None:
             lines[axis] = line
-            kept = [p for p in parabolas if p.axis == axis and p.budget_flops in used]
-            kept = [p for p in kept if p.optimum is not None]
             said, grave = lack_of_fit.bends_otherwise(table, kept, line)
-            if grave and axis == axes[0]:  # over D, the other axis, a parabola in log mu is none
-                problems = [*problems, *said]
-            else:
-                notes += said
+            # over D, the other axis, a parabola in log mu is none
+            (problems if grave and axis == axes[0] else notes).extend(said)
     letter = axis_words(axes[0])[0]
     result = FitResult(
         law=law,
@@ -178,10 +171,8 @@ def _fitted(table, axes, law: str, formula: str, problems: list[str], confidence
         interval_method="Student t of the optima's scatter about the line; optima: Fieller, pooled residual",
         n_obs=len(table.frame),
         dropped=table.dropped,
-        objective=float(sum(p.sse for p in parabolas if p.axis == axes[0])),
+        objective=float(sum(p.sse for p in first)),
         objective_name=f"sum of squared residuals of the parabolas in log {letter} (nats^2), closed form",
-        n_starts=1,
-        n_starts_at_best=1,
         data_sha256=table.sha256,
         flops_rule=table.flops_rule,
         tables={"optima": [asdict(p) for p in parabolas]},
@@ -219,11 +210,10 @@ def fit_parabolas(
     return out
 
 
-def _power_law(axis, parabolas, used, confidence):
-    """Parameters, line, notes and problems of one axis; `used` are the budgets that may enter."""
+def _power_law(axis, parabolas, kept, confidence):
+    """Parameters, line, notes and problems of one axis; `kept` are the parabolas that may enter."""
     letter, unit = axis_words(axis)
     names = (f"gamma_{letter}", f"k_{letter}")
-    kept = [p for p in parabolas if p.budget_flops in used and p.optimum is not None]
     enclosed = [p for p in kept if p.status == "interior"]
     words = [
         f"{p.budget_flops:.3g} FLOPs is left out of {letter}*: {p.reason or 'no optimum there'}"
@@ -256,8 +246,7 @@ def _power_law(axis, parabolas, used, confidence):
 
 
 def _line(parabolas, confidence) -> PowerLine:
-    budgets = np.array([p.budget_flops for p in parabolas])
-    return fit_line(budgets, np.array([p.optimum for p in parabolas]), confidence)
+    return fit_line([p.budget_flops for p in parabolas], [p.optimum for p in parabolas], confidence)
 
 
 def _too_few(letter: str, parabolas: list[Parabola], n_enclosed: int, n_flat: int) -> str:

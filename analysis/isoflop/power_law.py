@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.special import stdtrit  # scipy.stats would double the start of a command
 
 from analysis.errors import InputError
 from analysis.fitting.result import FitResult, Param
 from analysis.table import load
-
-if TYPE_CHECKING:
-    from analysis.table.load import Table
+from analysis.table.load import Table
 
 MIN_POINTS = 3
 
@@ -34,8 +32,6 @@ class PowerLine:
 
     @property
     def t(self) -> float:
-        from scipy.special import stdtrit  # scipy.stats alone would double the command's start
-
         return float(stdtrit(self.n - 2, 0.5 + self.confidence / 2))
 
     @property
@@ -70,6 +66,15 @@ class PowerLine:
         return []
 
 
+@dataclass(frozen=True, slots=True)
+class PowerFit:
+    """The result, and what the figure draws."""
+
+    result: FitResult
+    line: PowerLine
+    table: Table
+
+
 def fit_line(x, y, confidence: float = 0.95, weights=None) -> PowerLine:
     """Regress log y on log x.
 
@@ -100,12 +105,8 @@ def fit_line(x, y, confidence: float = 0.95, weights=None) -> PowerLine:
     )
 
 
-def fit_power_line(table: Table, confidence: float = 0.95) -> tuple[FitResult, PowerLine]:
-    """y = k x^gamma over the columns x, y and, when given, weight (1/variance of log y), and its line.
-
-    Raises:
-        InputError: fewer than three different x, or values that have no logarithm.
-    """
+def fit_power_line(table: Table, confidence: float = 0.95) -> PowerFit:
+    """y = k x^gamma over the columns x, y and, when given, weight (1/variance of log y)."""
     names = ("x", "y") + (("weight",) if "weight" in table.frame else ())
     table = load.need(table, names, "power")
     columns = load.columns_of(table, names)
@@ -128,11 +129,9 @@ def fit_power_line(table: Table, confidence: float = 0.95) -> tuple[FitResult, P
         dropped=table.dropped,
         objective=line.residual_std**2 * (line.n - 2),
         objective_name=f"{weighted}sum of squared log residuals, closed form",
-        n_starts=1,
-        n_starts_at_best=1,
         data_sha256=table.sha256,
         flops_rule=table.flops_rule,
         notes=table.notes,
         problems=tuple(line.problems("gamma")),
     )
-    return result, line
+    return PowerFit(result, line, table)

@@ -179,11 +179,7 @@ def _call(tree: ast.Call, columns, text) -> Node:
 
 
 def computed(text: str, columns: Columns, option: str) -> np.ndarray:
-    """An expression of columns alone, like `6*N*D`, at every row.
-
-    Raises:
-        InputError: no expression, or a name that is no column.
-    """
+    """An expression of columns alone, like `6*N*D`, at every row."""
     node = tree_of(parsed(text)[1], {c: c for c in columns}, text)
     if node.parameters:
         name = node.parameters[0]

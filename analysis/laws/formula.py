@@ -15,17 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from analysis.errors import InputError, nearest
 from analysis.laws.expression import Node, names_in, parsed, tree_of
 from analysis.laws.law import Columns, Kind, Law, LawParam, LawTerm, shape_of
+from analysis.table import load
 from analysis.table.columns import LAW_COLUMNS, LETTERS, info
-
-if TYPE_CHECKING:
-    from analysis.table.load import Table
+from analysis.table.load import Table
 
 # Columns where the table has them, else parameters
 _FREE = ("x", "y", "weight", "trial_id", "seed")
@@ -95,8 +93,6 @@ def of_table(text: str, table: Table) -> Law:
     Raises:
         InputError: as `law`; a letter such as D always means its column, which the table must have.
     """
-    from analysis.table import load
-
     known = {}
     for n in names_in(text):
         ours = LETTERS.get(n, n)
@@ -192,9 +188,8 @@ def _check_names(node: Node, target: str, columns, text: str) -> None:
 class _Role:
     kind: str  # coefficient, exponent, scale, rate or free
     signed: bool = False  # may be negative
-    beside: Node | None = (
-        None  # what a scale is compared with, or a rate multiplies; without parameters
-    )
+    # what a scale is compared with, or a rate multiplies; without parameters
+    beside: Node | None = None
 
 
 def _summands(node: Node, sign: float = 1.0) -> list[tuple[float, Node]]:
@@ -275,26 +270,22 @@ def _minus(node: Node) -> Node | None:
 
 
 def _parameter(name: str, role: _Role, data: Columns | None) -> LawParam:
-    low, high = 0.0, np.inf
-    start, log_start = (0.1, 1.0), False
-    if role.kind == "exponent":
-        low, high = (-10.0, 10.0) if role.signed else (0.0, 10.0)
-        start = (-0.5, 0.5) if role.signed else (0.05, 1.0)
-    elif role.kind == "scale":
-        size = _typical(role.beside, data)
-        low, start, log_start = size * 1e-12, (size * 1e-2, size * 1e4), True
-    elif role.kind == "rate":  # e^10 over the column is as much as a law turns
-        turn = 10 / _typical(role.beside, data)
-        low, start = -np.inf, (-turn, turn)
-    elif role.kind == "free":
-        low, start = -np.inf, (-2.0, 2.0)
+    size = _typical(role.beside, data)
+    turn = 10 / size  # e^10 over the column is as much as a law turns
+    bounds, start = {
+        "coefficient": ((0.0, np.inf), (0.1, 1.0)),
+        "exponent": ((-10.0, 10.0), (-0.5, 0.5)) if role.signed else ((0.0, 10.0), (0.05, 1.0)),
+        "scale": ((size * 1e-12, np.inf), (size * 1e-2, size * 1e4)),
+        "rate": ((-np.inf, np.inf), (-turn, turn)),
+        "free": ((-np.inf, np.inf), (-2.0, 2.0)),
+    }[role.kind]
     return LawParam(
         name=name,
         kind="coefficient" if role.kind == "coefficient" else "shape",
         meaning=role.kind,
-        bounds=(low, high),
+        bounds=bounds,
         start=start,
-        log_start=log_start,
+        log_start=role.kind == "scale",
     )
 
 
@@ -334,13 +325,11 @@ def _term(summand: Node) -> LawTerm | None:
     factors = _factors(summand)
     bare = [f for f in factors if f[1].op == "parameter" and f[0] == 1]
     rest = [f for f in factors if f not in bare]
-    if len(bare) != 1:
+    if len(bare) != 1 or len(rest) > 1:
         return None
     c = bare[0][1].name
     if not rest:
         return LawTerm(coefficient=c)
-    if len(rest) > 1 or c in rest[0][1].parameters:
-        return None
     power, factor = rest[0]
     if factor.op == "**":
         base, exponent = factor.args

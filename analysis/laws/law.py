@@ -155,28 +155,19 @@ class Law:
         self._refuse_unknown("--fix", tuple(values))
         if len(values) == len(self.params):
             raise InputError(f"law {self.name!r}: no parameter is left to fit; take out a --fix.")
-        held = ", ".join(f"{k} = {v:g}" for k, v in values.items())
-        formula = f"{self.formula}, {held}"
-        params = tuple(p for p in self.params if p.name not in values)
-        changed = {**self.changed, **values}
         shapes = {p.name for p in self.params if p.kind == "shape"}
-        if not self.terms or set(values) - shapes:
-            return replace(
-                self,
-                terms=(),
-                constants=self.floors - set(values),
-                gradient=lambda v, columns: self.with_slopes({**v, **values}, columns),
-                params=params,
-                formula=formula,
-                changed=changed,
+        terms: tuple[LawTerm, ...] = ()
+        if not set(values) - shapes:
+            terms = tuple(
+                replace(t, shape=None, shaped=None, variable=_held(t.shaped, values[t.shape]))
+                if t.shaped is not None and t.shape in values
+                else t
+                for t in self.terms
             )
-        terms = tuple(
-            replace(t, shape=None, shaped=None, variable=_held(t.shaped, values[t.shape]))
-            if t.shaped is not None and t.shape in values
-            else t
-            for t in self.terms
+        words = ", ".join(f"{k} = {v:g}" for k, v in values.items())
+        return self._without(
+            values, words, terms, lambda v, columns: self.with_slopes({**v, **values}, columns)
         )
-        return replace(self, terms=terms, params=params, formula=formula, changed=changed)
 
     def tying(self, **names: str) -> Law:
         """The same law with each parameter named taking the value of another: alpha="beta".
@@ -195,10 +186,8 @@ class Law:
                 why = "twice the same" if a == b else f"a {kinds[a]} and a {kinds[b]}"
                 raise InputError(f"--tie {a}={b}: {why}; tie two different parameters of one kind.")
         kept = _first_of_each(names)
-        changed = {**self.changed, **kept}
-        params = tuple(p for p in self.params if p.name not in kept)
-        formula = f"{self.formula}, {', '.join(f'{b} = {a}' for b, a in kept.items())}"
-        if self.terms and all(kinds[a] != "shape" for a in names):
+        terms: tuple[LawTerm, ...] = ()
+        if all(kinds[a] != "shape" for a in names):
             terms = tuple(
                 replace(
                     t,
@@ -207,7 +196,6 @@ class Law:
                 )
                 for t in self.terms
             )
-            return replace(self, terms=terms, params=params, formula=formula, changed=changed)
 
         def gradient(values, columns):
             whole = {**values, **{b: values[a] for b, a in kept.items()}}
@@ -217,40 +205,42 @@ class Law:
                 slopes[a] = slopes[a] + slopes.pop(b)
             return value, slopes
 
+        return self._without(
+            kept, ", ".join(f"{b} = {a}" for b, a in kept.items()), terms, gradient
+        )
+
+    def _without(
+        self,
+        gone: Mapping[str, float | str],
+        words: str,
+        terms: tuple[LawTerm, ...],
+        gradient: Gradient,
+    ) -> Law:
+        """The law without parameters that are held or tied: as terms, or by its gradient where there are none."""
         return replace(
             self,
-            terms=(),
-            constants=self.floors - set(kept),
-            gradient=gradient,
-            params=params,
-            formula=formula,
-            changed=changed,
+            terms=terms,
+            constants=self.constants if terms else self.floors - set(gone),
+            gradient=None if terms else gradient,
+            params=tuple(p for p in self.params if p.name not in gone),
+            formula=f"{self.formula}, {words}",
+            changed={**self.changed, **gone},
         )
 
     def bounding(self, **bounds: tuple[float, float]) -> Law:
-        """The same law with other bounds; starts are drawn inside them.
-
-        Raises:
-            InputError: for a name that is not a parameter.
-        """
+        """The same law with other bounds; starts are drawn inside them."""
         self._refuse_unknown("--bound", tuple(bounds))
+        law = self
+        if {t.coefficient for t in self.terms if t.exponent is not None} & set(bounds):
+            # terms search a coefficient where its variable is average; a bound is on the printed one
+            law = replace(self, terms=(), constants=self.floors, gradient=self.with_slopes)
         params = []
         for p in self.params:
             if p.name in bounds:
                 start, log = start_inside(bounds[p.name], p.start, p.log_start)
                 p = replace(p, bounds=bounds[p.name], start=start, log_start=log)
             params.append(p)
-        scaled = {t.coefficient for t in self.terms if t.exponent is not None} & set(bounds)
-        if not scaled:
-            return replace(self, params=tuple(params))
-        # terms search a coefficient where its variable is average; a bound is on the printed one
-        return replace(
-            self,
-            terms=(),
-            constants=self.floors,
-            gradient=self.with_slopes,
-            params=tuple(params),
-        )
+        return replace(law, params=tuple(params))
 
     def _refuse_unknown(self, option: str, names: tuple[str, ...]) -> None:
         for name in names:

@@ -240,11 +240,7 @@ def _installed(name: str) -> Law | None:
 
 
 def get(name: str) -> Law:
-    """A law of the registry, or one that an installed package offers.
-
-    Raises:
-        InputError: for an unknown name, with the nearest one.
-    """
+    """A law of the registry, or one that an installed package offers."""
     if name not in LAWS and (found := _installed(name)) is not None:
         return found
     if name in OTHER_LAWS:
@@ -256,10 +252,6 @@ def get(name: str) -> Law:
             f"name a law of the loss: {', '.join(LAWS)}."
         )
     if name not in LAWS:
-        if name in OTHER_LAWS:
-            raise InputError(
-                f"law {name!r} is no formula of a row's columns; this takes one of {', '.join(LAWS)}, or a formula."
-            )
         known = (*LAWS, *OTHER_LAWS)
         raise InputError(
             f"law {name!r} is unknown{nearest(name, known) or '.'} Known: {', '.join(known)}, and formulas of "

@@ -36,13 +36,10 @@ class Part:
     @classmethod
     def of(cls, source: str | Path | Study) -> Part:
         """Fit and draw all that a source allows."""
-        from analysis.report import (
-            study,
-        )  # pandas, SciPy and matplotlib: a page of parts needs none
+        from analysis.report import study  # pandas, SciPy, matplotlib: a page of parts needs none
 
         found = source if isinstance(source, study.Study) else study.load(source)
-        section = _section(found)
-        return cls(section, tuple(found.summaries()))
+        return cls(_section(found), tuple(found.summaries()))
 
 
 def write_report(
@@ -53,9 +50,6 @@ def write_report(
     Args:
         sources: sweep folders, records files, `bundled:NAME`, studies, or parts already made.
         day: on the page; today without it.
-
-    Raises:
-        InputError: for a source that cannot be read or has nothing to fit.
     """
     html = render(list(sources), day or datetime.date.today().isoformat())
     out = Path(out)
@@ -132,13 +126,13 @@ def _facts(study: Study) -> dict[str, str]:
 
 
 def _result(result: FitResult) -> dict[str, Any]:
-    tables = {}
-    for name, rows in result.tables.items():
-        hidden = {"centre", "a", "b"}  # what a figure needs and a reader does not
-        tables[name] = [{k: v for k, v in row.items() if k not in hidden} for row in rows]
+    hidden = {"centre", "a", "b"}  # what a figure needs and a reader does not
     return {
         "fit": result,
-        "tables": tables,
+        "tables": {
+            name: [{k: v for k, v in row.items() if k not in hidden} for row in rows]
+            for name, rows in result.tables.items()
+        },
         "show_params": result.law == "recurrence" or len(result.params) <= 12,
     }
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from analysis import known, test_time, validate
+from analysis import known, validate
 from analysis.choices import Choices
 from analysis.errors import InputError, nearest
 from analysis.figures import decisions as decision_figures
@@ -19,32 +19,23 @@ from analysis.figures import known as known_figures
 from analysis.figures import laws as law_figures
 from analysis.figures import parametric as parametric_figures
 from analysis.figures import sweeps, words
-from analysis.fitting.fit import Fit, fit_table
+from analysis.figures.drawing import Drawing
+from analysis.fits import Fitted, fitted
+from analysis.fitting.fit import Fit
 from analysis.fitting.result import FitResult
-from analysis.isoflop import bias, parabolas, power_law
+from analysis.isoflop.parabolas import Recurrence
+from analysis.isoflop.power_law import PowerFit
 from analysis.laws import library
+from analysis.laws.law import Law
 from analysis.table import guess
 from analysis.table import load as table_load
-
-if TYPE_CHECKING:
-    from analysis.figures.drawing import Drawing
-    from analysis.table.load import Table
+from analysis.table.load import Table
+from analysis.test_time import TestTime
 
 _JUDGED_STARTS = 4  # a judgement is dozens of refits near one that sixteen starts found
 _PROFILED = 5  # parameters, at most: a profile is a hundred refits of each
 _PROFILED_ROWS = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class PowerFit:
-    """y = k x^gamma: the result, and what the figure draws."""
-
-    result: FitResult
-    line: power_law.PowerLine
-    table: Table
-
-
-Fitted = parabolas.Recurrence | test_time.TestTime | Fit | PowerFit
+_GO_ON = ("power_laws", "law_")  # figures that take FLOPs up to which a law is drawn
 
 
 @dataclass(eq=False)
@@ -55,9 +46,8 @@ class Study:
     laws: tuple[str, ...] = ()  # those asked for; without any, what the columns allow
     choices: Choices = field(default_factory=Choices)
     intervals: bool = False  # figures need none of the parametric fits'
-    more: dict[str, Callable[..., Drawing]] = field(
-        default_factory=dict
-    )  # further figures, by name
+    # further figures, by name
+    more: dict[str, Callable[..., Drawing]] = field(default_factory=dict)
     decisions: decision_figures.Decisions | None = None  # of an adaptive sweep
     refusals: dict[str, str] = field(default_factory=dict)  # law -> sentence
     _fits: dict[str, Fitted | None] = field(default_factory=dict)
@@ -74,22 +64,11 @@ class Study:
 
     def _fit(self, law: str) -> Fitted:
         form, options = self.choices.law(law, self.table), self.choices.options
-        if form == "recurrence":
-            found = parabolas.fit_recurrence(self.table, options.confidence)
-            return bias.judged(found) if self.intervals else found
-        if form == "isoflop":
-            over = self.choices.over or "N"
-            found = parabolas.fit_isoflop(self.table, over, options.confidence)
-            return bias.judged(found) if self.intervals else found
-        if isinstance(form, str):
-            return PowerFit(*power_law.fit_power_line(self.table, options.confidence), self.table)
-        if form.per_run:
-            return test_time.fit_test_time(self.table, law, options.confidence)
         if options.interval is None and not self.intervals:
             options = replace(options, interval="none")
-        elif options.interval is None and len(form.params) > _PROFILED:
+        elif options.interval is None and isinstance(form, Law) and len(form.params) > _PROFILED:
             options = replace(options, interval="linear")  # profiles: `parcae fit`, ten seconds
-        return fit_table(self.table, form, options)
+        return fitted(self.table, form, options, self.choices.over, judged=self.intervals)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -134,26 +113,29 @@ class Study:
     # -- what was fitted
 
     @property
-    def recurrence(self) -> parabolas.Recurrence | None:
-        law = next((n for n in self.names if n in ("recurrence", "isoflop")), None)
-        found = None if law is None else self.fitted(law)
-        return found if isinstance(found, parabolas.Recurrence) else None
+    def fits(self) -> dict[str, Fitted]:
+        """Of the laws that are tried, those that were not refused."""
+        return {n: found for n in self.names if (found := self.fitted(n)) is not None}
 
     @property
-    def test_time(self) -> test_time.TestTime | None:
+    def recurrence(self) -> Recurrence | None:
+        law = next((n for n in self.names if n in ("recurrence", "isoflop")), None)
+        found = None if law is None else self.fitted(law)
+        return found if isinstance(found, Recurrence) else None
+
+    @property
+    def test_time(self) -> TestTime | None:
         found = [self.fitted(n) for n in self.names if n in library.TEST_TIME_FORMS]
-        return next((f for f in found if isinstance(f, test_time.TestTime)), None)
+        return next((f for f in found if isinstance(f, TestTime)), None)
 
     @property
     def parametric(self) -> dict[str, Fit]:
         """training, unified; of a table without loops chinchilla, or L(D), L(N)."""
-        found = {n: self.fitted(n) for n in self.names}
-        return {n: f for n, f in found.items() if isinstance(f, Fit)}
+        return {n: f for n, f in self.fits.items() if isinstance(f, Fit)}
 
     @property
     def results(self) -> tuple[FitResult, ...]:
-        found = (self.fitted(n) for n in self.names)
-        return tuple(f.result for f in found if f is not None)
+        return tuple(f.result for f in self.fits.values())
 
     def require(self) -> Study:
         """Itself, once something has been fitted.
@@ -169,8 +151,7 @@ class Study:
         """Tables on whether the laws hold where they were not fitted, by title; as `parcae judge`."""
         out: dict[str, list[dict]] = {}
         for name in self.names:
-            found = self.fitted(name)
-            if name in ("unified", "isoflop", "power") or found is None:
+            if name in ("unified", "isoflop", "power") or self.fitted(name) is None:
                 continue  # unified: a minute of refits, `parcae judge --law unified`
             try:
                 form = self.choices.law(name, self.table)
@@ -188,8 +169,7 @@ class Study:
         return [
             *(() if self.decisions is None else (self.decisions.headline(),)),
             *self.headlines(),
-            *(f.result.summary() for f in self.parametric.values()),
-            *(f.result.summary() for n in self.names if isinstance(f := self.fitted(n), PowerFit)),
+            *(f.result.summary() for f in self.fits.values() if isinstance(f, (Fit, PowerFit))),
             *(f"{law} [{self.table.source}]: {why}" for law, why in self.refusals.items()),
         ]
 
@@ -209,19 +189,15 @@ class Study:
         if main.law.startswith("test-time") and self.test_time is not None:
             return f"{self.test_time.summary().partition(']: ')[2]}."
         exponents = [p for p in main.params if p.name.startswith("gamma")] or main.params
-        said = ", ".join(
-            f"{words.parameter(p.name)} = "
-            + ("no estimate" if p.value is None else f"{p.value:.3g}")
-            + (
-                ""
-                if p.ci_low is None or p.ci_high is None
-                else f" [{p.ci_low:.3g}, {p.ci_high:.3g}]"
-            )
-            for p in exponents
-            if not p.name.endswith("_enclosed")
-        )
+        said = []
+        for p in exponents:
+            value = "no estimate" if p.value is None else f"{p.value:.3g}"
+            if p.ci_low is not None and p.ci_high is not None:
+                value += f" [{p.ci_low:.3g}, {p.ci_high:.3g}]"
+            if not p.name.endswith("_enclosed"):
+                said.append(f"{words.parameter(p.name)} = {value}")
         verdict = "valid" if main.valid else f"not valid: {main.problems[0]}"
-        return f"{main.law.capitalize()} law: {said}; {main.n_obs} rows, {verdict}."
+        return f"{main.law.capitalize()} law: {', '.join(said)}; {main.n_obs} rows, {verdict}."
 
     # -- figures
 
@@ -237,14 +213,14 @@ class Study:
             form = self._form(law)
             if law in ("recurrence", "isoflop"):
                 draws["isoflop"] = self._of(law, sweeps.isoflop)
-                draws["power_laws"] = self._of(law, sweeps.power_laws, goes_on=True)
+                draws["power_laws"] = self._of(law, sweeps.power_laws)
             elif law == "power":
-                draws["law_power"] = self._of(law, _power, goes_on=True)
+                draws["law_power"] = self._of(law, law_figures.power)
             elif form is not None and form.per_run:
                 draws[law] = self._of(law, sweeps.test_time)
             elif form is not None:
-                if law_figures.can_draw(form):
-                    draws[f"law_{form.name}"] = self._of(law, law_figures.law, goes_on=True)
+                if draw := law_figures.figure_of(form):
+                    draws[f"law_{form.name}"] = self._of(law, draw)
                 draws[f"observed_{form.name}"] = self._of(law, parametric_figures.observed)
                 if len(form.params) <= _PROFILED and len(self.table.frame) <= _PROFILED_ROWS:
                     draws[f"profiles_{form.name}"] = self._of(law, parametric_figures.profiles)
@@ -261,27 +237,21 @@ class Study:
             return None
         return None if isinstance(form, str) else form
 
-    def _of(self, law: str, draw: Callable, *, goes_on: bool = False) -> Callable[..., Drawing]:
-        """A figure of a law's fit; one that goes on beyond the rows takes `to`."""
+    def _of(self, law: str, draw: Callable) -> Callable[..., Drawing]:
+        """A figure of a law's fit."""
 
-        def drawn(ax=None, to=None) -> Drawing:
+        def drawn(**options: Any) -> Drawing:
             found = self.fitted(law)
             if found is None:
                 raise InputError("")  # the law's own refusal says why
-            return draw(found, ax=ax, to=to) if goes_on else draw(found, ax=ax)
+            return draw(found, **options)
 
-        drawn.goes_on = goes_on  # type: ignore[attr-defined]
         return drawn
 
     def drawings(
         self, only: Sequence[str] = (), to: float | None = None, ax: Any = None
     ) -> list[Drawing]:
-        """The figures that the fits allow; of the others `refusals` says why not.
-
-        Args:
-            only: their names, or beginnings of them; all without any.
-            to: FLOPs up to which laws over compute are drawn.
-            ax: matplotlib axes to draw the one figure in.
+        """The figures that the fits allow, arguments as for `api.plot_source`; of the others `refusals` says why not.
 
         Raises:
             InputError: a name that fits no figure, or axes for several figures.
@@ -295,19 +265,13 @@ class Study:
             )
         out = []
         for name, draw in draws.items():
-            goes_on = getattr(draw, "goes_on", False)
+            beyond = {"to": to} if name.startswith(_GO_ON) else {}
             try:
-                out.append(draw(ax=ax, to=to) if goes_on else draw(ax=ax))
+                out.append(draw(ax=ax, **beyond))
             except InputError as error:
                 if str(error):
                     self.refusals[f"figure {name}"] = str(error)
         return out
-
-
-def _power(found: PowerFit, ax=None, to: float | None = None) -> Drawing:
-    table = table_load.need(found.table, ("x", "y"), "power")
-    columns = table_load.columns_of(table, ("x", "y"))
-    return law_figures.power(columns["x"], columns["y"], found.line, table, ax, to)
 
 
 def _chosen(draws: dict[str, Callable[..., Drawing]], only: Sequence[str]):
@@ -327,11 +291,7 @@ def _chosen(draws: dict[str, Callable[..., Drawing]], only: Sequence[str]):
 
 
 def study(table: Table, laws: Sequence[str] = (), choices: Choices | None = None) -> Study:
-    """Fit what the table's columns allow, or the laws named, with their intervals.
-
-    Raises:
-        InputError: when no law at all can be fitted, with the reason of each.
-    """
+    """Fit what the table's columns allow, or the laws named, with their intervals."""
     return Study(table, tuple(laws), choices or Choices(), intervals=True).require()
 
 

@@ -6,14 +6,11 @@ Each check names the rows in the file's own words, and a `--where` that takes th
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from analysis.errors import InputError
 from analysis.table import numbers
 from analysis.table.columns import LAW_COLUMNS
-
-if TYPE_CHECKING:
-    from analysis.table.table import Table
+from analysis.table.table import Table
 
 UNMIXABLE = {
     "flops_rule": "budgets counted by different rules are different budgets",
@@ -39,18 +36,13 @@ _LADDER = 3  # models named one by one, each of its own size, are a family and n
 
 
 def refuse_mixtures(table: Table) -> None:
-    """Rows whose losses or budgets are different quantities.
-
-    Raises:
-        InputError: naming the column, its values and the filter that keeps one of them.
-    """
+    """Rows whose losses or budgets are different quantities."""
     for name, why in UNMIXABLE.items():
         if name not in table.frame or table.frame[name].nunique(dropna=False) < 2:
             continue
         values = table.frame[name].dropna().unique()
         shown = [str(v)[:12] for v in values[:3]]
-        if table.frame[name].isna().any():
-            shown.append("(empty)")
+        shown += ["(empty)"] * bool(table.frame[name].isna().any())
         called = table.called(name)
         raise InputError(
             f"{table.source}: the rows mix {called} {' and '.join(shown)}; {why}. "
@@ -59,11 +51,7 @@ def refuse_mixtures(table: Table) -> None:
 
 
 def refuse_sizes(table: Table, law: str) -> None:
-    """Two models in a law that is per size. A size that is a function of mu is the unrolled one.
-
-    Raises:
-        InputError: naming the sizes and the filter that keeps one.
-    """
+    """Two models in a law that is per size. A size that is a function of mu is the unrolled one."""
     frame = table.frame
     if "n_params" not in frame:
         return
@@ -77,7 +65,8 @@ def refuse_sizes(table: Table, law: str) -> None:
         return
     sizes = numbers.floats(frame.n_params)
     ends = grouped(sizes, SAME_SIZE)
-    if ends.nunique() < 2 or _by_depth(ends, frame):
+    # unrolled parameters: a size belongs to each mean recurrence
+    if ends.nunique() < 2 or _one_to_one(ends, frame.mean_recurrence):
         return
     groups = sizes.groupby(ends)
     shown = ", ".join(f"{v:.4g}" for v in groups.min())
@@ -194,21 +183,11 @@ def _one_to_one(a, b) -> bool:
     return bool((b.groupby(a).nunique() == 1).all() and (a.groupby(b).nunique() == 1).all())
 
 
-def _by_depth(sizes, frame) -> bool:
-    """Whether a size belongs to each mean recurrence, as unrolled parameters do."""
-    return bool((sizes.groupby(frame.mean_recurrence).nunique() == 1).all()) and bool(
-        (frame.groupby(sizes).mean_recurrence.nunique() == 1).all()
-    )
-
-
 def grouped(values, tolerance: float):
     """Each value's group, named by its smallest: a group spans at most 1 + tolerance."""
-    import numpy as np
-
-    unique = np.unique(values.dropna())
-    start = -np.inf
+    start = float("-inf")
     of: dict[float, float] = {}
-    for value in unique:
+    for value in sorted(values.dropna().unique()):
         if value > start * (1 + tolerance) or not of:
             start = value
         of[value] = start
@@ -331,11 +310,7 @@ class Averaged:
 
 
 def averaged_seeds(table: Table, over: tuple[str, ...] = ()) -> Averaged:
-    """One row per setting: seeds are replicas, and a parabola through each alone counts them twice.
-
-    Args:
-        over: the law's columns, which belong to the setting.
-    """
+    """One row per setting: seeds are replicas, and a parabola through each alone counts them twice."""
     frame = table.frame
     if "seed" not in frame or "val_loss" not in frame:
         return Averaged(table, None, 0, 1.0)

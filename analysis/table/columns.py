@@ -7,16 +7,14 @@ D=tokens_b*1e9,C=10**log10_C                    a factor or a base converts
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from analysis.errors import InputError, nearest
 from analysis.table import numbers
+from analysis.table.files import Raw
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from analysis.table.files import Raw
 
 # name in our tables: (letter of the papers, unit, values must lie above)
 LAW_COLUMNS: dict[str, tuple[str, str, float]] = {
@@ -46,38 +44,20 @@ def info(name: str) -> tuple[str, str, float]:
 
 
 # What tells rows apart that a law may not mix; found by these names, the first first, case and folders aside
-LABELS: dict[str, tuple[str, ...]] = {
-    "tokenizer": ("tokenizer", "tokeniser", "tokenizer_name"),
-    "vocab_size": ("vocab_size", "vocab", "n_vocab"),
-    "data_fingerprint": (
-        *(
-            "data_fingerprint",
-            "dataset",
-            "corpus",
-            "dataset_name",
-            "train_data",
-            "eval_set",
-            "val_set",
-        ),
-        *("eval_dataset", "eval_data", "val_data", "validation_set", "test_set", "split", "data"),
-    ),
-    "flops_rule": ("flops_rule", "flop_rule", "flops_convention", "flops_method", "flop_method"),
-    "seed": ("seed", "random_seed", "rng_seed", "replicate", "replica"),
-    "architecture": ("architecture", "arch", "model_type", "model_family", "model_class", "family"),
-    "preset": ("preset", "model_preset"),
-    "learning_rate": ("learning_rate", "lr", "peak_lr", "max_lr", "base_lr", "peak_learning_rate"),
-    "batch_size": ("batch_size", "global_batch_size", "train_batch_size"),
-    "mean_backprop_depth": ("mean_backprop_depth", "mu_bwd"),
+LABELS = {
+    "tokenizer": "tokenizer tokeniser tokenizer_name",
+    "vocab_size": "vocab_size vocab n_vocab",
+    "data_fingerprint": "data_fingerprint dataset corpus dataset_name train_data eval_set val_set eval_dataset eval_data "
+    "val_data validation_set test_set split data",
+    "flops_rule": "flops_rule flop_rule flops_convention flops_method flop_method",
+    "seed": "seed random_seed rng_seed replicate replica",
+    "architecture": "architecture arch model_type model_family model_class family",
+    "preset": "preset model_preset",
+    "learning_rate": "learning_rate lr peak_lr max_lr base_lr peak_learning_rate",
+    "batch_size": "batch_size global_batch_size train_batch_size",
+    "mean_backprop_depth": "mean_backprop_depth mu_bwd",
 }
 _TEXT = ("trial_id", *LABELS)  # compared, never computed with
-
-
-@dataclass(frozen=True, slots=True)
-class Mapped:
-    """A file's rows under our names, and the file's own column behind each."""
-
-    frame: pd.DataFrame
-    own: dict[str, str]  # our name -> the file's column
 
 
 def parse_columns(
@@ -134,23 +114,19 @@ def _protected(column: str) -> str:
     return f'"{column}"' if re.search(r"[,=]", column) else column
 
 
-def mapped(raw: Raw, columns: dict[str, str], where: str) -> Mapped:
-    """The named columns under our names, and beside them the labels that the file has.
-
-    Raises:
-        InputError: for a column that is absent, or an unknown quantity.
+def mapped(raw: Raw, columns: dict[str, str]) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The named columns under our names, and beside them the labels that the file has; and the file's own
+    column behind each.
     """
     import pandas as pd
 
-    frame = raw.frame
+    frame, names = raw.frame, tuple(raw.frame.columns)
     picked, own = {}, {}
     for name, expression in columns.items():
-        name = canonical(name)
-        column, convert = conversion(expression, tuple(map(str, frame.columns)))
-        if column not in frame.columns:
+        column, convert = conversion(expression, names)
+        if column not in names:
             raise InputError(
-                f"{where}: has no column {column!r}{nearest(column, tuple(map(str, frame.columns)))}. "
-                f"It has {', '.join(map(str, frame.columns))}."
+                f"{raw.where}: has no column {column!r}{nearest(column, names)}. It has {', '.join(names)}."
             )
         own[name] = column
         values = frame[column]
@@ -160,7 +136,7 @@ def mapped(raw: Raw, columns: dict[str, str], where: str) -> Mapped:
     for name, column in _labels(frame).items():
         if name not in picked and column not in own.values():
             own[name], picked[name] = column, frame[column]
-    return Mapped(pd.DataFrame(picked, index=frame.index), own)  # rows, even where no column is
+    return pd.DataFrame(picked, index=frame.index), own  # rows, even where no column is
 
 
 def _comma(name: str, raw: Raw) -> str | None:
@@ -173,15 +149,15 @@ def _comma(name: str, raw: Raw) -> str | None:
 def _labels(frame: pd.DataFrame) -> dict[str, str]:
     """Columns that say what may not be mixed: `dataset`, `config/tokenizer`, `Seed`."""
     last: dict[str, str] = {}
-    for column in map(str, frame.columns):
+    for column in frame.columns:
         if frame[column].notna().any():
             word = re.split(r"[/.]", column)[-1].strip().lower()
             last.setdefault(re.sub(r"[ -]", "_", word), column)
     for word in ("data", "split"):  # may as well hold how many tokens, or which share
         if word in last and numbers.floats(frame[last[word]]).notna().any():
             del last[word]
-    found = {n: next((last[s] for s in words if s in last), None) for n, words in LABELS.items()}
-    return {name: column for name, column in found.items() if column is not None}
+    found = {n: [last[s] for s in words.split() if s in last] for n, words in LABELS.items()}
+    return {name: columns[0] for name, columns in found.items() if columns}
 
 
 def conversion(expression: str, names: tuple[str, ...]):
@@ -208,11 +184,7 @@ def _converted(values: pd.Series, convert) -> pd.Series:
 
 
 def canonical(name: str, option: str = "--columns", own: tuple[str, ...] = ()) -> str:
-    """Our name of a quantity given by name or letter; a column of the file's `own` keeps its name.
-
-    Raises:
-        InputError: for an unknown one, with the nearest.
-    """
+    """Our name of a quantity given by name or letter; a column of the file's `own` keeps its name."""
     if name in own:
         return name
     name = LETTERS.get(name, name)

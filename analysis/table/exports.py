@@ -106,17 +106,8 @@ def run_of(path: Path) -> str:
     return folder.parent.name if folder.name.startswith("checkpoint-") else folder.name
 
 
-def holds_events(folder: Path) -> bool:
-    """Whether TensorBoard wrote somewhere below a folder."""
-    return next(folder.rglob(EVENTS), None) is not None
-
-
 def tensorboard(folder: Path) -> pd.DataFrame:
-    """Every scalar of a folder of event files: run, step, and a column per tag.
-
-    Raises:
-        InputError: when tensorboard is not installed, or the files hold no scalar.
-    """
+    """Every scalar of a folder of event files: run, step, and a column per tag."""
     import pandas as pd
 
     try:

@@ -44,11 +44,7 @@ class Raw:
 
 
 def read(path: Path) -> Raw:
-    """The rows of a file, unchecked.
-
-    Raises:
-        InputError: a container that is not known, or content that does not parse.
-    """
+    """The rows of a file, unchecked."""
     kind, packing = suffix(path)
     if not kind:
         raise InputError(
@@ -58,11 +54,7 @@ def read(path: Path) -> Raw:
 
 
 def parsed(data: bytes, kind: str, packing: str, where: str) -> Raw:
-    """The rows in the bytes of a file; `where` names it in messages.
-
-    Raises:
-        InputError: content that does not parse.
-    """
+    """The rows in the bytes of a file; `where` names it in messages."""
     import pandas as pd
 
     try:
@@ -76,8 +68,7 @@ def parsed(data: bytes, kind: str, packing: str, where: str) -> Raw:
         text = _decoded(data)
         if kind in _JSON:
             return of_frame(_json(text, where), where)
-        raw = _separated(text, where)
-        return of_frame(raw.frame, where, raw.decimal_comma)
+        return of_frame(*_separated(text, where))
     except InputError:
         raise
     except Exception as error:  # a damaged file can fail in any step of pyarrow, pandas or zlib
@@ -120,9 +111,8 @@ def sniffed(data: bytes) -> tuple[str, str]:
         return ".parquet", packing
     if start.startswith(b"PK"):
         return ".xlsx", packing
-    return (
-        ".json" if start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[") else ".csv"
-    ), packing
+    is_json = start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[")
+    return ".json" if is_json else ".csv", packing
 
 
 _MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ": ".xz"}
@@ -170,7 +160,8 @@ def _sheet(data: bytes, where: str) -> pd.DataFrame:
     return frame.dropna(how="all")
 
 
-def _separated(text: str, path: str) -> Raw:
+def _separated(text: str, path: str) -> tuple[pd.DataFrame, str, bool]:
+    """Rows, the file, and whether ";" separates their cells, as where a comma is decimal."""
     import pandas as pd
 
     lines = text.splitlines()
@@ -212,7 +203,7 @@ def _separated(text: str, path: str) -> Raw:
         skip_blank_lines=True,
     )
     frame = frame.iloc[:, : len(header)].set_axis(header, axis=1)
-    return Raw(frame.dropna(how="all"), decimal_comma=separator == ";")
+    return frame.dropna(how="all"), path, separator == ";"
 
 
 _RULE = re.compile(r"\s*\|?[\s:|-]*-[\s:|-]*")  # |---|:--:| of a table in Markdown
@@ -263,12 +254,10 @@ def _separator(sample: list[str]) -> str:
 def _unique(header: list[str]) -> list[str]:
     """Names told apart: a repeated one gets its number, `loss#2`; an empty one its place."""
     named = [name or f"unnamed {i + 1}" for i, name in enumerate(header)]
-    seen: dict[str, int] = {}
-    out = []
-    for name in named:
-        seen[name] = seen.get(name, 0) + 1
-        out.append(name if named.count(name) == 1 else f"{name}#{seen[name]}")
-    return out
+    return [
+        name if named.count(name) == 1 else f"{name}#{named[: i + 1].count(name)}"
+        for i, name in enumerate(named)
+    ]
 
 
 def _without_twins(frame: pd.DataFrame) -> pd.DataFrame:

@@ -98,18 +98,15 @@ def _parsed(condition: str, columns: dict[str, pd.Series]) -> tuple[str, str, st
 
 
 def _compared(column: pd.Series, sign: str, value: str, condition: str, name: str) -> pd.Series:
-    import numpy as np
-
     read = _read(column, name)
     wanted = numbers.one(value)
     truths = column.dropna().astype("str").str.lower().isin(("true", "false")).all()
     if truths and sign in ("=", "==", "!=") and value.lower() in ("true", "false"):
         return _SIGNS[sign](column.astype("str").str.lower(), value.lower())
     is_text = not read.notna().any() or name == "trial_id"
-    if is_text and sign in ("=", "==", "!="):
+    some_text = wanted is None and read.isna().any()  # pending, crashed
+    if (is_text or some_text) and sign in ("=", "==", "!="):
         return _SIGNS[sign](column.astype("str").fillna("").str.strip(), value)
-    if wanted is None and sign in ("=", "==", "!=") and read.isna().any():
-        return _SIGNS[sign](column.astype("str").fillna("").str.strip(), value)  # pending, crashed
     if not read.notna().any():
         raise InputError(
             f"--where {condition!r}: {name} holds no numbers; compare it with = or !=."
@@ -117,4 +114,4 @@ def _compared(column: pd.Series, sign: str, value: str, condition: str, name: st
     if wanted is None:
         raise InputError(f"--where {condition!r}: {name} is a number and {value!r} is not.")
     met = _SIGNS[sign](read, wanted)
-    return met if sign == "!=" else met & np.isfinite(read)
+    return met if sign == "!=" else met & (read.abs() < float("inf"))

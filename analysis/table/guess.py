@@ -10,14 +10,13 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.table import sources
+from analysis.table import numbers, sources
 from analysis.table.columns import LAW_COLUMNS, LETTERS, conversion, info, written
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import pandas as pd
 
 # our name -> tiers, each of names as `_plain` leaves them; the first tier that a table has is taken
@@ -110,11 +109,9 @@ def recognised(frame: pd.DataFrame) -> Recognised:
     for known in (_OF_CURVES, _OF_MODELS):
         named = [n for n in names if _plain(n) in known and n not in found.values()]
         over_loops = "n_loops" in found and known is _OF_CURVES
-        if (
-            "trial_id" not in found
-            and len(named) == 1
-            and (over_loops or _is_history(frame, named[0], found))
-        ):
+        if "trial_id" in found or len(named) != 1:
+            continue
+        if over_loops or _is_history(frame, named[0], found):
             found["trial_id"] = named[0]
     return Recognised(found, tuple(n for n in found if n not in own), unsure)
 
@@ -179,8 +176,6 @@ def _candidates(ours: str, tiers: tuple[str, ...], names: list[str]):
 
 def _too_large(frame: pd.DataFrame, ours: str, expression: str) -> bool:
     """Whether a name's unit cannot be: `params (M)` with 31000000 in its cells."""
-    from analysis.table import numbers
-
     column, convert = conversion(expression, tuple(map(str, frame.columns)))
     if convert is None or ours not in _LARGEST:
         return False
@@ -224,16 +219,14 @@ def law_of(values: Mapping[str, pd.Series]) -> str:
 
 def has_isoflops(values: Mapping[str, pd.Series]) -> bool:
     """Whether there are budgets, three of them and four runs in each, over sizes."""
-    budgets = values.get("budget_flops")
-    return (
-        budgets is not None and "n_params" in values and len(budgets) >= 4 * budgets.nunique() >= 12
-    )
+    if not {"budget_flops", "n_params"} <= set(values):
+        return False
+    budgets = values["budget_flops"]
+    return len(budgets) >= 4 * budgets.nunique() >= 12
 
 
 def has_repeats(values: Mapping[str, pd.Series]) -> bool:
     """Whether runs saw more tokens than there are: those that came again are worth less."""
-    from analysis.table import numbers
-
     if not {"n_params", "n_tokens", "unique_tokens"} <= set(values):
         return False
     seen, unique = (numbers.floats(values[n]) for n in ("n_tokens", "unique_tokens"))
@@ -241,11 +234,7 @@ def has_repeats(values: Mapping[str, pd.Series]) -> bool:
 
 
 def shown(source: str | Path) -> str:
-    """What each column of a file was taken for, and the command that fits it.
-
-    Raises:
-        InputError: a file that is absent or cannot be read.
-    """
+    """What each column of a file was taken for, and the command that fits it."""
     frame = sources.read(source).frame
     names = list(map(str, frame.columns))
     found = recognised(frame)
@@ -274,22 +263,17 @@ def shown(source: str | Path) -> str:
 
 def _next(source: str, found: Recognised, frame: pd.DataFrame) -> str:
     """The command that follows, or what is still missing for one."""
-    from analysis.table import numbers
-
     names = tuple(map(str, frame.columns))
-    cells = {n: frame[conversion(c, names)[0]] for n, c in found.columns.items()}
-    values = {
-        n: v if n == "trial_id" else numbers.floats(numbers.parse(v, "thousands"))
-        for n, v in cells.items()
-    }
+    values = {n: frame[conversion(c, names)[0]] for n, c in found.columns.items()}
+    for n in set(values) - {"trial_id"}:
+        values[n] = numbers.floats(numbers.parse(values[n], "thousands"))
     law = law_of(values)
     choice = {n: columns[0] for n, columns in found.unsure.items()}
     if not law and "val_loss" not in {**values, **choice}:
         return "no loss is recognised: map it with --columns loss=COLUMN"
     if choice:
-        several = "; ".join(
-            f"{info(n)[0]} may be {' or '.join(c)}" for n, c in found.unsure.items()
-        )
+        unsure = [f"{info(n)[0]} may be {' or '.join(c)}" for n, c in found.unsure.items()]
+        several = "; ".join(unsure)
         law = law_of({**values, **{n: frame[c] for n, c in choice.items() if c in frame}}) or law
         tail = f"--law {law} " if law else ""
         return f"{several}. Choose, like\nparcae fit {shlex.quote(source)} {tail}{written(found.columns | choice)}"

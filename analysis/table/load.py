@@ -7,22 +7,21 @@ with reasons, and units, counting rules and tokenizers may not be mixed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from analysis.errors import InputError, nearest
 from analysis.fitting.result import Dropped
-from analysis.table import checks, files, filters, guess, numbers, records, sources, units
-from analysis.table.columns import LETTERS, canonical, info, mapped, written
-from analysis.table.files import Raw
+from analysis.table import checks, files, filters, numbers, points, records, sources, units
+from analysis.table.columns import info, written
 from analysis.table.table import Table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_DONE = ("finished", "done", "completed", "success", "succeeded", "ok")
 BUNDLED = {
     "parcae-140m": "parcae_140m_isoflop.csv",  # points of the paper's figure
     "nano-isoflop": "nano_isoflop.parquet",  # records of sweeps/specs/nano-isoflop.yaml
@@ -88,7 +87,8 @@ def load(
     elif text is not None and (reader := _reader_of(text)) is not None:
         found = reader.read(text)
         if found.own:
-            table = _points(files.of_frame(found.frame, found.where), columns, where, own, unit)
+            raw = files.of_frame(found.frame, found.where)
+            table = points.read(raw, columns, where, own, unit)
             return replace(table, dropped=(*found.dropped, *table.dropped)).noting(*found.notes)
         _refuse_options(text, columns, unit)
         table = from_records(found.frame, found.where)
@@ -100,7 +100,7 @@ def load(
             raw = sources.read(source)
         # a notebook adds columns to records; what it then holds is a table of its own
         if columns or not records.is_records(raw.frame, strictly=text is None):
-            return _points(raw, columns, where, own, unit)
+            return points.read(raw, columns, where, own, unit)
         _refuse_options(raw.where, columns, unit)
         table = from_records(raw.frame, raw.where)
     for condition in where:
@@ -143,12 +143,10 @@ def from_records(frame: pd.DataFrame, where: str) -> Table:
 def at_training_depth(table: Table) -> Table:
     """The rows evaluated at T = mu_rec, where the training laws hold."""
     frame = table.frame
-    if "n_loops" not in frame and "mean_recurrence" not in frame:
+    if "mean_recurrence" not in frame:
         return table
     if "n_loops" not in frame:
         return table.noting("every loss is taken to be at T = mean_recurrence: no n_loops is given")
-    if "mean_recurrence" not in frame:
-        return table
     mask = frame.n_loops == frame.mean_recurrence
     at_depth = table.keep(mask, "evaluated at another number of loops than mean_recurrence")
     if not len(at_depth.frame):
@@ -161,22 +159,21 @@ def at_training_depth(table: Table) -> Table:
 
 def on_the_frontier(table: Table) -> Table:
     """The rows that no other row beats with as little compute or less."""
-    import numpy as np
-
     highest, table = table.drop_highest, replace(table, drop_highest=0)
     table = need(table, ("train_flops", "val_loss"), "frontier")
-    frame = table.frame
-    by = (
-        "budget_flops"
-        if "budget_flops" in frame and frame.budget_flops.notna().all()
-        else "train_flops"
-    )
+    frame, by = table.frame, spent_by(table)
     order = frame.sort_values([by, "val_loss"], kind="stable")
     first = ~order[by].duplicated()
-    falling = order.val_loss < order.val_loss.cummin().shift(fill_value=np.inf)
+    falling = order.val_loss < order.val_loss.cummin().shift(fill_value=float("inf"))
     kept = order.index[first & falling]
     front = table.keep(frame.index.isin(kept), "not the lowest loss at its compute")
     return replace(front, drop_highest=highest)
+
+
+def spent_by(table: Table) -> str:
+    """What runs of equal compute share: their budget, where every row has one, else what they spent."""
+    budgets = table.frame.get("budget_flops")
+    return "train_flops" if budgets is None or budgets.isna().any() else "budget_flops"
 
 
 def need(table: Table, names: tuple[str, ...], law: str) -> Table:
@@ -185,8 +182,6 @@ def need(table: Table, names: tuple[str, ...], law: str) -> Table:
     Raises:
         InputError: naming the column, or the first row that no law can use.
     """
-    import numpy as np
-
     table = _derived(table, names)
     for name in names:
         if name not in table.frame:
@@ -194,10 +189,9 @@ def need(table: Table, names: tuple[str, ...], law: str) -> Table:
         if name == "trial_id":
             continue
         values = numbers.floats(table.frame[name])
-        above = info(name)[2]
-        bad = ~(np.isfinite(values) & (values > above))
+        bad = ~((values > info(name)[2]) & (values.abs() < float("inf")))
         if bad.any():
-            raise InputError(_unusable(table, name, np.flatnonzero(bad), law))
+            raise InputError(_unusable(table, name, bad.to_numpy().nonzero()[0], law))
         if table.frame[name].dtype.kind not in "iuf":
             table = replace(table, frame=table.frame.assign(**{name: values}))
     return without_highest(table)
@@ -277,9 +271,7 @@ def _missing(table: Table, name: str, law: str) -> str:
 
 def columns_of(table: Table, names: tuple[str, ...]):
     """The named columns as float arrays that may be written to (pandas 3 hands out read-only ones)."""
-    import numpy as np
-
-    return {n: np.array(table.frame[n], dtype=float) for n in names}
+    return {n: table.frame[n].to_numpy(dtype=float, copy=True) for n in names}
 
 
 def _reader_of(text: str) -> Reader | None:
@@ -325,152 +317,30 @@ def _bundled(name: str) -> Table:
     )
 
 
-def _points(
-    raw: Raw,
-    columns: dict[str, str] | None,
-    where: tuple[str, ...],
-    own: tuple[str, ...] = (),
-    unit: str | None = None,
-) -> Table:
-    """A file's rows under our names; conditions act before anything is judged."""
-    names = list(map(str, raw.frame.columns))
-    if not len(raw.frame):
-        raise InputError(
-            f"{raw.where}: has a header ({', '.join(names)}) and no rows; add the runs."
-        )
-    columns, words, unsure = _mapping(raw, columns, own, unit)
-    found = mapped(raw, columns, raw.where)
-    for name in own:
-        if name in names and LETTERS.get(name, name) not in found.frame:
-            values = numbers.parse(raw.frame[name], "decimal" if raw.decimal_comma else None)
-            found.frame[name] = values
-            found.own[name] = name
-    if unit is not None:
-        said = units.to_nats(found.frame, raw.frame, unit, raw.where)
-        words = (*words, *said)
-    unmapped = tuple(n for n in names if n not in found.own.values())
-    table = Table(
-        frame=found.frame,
-        source=raw.where,
-        kind="points",
-        origin=f"rows of {Path(raw.where).name} as given",
-        own=found.own,
-        unmapped=unmapped,
-        others=raw.frame.set_axis(names, axis=1)[list(unmapped)],
-        unsure=unsure,
-        columns=columns,
-        notes=(*raw.notes, *words),
-    )
-    rows = raw.frame
-    for condition in where:
-        met = filters.keep(condition, table.frame, rows, table.source)
-        reason = filters.reason(condition, table.frame, rows)
-        table, rows = table.keep(met, reason), rows[met].reset_index(drop=True)
-    # one measurement listed twice; two measurements differ in the last digits of the loss
-    table = table.keep(~rows.astype("str").duplicated(), "equal to another row in every cell")
-    table = _with_run_names(table)
-    notes = units.check_mapped(table.frame, columns, raw.where, unit)
-    table = table.noting(*notes, *_unfinished(rows))
-    checks.refuse_mixtures(table)
-    return checks.with_grouped_budgets(table) if "budget_flops" in table.frame else table
-
-
-def _mapping(raw: Raw, given: dict[str, str] | None, own: tuple[str, ...], unit: str | None):
-    """(our name -> the file's column, notes, what is ambiguous); given columns are all that count."""
-    names = list(map(str, raw.frame.columns))
-    columns, unsure = dict(given or {}), {}
-    words: tuple[str, ...] = ()
-    if given is None:
-        found = guess.recognised(raw.frame)
-        columns, unsure = dict(found.columns), found.unsure
-        taken = {n: columns[n] for n in found.by_name}
-        if unit is not None and "val_loss" not in columns and (loss := units.named(names)):
-            columns["val_loss"] = taken["val_loss"] = loss[0]
-        if not set(columns) - {"trial_id", "seed"} and not (unsure or set(own) & set(names)):
-            raise InputError(
-                f"{raw.where}: has columns {', '.join(names)}; none is a name of ours. "
-                'Say which is which with --columns, like N="Model Size",C="Training FLOP",loss=loss.'
-            )
-        if taken:
-            pairs = ", ".join(f"{info(n)[0]} = {c}" for n, c in taken.items())
-            words = (f"columns are taken by their names: {pairs}; the same as {written(columns)}",)
-    columns = {canonical(k): v for k, v in columns.items()}
-    for name in own:
-        ours = LETTERS.get(name, "")
-        if ours and name in names and ours not in columns and name not in columns.values():
-            columns[ours] = name
-    return columns, words, unsure
-
-
-def _with_run_names(table: Table) -> Table:
-    if "trial_id" not in table.frame:
-        return table
-    called = table.called("trial_id")
-    known = table.frame.trial_id.notna()
-    if not known.any():
-        raise InputError(
-            f"{table.source}: column {called!r} names no run; map another with run=COLUMN."
-        )
-    table = table.keep(known, f"no run is named in column {called!r}")
-    return replace(table, frame=table.frame.assign(trial_id=table.frame.trial_id.astype("str")))
-
-
-def _unfinished(rows: pd.DataFrame) -> list[str]:
-    """Runs that a state column calls crashed or running are named: their losses are in the fit."""
-    out = []
-    for column in map(str, rows.columns):
-        if column.lower().rpartition("_")[2] not in ("state", "status"):
-            continue
-        states = rows[column].dropna().astype(str)
-        done = states[states.str.lower().isin(_DONE)]
-        if len(done) and len(done) < len(states):
-            rest = states.drop(done.index).value_counts()
-            text = " and ".join(f"{n} as {state}" for state, n in rest.items())
-            out.append(
-                f"column {column!r} gives {text} of {len(states)} rows, and they are fitted too; leave "
-                f"them out with --where {column}={done.iloc[0]}"
-            )
-    return out
+# A column that a law needs and the table lacks: what it follows from by its definition, and the note
+_DEFINITIONS = {
+    "n_tokens": ("train_flops / (6 * n_params)", "no tokens given: D taken as C / (6 N)"),
+    "n_params_unrolled": (
+        "n_params + (mean_recurrence - 1) * n_params_core",
+        "N(mu) taken as total + (mu - 1) core parameters",
+    ),
+    "n_params_once": ("n_params - n_params_core", "N_once taken as total - core parameters"),
+    "train_flops": ("budget_flops", "no FLOPs spent given: the budget is taken for them"),
+    "budget_flops": ("train_flops", "no budget given: C taken"),
+}
 
 
 def _derived(table: Table, names: tuple[str, ...]) -> Table:
-    """Columns that follow from others by a definition; each derivation is noted."""
-
-    def add(name: str, needed: set[str], value, note: str) -> None:
-        nonlocal table
-        if name in names and name not in table.frame and needed <= set(table.frame):
-            given = {n: numbers.floats(table.frame[n]) for n in needed}
-            table = replace(table, frame=table.frame.assign(**{name: value(given)})).noting(note)
-
-    parts = {"n_params", "n_params_core", "mean_recurrence"}
+    """The table with columns that follow from others by a definition."""
     if "n_tokens" in names and "n_tokens" not in table.frame and "train_flops" in table.frame:
         units.refuse_other_flops(table.frame.train_flops, table.columns, table.source)
-    add(
-        "n_tokens",
-        {"n_params", "train_flops"},
-        lambda c: c["train_flops"] / (6 * c["n_params"]),
-        "no tokens given: D taken as C / (6 N)",
-    )
-    add(
-        "n_params_unrolled",
-        parts,
-        lambda c: c["n_params"] + (c["mean_recurrence"] - 1) * c["n_params_core"],
-        "N(mu) taken as total + (mu - 1) core parameters",
-    )
-    add(
-        "n_params_once",
-        parts,
-        lambda c: c["n_params"] - c["n_params_core"],
-        "N_once taken as total - core parameters",
-    )
-    add(
-        "train_flops",
-        {"budget_flops", "n_tokens"},
-        lambda c: c["budget_flops"],
-        "no FLOPs spent given: the budget is taken for them",
-    )
-    if "budget_flops" in names and "budget_flops" not in table.frame:
-        add("budget_flops", {"train_flops"}, lambda c: c["train_flops"], "no budget given: C taken")
-        if "budget_flops" in table.frame:
-            table = checks.with_grouped_budgets(table)
+    for name, (formula, note) in _DEFINITIONS.items():
+        needed = re.findall(r"[a-z_]+", formula)
+        asked = ["n_tokens"] if name == "train_flops" else []  # what a token costs is asked then
+        if name in names and name not in table.frame and {*needed, *asked} <= set(table.frame):
+            given = table.frame[needed].apply(numbers.floats)
+            values: Any = given.eval(formula, engine="python")  # a column, of columns
+            table = replace(table, frame=table.frame.assign(**{name: values})).noting(note)
+            if name == "budget_flops":
+                table = checks.with_grouped_budgets(table)
     return table

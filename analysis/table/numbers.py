@@ -11,22 +11,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
-_SCALES = {
-    "": 1.0,
-    "k": 1e3,
-    "thousand": 1e3,
-    "m": 1e6,
-    "mn": 1e6,
-    "million": 1e6,
-    "mio": 1e6,
-    "b": 1e9,
-    "bn": 1e9,
-    "g": 1e9,
-    "billion": 1e9,
-    "mrd": 1e9,
-    "t": 1e12,
-    "trillion": 1e12,
+_WORDS = {
+    3: "k thousand",
+    6: "m mn million mio",
+    9: "b bn g billion mrd",
+    12: "t trillion",
 }
+_SCALES = {"": 1.0} | {word: 10.0**n for n, words in _WORDS.items() for word in words.split()}
 _FLOP_SCALES = _SCALES | {"p": 1e15, "e": 1e18, "z": 1e21, "y": 1e24}
 _CELL = re.compile(
     r"(?P<number>[+-]?[\d.,]*\d[.,]?(?:e[+-]?\d+)?)"
@@ -39,9 +30,8 @@ _POWER_OF_TEN = re.compile(r"(?:1(?:\.0*)?[x\u00d7*\u00b7])?10(?:\^|\*\*)([+-]?\
 # ,123 or 1.234,567 or 2,018e+08, whose digits nobody groups
 _DECIMAL = re.compile(r"^[+-]?0?,|\.\d{3},|,\d+(?:e[+-]?\d|[x\u00d7*\u00b7]10)", re.IGNORECASE)
 _WRAPPING = "'\"`*~\u2248"  # a spreadsheet's mark of text, quotes, Markdown's emphasis, and "about"
-_ERROR = re.compile(
-    r"(?<=\d)\s*(?:(?:\u00b1|\+/?-)\s*[\d.,]+|\([\d.,]+\))$"
-)  # 3.10 \u00b1 0.02, 3.10(2)
+# 3.10 \u00b1 0.02, 3.10(2)
+_ERROR = re.compile(r"(?<=\d)\s*(?:(?:\u00b1|\+/?-)\s*[\d.,]+|\([\d.,]+\))$")
 _GROUPING = re.compile(r"(?<=\d)[ _\u2019'\u00a0\u2009\u202f](?=\d{3}(\D|$))")
 _SPACE = re.compile(r"(?<!\d)\s+|\s+(?!\d)")  # beside a letter or a sign; "4 58" is no number
 
@@ -102,12 +92,8 @@ def count(number: float) -> str:
 
 
 def _bare(cell: str) -> str:
-    text = (
-        re.sub(r"^[A-Za-z_]+ ?= ?", "", cell.strip())
-        .strip(_WRAPPING)
-        .strip()
-        .replace("\u2212", "-")
-    )
+    value = re.sub(r"^[A-Za-z_]+ ?= ?", "", cell.strip())
+    text = value.strip(_WRAPPING).strip().replace("\u2212", "-")
     return _SPACE.sub("", _GROUPING.sub("", _ERROR.sub("", text)))
 
 

@@ -7,8 +7,10 @@ neither pandas nor NumPy.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -38,11 +40,9 @@ class Column:
     @property
     def dtype(self) -> Literal["string", "Int64", "int64", "float64"]:
         """The pandas dtype a validated table has."""
-        if self.kind == "text":
-            return "string"
         if self.kind == "int":
             return "Int64" if self.nullable else "int64"
-        return "float64"
+        return "string" if self.kind == "text" else "float64"
 
 
 COLUMNS: tuple[Column, ...] = (
@@ -165,7 +165,6 @@ def validate(df: pd.DataFrame, where: str = "records") -> pd.DataFrame:
     for column in present:
         out[column.name] = _typed(out[column.name], column, where)
     _check_values(out, where)
-    _check_losses(out, where)
     repeated = out.duplicated(["trial_id", "n_loops"])
     if repeated.any():
         row = out[repeated].iloc[0]
@@ -177,21 +176,13 @@ def validate(df: pd.DataFrame, where: str = "records") -> pd.DataFrame:
 
 
 def load(source: str | Path) -> pd.DataFrame:
-    """The validated table of a Parquet or CSV file, or of a sweep folder holding records.parquet.
-
-    Raises:
-        InputError: no such source, not readable, or not a records table.
-    """
+    """The validated table of a Parquet or CSV file, or of a sweep folder holding records.parquet."""
     raw = sources.read(source)
     return validate(raw.frame, where=raw.where)
 
 
 def save(df: pd.DataFrame, path: str | Path) -> Path:
-    """Validate and write (.parquet or .csv), atomically: a reader never sees half a table.
-
-    Raises:
-        InputError: if the table does not validate or the suffix is neither of the two.
-    """
+    """Validate and write (.parquet or .csv), atomically: a reader never sees half a table."""
     path = Path(path)
     table = validate(df, where=str(path))
     if path.suffix not in (".parquet", ".csv"):
@@ -218,8 +209,6 @@ def save(df: pd.DataFrame, path: str | Path) -> Path:
 
 def sha256(df: pd.DataFrame) -> str:
     """Hash of a table's content: names, values and row order, not the file that carried it."""
-    import hashlib
-
     text = df.to_csv(index=False, lineterminator="\n", float_format="%.17g")
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -287,45 +276,38 @@ def _check_values(df: pd.DataFrame, where: str) -> None:
                 f"{where}: {name} is {wrong.iloc[0]!r} in {len(wrong)} rows; it must be one of "
                 f"{', '.join(allowed)}."
             )
+    for bad, name, needed in _contradictions(df):
+        bad = bad.fillna(False)  # a null in a nullable column is not a contradiction
+        if bad.any():
+            row = df[bad].iloc[0]
+            raise InputError(
+                f"{where}: trial {row.trial_id} (n_loops={row.n_loops}) has {name}={row[name]}; it must "
+                f"be {needed}. {int(bad.sum())} rows are concerned; correct them or leave them out."
+            )
+
+
+def _contradictions(df: pd.DataFrame) -> Iterator[tuple[pd.Series, str, str]]:
+    """Which rows cannot be, the column at fault, and what it must be."""
     for name in _AT_LEAST_ONE:
-        _refuse(df, where, df[name] < 1, name, "at least 1")
-    _refuse(df, where, df.budget_flops <= 0, "budget_flops", "above 0")
+        yield df[name] < 1, name, "at least 1"
+    yield df.budget_flops <= 0, "budget_flops", "above 0"
     done = df.status == "done"
     for name in _SPENT:
-        _refuse(df, where, done & (df[name] <= 0), name, "above 0 for a run that is done")
-        _refuse(df, where, df[name] < 0, name, "0 or more")
-    shallow = df.mean_backprop_depth > df.mean_recurrence
-    _refuse(df, where, shallow, "mean_backprop_depth", "at most mean_recurrence")
-    looped = (df.architecture == "transformer") & (df.mean_recurrence != 1)
-    _refuse(df, where, looped, "mean_recurrence", "1 for a transformer")
-    planned = df.n_steps * df.batch_tokens
+        yield done & (df[name] <= 0), name, "above 0 for a run that is done"
+        yield df[name] < 0, name, "0 or more"
+    mu, core, planned = df.mean_recurrence, df.n_params_core, df.n_steps * df.batch_tokens
+    yield df.mean_backprop_depth > mu, "mean_backprop_depth", "at most mean_recurrence"
+    looped = (df.architecture == "transformer") & (mu != 1)
+    yield looped, "mean_recurrence", "1 for a transformer"
     unequal = done & (df.n_tokens != planned)
-    _refuse(df, where, unequal, "n_tokens", "n_steps * batch_tokens for a run that is done")
+    yield unequal, "n_tokens", "n_steps * batch_tokens for a run that is done"
     # not less: tables written before gave runs that had not ended well their planned tokens
-    _refuse(df, where, df.n_tokens > planned, "n_tokens", "at most n_steps * batch_tokens")
-    unrolled = df.n_params + (df.mean_recurrence - 1) * df.n_params_core
-    wrong = df.n_params_unrolled != unrolled
-    _refuse(df, where, wrong, "n_params_unrolled", "n_params + (mean_recurrence - 1) * core")
-    wrong = df.n_params_once != df.n_params - df.n_params_core
-    _refuse(df, where, wrong, "n_params_once", "n_params - n_params_core")
-
-
-def _check_losses(df: pd.DataFrame, where: str) -> None:
-    import numpy as np
-
-    done = df.status == "done"
-    bad = done & ~((df.val_loss > 0) & np.isfinite(df.val_loss))
-    _refuse(df, where, bad, "val_loss", "finite and above 0 for a run that is done")
-    _refuse(df, where, ~done & df.val_loss.notna(), "val_loss", "empty unless the run is done")
+    yield df.n_tokens > planned, "n_tokens", "at most n_steps * batch_tokens"
+    wrong = df.n_params_unrolled != df.n_params + (mu - 1) * core
+    yield wrong, "n_params_unrolled", "n_params + (mean_recurrence - 1) * core"
+    yield df.n_params_once != df.n_params - core, "n_params_once", "n_params - n_params_core"
+    lost = ~((df.val_loss > 0) & (df.val_loss < float("inf")))
+    yield done & lost, "val_loss", "finite and above 0 for a run that is done"
+    yield ~done & df.val_loss.notna(), "val_loss", "empty unless the run is done"
     unexplained = ~done & df.status_reason.isna()
-    _refuse(df, where, unexplained, "status_reason", "a reason when the run is not done")
-
-
-def _refuse(df: pd.DataFrame, where: str, bad: pd.Series, name: str, needed: str) -> None:
-    bad = bad.fillna(False)  # a null in a nullable column is not a contradiction
-    if bad.any():
-        row = df[bad].iloc[0]
-        raise InputError(
-            f"{where}: trial {row.trial_id} (n_loops={row.n_loops}) has {name}={row[name]}; it must "
-            f"be {needed}. {int(bad.sum())} rows are concerned; correct them or leave them out."
-        )
+    yield unexplained, "status_reason", "a reason when the run is not done"

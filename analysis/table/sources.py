@@ -24,11 +24,7 @@ FOLDER_HOLDS = "records.parquet"
 
 
 def read(source: str | Path) -> Raw:
-    """The rows that a source names, unchecked; `where` of the answer is its name in messages.
-
-    Raises:
-        InputError: nothing is there, or it is no table.
-    """
+    """The rows that a source names, unchecked; `where` of the answer is its name in messages."""
     text = str(source)
     if text == "-":
         return _piped()
@@ -70,10 +66,9 @@ def _folder(folder: Path) -> Raw:
     if states := exports.trainer_states(folder):
         parts = [_of_run(files.read(p), exports.run_of(p)) for p in states]
         return together(parts, str(folder), "a row per run and step")
-    if exports.holds_events(folder):
-        return Raw(
-            exports.tensorboard(folder), notes=("a row per run and step",), where=str(folder)
-        )
+    if next(folder.rglob(exports.EVENTS), None):
+        notes = ("a row per run and step",)
+        return Raw(exports.tensorboard(folder), notes=notes, where=str(folder))
     tables = sorted(p for p in folder.iterdir() if p.is_file() and files.suffix(p)[0])
     if tables:
         return together([files.read(p) for p in tables], str(folder))
@@ -99,30 +94,22 @@ def _refuse_stale(records: Path) -> None:
 
 
 def together(parts: Sequence[Raw], where: str, words: str = "") -> Raw:
-    """One table of several with the same columns; a column `file` says where each row came from.
-
-    Raises:
-        InputError: columns that differ, named with the files.
-    """
+    """One table of several with the same columns; a column `file` says where each row came from."""
     import pandas as pd
 
-    if len(parts) == 1:
-        return Raw(parts[0].frame, parts[0].decimal_comma, parts[0].notes, parts[0].where)
     first = parts[0]
+    if len(parts) == 1:
+        return first
     if not words:  # logs of runs have what each logged
         for other in parts[1:]:
             _refuse_others(first, other, where)
-    frames = [part.frame for part in parts]
-    named = "run" in first.frame or "sweep" in first.frame or "file" in first.frame
-    if not named:
-        frames = [p.frame.assign(file=Path(p.where).name) for p in parts]
-    note = (
-        words or f"{len(parts)} tables as one: {', '.join(Path(p.where).name for p in parts[:6])}"
-    )
-    if not words and len(parts) > 6:
-        note += ", ..."
-    notes = tuple(dict.fromkeys(n for p in parts for n in p.notes))
-    return Raw(pd.concat(frames, ignore_index=True), first.decimal_comma, (*notes, note), where)
+    frames, names = [p.frame for p in parts], [Path(p.where).name for p in parts]
+    if not {"run", "sweep", "file"} & set(first.frame):
+        frames = [f.assign(file=name) for f, name in zip(frames, names, strict=True)]
+    more = ", ..." if len(parts) > 6 else ""
+    words = words or f"{len(parts)} tables as one: {', '.join(names[:6])}{more}"
+    notes = tuple(dict.fromkeys([*(n for p in parts for n in p.notes), words]))
+    return Raw(pd.concat(frames, ignore_index=True), first.decimal_comma, notes, where)
 
 
 def _refuse_others(first: Raw, other: Raw, where: str) -> None:

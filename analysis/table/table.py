@@ -28,10 +28,7 @@ class Table:
     unsure: dict[str, tuple[str, ...]] = field(default_factory=dict)  # our name -> several columns
     columns: dict[str, str] = field(default_factory=dict)  # the mapping, as `--columns` gives it
     others: pd.DataFrame | None = None  # the unmapped columns of the same rows, as they are
-
-    drop_highest: int = (
-        0  # rows with the highest losses, yet to be left out of those that a law uses
-    )
+    drop_highest: int = 0  # rows of the highest losses that a law is still to leave out
 
     @property
     def sha256(self) -> str:

@@ -7,6 +7,7 @@ likely (parameters in millions). `--columns N=params_m*1e6` converts.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING
 
@@ -43,12 +44,7 @@ def to_nats(frame: pd.DataFrame, raw: pd.DataFrame, unit: str, where: str) -> tu
 
     Args:
         raw: the same rows under the file's own names, for a column of bytes per token.
-
-    Raises:
-        InputError: an unknown unit, or bits per byte without bytes per token.
     """
-    import numpy as np
-
     kind, _, bytes_per_token = unit.strip().partition("=")
     if "val_loss" not in frame or kind == "nats":
         if kind not in ("nats", "bits", "bpb", "ppl"):
@@ -56,11 +52,11 @@ def to_nats(frame: pd.DataFrame, raw: pd.DataFrame, unit: str, where: str) -> tu
         return ()
     loss = numbers.floats(frame.val_loss)
     if kind == "bits":
-        nats, words = loss * np.log(2), "bits per token"
+        nats, words = loss * math.log(2), "bits per token"
     elif kind == "ppl":
-        nats, words = loss.where(loss > 0).transform(np.log), "perplexities"
+        nats, words = loss.where(loss > 0).transform("log"), "perplexities"
     elif kind == "bpb":
-        nats = loss * np.log(2) * _bytes_per_token(bytes_per_token, raw, where)
+        nats = loss * math.log(2) * _bytes_per_token(bytes_per_token, raw, where)
         words = f"bits per byte at {bytes_per_token or 'bytes_per_token'} bytes per token"
     else:
         raise InputError(f"--unit {unit!r} is unknown; it must be {UNITS}.")
@@ -81,17 +77,19 @@ def _bytes_per_token(text: str, raw: pd.DataFrame, where: str):
     return number
 
 
+def _said(column: str) -> str:
+    """The `--unit` of losses that a column's name says it holds; "" where it says none."""
+    if _BITS.search(column):
+        return "bpb=BYTES_PER_TOKEN" if re.search("bpb|byte", column, re.IGNORECASE) else "bits"
+    return "ppl" if _PERPLEXITY.search(column) else ""
+
+
 def named(names) -> tuple[str, str] | None:
     """The one column that its name says to hold losses in another unit, and the `--unit` for it."""
-    bits = [n for n in names if _BITS.search(n)]
-    others = [n for n in names if _PERPLEXITY.search(n)]
-    held_out = [n for n in (bits or others) if "train" not in n.lower()]
-    if len(held_out) != 1:
-        return None
-    if not bits:
-        return held_out[0], "ppl"
-    of_bytes = re.search("bpb|byte", held_out[0], re.IGNORECASE)
-    return held_out[0], "bpb=BYTES_PER_TOKEN" if of_bytes else "bits"
+    said = {n: unit for n in names if (unit := _said(n))}
+    bits = [n for n, unit in said.items() if unit != "ppl"]
+    held_out = [n for n in (bits or said) if "train" not in n.lower()]
+    return (held_out[0], said[held_out[0]]) if len(held_out) == 1 else None
 
 
 def check_mapped(
@@ -102,29 +100,24 @@ def check_mapped(
     Args:
         columns: our name -> the file's column, or a conversion of it.
         unit: of the losses, where it was given; as nats, whatever their column is called.
-
-    Raises:
-        InputError: for a column that is certainly in another unit.
     """
     column = columns.get("val_loss", "")
-    for pattern, what in ((_BITS, "bits"), (_PERPLEXITY, "a perplexity")):
-        if unit is None and pattern.search(column):
-            cure = (named([column]) or ("", "nats"))[1]
-            raise InputError(
-                f"{where}: column {column!r} for the loss says it holds {what}; the laws take nats "
-                f"per token. Convert it with --unit {cure}, or say --unit nats if its name misleads."
-            )
-    kind, says = (unit or "nats").partition("=")[0].strip(), ""
-    if _PERPLEXITY.search(column):
-        says = "ppl"
-    elif _BITS.search(column):
-        of_bytes = re.search("bpb|byte", column, re.IGNORECASE)
-        says = "bpb=BYTES_PER_TOKEN (1 where a token is a byte)" if of_bytes else "bits"
-    may_be = {"ppl": ("ppl",), "bits": ("bits", "bpb")}.get(says, ("bpb",))
-    if says and kind not in ("nats", *may_be):
+    said = _said(column)
+    if said and unit is None:
+        what, cure = (
+            "a perplexity" if said == "ppl" else "bits",
+            (named([column]) or ("", "nats"))[1],
+        )
+        raise InputError(
+            f"{where}: column {column!r} for the loss says it holds {what}; the laws take nats "
+            f"per token. Convert it with --unit {cure}, or say --unit nats if its name misleads."
+        )
+    may_be = {"ppl": ("ppl",), "bits": ("bits", "bpb")}.get(said, ("bpb",))
+    if said and (unit or "").partition("=")[0].strip() not in ("nats", *may_be):
+        of_bytes = " (1 where a token is a byte)" if said.startswith("bpb") else ""
         raise InputError(
             f"{where}: --unit {unit} is not what column {column!r} for the loss says it holds; convert it with "
-            f"--unit {says}, or say --unit nats if its name misleads."
+            f"--unit {said}{of_bytes}, or say --unit nats if its name misleads."
         )
     if "n_loops" not in frame:  # curves over loops may explode, which laws of trained models refuse
         refuse_diverged(frame, where)
@@ -157,11 +150,7 @@ def check_mapped(
 
 
 def refuse_other_flops(flops: pd.Series, columns: dict[str, str], where: str) -> None:
-    """FLOPs that tokens are to be computed from; another unit would change them unseen.
-
-    Raises:
-        InputError: with the factors that convert.
-    """
+    """FLOPs that tokens are to be computed from; another unit would change them unseen."""
     largest, least = numbers.floats(flops).max(), _SMALLEST["train_flops"][0]
     if largest < least:
         own = columns.get("train_flops", "train_flops")
@@ -173,11 +162,7 @@ def refuse_other_flops(flops: pd.Series, columns: dict[str, str], where: str) ->
 
 
 def refuse_diverged(frame: pd.DataFrame, where: str) -> None:
-    """Losses that are no nats per token: a perplexity in every row, or a run that diverged in some.
-
-    Raises:
-        InputError: saying which of the two, and the filter that leaves such runs out.
-    """
+    """Losses that are no nats per token: a perplexity in every row, or a run that diverged in some."""
     if "val_loss" not in frame:
         return
     loss = numbers.floats(frame.val_loss)
@@ -198,17 +183,11 @@ def refuse_diverged(frame: pd.DataFrame, where: str) -> None:
 
 
 def check_records(frame: pd.DataFrame, where: str) -> None:
-    """Nats per token and bits per byte of one tokenizer and text give one number of bytes per token.
-
-    Raises:
-        InputError: when they do not: one of the two is in another unit.
-    """
-    import numpy as np
-
+    """Nats per token and bits per byte of one tokenizer and text give one number of bytes per token."""
     both = frame[frame.val_loss.notna() & frame.val_bpb.notna()]
     if not len(both):
         return
-    ratio = both.val_loss / np.log(2) / both.val_bpb
+    ratio = both.val_loss / math.log(2) / both.val_bpb
     same = ["tokenizer", "data_fingerprint", "val_tokens", "context"]
     spread = ratio.groupby([both[c] for c in same]).agg(lambda r: r.max() / r.min())
     wrong = spread[spread > 1.001]

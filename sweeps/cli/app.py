@@ -24,35 +24,28 @@ from sweeps.waiting import say, waiting
 
 # What each extra brings; a missing one is named with the way to get it
 _EXTRAS = {
-    "filelock": "train",
-    "torch": "train",
-    "safetensors": "train",
-    "tokenizers": "train",
-    "rustbpe": "train",
-    "tiktoken": "train",
-    "s3fs": "s3",
-    "huggingface_hub": "hf",
-    "transformers": "hf",
-    "lm_eval": "lm-eval",
-    "ray": "sweep",
-    "wandb": "sweep",
-    "triton": "kernels",
+    "train": ("filelock", "torch", "safetensors", "tokenizers", "rustbpe", "tiktoken"),
+    "s3": ("s3fs",),
+    "hf": ("huggingface_hub", "transformers"),
+    "lm-eval": ("lm_eval",),
+    "sweep": ("ray", "wandb"),
+    "kernels": ("triton",),
 }
 
-_ROOMS = (
-    "sweeps.cli.write",
-    "sweeps.cli.sweep",
-    "sweeps.cli.folder",
-    "sweeps.cli.jobs",
-    "sweeps.cli.laws",
-    "sweeps.cli.figures",
-    "sweeps.cli.design",
-    "sweeps.cli.data",
-    "sweeps.cli.model",
-    "sweeps.cli.trained",
-    "sweeps.cli.demo",
-)
-
+# The rooms with their verbs, in the order of --help; each verb is a function of its name, or a group of verbs
+_ROOMS = {
+    "write": ("init", "spec"),
+    "sweep": ("plan", "run"),
+    "folder": ("status", "retry", "collect", "sync"),
+    "jobs": ("submit", "logs", "stop", "cluster"),
+    "laws": ("columns", "fit", "predict", "optimal", "loops", "judge", "compare"),
+    "figures": ("plot", "curves", "report"),
+    "design": ("design",),
+    "data": ("data",),
+    "model": ("params", "eval"),
+    "trained": ("sample", "export", "score"),
+    "demo": ("demo",),
+}
 
 # Of a path that a user gave; all else that the system refuses is no mistake of theirs
 _NO_SUCH_PATH = (
@@ -61,32 +54,14 @@ _NO_SUCH_PATH = (
 )
 
 
-# The verbs of two rooms with many options; a command line of one of them needs no other room
-LAWS, VERBS_OF_LAWS = (
-    ("sweeps.cli.laws", "sweeps.cli.figures"),
-    (
-        "columns",
-        "fit",
-        "predict",
-        "optimal",
-        "loops",
-        "judge",
-        "compare",
-        "plot",
-        "curves",
-        "report",
-    ),
-)
-
-
 @cache
 def command(verb: str = "") -> Callable[[], object]:
     """What `parcae` runs; made once, since its many options take a while.
 
     Args:
-        verb: that will be run, where it is known.
+        verb: that will be run, where it is known: no other room than its own is needed.
     """
-    made = typer.main.get_command(build_app(LAWS if verb in VERBS_OF_LAWS else _ROOMS))
+    made = typer.main.get_command(build_app(*(r for r, verbs in _ROOMS.items() if verb in verbs)))
     _limit_numbers(made)
     return made
 
@@ -115,8 +90,8 @@ def _require_sensible(context: typer.Context, parameter: Any, value: Any) -> Any
 _SHOW_THEMSELVES = ("run", "demo", "data", "submit", "logs")
 
 
-def build_app(rooms: tuple[str, ...] = _ROOMS) -> typer.Typer:
-    """The command with the verbs of rooms; the modules that hold them are cheap to import."""
+def build_app(*rooms: str) -> typer.Typer:
+    """The command with the verbs of these rooms, by default of all; their modules are cheap to import."""
     app = typer.Typer(
         name="parcae",
         help="Plan and run compute-budget sweeps of looped language models, and fit their scaling "
@@ -129,8 +104,14 @@ def build_app(rooms: tuple[str, ...] = _ROOMS) -> typer.Typer:
     app.callback()(_options)
     reader.register()  # analysis does not know this room
     source.register()
-    for name in rooms:
-        importlib.import_module(name).register(app)
+    for room in rooms or _ROOMS:
+        module = importlib.import_module(f"sweeps.cli.{room}")
+        for name in _ROOMS[room]:
+            verb = getattr(module, name)
+            if isinstance(verb, typer.Typer):
+                app.add_typer(verb, name=name)
+            else:
+                app.command(name)(verb)
     return app
 
 
@@ -195,11 +176,12 @@ def main() -> None:
         sys.exit(2)
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
-        if package not in _EXTRAS:
+        extra = next((extra for extra, brings in _EXTRAS.items() if package in brings), None)
+        if extra is None:
             raise
         say(
             f"parcae: this needs {package}, which is not installed: "
-            f"pip install 'parcae-scaling[{_EXTRAS[package]}]'"
+            f"pip install 'parcae-scaling[{extra}]'"
         )
         sys.exit(2)
 
@@ -216,7 +198,3 @@ def _give_up_stdout() -> None:
     """Else Python tries to write what is left once more, and prints a traceback of its own."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-if __name__ == "__main__":
-    main()

@@ -16,14 +16,12 @@ if TYPE_CHECKING:
     from parcae_core.data.manifest import Manifest
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verbs to the command line."""
-    data = typer.Typer(help="Prepare a corpus once, and look at what was prepared.")
-    data.command(name="prepare")(prepare_corpus)
-    data.command(name="inspect")(inspect_prepared)
-    app.add_typer(data, name="data", no_args_is_help=True)
+data = typer.Typer(
+    help="Prepare a corpus once, and look at what was prepared.", no_args_is_help=True
+)
 
 
+@data.command(name="prepare")
 def prepare_corpus(
     corpus: Annotated[
         str,
@@ -97,6 +95,7 @@ def prepare_corpus(
     _show(path, read_manifest(path), as_json)
 
 
+@data.command(name="inspect")
 def inspect_prepared(
     folder: Annotated[Path, typer.Argument(help="A folder written by `parcae data prepare`.")],
     n_rows: Annotated[

@@ -19,11 +19,6 @@ PUBLISHED = "bundled:parcae-140m"
 ON_TEXT = "bundled:nano-isoflop"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb to the command line."""
-    app.command(name="demo")(demo)
-
-
 def demo(
     out: Annotated[Path, typer.Option(help="The folder that holds sweeps.")] = Path("runs"),
     cpus: Annotated[

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json as json_module
+import json
 import math
 import re
 import shlex
@@ -15,19 +15,17 @@ from analysis.errors import InputError
 from sweeps.cli.tables.columns import AsJson
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verb to the command line."""
-    app.command(name="design")(design)
-
-
 def design(
     pool: Annotated[
         Path | None, typer.Option(help="A table of candidate runs, with their costs.")
     ] = None,
-    law: Annotated[str, typer.Option(help="With --pool: a law's name, or a formula.")] = "",
+    law: Annotated[
+        str | None, typer.Option(help="With --pool: a law's name, or a formula.")
+    ] = None,
     cost: Annotated[
-        str, typer.Option(help="With --pool: the column of costs, or an expression like 6*N*D.")
-    ] = "",
+        str | None,
+        typer.Option(help="With --pool: the column of costs, or an expression like 6*N*D."),
+    ] = None,
     share: Annotated[
         float | None, typer.Option(help="With --pool: of the whole pool's cost that may be spent.")
     ] = None,
@@ -52,7 +50,11 @@ def design(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="With --flops: the spec file to write.")] = None,
     largest: Annotated[
-        float | None, typer.Option(help="With --flops: FLOPs that no single run exceeds.")
+        float | None,
+        typer.Option(
+            help="With --flops: FLOPs that no single run exceeds. There is no option for slots: they change what is "
+            "waited for and not what is learnt; with S of them, TOTAL/S here keeps one run from being waited for."
+        ),
     ] = None,
     memory: Annotated[
         float | None, typer.Option(help="With --flops: GiB that no run exceeds.")
@@ -61,13 +63,16 @@ def design(
         str | None, typer.Option(help="With --pool: a column of groups, fitted each by itself.")
     ] = None,
     columns: Annotated[
-        str | None, typer.Option(help='Which column is which, like N="Model Size",loss=loss.')
+        str | None,
+        typer.Option(help='With --pool: which column is which, like N="Model Size",loss=loss.'),
     ] = None,
     bound: Annotated[
-        str | None, typer.Option(help="Ranges of parameters, like alpha=0:3,E=1:.")
+        str | None, typer.Option(help="With --pool: ranges of parameters, like alpha=0:3,E=1:.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the starts of every fit.")] = 0,
-    json: AsJson = False,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="With --pool: of the starts of every fit; default: 0.")
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Choose runs that tell most for their cost.
 
@@ -84,19 +89,37 @@ def design(
     """
     if (pool is None) == (flops is None):
         raise InputError("design: give either --pool FILE or --flops TOTAL.")
+    only_flops = {"--like": like, "--prior": prior, "--out": out}
+    only_pool = {"--law": law or None, "--cost": cost or None, "--share": share}
+    mode, needed, other = (
+        (
+            "--pool",
+            only_pool,
+            only_flops | {"--noise": noise, "--largest": largest, "--memory": memory},
+        )
+        if flops is None
+        else (
+            "--flops",
+            only_flops,
+            only_pool | {"--by": by, "--columns": columns, "--bound": bound, "--seed": seed},
+        )
+    )
+    if missing := [name for name, value in needed.items() if value is None]:
+        raise InputError(f"design {mode}: {missing[0]} is missing; give it.")
+    if odd := [name for name, value in other.items() if value is not None]:
+        raise InputError(
+            f"design {mode}: {odd[0]} belongs to the other way to choose; leave it out."
+        )
     if flops is not None:
-        given = (("--like", like), ("--prior", prior), ("--out", out))
-        if missing := [name for name, value in given if value is None]:
-            raise InputError(f"design --flops: {missing[0]} is missing; give it.")
         assert like is not None, "checked above"
         assert prior is not None, "checked above"
         assert out is not None, "checked above"
-        _of_flops(flops, like, prior, noise, target or "gamma_mu", out, largest, memory, json)
+        _of_flops(flops, like, prior, noise, target or "gamma_mu", out, largest, memory, as_json)
         return
     assert pool is not None, "one of the two is given"
-    for name, value in (("--law", law), ("--cost", cost), ("--share", share)):
-        if value is None or value == "":
-            raise InputError(f"design --pool {pool}: {name} is missing; give it.")
+    assert law is not None, "checked above"
+    assert cost is not None, "checked above"
+    assert share is not None, "checked above"
     from analysis.choices import Changes
     from analysis.design import candidates
     from analysis.design.pool import Options
@@ -111,10 +134,10 @@ def design(
         by=by,
         columns=None if columns is None else parse_columns(columns),
         changes=Changes(bound=bound),
-        options=Options(seed=seed),
+        options=Options(seed=seed or 0),
     )
-    if json:
-        typer.echo(json_module.dumps(found.to_dict()))
+    if as_json:
+        typer.echo(json.dumps(found.to_dict()))
         return
     spent = f"{found.spent:.4g} of {found.of:.4g} ({found.spent / found.of:.2%})"
     typer.echo(f"{len(found.rows)} runs for {spent}; target: {found.target}")
@@ -124,7 +147,9 @@ def design(
         typer.echo(f"row {row:>5}  cost {choice.cost:<10.4g} {choice.reason}")
 
 
-def _of_flops(flops, like: Path, prior: str, noise, target: str, out: Path, largest, memory, json):
+def _of_flops(
+    flops, like: Path, prior: str, noise, target: str, out: Path, largest, memory, as_json
+):
     """The spec file, and what it and the grid will tell."""
     from analysis.design import priors
     from analysis.design.optimum import parse_target
@@ -136,12 +161,20 @@ def _of_flops(flops, like: Path, prior: str, noise, target: str, out: Path, larg
         raise InputError(f"--flops is {flops:g}; FLOPs above 0 are needed, like 1e19.")
     believed = priors.read(prior, noise)
     limits = Limits(largest_flops=largest, memory_bytes=None if memory is None else memory * 2**30)
-    name = re.sub(r"[^a-z0-9._-]", "-", out.stem.lower())
-    found = propose(load_plan(like), believed, target, flops, limits, name)
-    words = ("--flops", f"{flops:g}", "--like", str(like), "--prior", prior, "--target", target)
-    found.write(out, shlex.join(("parcae", "design", *words)), like)
-    if json:
-        typer.echo(json_module.dumps(found.to_dict() | {"file": str(out)}, indent=1))
+    name = re.sub(r"[^a-z0-9._-]", "-", out.stem.lower()).lstrip("._-")[:64]
+    if not name:
+        raise InputError(f"--out {out}: the sweep is named after it; use letters a-z or digits.")
+    found = propose(load_plan(like, assume=True), believed, target, flops, limits, name)
+    options = {"flops": flops, "like": like, "prior": prior, "target": target, "noise": noise}
+    options |= {"largest": largest, "memory": memory}
+    words = (
+        f"--{k} {shlex.quote(f'{v:g}' if isinstance(v, float) else str(v))}"
+        for k, v in options.items()
+        if v is not None
+    )
+    found.write(out, " ".join(("parcae design", *words)), like)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict() | {"file": str(out)}, indent=1))
         return
     for line in found.lines():
         typer.echo(line)

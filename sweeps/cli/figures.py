@@ -12,19 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sweeps import source as sweep_source
-from sweeps.cli.options import Json, Laws, Source, fits
-from sweeps.cli.tables.columns import echo
+from sweeps.cli.options import Laws, Source, fits
+from sweeps.cli.tables.columns import AsJson, echo
 from sweeps.source import history, is_sweep
 
 if TYPE_CHECKING:
     from analysis.choices import Choices
     from analysis.report.html import Part
-
-
-def register(app: typer.Typer) -> None:
-    """Add this room's verbs to an application."""
-    for verb in (plot, curves, report):
-        app.command(verb.__name__)(verb)
 
 
 Formats = Annotated[
@@ -88,7 +82,7 @@ def curves(
     width: Width = None,
     style: Style = None,
     to: Annotated[float | None, typer.Option(help="FLOPs up to which the law is drawn.")] = None,
-    json: Json = False,
+    as_json: AsJson = False,
     choices: Choices = None,
 ) -> None:
     """Learning curves: training loss, learning rate and stability over training, and the law of their envelope.
@@ -123,11 +117,11 @@ def curves(
     if over not in found.frame:
         raise InputError(f"--x {x}: {found.source} has no {over}; map it with --columns.")
     fitted = None
-    if out is None or json or found.axis == "train_flops":
+    if out is None or as_json or found.axis == "train_flops":
         fitted = learning.fit_envelope(
             found, choices.changes.of(library.get("frontier")), **choices.fitting
         )
-        typer.echo(fitted.result.to_json()) if json else echo(fitted.result.report())
+        typer.echo(fitted.result.to_json()) if as_json else echo(fitted.result.report())
     else:
         typer.echo(f"{found.source}: {learning.NO_ENVELOPE}", err=True)
     if out is not None:
@@ -136,7 +130,7 @@ def curves(
             if fitted is not None:
                 drawn.append(curve_figures.envelope(found, fitted, to=to))
         for path in Gallery(tuple(drawn)).save(out, tuple(format or ("png",))):
-            typer.echo(str(path), err=json)
+            typer.echo(str(path), err=as_json)
     if fitted is not None and not fitted.result.valid:
         raise typer.Exit(1)
 

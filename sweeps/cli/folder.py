@@ -18,12 +18,6 @@ _SWEEP = typer.Argument(
 )
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verbs to the command line."""
-    for verb in (status, retry, collect, sync):
-        app.command(name=verb.__name__)(verb)
-
-
 def status(
     sweep: Annotated[str, _SWEEP],
     trials: Annotated[bool, TRIALS] = False,
@@ -175,7 +169,7 @@ def sync(
     project = target(load_spec(store.root / "spec.yaml").wandb).project
     try:
         # else workers may be writing the same runs
-        with store.driver_lock(), pushed(store):
+        with store.storage.lock(), pushed(store):
             for problem in write_missing(store, project=project):
                 say(problem)
     except UserError:

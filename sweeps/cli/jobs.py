@@ -30,15 +30,8 @@ ENV = typer.Option(
 )
 _NAME = typer.Argument(help="A sweep's name; its newest job is meant.", metavar="SWEEP")
 
-
-def register(app: typer.Typer) -> None:
-    """Add the verbs to the command line."""
-    for verb in (submit, logs, stop):
-        app.command(name=verb.__name__)(verb)
-    questions = typer.Typer(help="Questions to a running Ray cluster.", no_args_is_help=True)
-    questions.command(name="check")(check)
-    questions.callback()(lambda: None)  # or Typer would make `check` the whole command
-    app.add_typer(questions, name="cluster")
+cluster = typer.Typer(help="Questions to a running Ray cluster.", no_args_is_help=True)
+cluster.callback()(lambda: None)  # or Typer would make `check` the whole command
 
 
 def submit(
@@ -175,6 +168,7 @@ def stop(sweep: Annotated[str, _NAME], address: Annotated[str, _ADDRESS]) -> Non
         typer.echo(jobs.line_of(client, job, message=False))
 
 
+@cluster.command()
 def check(
     address: Annotated[
         str, typer.Option(help="auto or host:port on the cluster; http://host:8265 from elsewhere.")

@@ -6,22 +6,17 @@ caller's, for the `InputError` that wrong input raises. The libraries load insid
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sweeps.cli.options import Json, MaybeLaw, Source, fits, reads
-from sweeps.cli.tables.columns import echo, terminal_width
+from sweeps.cli.options import MaybeLaw, Source, fits, reads
+from sweeps.cli.tables.columns import AsJson, echo, terminal_width
 
 if TYPE_CHECKING:
     from analysis.choices import Choices
     from analysis.table.load import Table
-
-
-def register(app: typer.Typer) -> None:
-    """Add this room's verbs to an application."""
-    for verb in (columns, fit, predict, optimal, loops, judge, compare):
-        app.command(verb.__name__)(verb)
 
 
 def columns(source: Source) -> None:
@@ -37,7 +32,9 @@ def columns(source: Source) -> None:
 
 
 @fits
-def fit(source: Source, law: MaybeLaw = None, json: Json = False, choices: Choices = None) -> None:
+def fit(
+    source: Source, law: MaybeLaw = None, as_json: AsJson = False, choices: Choices = None
+) -> None:
     """Fit one law to a source: values, intervals, how the search went, and what is wrong.
 
     Exit code 0 when the fit is valid, 1 when it is not: then it says why.
@@ -58,7 +55,7 @@ def fit(source: Source, law: MaybeLaw = None, json: Json = False, choices: Choic
 
     table, law = _table_and_law(source, law, choices)
     result = api.fit_table(table, law, choices)
-    typer.echo(result.to_json()) if json else echo(result.report())
+    typer.echo(result.to_json()) if as_json else echo(result.report())
     if not result.valid:
         raise typer.Exit(1)
 
@@ -82,7 +79,7 @@ def predict(
     source: Source,
     at: Annotated[str, typer.Option(help="The setting, like mu=8,D=1e10,T=4.")],
     law: MaybeLaw = None,
-    json: Json = False,
+    as_json: AsJson = False,
     choices: Choices = None,
 ) -> None:
     """The loss that a fitted law gives at one setting, with its interval.
@@ -97,7 +94,9 @@ def predict(
 
     table, law = _table_and_law(source, law, choices, valued=True)
     form = choices.law(law, table)
-    _answer(prediction.predict(table, form, api.parse_setting(at, form), **choices.fitting), json)
+    _answer(
+        prediction.predict(table, form, api.parse_setting(at, form), **choices.fitting), as_json
+    )
 
 
 @fits
@@ -105,7 +104,7 @@ def optimal(
     source: Source,
     budget: Annotated[float, typer.Option(help="FLOPs, by the source's counting rule.")],
     law: MaybeLaw = None,
-    json: Json = False,
+    as_json: AsJson = False,
     choices: Choices = None,
 ) -> None:
     """The best setting for a budget, with intervals: mu* and D*, or N* and D*.
@@ -120,14 +119,13 @@ def optimal(
 
         parcae optimal points.csv --budget 1e23 --law chinchilla
     """
-    from analysis import prediction
+    from analysis import optima
 
     table, law = _table_and_law(source, law, choices)
-    over = {"over": choices.over} if choices.over else {}
     form = choices.law(law, table)
     if isinstance(form, str):
         choices.refuse_unused(form)
-    _answer(prediction.optimal(table, budget, form, **choices.fitting, **over), json)
+    _answer(optima.optimal(table, budget, form, choices.over, **choices.fitting), as_json)
 
 
 @fits
@@ -141,7 +139,7 @@ def loops(
     resamples: Annotated[
         int | None, typer.Option(help="Refits of the unified law, with --at; 500 without.")
     ] = None,
-    json: Json = False,
+    as_json: AsJson = False,
     choices: Choices = None,
 ) -> None:
     """How many loops at test time reach a loss, by each run's own curve, with intervals.
@@ -162,12 +160,12 @@ def loops(
     law = choices.law("unified" if at is not None else "test-time", table)
     if at is None:
         choices.refuse_unused("test-time")
-    _answer(loops_to_reach(table, loss, setting, law, **choices.fitting), json)
+    _answer(loops_to_reach(table, loss, setting, law, **choices.fitting), as_json)
 
 
 @fits
 def judge(
-    source: Source, law: MaybeLaw = None, json: Json = False, choices: Choices = None
+    source: Source, law: MaybeLaw = None, as_json: AsJson = False, choices: Choices = None
 ) -> None:
     """Whether a law holds where it was not fitted: held-out errors, forms compared, single runs' weight.
 
@@ -183,14 +181,12 @@ def judge(
     form = choices.law(law, table)
     if isinstance(form, str):
         choices.refuse_unused(form)
-    _tables(judged(table, form, **choices.fitting), json)
+    _tables(judged(table, form, **choices.fitting), as_json)
 
 
-def _tables(tables: dict[str, list[dict]], json: bool) -> None:
-    import json as json_module
-
-    if json:
-        typer.echo(json_module.dumps(tables, indent=2, allow_nan=False))
+def _tables(tables: dict[str, list[dict]], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(tables, indent=2, allow_nan=False))
         return
     for name, rows in tables.items():
         typer.echo(f"{name}\n{_as_text(rows)}\n")
@@ -212,7 +208,7 @@ def compare(
     metric: Annotated[
         str, typer.Option(help="loss, or another column of both tables, like perplexity or core.")
     ] = "loss",
-    json: Json = False,
+    as_json: AsJson = False,
     choices: Choices = None,
 ) -> None:
     """What looping gains: relative quality between sizes, and the speed-up at equal loss.
@@ -223,15 +219,13 @@ def compare(
 
         parcae compare looped.csv transformers.csv --metric core
     """
-    import json as json_module
-
     from analysis.comparison import compare as compared
 
     found = compared(looped, plain, metric, choices.reading)
-    typer.echo(json_module.dumps(found.to_dict(), indent=2) if json else found.report(_as_text))
+    typer.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.report(_as_text))
 
 
-def _answer(answer, json: bool) -> None:
-    typer.echo(answer.to_json()) if json else echo(answer.report())
+def _answer(answer, as_json: bool) -> None:
+    typer.echo(answer.to_json()) if as_json else echo(answer.report())
     if not answer.valid:
         raise typer.Exit(1)

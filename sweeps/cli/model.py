@@ -20,14 +20,10 @@ from sweeps.waiting import say
 
 if TYPE_CHECKING:
     from parcae_core.checkpoints.load import TrainedModel
+    from parcae_core.config import ModelConfig
+    from parcae_core.depth import PoissonDepth
 
 ENDLESS_ROWS = 1_024  # read by default of a generated text, which has no end
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verbs to the command line."""
-    app.command(name="params")(params)
-    app.command(name="eval")(evaluate_model)
 
 
 def params(
@@ -69,21 +65,17 @@ def describe(preset_name: str, mean_recurrences: list[int]) -> dict[str, Any]:
     from parcae_core.depth import PoissonDepth, default_backprop_depth
     from parcae_core.presets import preset
 
+    def flops(model: ModelConfig, depth: PoissonDepth | None) -> dict[str, float]:
+        counted = (train_flops_per_token(model, depth, model.context, r) for r in FLOPS_RULES)
+        return {rule: count.total for rule, count in zip(FLOPS_RULES, counted, strict=True)}
+
     out: dict[str, Any] = {}
-    kinds = (
-        ("parcae", "transformer", "rdm")
-        if preset_name.startswith("rdm-")
-        else ("parcae", "transformer")
-    )
-    for kind in kinds:
+    for kind in ("parcae", "transformer", "rdm")[: 3 if preset_name.startswith("rdm-") else 2]:
         model = preset(preset_name, **({} if kind == "parcae" else {kind: True}))
         counts = count_params(model)
         out[kind] = {"n_params": counts.total, "components": as_dict(counts)}
         if kind == "transformer":
-            out[kind]["train_flops_per_token"] = {
-                rule: train_flops_per_token(model, None, model.context, rule).total
-                for rule in FLOPS_RULES
-            }
+            out[kind]["train_flops_per_token"] = flops(model, None)
             continue
         out[kind]["by_mean_recurrence"] = {}
         for mu in mean_recurrences:
@@ -92,10 +84,7 @@ def describe(preset_name: str, mean_recurrences: list[int]) -> dict[str, Any]:
                 "mean_backprop_depth": depth.mean_backprop_depth,
                 "mean_depth": depth.mean(),
                 "n_params_unrolled": counts.unrolled(mu),
-                "train_flops_per_token": {
-                    rule: train_flops_per_token(model, depth, model.context, rule).total
-                    for rule in FLOPS_RULES
-                },
+                "train_flops_per_token": flops(model, depth),
             }
     return out
 
@@ -120,19 +109,20 @@ def _print(table: dict[str, Any]) -> None:
         for column in ("mu_rec", "mu_bwd", "N(mu)", "paper", "code", "exact"):
             flops.add_column(column, justify="right")
         for mu, row in parcae["by_mean_recurrence"].items():
-            per_rule = (f"{f / 1e6:,.4g}" for f in row["train_flops_per_token"].values())
-            flops.add_row(
-                mu, str(row["mean_backprop_depth"]), f"{row['n_params_unrolled']:,.0f}", *per_rule
-            )
-        per_rule = (
-            f"{f / 1e6:,.4g}" for f in both["transformer"]["train_flops_per_token"].values()
-        )
+            n_params = f"{row['n_params_unrolled']:,.0f}"
+            flops.add_row(mu, str(row["mean_backprop_depth"]), n_params, *_per_rule(row))
         flops.add_section()
-        flops.add_row("transformer", "", f"{both['transformer']['n_params']:,}", *per_rule)
+        fixed = both["transformer"]
+        flops.add_row("transformer", "", f"{fixed['n_params']:,}", *_per_rule(fixed))
         console.print(flops)
 
 
-def evaluate_model(
+def _per_rule(row: dict[str, Any]) -> list[str]:
+    """MFLOP per token."""
+    return [f"{f / 1e6:,.4g}" for f in row["train_flops_per_token"].values()]
+
+
+def eval(
     checkpoint: Annotated[
         Path, typer.Argument(help="A published checkpoint, one of ours, or a run's folder.")
     ],

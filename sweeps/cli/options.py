@@ -17,7 +17,6 @@ Source = Annotated[
         "wandb:ENTITY/PROJECT; bundled:parcae-140m."
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="The answer as JSON.")]
 MaybeLaw = Annotated[
     str | None,
     typer.Option(
@@ -116,7 +115,7 @@ def _with(*groups: Callable) -> Callable[[Callable], Callable]:
 
         ordered = [p.replace(kind=p.KEYWORD_ONLY) for p in (*own, *shared)]
         ordered.sort(key=lambda p: p.default is not p.empty)
-        run.__signature__ = signature.replace(parameters=ordered)  # type: ignore[attr-defined]
+        run.__signature__ = signature.replace(parameters=ordered)  # type: ignore[attr-defined]  # functions have none by their type
         run.__annotations__ = {p.name: p.annotation for p in ordered}  # what typer reads
         return run
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -48,12 +48,6 @@ LOST_WORKERS = typer.Option(min=0, help="Workers a trial may lose without a newe
 CHECKPOINT_EVERY = typer.Option(min=1.0, help="Seconds between checkpoints.")
 NODE_CPUS = typer.Option(help="CPUs of the largest node that the cluster at --address may add.")
 NODE_GPUS = typer.Option(help="GPUs of the largest node that the cluster at --address may add.")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verbs to the command line."""
-    app.command(name="plan")(plan)
-    app.command(name="run")(run)
 
 
 def plan(
@@ -121,6 +115,9 @@ def plan(
     from sweeps.cli.tables.plan import plan_data, print_plan
     from sweeps.design.benchmark_rates import with_measured_shares
 
+    for name, value in (("--noise", noise), ("--at", at)):
+        if prior is None and value is not None:
+            raise UserError(f"plan: {name} says something about --prior, which is not given.")
     given = named(spec, out)
     loaded = load_plan(given.spec, changes or (), assume=True)
     planned, notes = with_measured_shares(loaded, device)
@@ -186,7 +183,8 @@ def run(
         bool, typer.Option("--smoke", help="Shrink the spec to a few tiny trials: a CPU minute.")
     ] = False,
     wandb: Annotated[
-        str | None, typer.Option(help="offline, online or disabled, in place of the spec's.")
+        Literal["offline", "online", "disabled"] | None,
+        typer.Option(help="offline, online or disabled, in place of the spec's."),
     ] = None,
     lost_workers: Annotated[int, LOST_WORKERS] = 3,
     checkpoint_every: Annotated[float, CHECKPOINT_EVERY] = 120.0,
@@ -212,8 +210,6 @@ def run(
     from sweeps.runner.driver import Options
     from sweeps.runner.driver import run as run_plan
 
-    if wandb not in (None, "offline", "online", "disabled"):
-        raise UserError(f"--wandb is {wandb!r}; it must be offline, online or disabled.")
     if no_ray and address is not None:
         raise UserError("--no-ray runs on this machine, and --address names a cluster; give one.")
     if address is None and node_cpus is not None:

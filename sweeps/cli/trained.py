@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -34,14 +34,7 @@ TokenizerOption = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the verbs to the command line."""
-    app.command(name="sample")(sample_text)
-    app.command(name="export")(export_model)
-    app.command(name="score")(score_models)
-
-
-def sample_text(
+def sample(
     model: Model,
     prompt: Annotated[str, typer.Argument(help="The beginning of a text.")],
     loops: Annotated[
@@ -72,14 +65,15 @@ def sample_text(
         parcae sample parcae-140m/ "The sea" --tokenizer tokenizer.json --loops 8 --stop-below 0.05
     """
     from parcae_core.checkpoints.text import load_tokenizer
-    from parcae_core.generate import Sampling, sample
+    from parcae_core.generate import Sampling
+    from parcae_core.generate import sample as continued
 
     sampling = Sampling(
         n_tokens=n_tokens, temperature=temperature, top_p=top_p, seed=seed, stop_below=stop_below
     )
     wanted = None if loops is None else parse_loops(loops)
     trained = open_model(model)
-    columns = sample(
+    columns = continued(
         trained.model,
         load_tokenizer(model, trained, tokenizer),
         prompt,
@@ -95,11 +89,11 @@ def sample_text(
     _print_samples(prompt, columns, sampling.stop_below)
 
 
-def export_model(
+def export(
     model: Model,
     folder: Annotated[Path, typer.Argument(help="A new folder to write.")],
     form: Annotated[
-        str,
+        Literal["transformers", "parcae"],
         typer.Option(
             "--format", help="transformers, or parcae: the published implementation's checkpoint."
         ),
@@ -125,8 +119,6 @@ def export_model(
     from parcae_core.checkpoints.export import export_published, export_transformers
     from parcae_core.checkpoints.text import load_tokenizer
 
-    if form not in ("transformers", "parcae"):
-        raise UserError(f"export: --format is {form!r}; it must be transformers or parcae")
     if form == "parcae" and loops is not None:
         raise UserError("export: --loops goes with --format transformers; the other names none")
     trained = open_model(model)
@@ -139,7 +131,7 @@ def export_model(
     typer.echo(folder)
 
 
-def score_models(
+def score(
     models: Annotated[
         list[Path], typer.Argument(help="Runs' folders, checkpoints, or published checkpoints.")
     ],
@@ -176,7 +168,7 @@ def score_models(
         parcae score runs/mine/4f19d16908e5 --tasks my_task.yaml --loops 1,4,16
     """
     from parcae_core.checkpoints.text import load_tokenizer
-    from sweeps.scoring.harness import score
+    from sweeps.scoring.harness import score as scored
 
     wanted = None if loops is None else parse_loops(loops)
     names = [t.strip() for t in tasks.split(",") if t.strip()]
@@ -188,11 +180,12 @@ def score_models(
         if wanted and trained.model.config.is_transformer and wanted != [1]:
             raise UserError(f"score: {path} is a fixed-depth Transformer; pass --loops 1")
         say(f"{path}: {trained.origin}")
-        scores, notes = score(
+        scores, notes = scored(
             trained,
             load_tokenizer(path, trained, tokenizer),
             names,
-            loops=wanted or evaluated_loops(trained),
+            loops=wanted
+            or (trained.trial.evaluation.loops if trained.trial else default_loops(trained)),
             include=include,
             n_shot=n_shot,
             limit=limit,
@@ -205,12 +198,6 @@ def score_models(
         return
     for name, scores in found.items():
         _print_scores(name, scores)
-
-
-def evaluated_loops(trained: TrainedModel) -> list[int]:
-    if trained.trial is None:
-        return default_loops(trained)
-    return list(trained.trial.evaluation.loops)
 
 
 def _keep(path: Path, trained: TrainedModel, scores: Scores) -> list[str]:

@@ -5,29 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from enum import StrEnum
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from parcae_core.errors import UserError
 from sweeps.waiting import say
-
-
-class Form(StrEnum):
-    """How `parcae spec` prints the fields."""
-
-    TEXT = "text"
-    MARKDOWN = "markdown"
-    SCHEMA = "json-schema"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the verbs to the command line."""
-    app.command(name="init")(init)
-    app.command(name="spec")(spec)
 
 
 def shipped() -> list[str]:
@@ -89,8 +74,9 @@ def spec(
         str | None, typer.Argument(help="One design, such as isoflop; all when left out.")
     ] = None,
     form: Annotated[
-        Form, typer.Option("--format", help="json-schema is for editors that check YAML.")
-    ] = Form.TEXT,
+        Literal["text", "markdown", "json-schema"],
+        typer.Option("--format", help="json-schema is for editors that check YAML."),
+    ] = "text",
 ) -> None:
     """Every field of a spec with its type, default and meaning.
 
@@ -102,10 +88,10 @@ def spec(
     """
     from sweeps.design import fields
 
-    if form is Form.SCHEMA:
+    if form == "json-schema":
         typer.echo(json.dumps(fields.schema(design), indent=1))
     else:
-        typer.echo(markdown(design) if form is Form.MARKDOWN else text(design))
+        typer.echo(markdown(design) if form == "markdown" else text(design))
 
 
 def text(design: str | None = None) -> str:

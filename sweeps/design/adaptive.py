@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from analysis.design import priors
-from analysis.design.adaptive import Estimate, Grid, Planner
+from analysis.design.adaptive import Grid, Planner
 from analysis.design.optimum import enclosed
 from analysis.errors import InputError
 from parcae_core.errors import UserError
 from parcae_core.trial import Trial
-from sweeps.decisions import decisions, end_of, ends_data
+from sweeps.decisions import decisions, end_of
 from sweeps.design.forecasting import settings_of, size_of
 from sweeps.design.plan import Plan
 from sweeps.design.spec import AdaptiveSpec
@@ -36,19 +36,18 @@ def planner_of(plan: Plan) -> Planner:
     grid = Grid(size=size, **settings_of(first))
     try:
         prior = priors.read(spec.prior, spec.noise)
-        budgets = enclosed(prior.values, size, grid.budget_flops)
+        return Planner(
+            grid=grid,
+            prior=prior,
+            target=spec.target,
+            total_flops=spec.total_flops,
+            reach=spec.reach,
+            budgets=enclosed(prior.values, size, grid.budget_flops),
+            half=spec.half_width,
+            most=len(spec.seeds),
+        )
     except InputError as error:  # it speaks of an option, and this is a key
         raise UserError(f"{plan.where}: {str(error).removeprefix('--')}") from None
-    return Planner(
-        grid=grid,
-        prior=prior,
-        target=spec.target,
-        total_flops=spec.total_flops,
-        reach=spec.reach,
-        budgets=budgets,
-        half=spec.half_width,
-        most=len(spec.seeds),
-    )
 
 
 def chosen(folder: Path, plan: Plan, left: Sequence[Trial]) -> list[Trial]:
@@ -60,25 +59,6 @@ def chosen(folder: Path, plan: Plan, left: Sequence[Trial]) -> list[Trial]:
     named = {line["trial_id"] for line in lines if "trial_id" in line}
     rest = [t for t in left if t.trial_id not in named]
     return [*(t for t in plan.trials if t.trial_id in named), *(() if end_of(lines) else rest[:1])]
-
-
-def losses_of(trials: Sequence[Trial], losses: Mapping[str, float], replicas: int):
-    """(row, loss) of the candidates that ended with a loss."""
-    return [
-        (i // replicas, losses[t.trial_id]) for i, t in enumerate(trials) if t.trial_id in losses
-    ]
-
-
-def estimate_data(found: Estimate | None, target: str) -> dict[str, Any] | None:
-    """An estimate as plain data: what the target's logarithm is, is given back as itself."""
-    if found is None:
-        return None
-    return {
-        "target": target,
-        **ends_data(target, found.value, found.low, found.high),
-        "n_runs": found.n_runs,
-        "flops": found.flops,
-    }
 
 
 def left_out_data(planner: Planner, done: list[tuple[int, float]]) -> list[dict[str, Any]]:

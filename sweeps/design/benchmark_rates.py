@@ -93,20 +93,19 @@ def with_measured_shares(plan: Plan, named: str | None = None) -> tuple[Plan, li
         return plan, []
     trials, lines = [], []
     for trial in plan.trials:
-        gpus = trial.resources.gpus
-        device = device_of(trial, named) if 0 < gpus <= 1 else None
-        found = best_share(trial, device) if device else None
-        if found is not None:
-            share, source = found
-            trials.append(replace(trial, resources=replace(trial.resources, gpus=share)))
-            lines.append(f"GPU share {share:g} of {trial.preset} measured best on {source}")
-            continue
         trials.append(trial)
-        if 0 < gpus <= 1:
+        gpus = trial.resources.gpus
+        if not 0 < gpus <= 1:
+            continue
+        device = device_of(trial, named)
+        if found := device and best_share(trial, device):
+            share, source = found
+            trials[-1] = replace(trial, resources=replace(trial.resources, gpus=share))
+            said = f"{share:g} of {trial.preset} measured best on {source}"
+        else:
             where = device or "an unnamed device; name it with --device"
-            lines.append(
-                f"GPU share {gpus:g} of {trial.preset} as the spec says; not yet measured on {where}"
-            )
+            said = f"{gpus:g} of {trial.preset} as the spec says; not yet measured on {where}"
+        lines.append(f"GPU share {said}")
     return replace(plan, trials=tuple(trials)), list(dict.fromkeys(lines))
 
 

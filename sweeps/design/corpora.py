@@ -6,8 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
+
+from parcae_core.data.corpus import Source
+from parcae_core.data.manifest import Manifest, TokenizerManifest, read_manifest
 from parcae_core.data.sources import GeneratedSource, PreparedSource, missing, resolve
 from parcae_core.data.tokenizer import TokenizerName, parse_tokenizer
 from parcae_core.errors import UserError
@@ -15,10 +18,6 @@ from parcae_core.trial import DataConfig
 from sweeps.design.designs import cells
 from sweeps.design.sections import DataSection
 from sweeps.design.spec import SweepSpec
-
-if TYPE_CHECKING:
-    from parcae_core.data.corpus import Source
-    from parcae_core.data.manifest import Manifest
 
 # Ids of a corpus that nobody has read yet; its trials have no ids that could be kept
 UNREAD = "unread"
@@ -72,18 +71,12 @@ class Corpus:
 
 def bytes_per_token(vocab_size: int) -> float:
     """What an id of a vocabulary stands for, on average over English text; 1 for bytes."""
-    sizes = list(_BYTES_PER_TOKEN)
-    at = min(max(vocab_size, sizes[0]), sizes[-1])
-    upper = next(i for i, size in enumerate(sizes[1:], start=1) if at <= size)
-    low, high = sizes[upper - 1], sizes[upper]
-    share = math.log(at / low) / math.log(high / low)
-    return _BYTES_PER_TOKEN[low] * (1 - share) + _BYTES_PER_TOKEN[high] * share
+    sizes, ratios = np.array(list(_BYTES_PER_TOKEN.items())).T
+    return float(np.interp(math.log(vocab_size), np.log(sizes), ratios))
 
 
 def _prepared(root: Path, config: DataConfig, context: int) -> Manifest | None:
     """The manifest of what an earlier run has made of the corpus, if there is one."""
-    from parcae_core.data.manifest import read_manifest
-
     for path in root.glob(f"*-{config.tokenizer}-{context + 1}-*/manifest.json"):
         manifest = read_manifest(path.parent)
         found = (manifest.source.fingerprint, manifest.long_documents)
@@ -93,11 +86,6 @@ def _prepared(root: Path, config: DataConfig, context: int) -> Manifest | None:
 
 
 Corpora = Mapping[DataSection, Corpus]
-
-
-def data_sections(spec: SweepSpec, where: str) -> list[DataSection]:
-    """The corpora that the trials of a spec read: one, unless a grid or list varies it."""
-    return list(dict.fromkeys(cell.data or spec.data for cell in cells(spec, where)))
 
 
 def resolve_data(
@@ -114,7 +102,7 @@ def resolve_data(
         UserError: if a corpus or a tokenizer cannot be had.
     """
     folder = folder or Path(where).parent
-    sections = data_sections(spec, where)
+    sections = dict.fromkeys(cell.data or spec.data for cell in cells(spec, where))
     return {section: _resolve(section, where, folder, assume) for section in sections}
 
 
@@ -140,12 +128,15 @@ def _resolve(section: DataSection, where: str, folder: Path, assume: bool) -> Co
     )
 
 
-def _config(corpus: str, fingerprint: str, tokenizer: TokenizerName) -> DataConfig:
+def _config(
+    corpus: str, fingerprint: str, tokenizer: TokenizerName | TokenizerManifest, **packing: str
+) -> DataConfig:
     return DataConfig(
         corpus=corpus,
         fingerprint=fingerprint,
         tokenizer=tokenizer.name,  # a tokenizer.json counts by its content, not by its path
         vocab_size=tokenizer.vocab_size,
+        **packing,
     )
 
 
@@ -153,7 +144,7 @@ def _as_prepared(section: DataSection, source: PreparedSource) -> Corpus:
     """A folder that `parcae data prepare` wrote knows its tokenizer."""
     manifest = source.manifest
     has = manifest.tokenizer
-    if section.says_tokenizer:
+    if "tokenizer" in section.model_fields_set:
         asked = parse_tokenizer(section.tokenizer, source.alphabet).name
         if asked != has.name:
             raise UserError(
@@ -161,14 +152,9 @@ def _as_prepared(section: DataSection, source: PreparedSource) -> Corpus:
                 f"{section.tokenizer!r}; leave tokenizer out, or prepare {manifest.source.name} again with "
                 f"`parcae data prepare ... --tokenizer {section.tokenizer}`."
             )
+    name = section.corpus if source.alphabet is None else source.name
     return Corpus(
-        config=DataConfig(
-            corpus=section.corpus if source.alphabet is None else source.name,
-            fingerprint=source.fingerprint,
-            tokenizer=has.name,
-            vocab_size=has.vocab_size,
-            packing=manifest.long_documents,
-        ),
+        config=_config(name, source.fingerprint, has, packing=manifest.long_documents),
         tokenizer=None,
         source=source,
         manifest=manifest,

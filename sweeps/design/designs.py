@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
 
 from parcae_core.errors import UserError
-from sweeps.design.sections import DataSection, DepthSection, Variation
+from sweeps.design.sections import Count, DepthSection, ModelOverrides, OptimOverrides, Variation
 from sweeps.design.spec import (
     AdaptiveSpec,
     GridSpec,
@@ -26,21 +24,10 @@ from sweeps.design.spec import (
 from sweeps.design.validation import MAX_TRIALS, given, sentences
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cell:
-    """One point of a design; exactly one of budget_flops and n_tokens is given."""
+class Cell(Variation):
+    """One point of a design; exactly one of budget_flops and n_tokens is given. What is None is the spec's."""
 
-    mean_recurrence: int
-    budget_flops: float | None = None
-    n_tokens: int | None = None
-    mean_backprop_depth: int | None = None  # None: by the spec's rule
-    batch_sequences: int | None = None  # None: the spec's
-    context: int | None = None  # None: the spec's
-    data: DataSection | None = None  # None: the spec's
-    depth: DepthSection | None = None  # None: the spec's
-    model: dict[str, Any] = field(default_factory=dict)
-    optim: dict[str, Any] = field(default_factory=dict)
-    seeds: tuple[int, ...] | None = None  # None: the spec's
+    mean_recurrence: Count
     variant: str | None = None  # added to the preset's label
 
 
@@ -106,8 +93,8 @@ def _stability(spec: StabilitySpec) -> Iterator[Cell]:
         yield Cell(
             mean_recurrence=spec.mean_recurrence,
             n_tokens=spec.n_tokens,
-            model=given(model),
-            optim={"muon_lr": rate, "adamw_lr": rate},
+            model=model,
+            optim=OptimOverrides.model_validate({"lr": rate}),
             variant=label,
         )
 
@@ -122,7 +109,12 @@ def _iso_depth(spec: IsoDepthSpec) -> Iterator[Cell]:
             "n_head": width // spec.head_width,
             "n_core": spec.unrolled_core_layers // loops,
         }
-        yield Cell(mean_recurrence=loops, budget_flops=budget, model=model, variant=f"w{width}")
+        yield Cell(
+            mean_recurrence=loops,
+            budget_flops=budget,
+            model=ModelOverrides(**model),
+            variant=f"w{width}",
+        )
 
 
 def _grid(spec: GridSpec, where: str) -> list[Variation]:
@@ -140,41 +132,28 @@ def _grid(spec: GridSpec, where: str) -> list[Variation]:
 
 
 def _merged(base: Variation, over: Variation) -> Variation:
-    merged = {f: getattr(base, f) for f in Variation.model_fields} | given_fields(over)
+    merged = dict(base) | {k: v for k, v in over if v is not None}
     if over.budget_flops is not None or over.n_tokens is not None:
         merged |= {"budget_flops": over.budget_flops, "n_tokens": over.n_tokens}
     for section in ("model", "optim"):
-        both = given(getattr(base, section)) | given(getattr(over, section))
-        merged[section] = type(getattr(base, section))(**both)
+        merged[section] = given(getattr(base, section)) | given(getattr(over, section))
     return Variation(**merged)
 
 
-def given_fields(variation: Variation) -> dict[str, Any]:
-    """The plain keys that a variation sets."""
-    names = (n for n in Variation.model_fields if n not in ("model", "optim"))
-    return {n: v for n in names if (v := getattr(variation, n)) is not None}
-
-
 def _checked(spec: SweepSpec, variations: list[Variation], where: str) -> list[Cell]:
-    out, problems = [], []
-    for i, v in enumerate(variations):
+    problems = []
+    for i, v in enumerate(variations, start=1):
         if v.mean_recurrence is None:
-            problems.append(
-                f"{where}: trial {i + 1} has no mean_recurrence; give it here or in base."
-            )
+            problems.append(f"{where}: trial {i} has no mean_recurrence; give it here or in base.")
         if v.budget_flops is None and v.n_tokens is None:
-            problems.append(
-                f"{where}: trial {i + 1} has neither budget_flops nor n_tokens; give one."
-            )
-        if not problems and v.mean_recurrence is not None:
-            cell = Cell(mean_recurrence=v.mean_recurrence)
-            plain = given_fields(v) | {"model": given(v.model), "optim": given(v.optim)}
-            if v.seeds is not None:
-                plain["seeds"] = tuple(v.seeds)
-            if v.depth is not None:  # its keys over the spec's
-                said = {k: getattr(v.depth, k) for k in v.depth.model_fields_set}
-                plain["depth"] = DepthSection(**(spec.depth.model_dump() | said))
-            out.append(dataclasses.replace(cell, **plain))
+            problems.append(f"{where}: trial {i} has neither budget_flops nor n_tokens; give one.")
     if problems:
         raise UserError("\n".join(problems))
-    return out
+    return [Cell(**dict(v) | {"depth": _depth(spec, v.depth)}) for v in variations]
+
+
+def _depth(spec: SweepSpec, own: DepthSection | None) -> DepthSection | None:
+    """A trial's own keys over the spec's."""
+    if own is None:
+        return None
+    return DepthSection(**(spec.depth.model_dump() | own.model_dump(exclude_unset=True)))

@@ -34,7 +34,12 @@ def schema(design: str | None = None) -> Schema:
     Raises:
         UserError: if there is no such design.
     """
-    found = TypeAdapter(_model(design)).json_schema()
+    if design is not None and design not in DESIGNS:
+        raise UserError(
+            f"spec: no design {design!r} among {', '.join(DESIGNS)}{nearest(design, list(DESIGNS)) or '.'}"
+        )
+    model: Any = SweepSpec if design is None else DESIGNS[design]
+    found = TypeAdapter(model).json_schema()
     parts = found.get("$defs", {})
     if design is not None:
         parts = parts | {DESIGNS[design].__name__: found}
@@ -62,16 +67,6 @@ def _description(what_for: str, field: Schema) -> str:
     ):
         return what_for
     return f"{what_for} Give {needed}.".strip()
-
-
-def _model(design: str | None) -> Any:
-    if design is None:
-        return SweepSpec
-    if design not in DESIGNS:
-        raise UserError(
-            f"spec: no design {design!r} among {', '.join(DESIGNS)}{nearest(design, list(DESIGNS)) or '.'}"
-        )
-    return DESIGNS[design]
 
 
 def sections(design: str | None = None) -> dict[str, tuple[str, list[Field]]]:

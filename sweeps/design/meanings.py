@@ -59,7 +59,10 @@ MEANINGS: dict[str, dict[str, str]] = {
         "head_width": "Channels per head; the number of heads follows.",
     },
     "GridSpec": {"axes": "Every combination of these values is a trial."},
-    "ListSpec": {"trials": "Each trial's own settings, over those of `base`."},
+    "ListSpec": {
+        "trials": "Each trial's own settings, over those of `base`.",
+        "budgets_flops": "Over which an exponent is forecast and estimated; without it, those of the trials.",
+    },
     "DataSection": {
         "corpus": "The text. A relative path starts at the spec file.",
         "tokenizer": "A BPE is trained on the corpus. A prepared folder brings its own.",
@@ -69,7 +72,6 @@ MEANINGS: dict[str, dict[str, str]] = {
         "kind": "Drawn around mu_rec, always mu_rec, or growing in training.",
         "per": "Each sequence draws its own depth, or a batch shares one.",
         "split": "Of the loops without and with gradient: cut the drawn depth, or add the two.",
-        "mean_backprop_depth": "mu_bwd, the loops at the end that carry gradient.",
         "ramp_steps": "Of a curriculum: steps until the full depth.",
         "ramp_share": "Of a curriculum: the same as a share of the training.",
         "ramp_shape": "Of a curriculum: how the depth grows.",

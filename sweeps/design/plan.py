@@ -122,7 +122,7 @@ def _trial(
     spec: SweepSpec, cell: Cell, seed: int, data: DataConfig, prepared_context: int | None
 ) -> Trial:
     as_transformer = cell.mean_recurrence == 1 and spec.recurrence_one == "transformer"
-    model = _model(spec, cell.model, data, transformer=as_transformer)
+    model = _model(spec, given(cell.model), data, transformer=as_transformer)
     if model.is_transformer and cell.mean_recurrence != 1:
         raise UserError(
             f"model.injection is 'none' at mean_recurrence={cell.mean_recurrence}; a model without "
@@ -139,7 +139,7 @@ def _trial(
         model=model,
         depth=None if model.is_transformer else _depth(spec, cell, n_steps),
         data=data,
-        optim=OptimConfig(**(schedule | given(spec.optim) | cell.optim)),
+        optim=OptimConfig(**(schedule | given(spec.optim) | given(cell.optim))),
         evaluation=EvalConfig(
             loops=tuple(sorted(loops)),
             n_sequences=spec.evaluation.n_sequences,

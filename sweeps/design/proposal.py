@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,20 +13,30 @@ import numpy as np
 import yaml
 
 from analysis.design.adaptive import Grid, Planner
-from analysis.design.forecast import Forecast, forecast
+from analysis.design.forecast import Forecast, Runs, forecast
 from analysis.design.optimum import enclosed
 from analysis.design.priors import Prior
+from analysis.errors import InputError
 from parcae_core.data.io import write_synced
 from parcae_core.errors import UserError
-from sweeps.design.forecasting import off_curve, runs_of, settings_of, size_of
+from sweeps.design.forecasting import (
+    apart,
+    interval_words,
+    looped_of,
+    over_words,
+    own_budgets,
+    runs_of,
+    settings_of,
+    size_of,
+)
 from sweeps.design.plan import Plan, plan, short
 from sweeps.design.sections import LADDER
-from sweeps.design.spec import REACH, parse_spec
+from sweeps.design.spec import REACH, ListSpec, parse_spec
 from sweeps.design.validation import read_mapping
 
 _REPLICAS = 8  # most seeds of one setting
 _DEEPER = 4.0  # times the deepest model of the spec that is followed
-_VARIED = ("design", "budgets_flops", "mean_recurrence", "prior", "seeds", "base", "axes", "trials")
+_KEPT = ListSpec.model_fields.keys() - {"design", "budgets_flops", "seeds", "base", "trials"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +53,7 @@ class Proposal:
 
     spec: dict[str, Any]
     plan: Plan
+    over: list[float]  # budgets over which an exponent is taken, for both
     forecast: Forecast
     flops: float
     grid_forecast: Forecast | None  # None: too few runs, or runs that do not determine the law
@@ -57,17 +69,31 @@ class Proposal:
             out.append(
                 _line("the spec's grid", self.grid_forecast, self.grid_runs, self.grid_flops)
             )
-        return out + off_curve(self.plan.trials)
+        return out + self.notes()
+
+    def notes(self) -> list[str]:
+        found = {"this design": self.forecast, "the spec's grid": self.grid_forecast}
+        notes = [f"{what}: {note}" for what, f in found.items() if f and (note := apart(f))]
+        if "@" not in self.forecast.name:
+            notes.insert(0, f"{self.forecast.name} is taken {over_words(self.over)}")
+        made = sum(t.own_flops(t.budget_rule) for t in self.plan.trials)
+        if made < 0.99 * self.flops:
+            notes.append(
+                f"the design counts separate runs, and with trunks they cost {short(made)} FLOPs: "
+                f"--flops {short(self.flops**2 / made)} would spend about {short(self.flops)}"
+            )
+        return notes
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "design": asdict(self.forecast),
             "flops": self.flops,
             "runs": len(self.plan.trials),
+            "budgets_flops": self.over,
             "grid": self.grid_forecast and asdict(self.grid_forecast),
             "grid_flops": self.grid_flops,
             "grid_runs": self.grid_runs,
-            "notes": off_curve(self.plan.trials),
+            "notes": self.notes(),
             "spec": self.spec,
         }
 
@@ -90,15 +116,7 @@ class Proposal:
 
 
 def _line(what: str, f: Forecast, n_runs: int, flops: float) -> str:
-    simulated = (
-        f"; [{f.simulated_low:.4g}, {f.simulated_high:.4g}] simulated"
-        if f.simulated_low is not None
-        else ""
-    )
-    return (
-        f"{what}: {n_runs} runs, {short(flops)} FLOPs: {f.name} {f.value:.4g} [{f.low:.4g}, {f.high:.4g}] "
-        f"by Fisher information{simulated}"
-    )
+    return f"{what}: {n_runs} runs, {short(flops)} FLOPs: {f.name} {interval_words(asdict(f))}"
 
 
 def propose(
@@ -110,17 +128,14 @@ def propose(
         UserError: FLOPs that buy nothing, or limits that leave nothing.
         InputError: a target that the law does not have, or a prior without an optimum here.
     """
-    looped = [t for t in like.trials if t.mean_recurrence > 1 and t.budget_flops is not None]
-    if not looped:
-        raise UserError(
-            f"{like.where}: no looped trial has a budget_flops; give --like an isoflop spec."
-        )
+    looped = looped_of(like)
     size = size_of(looped, like.where)
     budgets = sorted({float(t.budget_flops) for t in looped if t.budget_flops is not None})
-    over = enclosed(prior.values, size, budgets)
+    asked = own_budgets(like.spec) or budgets
+    over = enclosed(prior.values, size, asked)
     if limits.largest_flops is not None:
         budgets = [b for b in budgets if b <= limits.largest_flops]
-    common = {k: v for k, v in read_mapping(Path(like.where)).items() if k not in _VARIED}
+    common = {k: v for k, v in read_mapping(Path(like.where)).items() if k in _KEPT}
     common["name"] = name
     deepest = max(t.mean_recurrence for t in looped) * _DEEPER
     depths = [n for n in (2, *LADDER) if n <= deepest]
@@ -131,11 +146,13 @@ def propose(
         for mu in depths
         if b / size.flops_per_token(mu + 1) >= steps
     ]
+    most = math.inf if limits.memory_bytes is None else limits.memory_bytes
+    fits = [
+        t.mean_backprop_depth > 1 and t.cost.memory.peak(1) <= most
+        for t in _planned(common, trials, like).trials
+    ]  # with gradient through one loop alone no fit of the recurrence keeps a run
+    trials = [t for t, fit in zip(trials, fits, strict=True) if fit]
     candidates = _planned(common, trials, like)
-    if limits.memory_bytes is not None:
-        fits = [t.cost.memory.peak(1) <= limits.memory_bytes for t in candidates.trials]
-        trials = [t for t, fit in zip(trials, fits, strict=True) if fit]
-        candidates = _planned(common, trials, like)
     cheapest = min(t["budget_flops"] for t in trials)
     if total_flops < cheapest:
         raise UserError(
@@ -153,11 +170,21 @@ def propose(
     counts = planner.at_once()
     chosen = [trials[r] | {"seeds": list(range(counts[r]))} for r in sorted(counts)]
     found = _planned(common, chosen, like)
+    runs = Runs(size=size, **settings_of(found.trials))
+    try:
+        (ours,) = forecast(runs, prior, (target,), budgets=over)
+    except InputError:
+        if total_flops >= planner.bracket_flops:
+            raise
+        raise UserError(
+            f"--flops {total_flops:g} buys no more than {len(runs)} of the runs that determine {target}; raise it to "
+            f"{1.01 * planner.bracket_flops:.3g}."
+        ) from None
     grid, flops = _forecast_of(like, prior, target, over)
-    (ours,) = forecast(runs_of(found), prior, (target,), budgets=over)
     return Proposal(
-        spec=common | {"design": "list", "trials": chosen},
+        spec=common | {"design": "list", "budgets_flops": asked, "trials": chosen},
         plan=found,
+        over=over.tolist(),
         forecast=ours,
         flops=float(sum(t.budget_flops or 0.0 for t in found.trials)),
         grid_forecast=grid,
@@ -177,7 +204,7 @@ def _planned(common: dict[str, Any], trials: Sequence[dict[str, Any]], like: Pla
 
 
 def _forecast_of(like: Plan, prior: Prior, target: str, over: np.ndarray):
-    runs = runs_of(like)
+    runs = runs_of(looped_of(like), like.where)
     flops = float(runs.budget_flops.sum())
     try:
         return forecast(runs, prior, (target,), budgets=over)[0], flops

@@ -91,11 +91,6 @@ class DataSection(Section):
         generated = isinstance(corpus, str) and corpus.startswith(STATE_REVEALS)
         return ({"tokenizer": CHARACTERS} if generated else {}) | data | {"corpus": corpus}
 
-    @property
-    def says_tokenizer(self) -> bool:
-        """Whether the spec names one, so that a prepared folder's may contradict it."""
-        return "tokenizer" in self.model_fields_set
-
     def place(self, folder: Path) -> str:
         """The corpus as `resolve` takes it: a path starts at the folder of the spec file."""
         inside = folder / self.corpus

@@ -96,17 +96,14 @@ class _Common(Section):
 
     @model_validator(mode="after")
     def _compares_rates(self) -> _Common:
-        if self.scheduler == "asha" and not self._has_rates():
+        varied = getattr(self, "axes", {}).keys() & RATE_AXES or hasattr(self, "learning_rates")
+        if self.scheduler == "asha" and not varied:
             raise ValueError(
                 "scheduler: asha ends trials that look worse than others with the same model and length "
                 "at another learning rate. This design has none to compare, and needs every trial's "
                 f"last loss; leave it out, or use it in stability, or in a grid over {RATE_AXES[0]}."
             )
         return self
-
-    def _has_rates(self) -> bool:
-        """Whether trials differ in the learning rate alone."""
-        return False
 
     @model_validator(mode="after")
     def _has_trunks(self) -> _Common:
@@ -203,9 +200,6 @@ class StabilitySpec(_Common):
         description="a mapping of labels to model keys, such as {rdm: {injection: concat}}"
     )
 
-    def _has_rates(self) -> bool:
-        return True
-
 
 class IsoDepthSpec(_Common):
     """Loops x widths at equal unrolled depth: a core of unrolled_core_layers / loops layers.
@@ -300,9 +294,6 @@ class GridSpec(_Common):
         )
     )
 
-    def _has_rates(self) -> bool:
-        return not self.axes.keys().isdisjoint(RATE_AXES)
-
 
 class ListSpec(_Common):
     """Exactly the trials written down."""
@@ -312,6 +303,8 @@ class ListSpec(_Common):
     trials: Annotated[list[Variation], Field(min_length=1)] = Field(
         description="a list of mappings, one per trial"
     )
+    budgets_flops: Budgets | None = Field(None, description=BUDGETS)
+    _absent: ClassVar[tuple[str, ...]] = (*_Common._absent, "budgets_flops")
 
 
 SweepSpec = (

@@ -19,7 +19,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from parcae_core.accounting.flops import FlopsRule
 from parcae_core.trial import Parent, Trial
 
 
@@ -36,11 +35,6 @@ def with_trunks(trials: Sequence[Trial]) -> tuple[Trial, ...]:
                 step = shorter.constant_steps
                 parents[longer.trial_id] = Parent(trial_id=shorter.trial_id, step=step)
     return tuple(replace(t, parent=parents.get(t.trial_id)) for t in trials)
-
-
-def flops_to_make(trials: Iterable[Trial], rule: FlopsRule) -> float:
-    """FLOPs that all trials cost together, what they share once."""
-    return sum(t.own_flops(rule) for t in trials)
 
 
 def branches_of(trials: Iterable[Trial]) -> dict[str, tuple[str, ...]]:

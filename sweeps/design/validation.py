@@ -62,16 +62,10 @@ def _to_float(value: Any) -> Any:
 
 
 def _to_int(value: Any) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool):
-        if abs(value) > MAX_INT:
-            raise ValueError("too large")
-        return value
-    number = _to_float(value)
-    if isinstance(number, float) and abs(number) > MAX_INT:
+    number = value if type(value) is int else _to_float(value)
+    if isinstance(number, (int, float)) and abs(number) > MAX_INT:
         raise ValueError("too large")
-    if isinstance(number, float) and number == int(number):
-        return int(number)
-    return number
+    return int(number) if isinstance(number, float) and number == int(number) else number
 
 
 Number = Annotated[float, BeforeValidator(_to_float)]
@@ -253,9 +247,8 @@ def sentences(error: ValidationError, model: type[BaseModel], where: str) -> lis
     items = error.errors(include_url=False)
     for item in sorted(items, key=lambda i: i["type"] != "extra_forbidden"):
         loc = item["loc"]
-        key = _dotted(loc)
+        key, (section, needed) = _dotted(loc), _place(model, loc)
         if item["type"] == "extra_forbidden":
-            section = _section_at(model, loc[:-1])
             known = list(section.model_fields) if section else []
             inside = f" in {_dotted(loc[:-1])}" if len(loc) > 1 else ""
             hint = nearest(str(loc[-1]), known)
@@ -267,15 +260,14 @@ def sentences(error: ValidationError, model: type[BaseModel], where: str) -> lis
         elif item["type"] == "missing":
             if loc[-1] in hinted:
                 continue  # said already: it is there, misspelt
-            out.append(f"{where}: {key} is missing; give {_needed(model, loc)}.")
-        elif item["type"] == "value_error" and _section_at(model, loc) is not None:
+            out.append(f"{where}: {key} is missing; give {needed}.")
+        elif item["type"] == "value_error" and section is not None:
             out.append(f"{where}: {key + ': ' if key else ''}{item['ctx']['error']}")
         else:
-            needed, subject = _needed(model, loc) or item["msg"], "it"
-            if loc and isinstance(loc[-1], int):
-                subject = _dotted(loc[:-1])
+            subject = _dotted(loc[:-1]) if loc and isinstance(loc[-1], int) else "it"
             out.append(
-                f"{where}: {key or 'the spec'} is {_shown(item['input'])}; {subject} must be {needed}."
+                f"{where}: {key or 'the spec'} is {_shown(item['input'])}; {subject} must be "
+                f"{needed or item['msg']}."
             )
     return list(dict.fromkeys(out))  # a union reports the same problem once per branch
 
@@ -285,43 +277,30 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+_BRANCHES = ("int", "float", "str", "bool", "none")
+
+
 def _dotted(loc: tuple) -> str:
+    """A place as a user writes it, without the branches of unions that pydantic names in it."""
     text = ""
     for part in loc:
         if isinstance(part, int):
             text += f"[{part}]"
-        elif "[" not in part and not _is_branch(part):
+        elif "[" not in part and part not in _BRANCHES and not part.startswith("literal"):
             text += f".{part}" if text else part
     return text
 
 
-def _is_branch(part: str) -> bool:
-    """Pydantic names the branch of a union in the location; a user never wrote it."""
-    return part in ("int", "float", "str", "bool", "none") or part.startswith("literal")
-
-
-def _needed(model: type[BaseModel], loc: tuple) -> str:
-    """The description of the innermost field on the way to `loc`."""
+def _place(model: type[BaseModel], loc: tuple) -> tuple[type[BaseModel] | None, str]:
+    """The section at `loc` or nearest above, and the description of the innermost field on the way."""
     section: type[BaseModel] | None = model
     needed = ""
     for part in loc:
         field = section.model_fields.get(part) if section and isinstance(part, str) else None
-        if field is None:
-            continue
-        needed = field.description or needed
-        section = _section_in(field.annotation)
-    return needed
-
-
-def _section_at(model: type[BaseModel], loc: tuple) -> type[BaseModel] | None:
-    section: type[BaseModel] | None = model
-    for part in loc:
-        if isinstance(part, int) or section is None:
-            continue
-        field = section.model_fields.get(part)
         if field is not None:
+            needed = field.description or needed
             section = _section_in(field.annotation)
-    return section
+    return section, needed
 
 
 def _section_in(annotation: Any) -> type[BaseModel] | None:

@@ -15,8 +15,8 @@ from analysis.design.adaptive import Decision
 from parcae_core.data.io import write_synced
 from parcae_core.trial import Trial
 from sweeps.branches import Waiting
-from sweeps.decisions import FILE, decisions, end_of, left_out_words, words
-from sweeps.design.adaptive import estimate_data, left_out_data, losses_of, planner_of
+from sweeps.decisions import FILE, decisions, end_of, estimate_data, left_out_words, words
+from sweeps.design.adaptive import left_out_data, planner_of
 from sweeps.design.plan import Plan, describe
 from sweeps.reports import ENDED
 from sweeps.store import Store
@@ -129,8 +129,8 @@ class Choosing(Waiting):
         return out
 
     def _done(self, ended: dict[str, float | None]) -> list[tuple[int, float]]:
-        losses = {i: loss for i, loss in ended.items() if loss is not None}
-        return losses_of(self.plan.trials, losses, self.replicas)
+        """(row, loss) of the candidates that ended with a loss."""
+        return [(self.rows[i], loss) for i, loss in ended.items() if loss is not None]
 
     def _ask(self, ended: dict[str, float | None]) -> tuple[Decision | None, str]:
         """The planner's next choice, or why there is none now."""
@@ -161,7 +161,8 @@ class Choosing(Waiting):
         """What a decision rests on: runs that are no part of the fit, if any, and the target by the others."""
         done = self._done(ended)
         out = left_out_data(self.planner, done)
-        estimate = estimate_data(self.planner.estimate(done), self.planner.target)
+        found = self.planner.estimate(done)
+        estimate = found and estimate_data(self.planner.target, found)
         return ({"left_out": out} if out else {}) | {"estimate": estimate}
 
     def _in_words(self) -> str:

@@ -6,13 +6,14 @@ left, so a killed driver, a new spec and a second start are all the same case.
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from parcae_core.errors import UserError
 from parcae_core.trial import Resources, Trial
@@ -26,10 +27,12 @@ from sweeps.reports import FINISHED, State
 from sweeps.runner.adaptive import Choosing
 from sweeps.runner.cluster.connect import must_send_aws_keys, ray_cluster
 from sweeps.runner.cluster.placement import gpus_here, places, require_local, require_placeable
-from sweeps.runner.losses import LOST_WORKERS_ALLOWED
-from sweeps.runner.signals import ClusterLost, stop_on_signals, wait_until, watched_cluster
-from sweeps.runner.trainable import Job, Train, data_key, run_trial
+from sweeps.runner.pool import run_pool
+from sweeps.runner.signals import ClusterLost, stop_on_signals, watched_cluster
+from sweeps.runner.trainable import Job, Options, data_key, run_trial
+from sweeps.siblings import reuse_siblings
 from sweeps.storage.base import Polling
+from sweeps.storage.data import push_data
 from sweeps.storage.tempdir import OwnedFolder
 from sweeps.store import Store, git_commit
 from sweeps.tracking.sweep_run import mirror_sweep
@@ -39,21 +42,6 @@ from sweeps.waiting import say, waiting
 GCS_PATIENCE_S = 30.0  # of a cluster that may start it again; Ray ends its drivers after 60 s
 MOST_AT_ONCE = 1000  # trials that run or wait for their place on the cluster
 WORKERS_END_S = 15.0  # for those that outlive their raylet to write a checkpoint
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
-    """How to run; none of it changes what is trained."""
-
-    cpus: int | None = None  # of a private cluster; None: all of this machine's
-    address: str | None = None  # of a running cluster; None: a private one
-    can_add: dict[str, float] | None = None  # resources of the largest node the cluster may add
-    checkpoint_every_s: float = 120.0
-    lost_workers: int = LOST_WORKERS_ALLOWED  # without progress, per trial
-    lease_wait_s: float = 60.0
-    wandb_mode: str | None = None  # None: as the spec says
-    train: Train | None = None  # in place of parcae_core.training.train.train
-    ray: bool = True  # False: plain processes on this machine, see sweeps.runner.pool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,13 +87,13 @@ def run(
     elif (left := _left(plan, store)) and not _at_end(plan, store, left):
         with ray_cluster(options.address):  # before anything is written
             require_placeable(left, options.can_add)
-    with store.driver_lock():
+    with store.storage.lock():
         store.write_plan(plan, spec_path)
         _say_orphans(plan, store)
         if not early:
             store.take_up_stopped(plan.trials)
-        reused = store.reuse_siblings(
-            [t for t in plan.trials if store.state(t).state not in FINISHED]
+        reused = reuse_siblings(
+            store, [t for t in plan.trials if store.state(t).state not in FINISHED]
         )
         for trial_id, sibling in reused.items():
             say(f"{trial_id}: the same trial is finished in {sibling}; its result is reused")
@@ -119,19 +107,8 @@ def run(
             data_dirs = prepare_data(plan, store, left)
             job = make_job(plan, store, data_dirs, options)
             waits = partial(Choosing, plan=plan) if is_adaptive(plan) else Waiting
-            if options.ray:
-                stopped = schedule(job, longest_first(left), options, store, waits)
-            else:
-                from sweeps.runner.pool import run_pool
-
-                stopped = run_pool(
-                    job,
-                    longest_first(left),
-                    store,
-                    cpus=options.cpus,
-                    lost_workers=options.lost_workers,
-                    waits=waits,
-                )
+            run_all = schedule if options.ray else run_pool
+            stopped = run_all(job, longest_first(left), store, waits)
             store.refresh()
         wanted = plan.trials
         if is_adaptive(plan):
@@ -186,7 +163,7 @@ def prepare_data(plan: Plan, store: Store, trials: Sequence[Trial]) -> dict[str,
             path = prepare(
                 corpus.source, corpus.tokenizer, trial.context + 1, store.storage.data_root
             )
-        folders[data_key(trial)] = store.storage.push_data(path)
+        folders[data_key(trial)] = push_data(store.storage, path)
     return folders
 
 
@@ -202,27 +179,21 @@ def make_job(plan: Plan, store: Store, data_dirs: dict[str, str], options: Optio
         git_commit=git_commit(),
         wandb_mode=wandb.mode,
         wandb_project=wandb.project,
-        checkpoint_every_s=options.checkpoint_every_s,
-        lease_wait_s=options.lease_wait_s,
         early_stopping=plan.spec.scheduler == "asha",
-        train=options.train,
+        options=options,
         branches=branches_of(plan.trials),
     )
 
 
 def schedule(
-    job: Job,
-    trials: list[Trial],
-    options: Options,
-    store: Store | None = None,
-    waits: Callable[..., Waiting] = Waiting,
+    job: Job, trials: list[Trial], store: Store, waits: Callable[..., Waiting] = Waiting
 ) -> bool:
     """Run the trials in the given order on a cluster; True if a signal ended it.
 
     Args:
         waits: what holds them until they start; see `sweeps.runner.adaptive`.
     """
-    store = store or job.store
+    options = job.options
     private = options.address is None
     send_aws_keys = not private and must_send_aws_keys(store.storage.place)
     gpus = gpus_here(trials) if private else None
@@ -240,10 +211,10 @@ def schedule(
                 stop_on_signals(request_stop) as stopped,
                 watched_cluster(request_stop, gcs_patience_s=0 if private else GCS_PATIENCE_S),
             ):
-                _fit(job, trials, bundles, options, store, waits, str(tempdir.path), stopped)
+                _fit(job, trials, bundles, store, waits, str(tempdir.path), stopped)
         except ClusterLost as lost:
             say(f"{lost}; checkpoints are kept")
-            wait_until(lambda: not _any_running(store, trials), WORKERS_END_S)
+            _wait_for_workers(store, trials)
             return True
         finally:
             store.forget_stop(job.session)
@@ -255,7 +226,6 @@ def _fit(
     job: Job,
     trials: list[Trial],
     bundles: dict[Resources, list[dict[str, float]]],
-    options: Options,
     store: Store,
     waits: Callable[..., Waiting],
     tempdir: str,
@@ -267,13 +237,14 @@ def _fit(
     from sweeps.runner.halving import Halving
     from sweeps.runner.progress import Progress, StopWhenIdle
 
-    by_id = {t.trial_id: t for t in trials}
+    options, by_id = job.options, {t.trial_id: t for t in trials}
     reuse = options.address is None  # a private cluster has no dashboard that would name a worker
-    with Progress(store, trials, lost_workers=options.lost_workers) as progress:
+    progress = Progress(store, trials, lost_workers=options.lost_workers)
+    with progress.display:
         if waits is not Waiting:
             waits = partial(waits, slots=partial(places, trials, options.can_add))
             progress.display.open_ended = True
-        in_order = _in_order(waits(store, trials, progress.say))
+        param_space, in_order = _in_order(waits(store, trials, progress.say))
         tune.Tuner(
             tune.with_resources(
                 run_trial if reuse else _named(),
@@ -282,10 +253,9 @@ def _fit(
                     bundles[by_id[c["trial_id"]].resources], strategy="PACK"
                 ),
             ),
-            param_space={"job": job} | in_order.param_space,
+            param_space={"job": job} | param_space,
             tune_config=tune.TuneConfig(
-                num_samples=in_order.num_samples,
-                search_alg=in_order.search_alg,
+                **in_order,
                 trial_name_creator=_trial_id,
                 trial_dirname_creator=_trial_id,
                 # Sound because `train` builds everything from the trial and leaves no state
@@ -304,8 +274,9 @@ def _fit(
         ).fit()
 
 
-def _in_order(waiting: Waiting) -> _Given:
-    """The trials in their order: Tune's own grid, which takes all at once, unless a branch has to wait."""
+def _in_order(waiting: Waiting) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The trials in their order, as param_space and tune_config take them: Tune's own grid, which takes all at
+    once, unless a branch has to wait."""
     from ray import tune
     from ray.tune.search import ConcurrencyLimiter
 
@@ -313,18 +284,11 @@ def _in_order(waiting: Waiting) -> _Given:
 
     trials = waiting.trials
     if not any(t.parent for t in trials) and not isinstance(waiting, Choosing):
-        return _Given({"trial_id": tune.grid_search([t.trial_id for t in trials])}, 1, None)
+        return {"trial_id": tune.grid_search([t.trial_id for t in trials])}, {}
     n = len(trials)
     # without a limit of its own, Tune lets one trial at a time wait for its place
-    return _Given({}, n, ConcurrencyLimiter(InOrder(waiting), max_concurrent=min(n, MOST_AT_ONCE)))
-
-
-class _Given(NamedTuple):
-    """What Tune is told of the trials."""
-
-    param_space: dict[str, Any]
-    num_samples: int
-    search_alg: Any
+    in_order = ConcurrencyLimiter(InOrder(waiting), max_concurrent=min(n, MOST_AT_ONCE))
+    return {}, {"num_samples": n, "search_alg": in_order}
 
 
 def _named() -> type:
@@ -338,9 +302,14 @@ def _named() -> type:
     return OneTrial
 
 
-def _any_running(store: Store, trials: list[Trial]) -> bool:
-    Polling(store.storage).pull(now=True)
-    return any(store.state(t).state == "running" for t in trials)
+def _wait_for_workers(store: Store, trials: list[Trial]) -> None:
+    """Until those that outlive their raylet have ended, or their time is over."""
+    deadline = time.monotonic() + WORKERS_END_S
+    while time.monotonic() < deadline:
+        Polling(store.storage).pull(now=True)
+        if not any(store.state(t).state == "running" for t in trials):
+            return
+        time.sleep(0.2)
 
 
 def _trial_id(trial) -> str:

@@ -25,7 +25,7 @@ from sweeps.branches import Waiting
 from sweeps.reports import ENDED
 from sweeps.runner.cluster.placement import gpus_here, side_by_side
 from sweeps.runner.display import Display, label
-from sweeps.runner.losses import LOST_WORKERS_ALLOWED, Loss, Losses, loss_of_process
+from sweeps.runner.losses import Loss, Losses, loss_of_process
 from sweeps.runner.process_main import die_with
 from sweeps.runner.signals import stop_on_signals
 from sweeps.runner.trainable import Job, attempt
@@ -75,9 +75,6 @@ def run_pool(
     job: Job,
     trials: Sequence[Trial],
     store: Store,
-    *,
-    cpus: int | None = None,
-    lost_workers: int = LOST_WORKERS_ALLOWED,
     waits: Callable[..., Waiting] = Waiting,
 ) -> bool:
     """Run the trials in the given order, as many at a time as the machine holds.
@@ -86,21 +83,21 @@ def run_pool(
     while it runs, has whole grids.
 
     Args:
-        cpus: cores to use; None: all that this process may use.
-        lost_workers: losses without progress that a trial may have.
         waits: what holds the trials until they start; see `sweeps.runner.adaptive`.
 
     Returns:
         Whether a signal ended it.
     """
     display = Display(store, trials)
-    machine = _Machine(cpus or usable_cpus(), dict.fromkeys(range(gpus_here(trials)), 1.0))
+    machine = _Machine(
+        job.options.cpus or usable_cpus(), dict.fromkeys(range(gpus_here(trials)), 1.0)
+    )
     if waits is not Waiting:
         waits = partial(waits, slots=partial(side_by_side, trials, machine.cpus, len(machine.gpus)))
         display.open_ended = True
     # an adaptive sweep chooses its own order
     waiting = waits(store, sorted(trials, key=lambda t: t.seed), display.say)
-    pool = _Pool(job, waiting, machine, Losses(store, trials, lost_workers), display)
+    pool = _Pool(job, waiting, machine, Losses(store, trials, job.options.lost_workers), display)
     try:
         with (
             display,
@@ -113,20 +110,16 @@ def run_pool(
     return bool(stopped)
 
 
+@dataclass(eq=False, slots=True)
 class _Pool:
     """Workers, what waits for one, and what has been lost."""
 
-    def __init__(
-        self,
-        job: Job,
-        waiting: Waiting,
-        machine: _Machine,
-        losses: Losses,
-        display: Display,
-    ) -> None:
-        self.job, self.losses, self.display = job, losses, display
-        self.waiting, self.machine = waiting, machine
-        self.workers: list[_Worker] = []
+    job: Job
+    waiting: Waiting
+    machine: _Machine
+    losses: Losses
+    display: Display
+    workers: list[_Worker] = field(default_factory=list)
 
     def run(self, stopped: Sequence[int]) -> None:
         while (self.waiting and not stopped) or self._busy():

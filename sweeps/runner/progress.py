@@ -28,31 +28,23 @@ class Progress(tune.Callback):
         *,
         lost_workers: int = LOST_WORKERS_ALLOWED,
     ) -> None:
-        self.store = store
         self.display = Display(store, trials, console)
         self.losses = Losses(store, trials, lost_workers)
-        self.trials = {t.trial_id: t for t in trials}
         self.n_running = 0
 
     def say(self, text: str) -> None:
+        """For what Tune pickles with its searcher, which the display's own method would prevent."""
         self.display.say(text)
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks for a restore that we never ask for; terminals cannot be."""
-        left_out = ("display", "store", "losses")
+        left_out = ("display", "losses")
         return {k: v for k, v in vars(self).items() if k not in left_out}
 
-    def __enter__(self) -> Progress:
-        self.display.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.display.__exit__()
-
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        planned = self.trials[trial.config["trial_id"]]
+        planned = self.display.trials[trial.config["trial_id"]]
         self.display.storage.pull(now=True)
-        self.display.end(planned, self.store.state(planned).state)
+        self.display.end(planned, self.display.store.state(planned).state)
 
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self._lost(trial)
@@ -62,12 +54,13 @@ class Progress(tune.Callback):
         self._lost(trial, given_up=True)
 
     def _lost(self, trial: Any, *, given_up: bool = False) -> None:
-        planned = self.trials[trial.config["trial_id"]]
+        planned = self.display.trials[trial.config["trial_id"]]
         self.display.storage.pull(now=True)
-        if self.store.state(planned).state == "failed":  # on record, and its worker is replaced
+        # on record, and its worker is replaced
+        if self.display.store.state(planned).state == "failed":
             return
         line = self.losses.record(planned, loss_of(_error_of(trial)), given_up=given_up)
-        self.say(f"{label(planned)}: {line}")
+        self.display.say(f"{label(planned)}: {line}")
         self._allow(trial)
 
     def _allow(self, trial: Any) -> None:
@@ -126,11 +119,8 @@ class StopWhenIdle(tune.Stopper):
 
 def _error_of(trial: Any) -> BaseException | str | None:
     """What Tune has kept of a trial's last failure."""
-    for read in (_unpickled, lambda t: Path(t.error_file).read_text()):
-        with suppress(Exception):  # a class that this process lacks, or nothing was kept
-            return read(trial)
+    with suppress(Exception):  # a class that this process lacks, or nothing was kept
+        return cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+    with suppress(Exception):
+        return Path(trial.error_file).read_text()
     return None
-
-
-def _unpickled(trial: Any) -> BaseException:
-    return cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())

@@ -12,15 +12,13 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from parcae_core.training.metrics import read_metrics
 from parcae_core.trial import Trial
+from sweeps.storage.base import Lease
 from sweeps.storage.files import read_json
-
-if TYPE_CHECKING:
-    from sweeps.storage.base import Lease
-    from sweeps.store import Store
+from sweeps.store import Store
 
 FACTOR = 3  # of the trials at a rung, one in so many goes on (ASHA's reduction factor)
 N_RUNGS = 2

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -152,14 +151,4 @@ def _accepts(family: socket.AddressFamily, address: str) -> bool:
             return True
         except OSError:
             return False
-    return True
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
-    """Whether it came true in time."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.2)
     return True

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from parcae_core.data.io import write_synced
 from parcae_core.result import Execution, Interrupted, TrainResult
@@ -32,16 +32,33 @@ from parcae_core.trial import Trial
 from sweeps.branches import HandOver
 from sweeps.reports import ENDED, StateReport
 from sweeps.runner.errors import environment, process_ending, reason_of
+from sweeps.runner.losses import LOST_WORKERS_ALLOWED
 from sweeps.runner.rungs import Rungs
 from sweeps.storage.base import Lease, LeaseLost, lease
+from sweeps.storage.data import pull_data
 from sweeps.storage.files import TrialFiles, sealed, write_json
+from sweeps.storage.uploads import pull_checkpoint, pushing
 from sweeps.store import HEARTBEAT_S, Store
-
-if TYPE_CHECKING:
-    from sweeps.tracking.live import Live
+from sweeps.tracking.live import Live
+from sweeps.tracking.trial_run import mirror
 
 Train = Callable[..., TrainResult]
 ASK_EVERY_S = 1.0  # how often the stop file and the lease are looked at
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """How to run; none of it changes what is trained."""
+
+    cpus: int | None = None  # of a private cluster; None: all of this machine's
+    address: str | None = None  # of a running cluster; None: a private one
+    can_add: dict[str, float] | None = None  # resources of the largest node the cluster may add
+    checkpoint_every_s: float = 120.0
+    lost_workers: int = LOST_WORKERS_ALLOWED  # without progress, per trial
+    lease_wait_s: float = 60.0
+    wandb_mode: str | None = None  # None: as the spec says
+    train: Train | None = None  # in place of parcae_core.training.train.train
+    ray: bool = True  # False: plain processes on this machine, see sweeps.runner.pool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,10 +73,8 @@ class Job:
     git_commit: str | None
     wandb_mode: str = "disabled"
     wandb_project: str = "parcae-scaling"
-    checkpoint_every_s: float = 120.0
-    lease_wait_s: float = 60.0
+    options: Options = Options()
     early_stopping: bool = False  # trials are compared at `rungs_of` their steps
-    train: Train | None = None  # None: parcae_core.training.train.train
     branches: dict[str, tuple[str, ...]] = field(default_factory=dict)  # see design.trunks
 
     @property
@@ -69,7 +84,7 @@ class Job:
 
     def data_dir(self, trial: Trial) -> Path:
         """The prepared rows of a trial, on this node."""
-        return self.store.storage.pull_data(self.data_dirs[data_key(trial)])
+        return pull_data(self.store.storage, self.data_dirs[data_key(trial)])
 
     @property
     def stop_file(self) -> Path:
@@ -109,8 +124,8 @@ def attempt(job: Job, trial_id: str, announce: Callable[[dict[str, Any]], None])
     recorded = report is not None and (report.state, report.session) == ("failed", job.session)
     if not recorded:
         with (
-            lease(store.folder(trial_id), store.storage, wait_s=job.lease_wait_s) as held,
-            store.storage.pushing(trial, held, follow=(job.stop_file,)),
+            lease(store.folder(trial_id), store.storage, wait_s=job.options.lease_wait_s) as held,
+            pushing(store.storage, trial, held, follow=(job.stop_file,)),
             _shown(job, trial) as live,
         ):
             branches = HandOver(store, trial, job.branches.get(trial_id), held)
@@ -157,8 +172,18 @@ def _train(
     keep_steps: tuple[int, ...],
 ) -> TrainResult | Exception:
     """The result, or what ended the training instead."""
-    gpus = trial.resources.gpus
-    stop = _StopRequested(job, held, rungs)
+    gpus, stop_file, asked_at = trial.resources.gpus, job.stop_file, time.monotonic()
+
+    def stop_requested() -> bool:
+        """Asked before every step, so it looks at the disk only once a second."""
+        nonlocal asked_at
+        if rungs.halt is not None:
+            return True
+        if time.monotonic() - asked_at < ASK_EVERY_S:
+            return False
+        asked_at = time.monotonic()
+        held.require()  # raises out of the training loop: nothing more is written
+        return stop_file.exists()
 
     def on_report(line: dict[str, Any]) -> None:
         heartbeat.on_report(line)
@@ -181,9 +206,9 @@ def _train(
                 compile=trial.resources.compile,
                 cuda_graphs=trial.resources.compile and gpus > 0,
                 micro_batch_sequences="auto" if gpus else None,
-                checkpoint_every_s=job.checkpoint_every_s,
+                checkpoint_every_s=job.options.checkpoint_every_s,
                 keep_steps=keep_steps,
-                stop_requested=stop,
+                stop_requested=stop_requested,
             ),
         )
     except LeaseLost:
@@ -231,8 +256,8 @@ def _record(
 
 
 def _trainer(job: Job, trial: Trial, held: Lease) -> Train:
-    if job.train is not None:
-        return job.train
+    if job.options.train is not None:
+        return job.options.train
     if trial.resources.processes == 1:
         from parcae_core.training.train import train
 
@@ -250,28 +275,11 @@ def _trainer(job: Job, trial: Trial, held: Lease) -> Train:
 def _join(job: Job, trial: Trial, checkpoint: str | None) -> dict[str, Any]:
     """On another node of a trial: where its data and its folder are there."""
     store = job.store
-    store.storage.pull_checkpoint(trial, checkpoint)
+    pull_checkpoint(store.storage, trial, wanted=checkpoint or "")
     return {
         "data_dir": str(job.data_dir(trial)),
         "run_dir": str(store.folder(trial.trial_id)),
     }
-
-
-class _StopRequested:
-    """Asked before every step, so it looks at the disk only once a second."""
-
-    def __init__(self, job: Job, held: Lease, rungs: Rungs) -> None:
-        self.stop_file, self.held, self.rungs = job.stop_file, held, rungs
-        self.asked_at = time.monotonic()
-
-    def __call__(self) -> bool:
-        if self.rungs.halt is not None:
-            return True
-        if time.monotonic() - self.asked_at < ASK_EVERY_S:
-            return False
-        self.asked_at = time.monotonic()
-        self.held.require()  # raises out of the training loop: nothing more is written
-        return self.stop_file.exists()
 
 
 class Heartbeat:
@@ -332,8 +340,6 @@ def _mirror(job: Job, trial: Trial, report: StateReport, live: Live | None) -> N
         return
     problem = None if live is None else live.end()
     if live is None or problem is not None:
-        from sweeps.tracking.trial_run import mirror
-
         offline = mirror(job.store, trial, project=job.wandb_project)
         problem = offline or problem
     if problem is not None:
@@ -346,8 +352,6 @@ def _shown(job: Job, trial: Trial) -> Iterator[Live | None]:
     if job.wandb_mode != "online":
         yield None
         return
-    from sweeps.tracking.live import Live
-
     try:
         live = Live(job.store, trial.trial_id, job.wandb_project)
     except OSError as error:  # no memory for a process: the run is written offline at the end

@@ -7,6 +7,7 @@ A Store reads and writes files of this node only. Its storage makes them count f
     Polling          either of them for a display: pulls seldom, and keeps old news over an error
 
 Requests to an object store are repeated by a wrapper of their own (sweeps.storage.objects.Retrying).
+What only an object store needs beside the verbs are functions (sweeps.storage.uploads, .data).
 
 One process at a time writes in a trial's folder, also when a dead driver's or a lost node's worker
 lives on: Ray declares a node dead when its raylet is silent, but the trial on it may run on. A new
@@ -22,23 +23,17 @@ import os
 import shlex
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from parcae_core.data.io import Locked, file_lock
 from parcae_core.errors import UserError
 from sweeps.storage.files import TrialFiles, read_json, write_json
-
-if TYPE_CHECKING:
-    from parcae_core.trial import Trial
+from sweeps.storage.objects import Retrying
 
 POLL_EVERY_S = 2.0
-
-
-class Unreachable(OSError):
-    """The object store did not answer within the patience; another attempt may find it well."""
 
 
 class LeaseLost(Exception):
@@ -56,6 +51,10 @@ class Storage(Protocol):
     root: Path  # the sweep's folder here
     work_root: Path  # the sweep's folder that this node's workers write in
     data_root: Path  # where this node prepares data
+
+    @property
+    def objects(self) -> Retrying | None:
+        """What the other nodes see; None: they see the folder itself."""
 
     def list(self, below: str = "") -> dict[str, str]:
         """The files below a folder that all nodes see: name in the sweep's folder -> a mark that
@@ -81,37 +80,16 @@ class Storage(Protocol):
         If another takes it over later, this process gets SIGINT.
         """
 
-    # What the verbs are used for, where the two storages differ in more than where a file lies
-
-    def siblings(self) -> Sequence[str]:
-        """Names of the other sweeps in the same place."""
-
-    def pushing(
-        self, trial: Trial, held: Lease, follow: tuple[Path, ...]
-    ) -> AbstractContextManager[None]:
-        """While a trial runs in its folder here, push what it leaves there, and pull the files to
-        follow."""
-
-    def pull_checkpoint(self, trial: Trial, checkpoint: str | None) -> None:
-        """Make this node's folder of a trial ready for a process that trains with others from
-        `checkpoint`; None is a fresh start."""
-
-    def push_data(self, folder: Path) -> str:
-        """Let all nodes have a prepared folder; how they ask `pull_data` for it."""
-
-    def pull_data(self, shared: str) -> Path:
-        """A prepared folder on this node."""
-
 
 class Polling:
     """A storage for a display: pulls not too often, and keeps old news rather than raise."""
 
-    def __init__(self, storage: Storage, every_s: float = POLL_EVERY_S) -> None:
-        self.storage, self.every_s, self._pulled_at = storage, every_s, -every_s
+    def __init__(self, storage: Storage) -> None:
+        self.storage, self._pulled_at = storage, -POLL_EVERY_S
 
     def pull(self, *, now: bool = False) -> None:
         """Pull what changed, if the last time is long enough ago."""
-        if now or time.monotonic() - self._pulled_at >= self.every_s:
+        if now or time.monotonic() - self._pulled_at >= POLL_EVERY_S:
             with suppress(OSError):
                 self.storage.pull()
             self._pulled_at = time.monotonic()

@@ -14,32 +14,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import signal
 import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from parcae_core.data.io import file_lock, write_synced
+from parcae_core.data.io import write_synced
 from parcae_core.errors import UserError
-from parcae_core.plain import is_plain_name, parse_json
 from sweeps.decisions import FILE as DECISIONS
 from sweeps.scoring.scores import FILE_NAME as SCORES
-from sweeps.storage.base import Unreachable, busy, this_process
-from sweeps.storage.files import SMALL, TrialFiles
+from sweeps.storage.base import busy, this_process
+from sweeps.storage.files import SMALL, TrialFiles, parsed
 from sweeps.storage.objects import Objects, Retrying
 from sweeps.storage.tempdir import OwnedFolder, private_folder
 from sweeps.waiting import say
-
-if TYPE_CHECKING:
-    from parcae_core.trial import Trial
-    from sweeps.storage.base import Lease
 
 AT_ONCE = 8  # requests side by side
 # An object store has no lock that ends with a process, so the driver renews its own; one that was
@@ -59,7 +52,7 @@ class ObjectStorage:
         if not rest.strip("/"):
             raise UserError(f"{out}: names no bucket; give one, like {scheme}://bucket/runs.")
         self.place = f"{scheme}://{rest.strip('/')}"
-        self.objects = self._objects(sweep)
+        self.objects = Retrying(Objects(f"{self.place}/{sweep}"))
         work = work_folder(self.place)
         if working:
             private_folder(work)
@@ -69,9 +62,6 @@ class ObjectStorage:
             self._view = OwnedFolder("parcae-view-")
             self.root = self._view.path / sweep
         self._seen: dict[str, str] = {}
-
-    def _objects(self, below: str, patience_s: float | None = None) -> Retrying:
-        return Retrying(Objects(f"{self.place}/{below}"), patience_s)
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
@@ -131,13 +121,13 @@ class ObjectStorage:
         self.objects.push(".driver", json.dumps(mine).encode())
         time.sleep(0.5)  # two that start together both write; the last one has it
         found = self.objects.pull(".driver") or b"{}"
-        if _said(found).get("owner") != mine["owner"]:
+        if parsed(found).get("owner") != mine["owner"]:
             raise busy(self.objects.url, _holder(found))
-        hasty, over = self._objects(self.root.name, DRIVER_RENEWS_S), threading.Event()
+        hasty, over = Retrying(self.objects.objects, DRIVER_RENEWS_S), threading.Event()
 
         def ours() -> bool:
             found = hasty.pull(".driver")
-            return found is None or _said(found).get("owner") == mine["owner"]
+            return found is None or parsed(found).get("owner") == mine["owner"]
 
         def renew() -> None:
             beat = 0
@@ -163,78 +153,6 @@ class ObjectStorage:
                 if ours():
                     hasty.delete(".driver")
 
-    # ---- trials --------------------------------------------------------------------------------
-
-    def siblings(self) -> Sequence[str]:
-        hidden = (".", "_")
-        found = self._objects("").folders()
-        return [
-            name
-            for name in found
-            if name != self.root.name and not name.startswith(hidden) and is_plain_name(name)
-        ]
-
-    @contextmanager
-    def pushing(self, trial: Trial, held: Lease, follow: tuple[Path, ...]) -> Iterator[None]:
-        from sweeps.storage import uploads  # it reads checkpoints, so it loads torch
-
-        if held.orphan:
-            time.sleep(uploads.ORPHAN_S)
-        files = TrialFiles(self.root / trial.trial_id)
-        uploads.pull_checkpoint(self.objects, files, trial)
-        with uploads.Uploads(self.objects, files, held, follow):
-            yield
-        if files.result.exists():
-            shutil.rmtree(files.folder)  # all of it is in the store
-
-    def pull_checkpoint(self, trial: Trial, checkpoint: str | None) -> None:
-        from sweeps.storage import uploads
-
-        files = TrialFiles(self.root / trial.trial_id)
-        if checkpoint is None:
-            shutil.rmtree(files.checkpoints, ignore_errors=True)
-        else:
-            uploads.pull_checkpoint(self.objects, files, trial, wanted=checkpoint)
-
-    # ---- data ----------------------------------------------------------------------------------
-
-    def push_data(self, folder: Path) -> str:
-        manifest = (folder / "manifest.json").read_bytes()
-        shared = f"{folder.name}-{hashlib.sha256(manifest).hexdigest()[:12]}"
-        there = self._objects(f"_data/{shared}")
-        if there.pull("manifest.json") != manifest:
-            for path in folder.rglob("*"):
-                if path.is_file() and path.name != "manifest.json":
-                    there.push(path.relative_to(folder).as_posix(), path)
-            there.push("manifest.json", manifest)  # last: with it the folder counts
-        link = self.data_root / shared
-        if not link.exists():
-            private_folder(self.data_root.parent)
-            self.data_root.mkdir(exist_ok=True)
-            with suppress(FileExistsError):
-                link.symlink_to(folder.absolute())
-        return shared
-
-    def pull_data(self, shared: str) -> Path:
-        folder = self.data_root / shared
-        private_folder(self.data_root.parent)
-        self.data_root.mkdir(exist_ok=True)
-        # One download for all trials of this node
-        with file_lock(self.data_root / f".{shared}.lock", wait_s=-1):
-            if not (folder / "manifest.json").is_file():
-                if folder.is_symlink():  # to a folder that was prepared here and is gone
-                    folder.unlink()
-                partial = folder.with_name(f".{folder.name}.partial")
-                shutil.rmtree(partial, ignore_errors=True)
-                there = self._objects(f"_data/{shared}")
-                for name in there.list():
-                    (partial / name).parent.mkdir(parents=True, exist_ok=True)
-                    there.pull_file(name, partial / name)
-                if not (partial / "manifest.json").is_file():
-                    raise Unreachable(f"{there.url}: the prepared data is not there, or not whole")
-                partial.rename(folder)
-        return folder
-
 
 def _is_small(name: str) -> bool:
     """Whether a view of the sweep holds the file."""
@@ -249,11 +167,4 @@ def work_folder(place: str) -> Path:
 
 
 def _holder(lock: bytes) -> str:
-    return str(_said(lock).get("who", "unknown"))[:200]
-
-
-def _said(lock: bytes) -> dict[str, Any]:
-    try:
-        return parse_json(lock, ".driver")
-    except UserError:
-        return {}
+    return str(parsed(lock).get("who", "unknown"))[:200]

@@ -55,6 +55,14 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
 
 
+def parsed(content: bytes) -> dict[str, Any]:
+    """The mapping that an object of a store holds; empty of a damaged one."""
+    try:
+        return plain.parse_json(content, "object")
+    except UserError:
+        return {}
+
+
 def problem_of(path: Path) -> str:
     """What is wrong with a file of JSON that is there: a sentence that names it, or ""."""
     if not path.exists():
@@ -63,17 +71,14 @@ def problem_of(path: Path) -> str:
         data = plain.read_json(path)
     except UserError as error:
         return str(error)
-    return "" if is_sealed(data) else f"{path}: its checksum is not that of what was written"
+    if SEAL in data and data[SEAL] != _checksum(data):  # files of older versions carry none
+        return f"{path}: its checksum is not that of what was written"
+    return ""
 
 
 def sealed(data: dict[str, Any]) -> dict[str, Any]:
     """The data with a checksum of itself, by which a changed digit shows."""
     return data | {SEAL: _checksum(data)}
-
-
-def is_sealed(data: dict[str, Any]) -> bool:
-    """Whether the data is what was written; files of older versions carry no checksum."""
-    return SEAL not in data or data[SEAL] == _checksum(data)
 
 
 def without_seal(data: dict[str, Any]) -> dict[str, Any]:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from parcae_core.data.io import Locked, file_lock
 from sweeps.storage.base import busy, this_process
 
-if TYPE_CHECKING:
-    from parcae_core.trial import Trial
-    from sweeps.storage.base import Lease
-
 
 class LocalStorage:
     """`sweeps.storage.base.Storage` of a shared folder; nothing has to be moved."""
+
+    objects = None
 
     def __init__(self, out: Path, sweep: str) -> None:
         # a shell leaves the ~ of --out=~/runs as it is
@@ -51,20 +48,3 @@ class LocalStorage:
                 raise busy(str(self.root), path.read_text(errors="replace").strip()[:200]) from None
             path.write_text(this_process())
             yield
-
-    def siblings(self) -> Sequence[str]:
-        found = sorted(p.parent.name for p in self.root.parent.glob("*/sweep.json"))
-        return [name for name in found if name != self.root.name]
-
-    @contextmanager
-    def pushing(self, trial: Trial, held: Lease, follow: tuple[Path, ...]) -> Iterator[None]:
-        yield
-
-    def pull_checkpoint(self, trial: Trial, checkpoint: str | None) -> None:
-        pass
-
-    def push_data(self, folder: Path) -> str:
-        return str(folder.absolute())  # workers of a running cluster work in folders of their own
-
-    def pull_data(self, shared: str) -> Path:
-        return Path(shared)

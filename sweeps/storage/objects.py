@@ -15,7 +15,6 @@ from typing import Any
 
 from parcae_core.errors import UserError
 from parcae_core.plain import is_plain_name
-from sweeps.storage.base import Unreachable
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 15.0
 PATIENCE_S = 60.0
@@ -23,6 +22,10 @@ SMALL_BYTES = 8 << 20  # what is larger is sent from its file, in parts
 
 # These do not pass by waiting
 _FINAL = (FileNotFoundError, PermissionError, ImportError, ValueError)
+
+
+class Unreachable(OSError):
+    """The object store did not answer within the patience; another attempt may find it well."""
 
 
 def is_url(text: str | Path) -> bool:

@@ -12,18 +12,15 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from parcae_core.checkpoints.native import DamagedCheckpoint, newest_checkpoint, read_checkpoint
 from parcae_core.data.io import write_synced
-from parcae_core.errors import UserError
-from parcae_core.plain import parse_json
 from parcae_core.trial import Trial
-from sweeps.storage.base import Lease, LeaseLost, Unreachable
-from sweeps.storage.files import TrialFiles
-from sweeps.storage.objects import Retrying
+from sweeps.storage.base import Lease, LeaseLost, Storage
+from sweeps.storage.files import TrialFiles, parsed
+from sweeps.storage.objects import Retrying, Unreachable
 
 FOLLOW_EVERY_S = 1.0  # the lease, the stop file, small files that changed
 LOOK_EVERY_S = 0.2  # for a new checkpoint
@@ -36,6 +33,24 @@ FINAL_PATIENCE_S, STOP_PATIENCE_S = 900.0, 100.0
 # A worker on a lost node looks at the lease every second and stops; until then it may still write
 ORPHAN_S = 3.0
 INDEX = "checkpoint.json"
+
+
+@contextmanager
+def pushing(
+    storage: Storage, trial: Trial, held: Lease, follow: tuple[Path, ...]
+) -> Iterator[None]:
+    """While a trial runs in its folder here, push what it leaves there, and pull the files to follow."""
+    if storage.objects is None:
+        yield
+        return
+    if held.orphan:
+        time.sleep(ORPHAN_S)
+    files = TrialFiles(storage.root / trial.trial_id)
+    pull_checkpoint(storage, trial)
+    with Uploads(storage.objects, files, held, follow):
+        yield
+    if files.result.exists():
+        shutil.rmtree(files.folder)  # all of it is in the store
 
 
 class Uploads:
@@ -129,11 +144,8 @@ class Uploads:
         lease = objects.pull(self._name(self.files.lease))
         if lease is None:
             return
-        try:
-            owner = parse_json(lease, self.files.lease).get("owner")
-        except UserError:
-            return  # damaged, so nobody's: the lease is not lost to it
-        if owner != self.held.owner:
+        # a damaged one is nobody's: the lease is not lost to it
+        if parsed(lease).get("owner", self.held.owner) != self.held.owner:
             self.lost.set()
             write_synced(self.files.lease, lease)
             raise LeaseLost(f"{self.trial_id}: a later attempt has taken over")
@@ -202,18 +214,24 @@ def delete_checkpoint(objects: Retrying, trial_id: str, name: str) -> None:
         objects.delete(found)
 
 
-def pull_checkpoint(
-    objects: Retrying, files: TrialFiles, trial: Trial, *, wanted: str | None = None
-) -> None:
+def pull_checkpoint(storage: Storage, trial: Trial, *, wanted: str | None = None) -> None:
     """Bring a trial's newest good checkpoint, and its metrics, to this node if it is not here.
 
     Args:
-        wanted: only this one, which is on its way to the store; waits for it.
+        wanted: only this one, which is on its way to the store; waits for it. "" is a fresh start.
 
     Raises:
         Unreachable: the wanted one did not come, or came damaged; training from another step than the
             processes that wait for this one would fail for good.
     """
+    objects, files = storage.objects, TrialFiles(storage.root / trial.trial_id)
+    if objects is None:
+        return
+    if wanted == "":
+        shutil.rmtree(files.checkpoints, ignore_errors=True)
+        return
+    from parcae_core.checkpoints.native import DamagedCheckpoint, newest_checkpoint  # loads torch
+
     local = newest_checkpoint(files.checkpoints, trial)
     here = "" if local is None else local.path.name
     if here == wanted:
@@ -243,6 +261,8 @@ def pull_checkpoint(
 
 
 def _pull(objects: Retrying, checkpoints: Path, trial: Trial, name: str) -> None:
+    from parcae_core.checkpoints.native import read_checkpoint
+
     partial = checkpoints / f".writing-{name}"  # the trainer removes it if we are cut short
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

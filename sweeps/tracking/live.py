@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from parcae_core.training.metrics import parse_lines
+from parcae_core.trial import Trial
 from sweeps import child
 from sweeps.store import Store
 from sweeps.tracking.trial_run import begin, end, forget_runs, log_rows
 
 if TYPE_CHECKING:
     import wandb
-
-    from parcae_core.trial import Trial
 
 POLL_S = 1.0  # how often the process looks for new lines
 INIT_TIMEOUT_S = 20.0  # nobody waits for it; W&B's own default is 90 s

@@ -93,7 +93,17 @@ def read_server(text: str) -> load.Found:
             filters={"group": parts[2]} if len(parts) == 3 else None,
             lazy=False,  # one request a page in place of one a run
         )
-        return found([_from_api(run) for run in runs], text)
+        read = [
+            Run(
+                run_id=run.id,
+                job_type=run.job_type or "",
+                state=run.state,
+                config=run.config,
+                summary=run.summary_metrics,
+            )
+            for run in runs
+        ]
+        return found(read, text)
     except InputError:
         raise
     except Exception as error:
@@ -126,7 +136,8 @@ def found(runs: Iterable[Run], where: str) -> load.Found:
             continue
         seen.add(run.config["record"]["trial_id"])
         outcome = dict(run.summary["record"])
-        rows += [run.config["record"] | row for row in _evaluated(outcome)]
+        evaluation = outcome.pop("evaluation", None) or []
+        rows += [run.config["record"] | outcome | row for row in evaluation]
     others = [run for run in runs if run.summary and "record" not in run.config]
     if not rows and others and len(others) == len(runs):  # a project of other people's
         own = [
@@ -173,26 +184,11 @@ def _reason_to_drop(run: Run, seen: set[str]) -> str | None:
     return None
 
 
-def _evaluated(outcome: dict[str, Any]) -> list[dict[str, Any]]:
-    rows = outcome.pop("evaluation", None) or []
-    return [outcome | row for row in rows]
-
-
-def _from_api(run: Any) -> Run:
-    return Run(
-        run_id=run.id,
-        job_type=run.job_type or "",
-        state=run.state,
-        config=run.config,
-        summary=run.summary_metrics,
-    )
-
-
 def _explained(error: Exception, parts: list[str]) -> str:
     import wandb
 
     said = " ".join(str(error).split())
-    address = _address()
+    address = wandb.setup().settings.base_url
     if isinstance(error, wandb.errors.UsageError):
         return f"no API key for {address}: run `wandb login` or set WANDB_API_KEY ({said})."
     if "Could not find project" in said or "not found" in said.lower():
@@ -201,12 +197,6 @@ def _explained(error: Exception, parts: list[str]) -> str:
         f"{address} did not answer as W&B does ({said[:300]}). Check the network, WANDB_BASE_URL and "
         "the key, or read the run folders instead: parcae fit wandb-files:runs/NAME."
     )
-
-
-def _address() -> str:
-    import wandb
-
-    return str(wandb.setup().settings.base_url)
 
 
 def _holds_run_folders(text: str) -> bool:

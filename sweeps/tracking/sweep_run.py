@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweeps import child
+from sweeps.records import records_of
 from sweeps.reports import ENDED, FINISHED
 from sweeps.store import Store
 from sweeps.tracking.trial_run import (
@@ -53,16 +54,12 @@ def mirror_sweep(
     """
     if mode == "disabled":
         return []
+    command = ("sweeps.tracking.sweep_run", str(store.root), project, mode)
     try:
         with pushed(store):
-            return _in_a_process(store.root, project, mode, deadline_s)
+            code, text = child.output_of(*command, timeout_s=deadline_s)
     except OSError as error:  # an object store that does not answer
         return [f"W&B: {error}; what is not written yet waits for the next `parcae run`"]
-
-
-def _in_a_process(root: Path, project: str, mode: str, deadline_s: float) -> list[str]:
-    command = ("sweeps.tracking.sweep_run", str(root), project, mode)
-    code, text = child.output_of(*command, timeout_s=deadline_s)
     if code is None:
         return [f"W&B: the sweep's run was not written within {deadline_s:g} s"]
     try:
@@ -105,8 +102,6 @@ def sweep_run_id(store: Store) -> str:
 
 def write(store: Store, *, project: str, mode: str) -> list[str]:
     """Write what is missing of the trials' runs, then the sweep's; problems in sentences."""
-    from sweeps.records import records_of
-
     if store.sweep is None:
         return [f"W&B: {store.root} holds no sweep"]
     problems = write_missing(store, project=project)
@@ -230,14 +225,13 @@ def _figures(study: Study, folder: Path) -> dict[str, wandb.Image]:
 
     try:
         with _deadline(STUDY_DEADLINE_S):
-            drawings = study.drawings()
-            files = {d.name: d.save(folder)[0] for d in drawings}
+            return {
+                f"figures/{d.name}": wandb.Image(str(d.save(folder)[0]), caption=d.caption)
+                for d in study.drawings()
+            }
     except Exception as error:  # noqa: BLE001 - the laws are worth sending without figures
         study.refusals["figures"] = f"{type(error).__name__}: {error}"
         return {}
-    return {
-        f"figures/{d.name}": wandb.Image(str(files[d.name]), caption=d.caption) for d in drawings
-    }
 
 
 def _tables(

@@ -212,17 +212,14 @@ def config_of(store: Store, trial: Trial) -> dict[str, Any]:
 
 def summary_of(store: Store, trial: Trial) -> dict[str, Any]:
     """What a run's summary gets at the end: the result, and the rest of the records table."""
-    result, outcome, rows = (
-        store.result(trial),
-        outcome_columns(store, trial),
-        evaluated(store, trial),
-    )
+    result, rows = store.result(trial), evaluated(store, trial)
     plain: dict[str, Any] = {}
     if result is not None:
         left_out = ("evaluation", "train_flops", "trial_id", "val_history")
         values = result.to_dict().items()
         plain = {k: v for k, v in values if k not in left_out and v is not None}
         plain |= {f"val/loss_at_{row['n_loops']}_loops": row["val_loss"] for row in rows}
+    outcome = outcome_columns(store, trial)
     record = None if outcome is None else outcome | {"evaluation": rows}
     return plain | {"record": record}
 

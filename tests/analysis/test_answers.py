@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from analysis import api, loops, prediction
+from analysis import api, loops, optima, prediction
 from analysis.choices import Choices
 from analysis.errors import InputError
 from analysis.fitting import intervals
 from analysis.fitting.fit import fit_table
 from analysis.laws import library
 from analysis.table.load import load
-from sweeps.cli.app import LAWS, build_app
+from sweeps.cli.app import build_app
 
 PAPER = "bundled:parcae-140m"
 QUICK = {"interval": "none", "n_starts": 2}
@@ -23,7 +23,7 @@ HERE = {"mean_recurrence": 8.0, "n_tokens": 1.12e10}
 
 @pytest.fixture
 def verb():
-    app = build_app(LAWS)
+    app = build_app("laws", "figures")
     return lambda *words: CliRunner().invoke(app, list(map(str, words)))
 
 
@@ -70,17 +70,17 @@ def test_few_runs_move_the_ends_of_an_answer_outward():
 
 def test_an_optimum_that_resamples_put_beyond_the_grid_is_open(paper, monkeypatch):
     few = {"n_resamples": 20, **QUICK}
-    wide = {v.name: v for v in prediction.optimal(paper, 1e23, "training", **few).values}
+    wide = {v.name: v for v in optima.optimal(paper, 1e23, "training", **few).values}
     assert wide["mu*"].value == pytest.approx(100, rel=0.01)
     assert 128 < wide["mu*"].ci_high < 300
-    monkeypatch.setattr(prediction, "MU_GRID", np.geomspace(1.0, 110.0, 1200))
-    found = {v.name: v for v in prediction.optimal(paper, 1e23, "training", **few).values}
+    monkeypatch.setattr(optima, "MU_GRID", np.geomspace(1.0, 110.0, 1200))
+    found = {v.name: v for v in optima.optimal(paper, 1e23, "training", **few).values}
     assert found["mu*"].ci_high is None
     assert found["mu*"].ci_low == pytest.approx(wide["mu*"].ci_low, rel=0.03)
     assert found["D*"].ci_low == 0.0
     assert found["loss"].ci_low is None
     with pytest.raises(InputError, match="still falls at mu = 110, so no optimum follows"):
-        prediction.optimal(paper, 1e24, "training", **few)
+        optima.optimal(paper, 1e24, "training", **few)
 
 
 @pytest.mark.parametrize("name", ["budget", "C"])
@@ -90,7 +90,7 @@ def test_no_optimum_along_6_n_d_of_flops_counted_otherwise(name):
     loss = 1.8 + 420 * n**-0.345 + 1500 * d**-0.36
     table = load(pd.DataFrame({"N": n, "D": d, "loss": loss, name: 10 * n * d}))
     with pytest.raises(InputError, match=f"{name} is 1.67 times 6 N D"):
-        prediction.optimal(table, 1e20, "chinchilla", **QUICK)
+        optima.optimal(table, 1e20, "chinchilla", **QUICK)
 
 
 def test_held_and_tied_parameters_reach_every_answer(paper):

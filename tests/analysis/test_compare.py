@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from analysis import comparison
 from analysis.comparison import compare, relative_quality
 from analysis.errors import InputError
-from sweeps.cli.app import LAWS, build_app
+from sweeps.cli.app import build_app
 
 SIZES = [143_141_184, 385_903_104, 773_375_040, 1_333_868_544]
 LOOPED = [144_323_136, 388_003_328, 776_655_680, 1_338_591_744]
@@ -79,7 +79,7 @@ def test_seeds_give_an_interval(tables, tmp_path):
     quality = compare(paths[1], paths[0]).quality[0]
     assert quality["ci_low"] < 0.388 < quality["ci_high"]
     assert quality["ci_high"] - quality["ci_low"] < 0.1
-    app = build_app(LAWS)
+    app = build_app("laws", "figures")
     done = CliRunner().invoke(app, ["compare", paths[1], paths[0]], env={"COLUMNS": "80"})
     assert f"[{quality['ci_low']:.3g}, {quality['ci_high']:.3g}]" in done.output
     table = [line for line in done.output.splitlines() if "note:" not in line]
@@ -159,7 +159,7 @@ def test_speed_up_is_the_compute_saved_at_equal_loss(tmp_path):
         tmp_path / "p.csv"
     )
     pd.DataFrame({"N": [1e8], "C": [c[3] / 2.5], "loss": [loss[3]]}).to_csv(tmp_path / "l.csv")
-    app = build_app(LAWS)
+    app = build_app("laws", "figures")
     result = CliRunner().invoke(
         app, ["compare", str(tmp_path / "l.csv"), str(tmp_path / "p.csv"), "--json"]
     )

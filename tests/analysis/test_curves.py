@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from analysis import curves
 from analysis.errors import InputError
 from analysis.table import load
-from sweeps.cli.app import LAWS, build_app
+from sweeps.cli.app import build_app
 
 ALPHA, BETA = 0.35, 0.37
 
@@ -46,7 +46,7 @@ def test_rows_of_step_0_have_spent_nothing_and_are_left_out(history):
 
 def test_the_command_fits_and_draws(history, tmp_path):
     history.to_csv(tmp_path / "h.csv", index=False)
-    app = build_app(LAWS)
+    app = build_app("laws", "figures")
     options = ["--json", "--interval", "none", "--out", str(tmp_path / "f"), "--x", "tokens"]
     done = CliRunner().invoke(app, ["curves", str(tmp_path / "h.csv"), *options])
     assert done.exit_code == 0, done.exception
@@ -66,7 +66,7 @@ def test_tokens_alone_give_curves_without_an_envelope(tmp_path):
     path = tmp_path / "chart.csv"
     chart.to_csv(path, index=False)
     words = ["curves", str(path), "--columns", "run=run,loss=train/loss,D=Step*131072"]
-    app = build_app(LAWS)
+    app = build_app("laws", "figures")
     done = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "f")])
     assert done.exit_code == 0, done.exception
     assert "tokens alone give curves and no envelope" in done.stderr

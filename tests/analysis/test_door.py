@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import analysis
 from analysis.table import guess
-from sweeps.cli.app import LAWS, build_app
+from sweeps.cli.app import build_app
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_a_frame_is_fitted_predicted_and_shown(frame):
 def test_the_command_that_columns_shows_works(frame, tmp_path):
     path = tmp_path / "a b.csv"
     frame.to_csv(path, index=False)
-    app = build_app(LAWS)
+    app = build_app("laws", "figures")
     said = CliRunner().invoke(app, ["columns", str(path)]).stdout
     assert "N (n_params, parameters)" in said
     command = shlex.split(said.splitlines()[-1])

@@ -5,14 +5,15 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 import analysis
 from analysis.errors import InputError
 from analysis.figures import ticks, words
-from analysis.figures.drawing import CYCLE, contrast, shades
-from sweeps.cli.app import LAWS, build_app
+from analysis.figures.drawing import CYCLE, shades
+from sweeps.cli.app import build_app
 
 C = np.repeat(np.geomspace(1e18, 1e20, 4), 5)
 N = np.tile(np.geomspace(0.3, 3, 5), 4) * 0.155 * (C / 6) ** 0.5106  # about the optimum
@@ -21,9 +22,16 @@ FRAME["loss"] = 1.8 + 420 * N**-0.345 + 1500 * FRAME.D**-0.36
 PLAIN = FRAME.drop(columns="budget")
 
 
+def contrast(color: str) -> float:
+    """Of a colour on white, by WCAG's relative luminance: 1 to 21."""
+    rgb = np.array(to_rgb(color))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return 1.05 / (float(linear @ [0.2126, 0.7152, 0.0722]) + 0.05)
+
+
 @pytest.fixture
 def app():
-    return build_app(LAWS)
+    return build_app("laws", "figures")
 
 
 def test_every_colour_is_seen_on_white_and_the_largest_budget_is_the_strongest():

@@ -13,7 +13,7 @@ from analysis.fitting.dataset import Dataset
 from analysis.fitting.fit import fit
 from analysis.fitting.options import FitOptions
 from analysis.laws import expression, formula, library
-from sweeps.cli.app import LAWS, build_app
+from sweeps.cli.app import build_app
 
 NAMES = {
     "N": "n_params",
@@ -161,7 +161,7 @@ def test_kaplans_law_has_its_profile_interval():
     assert found.result.valid
     for p in found.result.params:
         assert p.ci_low < truth[p.name] < p.ci_high < 4 * p.ci_low
-    spread = np.sqrt(np.diag(found.covariance))
+    spread = np.sqrt(np.diag(found.curvature.covariance))
     drawn = [np.std(d) for d in found.student_draws(4000).values()]
     np.testing.assert_allclose(drawn, spread, rtol=0.1)
 
@@ -211,7 +211,7 @@ def test_rows_below_the_law_can_be_made_dear(columns):
 
 @pytest.fixture
 def app():
-    return build_app(LAWS)
+    return build_app("laws", "figures")
 
 
 @pytest.fixture

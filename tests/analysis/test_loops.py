@@ -9,7 +9,7 @@ from analysis.errors import InputError
 from analysis.loops import inverted, loops_to_reach
 from analysis.table import load, records
 from analysis.table.load import Table
-from sweeps.cli.app import LAWS, build_app
+from sweeps.cli.app import build_app
 
 TRUTH = {"L_inf": 2.9, "Z": 0.8, "z": 0.45}
 LOOPS = np.array([1, 2, 3, 4, 6, 8, 10, 12, 16], dtype=float)
@@ -85,7 +85,7 @@ def test_by_the_unified_law_at_a_setting(loop_records, paper_loss, tmp_path):
 
 
 def test_the_verb_prints_an_answer(tmp_path):
-    app = build_app(LAWS)
+    app = build_app("laws", "figures")
     path = tmp_path / "curve.csv"
     table_of(a=curve(noise=1e-4)).frame.to_csv(path, index=False)
     done = CliRunner().invoke(app, ["loops", str(path), "--loss", "3.0", "--json"])

@@ -8,6 +8,7 @@ from parcae_core.data.io import write_synced
 from parcae_core.errors import UserError
 from sweeps.records import records_of
 from sweeps.reports import StateReport
+from sweeps.siblings import reuse_siblings
 from sweeps.storage.files import read_json, without_seal
 from sweeps.store import STALE_S, Store, open_sweep
 from tests.support.tiny import tiny_plan, write_spec
@@ -162,7 +163,7 @@ def test_a_sibling_sweeps_result_is_reused_and_damage_is_not(planned):
     put(store, second, good_result(second) | {"step": 1})
     other = Store(store.out, "other")
     other.write_plan(plan, spec)
-    assert other.reuse_siblings(list(plan.trials)) == {first.trial_id: "tiny"}
+    assert reuse_siblings(other, list(plan.trials)) == {first.trial_id: "tiny"}
     assert other.state(first).state == "done"
     assert read_json(other.folder(first.trial_id) / "state.json")["reused_from"] == "tiny"
 
@@ -170,9 +171,9 @@ def test_a_sibling_sweeps_result_is_reused_and_damage_is_not(planned):
 def test_one_driver_at_a_time(planned):
     store, *_ = planned
     busy = pytest.raises(UserError, match=r"another `parcae run` is at work here \(process \d+")
-    with store.driver_lock(), busy, store.driver_lock():
+    with store.storage.lock(), busy, store.storage.lock():
         pass
-    with store.driver_lock():
+    with store.storage.lock():
         pass
 
 

@@ -16,6 +16,8 @@ from sweeps.waiting import visible, wrapped
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from parcae_core.trial import Trial
+
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable, on stdout.")]
 _GAP = 2  # blanks between two columns
 _LONGEST_LIST = 20  # characters of values named one by one
@@ -39,25 +41,19 @@ class Column:
         return max(map(len, (self.name, *self.cells)))
 
 
-def column(
-    name: str,
-    rows: Sequence[Any],
-    cell: Callable[[Any], str],
-    rank: int = 0,
-    *,
-    left: bool = False,
-    stays: bool = False,
-) -> Column:
-    """A column whose cells are made of the rows."""
-    return Column(name, [cell(row) for row in rows], rank, left, stays)
-
-
 def grouped(trials: Iterable[Row]) -> list[list[Row]]:
     """Trials of one size and one length of training, in the order of the plan."""
     groups: dict[Any, list[Row]] = {}
     for t in trials:
         groups.setdefault((t["preset"], t["budget_flops"] or t["n_tokens"]), []).append(t)
     return list(groups.values())
+
+
+def fields_of(trial: Trial, *more: str) -> Row:
+    """What a row of any table has of a trial, and more of its fields."""
+    names = ("trial_id", "preset", "mean_recurrence", "budget_flops", "n_tokens", "n_steps", "seed")
+    parent = None if trial.parent is None else trial.parent.trial_id
+    return {name: getattr(trial, name) for name in (*names, *more)} | {"parent": parent}
 
 
 def console_for_people() -> Console:

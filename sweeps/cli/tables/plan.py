@@ -12,10 +12,10 @@ from sweeps.cli.tables.columns import (
     Column,
     Row,
     budget_of,
-    column,
     console_for_people,
     count,
     digits,
+    fields_of,
     flops,
     grouped,
     listed,
@@ -31,7 +31,6 @@ from sweeps.design.estimate import (
     validation_flops,
 )
 from sweeps.design.plan import Plan
-from sweeps.design.trunks import flops_to_make
 from sweeps.reports import FINISHED
 from sweeps.runner.cluster.placement import fit, side_by_side
 from sweeps.store import Store
@@ -79,19 +78,10 @@ def plan_data(
             left.append(trial)
         memory = trial.cost.memory
         trials.append(
-            {
-                "trial_id": trial.trial_id,
+            fields_of(trial, "mean_backprop_depth", "batch_tokens", "context", "shared_steps")
+            | {
                 "state": state,
-                "preset": trial.preset,
-                "mean_recurrence": trial.mean_recurrence,
-                "mean_backprop_depth": trial.mean_backprop_depth,
-                "budget_flops": trial.budget_flops,
-                "n_tokens": trial.n_tokens,
-                "n_steps": trial.n_steps,
-                "batch_tokens": trial.batch_tokens,
-                "context": trial.context,
                 "epochs": trial.n_tokens / size if size else None,
-                "seed": trial.seed,
                 "n_params": trial.cost.n_params,
                 "state_bytes": memory.state,
                 "activation_bytes_per_sequence": memory.per_sequence,
@@ -99,8 +89,6 @@ def plan_data(
                 "peak_bytes": memory.peak(trial.batch_sequences // trial.resources.processes),
                 "peak_bytes_one_sequence": memory.peak(1),
                 "train_flops": trial.cost.train_flops,  # as if it were a run of its own
-                "parent": None if trial.parent is None else trial.parent.trial_id,
-                "shared_steps": trial.shared_steps,
                 "own_flops": {rule: trial.own_flops(rule) for rule in trial.cost.train_flops},
                 "muon_lr": trial.optim.muon_lr,
                 "estimated_s": rate.seconds(trial),
@@ -131,8 +119,8 @@ def plan_data(
             "n_tokens": sum(t.n_tokens for t in plan.trials),
             "train_flops_paper": sum(t["train_flops"]["paper"] for t in trials),
             "train_flops_exact": sum(t["train_flops"]["exact"] for t in trials),
-            "own_flops_paper": flops_to_make(plan.trials, "paper"),
-            "own_flops_exact": flops_to_make(plan.trials, "exact"),
+            "own_flops_paper": sum(t["own_flops"]["paper"] for t in trials),
+            "own_flops_exact": sum(t["own_flops"]["exact"] for t in trials),
             "validation_flops": sum(map(validation_flops, plan.trials)),
             "left_s": sum(seconds) if known else None,
             "makespan_s": max(makespan(seconds, slots), longest) if known and slots else None,
@@ -214,49 +202,48 @@ def print_plan(data: dict[str, Any], *, every_trial: bool = False) -> None:
 def _plan_by_budget(data: dict[str, Any]) -> list[Column]:
     groups = grouped(data["trials"])
 
-    def each(name: str, written: Callable[[float], str] = count) -> Callable[[list[Row]], str]:
-        return lambda g: span((t[name] for t in g), written)
+    def spans(name: str, written: Callable[[float], str] = count) -> list[str]:
+        return [span((t[name] for t in g), written) for g in groups]
 
-    def settings(name: str) -> Callable[[list[Row]], str]:
-        return lambda g: listed(t[name] for t in g)
+    def settings(name: str) -> list[str]:
+        return [listed(t[name] for t in g) for g in groups]
 
-    seeds = {t["seed"] for t in data["trials"]}
+    seeded = {t["seed"] for t in data["trials"]} != {0}
     done = [sum(t["state"] in FINISHED for t in g) for g in groups]
     return [
-        column("budget", groups, lambda g: budget_of(g[0])),
-        column("preset", groups, lambda g: g[0]["preset"], left=True),
-        column("mu_rec", groups, settings("mean_recurrence"), left=True),
-        column("seeds", groups, settings("seed") if seeds != {0} else lambda g: "", 4),
-        column("lr", groups, settings("muon_lr"), 5),
-        column("batch", groups, each("batch_tokens"), 6),
-        column("trials", groups, lambda g: str(len(g)), stays=True),
+        Column("budget", [budget_of(g[0]) for g in groups]),
+        Column("preset", [g[0]["preset"] for g in groups], left=True),
+        Column("mu_rec", settings("mean_recurrence"), left=True),
+        Column("seeds", settings("seed") if seeded else [""] * len(groups), 4),
+        Column("lr", settings("muon_lr"), 5),
+        Column("batch", spans("batch_tokens"), 6),
+        Column("trials", [str(len(g)) for g in groups], stays=True),
         Column("finished", [str(n) if any(done) else "" for n in done], 3),
-        column("steps", groups, each("n_steps", "{:,}".format)),
-        column("tokens", groups, each("n_tokens")),
-        column("epochs", groups, lambda g: _epochs([t["epochs"] for t in g]), 1),
-        column("FLOPs", groups, lambda g: flops(sum(t["train_flops"]["exact"] for t in g)), 2),
-        column("time", groups, lambda g: _time(t["estimated_s"] for t in g)),
+        Column("steps", spans("n_steps", "{:,}".format)),
+        Column("tokens", spans("n_tokens")),
+        Column("epochs", [_epochs([t["epochs"] for t in g]) for g in groups], 1),
+        Column("FLOPs", [flops(sum(t["train_flops"]["exact"] for t in g)) for g in groups], 2),
+        Column("time", [_time(t["estimated_s"] for t in g) for g in groups]),
     ]
 
 
 def _plan_by_trial(data: dict[str, Any]) -> list[Column]:
     trials = data["trials"]
     assumed = any(text["assumed"] for text in data["texts"])
-    ids = (lambda t: "") if assumed else (lambda t: t["trial_id"])
     return [
-        column("trial", trials, ids, left=True),
-        column("state", trials, lambda t: t["state"], 7, left=True),
-        column("preset", trials, lambda t: t["preset"], 3, left=True),
-        column("budget", trials, budget_of),
-        column("mu_rec", trials, lambda t: str(t["mean_recurrence"])),
-        column("seed", trials, lambda t: str(t["seed"])),
-        column("lr", trials, lambda t: f"{t['muon_lr']:g}", 4),
-        column("batch", trials, lambda t: count(t["batch_tokens"]), 6),
-        column("steps", trials, lambda t: f"{t['n_steps']:,}"),
-        column("tokens", trials, lambda t: count(t["n_tokens"])),
-        column("epochs", trials, lambda t: _epochs([t["epochs"]]), 5),
-        column("FLOPs", trials, lambda t: flops(t["train_flops"]["exact"]), 8),
-        column("time", trials, lambda t: _time([t["estimated_s"]])),
+        Column("trial", ["" if assumed else t["trial_id"] for t in trials], left=True),
+        Column("state", [t["state"] for t in trials], 7, left=True),
+        Column("preset", [t["preset"] for t in trials], 3, left=True),
+        Column("budget", [budget_of(t) for t in trials]),
+        Column("mu_rec", [str(t["mean_recurrence"]) for t in trials]),
+        Column("seed", [str(t["seed"]) for t in trials]),
+        Column("lr", [f"{t['muon_lr']:g}" for t in trials], 4),
+        Column("batch", [count(t["batch_tokens"]) for t in trials], 6),
+        Column("steps", [f"{t['n_steps']:,}" for t in trials]),
+        Column("tokens", [count(t["n_tokens"]) for t in trials]),
+        Column("epochs", [_epochs([t["epochs"]]) for t in trials], 5),
+        Column("FLOPs", [flops(t["train_flops"]["exact"]) for t in trials], 8),
+        Column("time", [_time([t["estimated_s"]]) for t in trials]),
     ]
 
 

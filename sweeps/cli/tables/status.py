@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from parcae_core.result import TrainResult
 from parcae_core.trial import Trial
 from sweeps.cli.tables.columns import (
     Column,
     Row,
     budget_of,
-    column,
     console_for_people,
+    fields_of,
     flops,
     grouped,
     listed,
     print_table,
 )
 from sweeps.decisions import decisions, end_of, left_out_words, table_of, words
-from sweeps.reports import StateReport
+from sweeps.design.spec import load_spec
 from sweeps.store import Store
 
 LAST_LINES = 4  # of a failure's traceback
@@ -40,7 +39,8 @@ def status_data(store: Store) -> dict[str, Any]:
         if lines and trial.trial_id not in chosen and state.state == "planned":
             continue  # a candidate of an adaptive sweep
         result = store.result(trial)
-        shared = _shared_steps(trial, state, result)
+        # steps that its trunk made: as its result says, before that as planned
+        shared = result.shared_steps if result else min(trial.shared_steps, state.step)
         spent = trial.spent(state.step)["paper"]
         made["separate"] += spent
         made["own"] += spent - trial.spent(shared)["paper"]
@@ -48,18 +48,11 @@ def status_data(store: Store) -> dict[str, Any]:
         if state.state == "done" and loss is not None:
             ended.append((trial, loss))
         trials.append(
-            {
-                "trial_id": trial.trial_id,
+            fields_of(trial)
+            | {
                 "state": state.state,
                 "in_plan": trial.trial_id in order,
-                "preset": trial.preset,
-                "mean_recurrence": trial.mean_recurrence,
-                "budget_flops": trial.budget_flops,
-                "n_tokens": trial.n_tokens,
-                "seed": trial.seed,
                 "step": state.step,
-                "n_steps": trial.n_steps,
-                "parent": None if trial.parent is None else trial.parent.trial_id,
                 "shared_steps": shared,
                 "train_loss": state.loss,
                 "val_loss": loss,
@@ -74,52 +67,47 @@ def status_data(store: Store) -> dict[str, Any]:
     listed = {t["trial_id"] for t in trials}
     damaged = store.problems()
     counts = Counter(t["state"] for t in trials)
-    counts["damaged"] = len(
-        damaged.keys() - listed
-    )  # of the others a result is: they will run again
+    # of the listed ones a result is damaged: they will run again
+    counts["damaged"] = len(damaged.keys() - listed)
     return {
         "name": store.name,
         "folder": store.where,
         "counts": dict(+counts),
         "made_flops_paper": made,
         "design": lines,
-        "estimate": _estimate(lines, ended),
+        "estimate": _estimate(lines, ended, store),
         "trials": trials,
         "damaged": damaged,
     }
 
 
-def _shared_steps(trial: Trial, state: StateReport, result: TrainResult | None) -> int:
-    """Steps of a trial that its trunk made: as its result says, before that as planned."""
-    if result is not None:
-        return result.shared_steps
-    return min(trial.shared_steps, state.step)
-
-
-def _estimate(lines: list[Row], ended: list[tuple[Trial, float]]) -> Row | None:
+def _estimate(lines: list[Row], ended: list[tuple[Trial, float]], store: Store) -> Row | None:
     """What is known of an adaptive sweep's target since its last decision; else of gamma_mu, by what has ended."""
     if lines:
         return lines[-1]["estimate"]
     if len(ended) < _TELLING:
         return None
-    from sweeps.design.forecasting import estimate_now  # brings SciPy
+    from sweeps.design.forecasting import estimate_now, own_budgets  # brings SciPy
 
-    return estimate_now(ended)
+    spec = store.root / "spec.yaml"
+    own = spec.exists() and (store.sweep or {}).get("design") == "list"
+    return estimate_now(ended, over=own_budgets(load_spec(spec)) if own else None)
 
 
 def _design_columns(lines: list[Row]) -> list[Column]:
     """Decisions of an adaptive sweep: which trial and why, and how narrow the interval was by then."""
     made = table_of(lines)
-    targets = [line["estimate"]["target"] for line in lines if line["estimate"]]
+    target = next((line["estimate"]["target"] for line in lines if line["estimate"]), "")
+    half = f"+- {'log ' * ('@' in target)}{target}"  # of mu@C and loss@C a logarithm's
     return [
-        column("chosen", made, lambda r: r["trial_id"] or "", left=True),
-        column("budget", made, lambda r: budget_of(r) if r["trial_id"] else ""),
-        column("mu_rec", made, lambda r: str(r["mean_recurrence"] or "")),
-        column("seed", made, lambda r: "" if r["seed"] is None else str(r["seed"]), 2),
-        column("because", made, lambda r: r["reason"], left=True),
-        column("runs", made, lambda r: str(r["n_runs"] or ""), 3),
-        column("FLOPs", made, lambda r: flops(r["flops"]) if r["flops"] else ""),
-        column(_half_name(targets), made, _half),
+        Column("chosen", [r["trial_id"] or "" for r in made], left=True),
+        Column("budget", [budget_of(r) if r["trial_id"] else "" for r in made]),
+        Column("mu_rec", [str(r["mean_recurrence"] or "") for r in made]),
+        Column("seed", ["" if r["seed"] is None else str(r["seed"]) for r in made], 2),
+        Column("because", [r["reason"] for r in made], left=True),
+        Column("runs", [str(r["n_runs"] or "") for r in made], 3),
+        Column("FLOPs", [flops(r["flops"]) if r["flops"] else "" for r in made]),
+        Column(half, [_half(r) for r in made]),
     ]
 
 
@@ -127,12 +115,6 @@ def _half(row: Row) -> str:
     if row["half"] is None:
         return "" if row["n_runs"] is None else "open"
     return f"{row['half']:.2g}"
-
-
-def _half_name(targets: list[str]) -> str:
-    """Of half an interval; a logarithm's for mu@C and loss@C."""
-    target = targets[0] if targets else ""
-    return f"+- log {target}" if "@" in target else f"+- {target}"
 
 
 def goes_on(data: Row) -> bool:
@@ -167,9 +149,8 @@ def print_status(data: dict[str, Any], *, every_trial: bool = False) -> None:
     if lines := data["design"]:
         shown = lines if every_trial else lines[-_LAST_DECISIONS:]
         left_out = f", the last {len(shown)} here, all with --trials" * (len(shown) < len(lines))
-        n = sum(
-            "trial_id" in line for line in lines
-        )  # the last line of a finished sweep is its end
+        # the last line of a finished sweep is its end
+        n = sum("trial_id" in line for line in lines)
         print_table(console, f"{n} decisions{left_out}", _design_columns(shown))
     console.print(", ".join(f"{n} {s}" for s, n in data["counts"].items()))
     if now := data["estimate"]:
@@ -203,29 +184,29 @@ def _status_by_budget(trials: list[Row]) -> list[Column]:
         return f"{sum(t['step'] for t in group):,}/{sum(t['n_steps'] for t in group):,}"
 
     return [
-        column("budget", groups, lambda g: budget_of(g[0])),
-        column("preset", groups, lambda g: g[0]["preset"], left=True),
-        column("mu_rec", groups, lambda g: listed(t["mean_recurrence"] for t in g), 2, left=True),
-        column("trials", groups, lambda g: str(len(g)), stays=True),
+        Column("budget", [budget_of(g[0]) for g in groups]),
+        Column("preset", [g[0]["preset"] for g in groups], left=True),
+        Column("mu_rec", [listed(t["mean_recurrence"] for t in g) for g in groups], 2, left=True),
+        Column("trials", [str(len(g)) for g in groups], stays=True),
         *map(state, dict.fromkeys(t["state"] for t in trials)),
-        column("steps", groups, steps, 1),
-        column("best val loss", groups, best),
+        Column("steps", [steps(g) for g in groups], 1),
+        Column("best val loss", [best(g) for g in groups]),
     ]
 
 
 def _status_by_trial(trials: list[Row]) -> list[Column]:
     return [
-        column("trial", trials, lambda t: t["trial_id"], left=True),
-        column("state", trials, lambda t: t["state"] + " (kept)" * (not t["in_plan"]), left=True),
-        column("preset", trials, lambda t: t["preset"], 4, left=True),
-        column("budget", trials, budget_of),
-        column("mu_rec", trials, lambda t: str(t["mean_recurrence"])),
-        column("seed", trials, lambda t: str(t["seed"])),
-        column("step", trials, lambda t: f"{t['step']:,}/{t['n_steps']:,}"),
-        column("train loss", trials, lambda t: _number(t["train_loss"], ".4f"), 3),
-        column("val loss", trials, lambda t: _number(t["val_loss"], ".4f")),
-        column("tokens/s", trials, lambda t: _number(t["tokens_per_s"], ",.0f"), 2),
-        column("tries", trials, lambda t: str(t["attempts"]), 5),
+        Column("trial", [t["trial_id"] for t in trials], left=True),
+        Column("state", [t["state"] + " (kept)" * (not t["in_plan"]) for t in trials], left=True),
+        Column("preset", [t["preset"] for t in trials], 4, left=True),
+        Column("budget", [budget_of(t) for t in trials]),
+        Column("mu_rec", [str(t["mean_recurrence"]) for t in trials]),
+        Column("seed", [str(t["seed"]) for t in trials]),
+        Column("step", [f"{t['step']:,}/{t['n_steps']:,}" for t in trials]),
+        Column("train loss", [_number(t["train_loss"], ".4f") for t in trials], 3),
+        Column("val loss", [_number(t["val_loss"], ".4f") for t in trials]),
+        Column("tokens/s", [_number(t["tokens_per_s"], ",.0f") for t in trials], 2),
+        Column("tries", [str(t["attempts"]) for t in trials], 5),
     ]
 
 

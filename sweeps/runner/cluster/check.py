@@ -12,7 +12,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 ANSWER_S = 40.0  # of all nodes together, for each of the two rounds at most
@@ -63,7 +63,10 @@ def check(out: str | None) -> Report:
     alive = {n["NodeID"]: n for n in ray.nodes() if n["Alive"]}
     nodes = {i: _node(n) for i, n in alive.items()}
     for i, found in _on_each(list(nodes), _facts, {}).items():
-        _take(nodes[i], found)
+        if isinstance(found, str):
+            nodes[i].problem = found
+        else:
+            nodes[i] = replace(nodes[i], **found)
     if out is not None:
         folder = f"{out.rstrip('/')}/.check-{uuid.uuid4().hex[:8]}"
         names = [i[:12] for i in nodes]
@@ -112,14 +115,6 @@ def _node(node: dict[str, Any]) -> Node:
         cpus=resources.get("CPU", 0),
         gpus=resources.get("GPU", 0),
     )
-
-
-def _take(node: Node, found: Any) -> None:
-    if isinstance(found, str):
-        node.problem = found
-    else:
-        node.versions, node.devices = found["versions"], found["devices"]
-        node.torch_gpus = found["torch_gpus"]
 
 
 def _storage(written: str | None, read: Any, names: dict[str, str]) -> str:

@@ -40,12 +40,8 @@ def connected(address: str) -> Iterator[JobSubmissionClient]:
         yield JobSubmissionClient(address)
     except UserError:
         raise
-    except (
-        AuthenticationError,
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # requests raises OSErrors
+    # requests raises OSErrors
+    except (AuthenticationError, OSError, RuntimeError, ValueError) as error:
         text = re.sub(r"\s+", " ", str(error)).strip(" .")
         raise UserError(
             f"--address {address}: {text[:300]}. Check the address, that `ray dashboard` is running, "

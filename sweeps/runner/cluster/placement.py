@@ -113,19 +113,15 @@ def require_placeable(
     for wanted in {t.resources for t in trials}:
         found[wanted] = bundles(wanted, nodes)
         if found[wanted] is None:
+            n = wanted.processes
+            several = f", nor have several for its {n} processes" if n > 1 else ""
             have = "; ".join(f"{n.get('CPU', 0):g} CPU, {n.get('GPU', 0):g} GPU" for n in nodes)
             raise UserError(
                 f"resources: a trial asks for cpus={wanted.cpus:g}, gpus={wanted.gpus:g} and no node "
-                f"has that{_nor_several(wanted)} (nodes: {have}). Lower resources in the spec; or, if "
+                f"has that{several} (nodes: {have}). Lower resources in the spec; or, if "
                 "the cluster adds nodes when asked, say what they have: --node-cpus 8 --node-gpus 1."
             )
     return found
-
-
-def _nor_several(wanted: Resources) -> str:
-    if wanted.processes == 1:
-        return ""
-    return f", nor have several for its {wanted.processes} processes"
 
 
 def _addable(launcher_file: Path) -> list[dict[str, float]]:

@@ -95,3 +95,8 @@ def test_noise_of_replicas_comes_from_the_records():
     prior = priors.read("bundled:state-reveals")
     assert prior.noise_source == "of replicas (56 degrees of freedom)"
     assert prior.noise == pytest.approx(0.0171, abs=1e-4)
+
+
+def test_an_end_beyond_what_is_searched_is_open():
+    (f,) = forecast(runs((2, 4, 6, 8, 10, 12)), priors.read("paper:140m"), ("mu@1e20",))
+    assert (f.simulated_high, round(f.simulated_low)) == (None, 26)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import api, prediction, validate
+from analysis import api, optima, prediction, validate
 from analysis.errors import InputError
 from analysis.fitting import intervals
 from analysis.fitting.dataset import Dataset, prepare
@@ -321,27 +321,27 @@ def test_prediction_holds_the_truth_and_says_when_it_extrapolates(training_table
 
 def test_optimum_of_the_training_law_is_the_true_one(training_table):
     t = training_table(noise=0.0)
-    found = prediction.optimal(t, 8e18, "training", n_resamples=20)
+    found = optima.optimal(t, 8e18, "training", n_resamples=20)
     mu = np.linspace(1, 40, 40_000)
     n = 144_323_136 + (mu - 1) * 14_159_040
     tokens = 8e18 / (3.963e8 + 8.179e7 * mu)  # the FLOP rule of conftest
     loss = 2.662 + 522733.307 * n**-0.771 + 25420.102 * tokens**-0.525
     assert found.values[0].value == pytest.approx(mu[loss.argmin()], rel=0.01)
     assert found.values[1].value == pytest.approx(tokens[loss.argmin()], rel=0.01)
-    assert not prediction.optimal(t, 1e21, "training", n_resamples=20).inside
+    assert not optima.optimal(t, 1e21, "training", n_resamples=20).inside
 
 
 def test_optimum_by_the_power_laws_and_its_refusal(simulate, table):
     t = load.load("bundled:parcae-140m")
-    found = prediction.optimal(t, 3.2e19)
+    found = optima.optimal(t, 3.2e19)
     assert [v.name for v in found.values] == ["mu*", "D*"]
     assert found.inside
-    assert not prediction.optimal(t, 1e21).inside
+    assert not optima.optimal(t, 1e21).inside
     rising = table(simulate(lambda mu, d, t, n: 3 + 0.02 * np.log(mu) ** 1.5))
     with pytest.raises(InputError, match="0 of 4 budgets enclose a minimum"):
-        prediction.optimal(rising, 1e19)
+        optima.optimal(rising, 1e19)
     with pytest.raises(InputError, match="--budget is 0"):
-        prediction.optimal(t, 0)
+        optima.optimal(t, 0)
 
 
 def test_held_out_budgets_judge_a_law(training_table):

@@ -45,7 +45,7 @@ def test_over_a_column_of_the_file(chinchilla):
 
 
 def test_optimal_reads_the_power_laws(chinchilla):
-    from analysis.prediction import optimal
+    from analysis.optima import optimal
 
     answer = optimal(api.load(chinchilla), 1e22, "isoflop", over="N")
     best = (0.34 / 0.28) ** (1 / 0.62) * (1e22 / 6) ** (0.28 / 0.62)

@@ -10,14 +10,14 @@ from typer.testing import CliRunner
 
 from parcae_core.data.state_reveals import StateReveals
 from parcae_core.errors import UserError
-from sweeps.cli.data import register
+from sweeps.cli.data import data
 
 
 @pytest.fixture
 def run():
     app = typer.Typer()
     app.callback()(lambda: None)
-    register(app)
+    app.add_typer(data, name="data")
 
     def call(*arguments):
         result = CliRunner().invoke(app, ["data", *map(str, arguments)])

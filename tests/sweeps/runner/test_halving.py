@@ -14,6 +14,7 @@ from sweeps.runner.driver import Options, make_job, prepare_data, run
 from sweeps.runner.halving import Halving
 from sweeps.runner.rungs import loss_at, rungs_of
 from sweeps.runner.trainable import attempt
+from sweeps.siblings import reuse_siblings
 from sweeps.storage.files import read_json
 from sweeps.store import Store
 from tests.support.tiny import spec_dict, tiny_plan, write_spec
@@ -154,7 +155,7 @@ def test_a_stopped_trial_is_a_result_and_goes_on_where_nothing_stops_it(prepared
 
     elsewhere = Store(tmp_path / "runs", "other")
     elsewhere.write_plan(plan, spec)
-    assert elsewhere.reuse_siblings([one, two]) == {two.trial_id: plan.name}
+    assert reuse_siblings(elsewhere, [one, two]) == {two.trial_id: plan.name}
 
     store.take_up_stopped(plan.trials)
     assert store.state(one).state == "planned"

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from sweeps.branches import Waiting
 from sweeps.runner.display import EVERY_S, Pace, label
-from sweeps.runner.progress import Progress, StopWhenIdle
+from sweeps.runner.progress import InOrder, Progress, StopWhenIdle
 from sweeps.store import Store
 from tests.support.tiny import tiny_plan, write_spec
 from tests.sweeps.test_store import good_result, put, report
@@ -38,7 +39,7 @@ def test_plain_lines_say_what_runs_and_what_ended(watched):
     make, store, trials, views = watched
     progress, out = make(terminal=False)
     report(store, trials[0], state="running", step=40, loss=2.5)
-    with progress:
+    with progress.display:
         progress.on_step_end(1, views[:1])
         put(store, trials[0], good_result(trials[0]))
         progress.on_trial_complete(2, views, views[0])
@@ -47,7 +48,8 @@ def test_plain_lines_say_what_runs_and_what_ended(watched):
         report(store, trials[2], state="failed", reason="ValueError: [no] such thing")
         progress.on_trial_complete(5, views, views[2])
     text = out.getvalue()
-    pickle.dumps(progress)  # as Tune does with every callback
+    pickle.dumps(progress)  # as Tune does with every callback, and with its searcher
+    pickle.dumps(InOrder(Waiting(store, trials, progress.say)))
     assert "\x1b" not in text
     assert f"0 of 4 ended; {trials[0].trial_id} C=4e8 mu=1 step 40/86 loss 2.500" in text
     assert "mu=1: done, val_loss 3.0000 (1 of 4 finished)" in text
@@ -64,7 +66,7 @@ def test_candidates_are_not_counted_nor_is_their_time_left(watched, terminal):
     progress, out = make(terminal)
     progress.display.open_ended = True
     report(store, trials[0], state="running", step=40, loss=2.5)
-    with progress:
+    with progress.display:
         progress.on_step_end(1, views[:1])
         put(store, trials[0], good_result(trials[0]))
         progress.on_trial_complete(2, views, views[0])
@@ -80,9 +82,9 @@ def test_a_terminal_gets_bars_that_cut_no_number_at_80_columns(watched):
     progress, out = make(terminal=True)
     progress.display.pace.left_s = lambda: 45 * 3600.0
     report(store, trials[1], state="running", step=1234567, loss=12.345)
-    with progress:
+    with progress.display:
         progress.on_step_end(1, views[1:2])
-        progress.say(
+        progress.display.say(
             f"{label(trials[1])}: worker lost at step 1,234,567: its node is gone; starting"
         )
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.getvalue())
@@ -100,7 +102,7 @@ def test_a_terminal_gets_bars_that_cut_no_number_at_80_columns(watched):
 def test_without_a_terminal_there_is_a_line_every_half_minute(watched):
     make, store, trials, views = watched
     progress, out = make(terminal=False)
-    with progress:
+    with progress.display:
         for step in range(1, 4):
             report(store, trials[0], state="running", step=step)
             progress.on_step_end(step, views[:1])
@@ -117,7 +119,7 @@ def test_more_trials_than_lines_are_counted(watched):
     progress.display.console.height = 6
     for trial in trials:
         report(store, trial, state="running", step=1)
-    with progress:
+    with progress.display:
         progress.on_step_end(1, views)
     assert "2 more run" in out.getvalue()
     assert trials[1].trial_id in out.getvalue()

@@ -9,6 +9,7 @@ from fsspec.implementations.memory import MemoryFile
 from parcae_core.errors import UserError
 from parcae_core.plain import is_plain_name
 from sweeps.storage.bucket import ObjectStorage
+from sweeps.storage.data import pull_data
 from sweeps.storage.tempdir import OwnedFolder, private_folder, remove_stale
 
 
@@ -58,7 +59,7 @@ def test_prepared_data_with_such_an_object_is_refused_too(bucket, tmp_path, monk
     put(bucket, "/runs/_data/shared/../../../../evil.bin")
     storage = ObjectStorage("memory://runs", "tiny", working=True)
     with pytest.raises(UserError, match="whose name leads out"):
-        storage.pull_data("shared")
+        pull_data(storage, "shared")
     assert not list(tmp_path.rglob("evil*"))
     assert not (tmp_path.parent / "evil.bin").exists()
 

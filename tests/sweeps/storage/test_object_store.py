@@ -23,9 +23,10 @@ from sweeps.records import collect, records_of
 from sweeps.reports import StateReport
 from sweeps.runner.driver import Options, make_job, prepare_data
 from sweeps.runner.trainable import _join, attempt
+from sweeps.siblings import reuse_siblings
 from sweeps.storage import bucket, objects, uploads
-from sweeps.storage.base import LeaseLost, Unreachable
-from sweeps.storage.objects import Objects, Retrying, is_url
+from sweeps.storage.base import LeaseLost
+from sweeps.storage.objects import Objects, Retrying, Unreachable, is_url
 from sweeps.store import Store, open_sweep
 from sweeps.tracking.sweep_run import mirror_sweep, sweep_run_id
 from sweeps.tracking.sync import unsynced
@@ -90,7 +91,7 @@ def test_records_are_those_of_a_local_run_though_every_fourth_request_fails(s3, 
     server.refuse_every = 4
     store = Store(OUT, plan.name)
     store.check(plan, spec, extend=False)
-    with store.driver_lock():
+    with store.storage.lock():
         _, job = ready(plan, spec, store, checkpoint_every_s=0.1)
         said = []
         for trial in plan.trials:
@@ -331,10 +332,10 @@ def test_one_driver_at_a_time_and_a_dead_ones_lock_is_taken(s3, planned, monkeyp
     monkeypatch.setattr(bucket, "DRIVER_GONE_S", 1.5)
     store = Store(OUT, "tiny")
     busy = pytest.raises(UserError, match=r"another `parcae run` is at work here \(process \d+")
-    with store.driver_lock(), busy, Store(OUT, "tiny").driver_lock():
+    with store.storage.lock(), busy, Store(OUT, "tiny").storage.lock():
         pass
     client.put_object(Bucket="sweeps", Key="runs/tiny/.driver", Body=b'{"owner": "dead"}')
-    with store.driver_lock():
+    with store.storage.lock():
         pass
     assert not keys(client)
 
@@ -363,7 +364,7 @@ def test_the_verbs_read_it_and_retry_writes_there(s3, planned, monkeypatch, caps
     assert again.state(plan.trials[1]).state == "planned"
     other = Store(OUT, "other")
     other.write_plan(plan, spec)
-    assert other.reuse_siblings(list(plan.trials)) == {plan.trials[0].trial_id: "tiny"}
+    assert reuse_siblings(other, list(plan.trials)) == {plan.trials[0].trial_id: "tiny"}
     other.refresh()
     assert other.state(plan.trials[0]).state == "done"
     mirror = f"{plan.trials[0].trial_id}/wandb/offline-run-1/run-1.wandb"

@@ -34,7 +34,7 @@ from collections import defaultdict
 from pathlib import Path
 from sweeps.tracking import live
 from sweeps.store import Store
-from sweeps.runner.trainable import Job, attempt
+from sweeps.runner.trainable import Job, Options, attempt
 from tests.sweeps.test_store import good_result
 
 out, trial_id, mode, n_steps, dies_at = sys.argv[1], sys.argv[2], sys.argv[3], *map(int, sys.argv[4:])
@@ -65,7 +65,7 @@ class Result:
         return good_result(self.trial)
 
 job = Job(out=out, sweep="tiny", session="s", data_dirs=defaultdict(lambda: "-"), spec_sha256="a" * 64,
-          git_commit=None, wandb_mode=mode, wandb_project="p", train=train)
+          git_commit=None, wandb_mode=mode, wandb_project="p", options=Options(train=train))
 waited = 0.0
 
 def timed(method):
