@@ -31,7 +31,6 @@ from analysis.table.load import Table
 if TYPE_CHECKING:
     import pandas as pd
 
-SAME_SIZE = 0.05  # an injection adds about a per cent to a model's parameters
 NEXT_SIZE = 1.2  # times a size, at least: between closer ones noise is all there is (the paper's are 1.7 to 2.7)
 _LOG = ("perplexity", "ppl")
 _SETTING = ("n_params", "mean_recurrence", "budget_flops")
@@ -162,7 +161,7 @@ def compare(
         size, rivals = here["n_params"], _rivals(plains, here.get("budget_flops"))
         small = min(rivals, key=lambda s: abs(s / size - 1), default=np.inf)
         larger = [s for s in rivals if s >= size * NEXT_SIZE]
-        has_twin = abs(small / size - 1) <= SAME_SIZE
+        has_twin = abs(small / size - 1) <= checks.SAME_SIZE
         if not (has_twin and larger):
             lacks = f"{NEXT_SIZE} times its size or more" if has_twin else "its size"
             lacks += " at its budget" if "budget_flops" in here else ""
@@ -210,7 +209,7 @@ def _other_tokens(tables, keys, setting, small: float, words: str) -> list[str]:
         return []
     own = _groups(tables[0], "n_tokens", keys)[setting].mean()
     other = _groups(tables[1], "n_tokens", ["n_params"])[(small,)].mean()
-    if abs(own / other - 1) <= SAME_SIZE:
+    if abs(own / other - 1) <= checks.SAME_SIZE:
         return []
     return [f"{words}: {own:.3g} against {other:.3g}"]
 

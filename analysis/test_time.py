@@ -21,12 +21,12 @@ from analysis.laws.law import Law
 from analysis.misfit import floor_beside_a_bend, misfit, shared
 from analysis.table import load, units
 from analysis.table.columns import written
+from analysis.table.guess import MIN_LOOPS
 from analysis.table.load import Table
 
 _OTHER = "test-time-power-floor"  # the form whose floor is lowest for losses that it fits as well
 _AS_WELL = 4.0  # a form whose log likelihood, twice, is lower by no more fits as well
 _SEEN = 1e-6  # of L_inf: an interval wider by less is as it was
-MIN_LOOPS = 4  # three parameters, and one observation to judge them by
 
 
 @dataclass(frozen=True, slots=True)

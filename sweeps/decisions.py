@@ -13,8 +13,7 @@ from typing import Any
 
 from parcae_core.errors import UserError
 from parcae_core.plain import build, parse_json
-
-FILE = "design.jsonl"
+from sweeps.storage.files import DECISIONS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +68,7 @@ def decisions(folder: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: if another line cannot be read, or holds what no decision does.
     """
-    path = folder / FILE
+    path = folder / DECISIONS
     if not path.exists():
         return []
     try:

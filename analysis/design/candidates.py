@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis.choices import Changes
-from analysis.design.pool import Choice, Options, Pool, choose
+from analysis.design.pool import Choice, Options, Pool, choose, predict
 from analysis.errors import InputError
 from analysis.laws import expression, formula, library
 from analysis.laws.law import Law
@@ -29,6 +29,7 @@ class Chosen:
     spent: float
     of: float
     target: str  # in words
+    predicted: dict[int, float]  # losses of target rows, from rows whose loss is known
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict:
@@ -38,6 +39,7 @@ class Chosen:
             "of": self.of,
             "counted_from": 0,
             "target": self.target,
+            "predicted": {str(row): loss for row, loss in sorted(self.predicted.items())},
             "reasons": [c.reason for c in self.choices],
             "notes": list(self.notes),
         }
@@ -124,12 +126,19 @@ def design(
             f"{cheapest:.4g}: it buys nothing. Raise it to {cheapest / total:.2g} or more."
         )
     choices = tuple(choose(pools, share * total, options))
+    predicted: dict[int, float] = {}
+    for i, (pool, rows) in enumerate(zip(pools, index, strict=True)):
+        seen = np.array([c.row for c in choices if c.group == i], int) if replay else pool.done
+        if len(seen) >= len(pool.law.params):
+            losses = predict(pool, seen, options)[1]
+            predicted |= zip(map(int, rows[pool.target]), map(float, losses), strict=True)
     return Chosen(
         choices=choices,
         rows=tuple(int(index[c.group][c.row]) for c in choices),
         spent=float(sum(c.cost for c in choices)),
         of=total,
         target=words,
+        predicted=predicted,
         notes=_left_out(lost),
     )
 

@@ -12,20 +12,28 @@ With A = J_T (J'J / v + W^-2)^-1 J' / v the expected squared error on the target
 
 for each of several basins (`analysis.design.basins`), and what basins disagree about comes on top. The
 next run is the one that lowers it most per cost^p. J are the law's exact derivatives.
+
+What the target's losses will be is said by the law, fitted to what was run, and by that process: near runs
+that lie above the law say that the target does (`predict`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from analysis.design.basins import Basins
+from analysis.design.descent import descend
 from analysis.fitting import objective
 from analysis.fitting.dataset import Dataset
 from analysis.fitting.options import FitOptions
 from analysis.laws.law import Law
+
+_FITTED = 1e-3  # Huber's threshold of the fit that predicts, as of `parcae fit`,
+_STARTS = 96  # and its starts; so many of them are followed for so many rounds
+_STAGES = ((24, 20), (10, 60), (1, 400))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -76,13 +84,7 @@ class _Group:
         order = np.argsort(pool.cost[pool.candidates], kind="stable")
         self.left = pool.candidates[order]
         self.chosen: list[int] = pool.done.tolist()
-        self.basins = Basins(
-            whole(pool, options.delta),
-            pool.target,
-            _kernel(pool, options.length),
-            np.random.default_rng(seed),
-            options.temper,
-        )
+        self.basins = _basins(pool, options, np.random.default_rng(seed))
         self.gains: tuple[np.ndarray, np.ndarray] | None = None
 
     def first(self) -> list[int]:
@@ -141,6 +143,32 @@ def choose(
         yield Choice(i, row, cost, reason)
 
 
+def predict(
+    pool: Pool, rows: np.ndarray, options: Options | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Losses of the target (m,) after these rows: by the law alone, and with what it misses near them.
+
+    The second is the law's prediction times exp(K_TS (K_SS + noise)^-1 r), r the log residuals of the fit: the
+    mean of the misfit's process given them. Source: Hengl, Heuvelink and Rossiter (2007), Computers and
+    Geosciences 33, 1301 (regression kriging).
+    """
+    options = options or Options()
+    basins = _basins(pool, options, np.random.default_rng([options.seed, 1]))
+    everything = whole(pool, _FITTED)
+    part = everything.rows(rows)
+    wide = replace(part, delta=np.inf)
+    starts = basins.promising(wide, _STARTS)
+    for keep, rounds in _STAGES:
+        thetas, costs = descend(wide, starts, rounds=rounds)
+        starts = thetas[np.argsort(costs, kind="stable")[:keep]]
+    law = everything.parts(part.descend(starts[0], tolerance=1e-10).x)[0]
+    basins.refit(rows)
+    smooth = basins.smooth * basins.kernel
+    measured = smooth[np.ix_(rows, rows)] + basins.own * np.eye(len(rows))
+    missed = np.linalg.solve(measured, np.log(part.y / law[rows]))
+    return law[pool.target], law[pool.target] * np.exp(smooth[np.ix_(pool.target, rows)] @ missed)
+
+
 def gains(
     basins: Basins, pool: Pool, chosen: np.ndarray, rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -181,6 +209,11 @@ def expected_error(sets, slopes, target, smooth, own: float) -> np.ndarray:
         - 2 * (pull * shared).sum(axis=(1, 2))
         + ((pull @ measured) * pull).sum(axis=(1, 2))
     )
+
+
+def _basins(pool: Pool, options: Options, rng: np.random.Generator) -> Basins:
+    kernel = _kernel(pool, options.length)
+    return Basins(whole(pool, options.delta), pool.target, kernel, rng, options.temper)
 
 
 def _kernel(pool: Pool, length: float) -> np.ndarray:

@@ -33,7 +33,6 @@ _ROUNDING = 1e-13  # of log residuals, of data that are the law's own numbers
 _PLANNED = ("budget_flops", "train_flops")
 _SPENT = ("n_tokens", *_PLANNED)
 _EMPTY = "(empty)"
-_TUNED = ("learning_rate", "batch_size", "mean_backprop_depth")
 
 
 def gain(residual: np.ndarray, taken: np.ndarray, added: np.ndarray) -> tuple[float, np.ndarray]:
@@ -173,7 +172,7 @@ def _columns(data: Dataset, law: Law) -> list[tuple[str, list[str], np.ndarray]]
     if others is not None and len(others) == len(data):
         few |= {str(c): others[c] for c in others}
     if not checks.tuning(table, law.columns):  # which says it of runs of one setting
-        few |= {table.called(c): table.frame[c] for c in _TUNED if c in table.frame}
+        few |= {table.called(c): table.frame[c] for c in checks.TUNED if c in table.frame}
     out = []
     for called, values in few.items():
         if called in law.columns:

@@ -152,7 +152,7 @@ def _fitted(table, axes, law: str, formula: str, confidence) -> Recurrence:
     for axis in axes:
         own = [p for p in parabolas if p.axis == axis]
         kept = [p for p in own if p.budget_flops in used and p.optimum is not None]
-        line_params, line, words, faults = _power_law(axis, own, kept, confidence)
+        line_params, line, words, faults = _power_law(table, axis, own, kept, confidence)
         params += line_params
         notes += words
         problems += faults
@@ -210,7 +210,7 @@ def fit_parabolas(
     return out
 
 
-def _power_law(axis, parabolas, kept, confidence):
+def _power_law(table, axis, parabolas, kept, confidence):
     """Parameters, line, notes and problems of one axis; `kept` are the parabolas that may enter."""
     letter, unit = axis_words(axis)
     names = (f"gamma_{letter}", f"k_{letter}")
@@ -228,7 +228,7 @@ def _power_law(axis, parabolas, kept, confidence):
     n_flat = sum(p.status == "flat" for p in kept)
     if len(enclosed) < MIN_BUDGETS or n_flat >= len(enclosed):
         missing = [Param(name=n, value=None, ci_low=None, ci_high=None) for n in names]
-        fault = _too_few(letter, parabolas, len(enclosed), n_flat)
+        fault = _too_few(table, letter, parabolas, len(enclosed), n_flat)
         return missing, None, [], [fault, *words, *open_ended]
     line = _line(kept, confidence)
     params = [*line.params(names, (unit, "1"))]
@@ -249,14 +249,17 @@ def _line(parabolas, confidence) -> PowerLine:
     return fit_line([p.budget_flops for p in parabolas], [p.optimum for p in parabolas], confidence)
 
 
-def _too_few(letter: str, parabolas: list[Parabola], n_enclosed: int, n_flat: int) -> str:
+def _too_few(table: Table, letter: str, parabolas: list[Parabola], n_enclosed, n_flat) -> str:
     """The sentence that takes the place of an exponent."""
     found = f"{n_enclosed} of {len(parabolas)} budgets enclose a minimum of the loss over {letter}"
     n_short = sum(p.n_runs < MIN_RUNS for p in parabolas)
     if 2 * n_short > len(parabolas):
+        found += f", and {n_short} have fewer than {MIN_RUNS} runs, so no exponent follows. "
+        if table.kind == "sweep":  # whose budgets are the planned ones
+            return f"{found}Plan at least {MIN_RUNS} runs for each budget"
         return (
-            f"{found}, and {n_short} have fewer than {MIN_RUNS} runs, so no exponent follows. Are these the FLOPs that "
-            "each run achieved? Map the budgets that were planned, like --columns budget=COLUMN"
+            f"{found}Are these the FLOPs that each run achieved? Map the budgets that were planned, like "
+            "--columns budget=COLUMN"
         )
     if n_flat >= max(n_enclosed, 1):
         return (

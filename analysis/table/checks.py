@@ -28,7 +28,7 @@ SAME_LOSS = 1e-3  # two losses of one setting further apart than this share are 
 _SETTING = ("budget_flops", "mean_recurrence", "n_tokens", "n_params", "n_loops")
 _RECIPE = ("injection", "muon_lr", "adamw_lr")
 _SEEDS = ("seed", "data_seed")
-_TUNED = ("learning_rate", "muon_lr", "adamw_lr", "batch_size")
+TUNED = ("learning_rate", "muon_lr", "adamw_lr", "batch_size", "mean_backprop_depth")
 # A law that has one of these knows that models loop, with one of the first also what fixed depth is
 _LOOPED_SIZES = frozenset(("n_params_unrolled", "n_params_core", "n_params_once"))
 _LOOPS = _LOOPED_SIZES | {"mean_recurrence", "n_loops"}
@@ -148,7 +148,7 @@ def tuning(table: Table, columns: tuple[str, ...]) -> list[str]:
     """Runs of one setting of a law that were tuned differently: it would take their mean, and none is best."""
     frame = table.frame
     keys = [c for c in columns if c in frame]
-    for name in _TUNED:
+    for name in TUNED:
         called = table.called(name)
         if not keys or name not in frame or {name, called} & set(columns):
             continue

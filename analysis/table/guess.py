@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.table import numbers, sources
+from analysis.table import numbers
 from analysis.table.columns import LAW_COLUMNS, LETTERS, conversion, info, written
 
 if TYPE_CHECKING:
@@ -61,15 +61,11 @@ COMMON: dict[str, tuple[str, ...]] = {
 # a run's name where rows are a curve of it; else it may be a family's, or a size's
 _OF_CURVES = ("name", "id", "experiment", "experiment_name", "exp", "exp_name", "display_name")
 _OF_MODELS = ("model", "model_name", "model_id")  # likewise, where rows are checkpoints
+MIN_LOOPS = 4  # of a curve over them: three parameters, and one observation to judge them by
 _CHECKPOINTS = 10  # rows of a name, at least, that make it a run's with a history
 _AT_LEAST = 3  # where a size has several names, which then are no names of sizes
-# a size in its name: params_m, tokens_b, total_gflops
-_SCALES = {"k": "1e3", "m": "1e6", "mm": "1e6", "b": "1e9", "bn": "1e9", "t": "1e12"}
-_SCALES |= {"millions": "1e6", "million": "1e6", "billions": "1e9", "billion": "1e9"}
-_SCALES |= {"thousands": "1e3", "trillions": "1e12", "trillion": "1e12"}
 _LARGEST = {"n_params": 1e14, "n_tokens": 1e17}  # nobody has trained more
 _LOGARITHMS = {"log10": "10", "lg": "10", "log2": "2", "ln": "e"}
-_FLOPS = {"g": "1e9", "t": "1e12", "p": "1e15", "e": "1e18", "z": "1e21"}
 _PETAFLOP_DAYS = re.compile(r"(?:\w+_)?(?:pf|pfs|petaflops?|pflops?)(?:_s)?_days?")  # 8.64e19 FLOPs
 
 
@@ -147,10 +143,10 @@ def _candidates(ours: str, tiers: tuple[str, ...], names: list[str]):
     known = " ".join(tiers).split()
     if ours in ("n_params", "n_tokens"):
         yield [
-            f"{name}*{_SCALES[unit]}"
+            f"{name}*{numbers.SCALES[unit]}"
             for name, text in plain.items()
             for base, _, unit in [text.rpartition("_")]
-            if base in known and unit in _SCALES
+            if base in known and unit in numbers.SCALES
         ]
     if ours in ("n_params", "n_tokens", "train_flops"):
         yield [
@@ -167,9 +163,9 @@ def _candidates(ours: str, tiers: tuple[str, ...], names: list[str]):
         ]
     if ours == "train_flops":
         yield [
-            f"{name}*{_FLOPS[scaled[1]]}"
+            f"{name}*{numbers.FLOP_SCALES[scaled[1]]}"
             for name, text in plain.items()
-            if (scaled := re.fullmatch(r"(?:\w+_)?([gtpez])flops?", text))
+            if (scaled := re.fullmatch(r"(?:\w+_)?([gtpezy])flops?", text))
         ]
         yield [f"{n}*8.64e19" for n, text in plain.items() if _PETAFLOP_DAYS.fullmatch(text)]
 
@@ -194,7 +190,7 @@ def law_of(values: Mapping[str, pd.Series]) -> str:
     def several(name: str, least: int = 2) -> bool:
         return name in values and values[name].nunique() >= least
 
-    if several("n_loops", 4) and not (several("budget_flops", 3) and several("mean_recurrence", 4)):
+    if _is_curve(values) and not (several("budget_flops", 3) and several("mean_recurrence", 4)):
         return "test-time"
     if "x" in values and "y" in values and "val_loss" not in values:
         return "power"
@@ -217,6 +213,15 @@ def law_of(values: Mapping[str, pd.Series]) -> str:
     return "accuracy" if "y" in values and several("val_loss") else ""
 
 
+def _is_curve(values: Mapping[str, pd.Series]) -> bool:
+    """Whether a run is evaluated at as many numbers of loops as a curve over them needs."""
+    loops, runs = values.get("n_loops"), values.get("trial_id")
+    if loops is None:
+        return False
+    most = loops.nunique() if runs is None else loops.groupby(runs).nunique().max()
+    return bool(most >= MIN_LOOPS)
+
+
 def has_isoflops(values: Mapping[str, pd.Series]) -> bool:
     """Whether there are budgets, three of them and four runs in each, over sizes."""
     if not {"budget_flops", "n_params"} <= set(values):
@@ -233,9 +238,12 @@ def has_repeats(values: Mapping[str, pd.Series]) -> bool:
     return bool((seen > unique).any())
 
 
-def shown(source: str | Path) -> str:
-    """What each column of a file was taken for, and the command that fits it."""
-    frame = sources.read(source).frame
+def shown(source: str | Path, frame: pd.DataFrame, *, own: bool) -> str:
+    """What each column of a source was taken for, and the command that fits it.
+
+    Args:
+        own: whether the columns have names of their own, which the command has to map.
+    """
     names = list(map(str, frame.columns))
     found = recognised(frame)
     ours = {column: name for name, column in found.columns.items()}
@@ -258,10 +266,10 @@ def shown(source: str | Path) -> str:
         lines.append((name, example, word))
     width = [max(len(line[i]) for line in lines) for i in (0, 1)]
     text = [f"  {a:<{width[0]}}  {b:<{width[1]}}  {c}" for a, b, c in lines]
-    return "\n".join([*text, "", _next(str(source), found, frame)])
+    return "\n".join([*text, "", _next(str(source), found, frame, own)])
 
 
-def _next(source: str, found: Recognised, frame: pd.DataFrame) -> str:
+def _next(source: str, found: Recognised, frame: pd.DataFrame, own: bool) -> str:
     """The command that follows, or what is still missing for one."""
     names = tuple(map(str, frame.columns))
     values = {n: frame[conversion(c, names)[0]] for n, c in found.columns.items()}
@@ -279,7 +287,8 @@ def _next(source: str, found: Recognised, frame: pd.DataFrame) -> str:
         return f"{several}. Choose, like\nparcae fit {shlex.quote(source)} {tail}{written(found.columns | choice)}"
     if not law:
         return "no parameters, tokens, FLOPs or loops are recognised: map them with --columns N=COLUMN,D=COLUMN"
-    return f"parcae fit {shlex.quote(source)} --law {law} {written(found.columns)}"
+    mapping = f" {written(found.columns)}" if own else ""
+    return f"parcae fit {shlex.quote(source)} --law {law}{mapping}"
 
 
 def _plain(name: str) -> str:

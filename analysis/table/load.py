@@ -110,6 +110,17 @@ def load(
     return table
 
 
+def rows(source: str | Path) -> Found:
+    """The rows of a source under the names that they have there, unchecked."""
+    text = str(source)
+    if text.startswith("bundled:"):
+        return Found(frame=_bundled(text.removeprefix("bundled:")).frame, where=text)
+    if reader := _reader_of(text):
+        return reader.read(text)
+    raw = sources.read(source)
+    return Found(frame=raw.frame, where=raw.where, own=not records.is_records(raw.frame))
+
+
 def _refuse_options(where: str, columns, unit: str | None) -> None:
     if columns:
         raise InputError(f"--columns: {where} holds records with names of their own; leave it out.")

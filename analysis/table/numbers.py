@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _WORDS = {
-    3: "k thousand",
-    6: "m mn million mio",
-    9: "b bn g billion mrd",
-    12: "t trillion",
+    3: "k thousand thousands",
+    6: "m mm mn million millions mio",
+    9: "b bn g billion billions mrd",
+    12: "t trillion trillions",
 }
-_SCALES = {"": 1.0} | {word: 10.0**n for n, words in _WORDS.items() for word in words.split()}
-_FLOP_SCALES = _SCALES | {"p": 1e15, "e": 1e18, "z": 1e21, "y": 1e24}
+SCALES = {word: f"1e{n}" for n, words in _WORDS.items() for word in words.split()}
+FLOP_SCALES = SCALES | {"p": "1e15", "e": "1e18", "z": "1e21", "y": "1e24"}
 _CELL = re.compile(
     r"(?P<number>[+-]?[\d.,]*\d[.,]?(?:e[+-]?\d+)?)"
     r"(?:[x\u00d7*\u00b7]10(?:\^|\*\*)?(?P<power>[+-]?\d+))?"
-    r"(?P<scale>thousand|million|billion|trillion|mio|mrd|mn|bn|[kmgbtpezy])?"
+    rf"(?P<scale>{'|'.join(FLOP_SCALES)})?"
     r"(?P<unit>flops?|tokens?|toks?|params?|parameters?|nats?|loops?|steps?)?",
     re.IGNORECASE,
 )
@@ -130,8 +130,11 @@ def _number(cell: str, comma: str | None, dots_group: bool) -> float | None:
         else:
             return None
     of_flops = (found["unit"] or "").lower().startswith("flop")
-    scale = (_FLOP_SCALES if of_flops else _SCALES).get((found["scale"] or "").lower())
+    scales = (FLOP_SCALES if of_flops else SCALES) | {"": "1"}
+    scale = scales.get((found["scale"] or "").lower())
     try:
-        return None if scale is None else float(text) * 10.0 ** int(found["power"] or 0) * scale
+        return (
+            None if scale is None else float(text) * 10.0 ** int(found["power"] or 0) * float(scale)
+        )
     except (ValueError, OverflowError):
         return None

@@ -158,10 +158,9 @@ def sync(
     """
     from sweeps.design.spec import load_spec
     from sweeps.store import open_sweep
+    from sweeps.tracking.server import key_problem, target, unsynced
+    from sweeps.tracking.server import sync as send
     from sweeps.tracking.sweep_run import pushed, write_missing
-    from sweeps.tracking.sync import key_problem, unsynced
-    from sweeps.tracking.sync import sync as send
-    from sweeps.tracking.target import target
 
     store = open_sweep(sweep, out)
     if (problem := key_problem()) is not None:

@@ -26,9 +26,10 @@ def columns(source: Source) -> None:
 
         parcae columns points.csv
     """
-    from analysis.table import guess
+    from analysis.table import guess, load
 
-    typer.echo(guess.shown(source))
+    found = load.rows(source)
+    typer.echo(guess.shown(source, found.frame, own=found.own))
 
 
 @fits

@@ -18,12 +18,12 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
+from analysis.table.checks import SAME_SIZE
 from parcae_core.accounting.hardware import cpu_device, local_gpu
 from parcae_core.trial import Trial
 from sweeps.design.plan import Plan
 
 RATES = Path(__file__).with_name("rates.csv")
-SAME_SIZE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

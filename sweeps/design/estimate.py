@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
 from parcae_core.accounting.flops import eval_flops_per_token
 from parcae_core.accounting.hardware import peak_flops_per_s
 from parcae_core.errors import UserError
+from parcae_core.result import TrainResult
 from parcae_core.trial import Trial
 from sweeps.design.benchmark_rates import device_of, measured_rate
 from sweeps.design.plan import short
-from sweeps.store import Store
 
 # Exact-rule FLOP/s of one CPU core training `nano` in float32; see docs/cluster.md for other devices
 ASSUMED_FLOPS_PER_CPU = 1.2e10  # 0.8e10 beside other work, 1.4e10 alone (docs/log.md)
@@ -50,7 +50,7 @@ def validation_flops(trial: Trial, *, separate: bool = False) -> float:
 
 def rate_of(
     trials: Sequence[Trial],
-    store: Store | None,
+    result_of: Callable[[Trial], TrainResult | None] | None,
     assumed_flops_per_s: float | None = None,
     *,
     device: str | None = None,
@@ -59,6 +59,7 @@ def rate_of(
     """The rate to plan with, from the best source there is; see the module's docstring.
 
     Args:
+        result_of: of a trial that has ended, what it reached: `Store.result`.
         assumed_flops_per_s: of one trial, as the user knows it.
         device: whose benchmark rows and peak count; None: this machine's.
         mfu: share of the device's published peak to assume where nothing was measured.
@@ -73,7 +74,7 @@ def rate_of(
         )
     measured = []
     for trial in trials:
-        result = store.result(trial) if store is not None else None
+        result = result_of(trial) if result_of is not None else None
         if result is not None and result.status == "done":
             measured.append(trial.train_flops("exact") / result.train_s)
     if measured:

@@ -15,10 +15,11 @@ from analysis.design.adaptive import Decision
 from parcae_core.data.io import write_synced
 from parcae_core.trial import Trial
 from sweeps.branches import Waiting
-from sweeps.decisions import FILE, decisions, end_of, estimate_data, left_out_words, words
+from sweeps.decisions import decisions, end_of, estimate_data, left_out_words, words
 from sweeps.design.adaptive import left_out_data, planner_of
 from sweeps.design.plan import Plan, describe
 from sweeps.reports import ENDED
+from sweeps.storage.files import DECISIONS
 from sweeps.store import Store
 
 
@@ -54,7 +55,7 @@ class Choosing(Waiting):
         reused = {i for i in undecided if (r := store.report(i)) is not None and r.reused_from}
         if own := undecided - reused:
             say(
-                f"{len(own)} results of {store.name} are of no decision in {FILE}; their FLOPs count as spent"
+                f"{len(own)} results of {store.name} are of no decision in {DECISIONS}; their FLOPs count as spent"
             )
         theirs = planner.grid.budget_flops[[self.rows[i] for i in reused]].sum()
         self.planner = replace(planner, total_flops=planner.total_flops + float(theirs))
@@ -179,6 +180,6 @@ class Choosing(Waiting):
         for run, sentence in zip(line.get("left_out", ()), left_out_words(line), strict=True):
             if (run["mean_recurrence"], run["budget_flops"], run["loss"]) not in known:
                 self.say(sentence)
-        path = self.store.root / FILE
+        path = self.store.root / DECISIONS
         write_synced(path, "".join(json.dumps(x) + "\n" for x in self.lines))
         self.store.storage.push(path)

@@ -35,8 +35,8 @@ from sweeps.storage.base import Polling
 from sweeps.storage.data import push_data
 from sweeps.storage.tempdir import OwnedFolder
 from sweeps.store import Store, git_commit
+from sweeps.tracking.server import target
 from sweeps.tracking.sweep_run import mirror_sweep
-from sweeps.tracking.target import target
 from sweeps.waiting import say, waiting
 
 GCS_PATIENCE_S = 30.0  # of a cluster that may start it again; Ray ends its drivers after 60 s

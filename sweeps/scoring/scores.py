@@ -8,9 +8,7 @@ from pathlib import Path
 
 from parcae_core.errors import UserError
 from parcae_core.plain import build, read_json
-from sweeps.storage.files import problem_of, sealed, without_seal, write_json
-
-FILE_NAME = "scores.json"
+from sweeps.storage.files import SCORES, problem_of, sealed, without_seal, write_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,7 +57,7 @@ class Scores:
 
     def write(self, folder: Path) -> None:
         """Replace the file."""
-        write_json(folder / FILE_NAME, sealed(asdict(self)))
+        write_json(folder / SCORES, sealed(asdict(self)))
 
     @classmethod
     def read(cls, folder: Path) -> Scores | None:
@@ -68,13 +66,13 @@ class Scores:
         Raises:
             UserError: the file is damaged.
         """
-        path = folder / FILE_NAME
+        path = folder / SCORES
         if not path.exists():
             return None
         try:
             if problem := problem_of(path):
                 raise UserError(problem)
-            return build(cls, without_seal(read_json(path)), FILE_NAME)
+            return build(cls, without_seal(read_json(path)), SCORES)
         except ValueError as error:
             raise UserError(
                 f"{path}: {error}; remove it and score the model again with `parcae score`"

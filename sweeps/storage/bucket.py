@@ -26,10 +26,8 @@ from pathlib import Path
 
 from parcae_core.data.io import write_synced
 from parcae_core.errors import UserError
-from sweeps.decisions import FILE as DECISIONS
-from sweeps.scoring.scores import FILE_NAME as SCORES
 from sweeps.storage.base import busy, this_process
-from sweeps.storage.files import SMALL, TrialFiles, parsed
+from sweeps.storage.files import DECISIONS, SCORES, SMALL, TrialFiles, parsed
 from sweeps.storage.objects import Objects, Retrying
 from sweeps.storage.tempdir import OwnedFolder, private_folder
 from sweeps.waiting import say

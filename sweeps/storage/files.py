@@ -13,6 +13,8 @@ from parcae_core.errors import UserError
 from parcae_core.plain import is_plain_name
 
 SEAL = "sha256"  # key of the checksum in trial.json and result.json
+DECISIONS = "design.jsonl"  # of a sweep whose runs are chosen one by one
+SCORES = "scores.json"  # of a trial, on tasks of lm-evaluation-harness
 SMALL = ("trial.json", "state.json", "result.json", "error.txt")  # what a view of a sweep holds
 
 

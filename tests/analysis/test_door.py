@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import analysis
-from analysis.table import guess
+from analysis.table import guess, records
 from sweeps.cli.app import build_app
 
 
@@ -56,6 +56,25 @@ def test_the_command_that_columns_shows_works(frame, tmp_path):
     command = shlex.split(said.splitlines()[-1])
     assert command[:2] == ["parcae", "fit"]
     assert CliRunner().invoke(app, [*command[1:], "--interval", "linear"]).exit_code == 0
+
+
+def test_columns_reads_what_fit_reads_and_names_a_law_that_fit_takes(loop_records, tmp_path):
+    """A smoke sweep: two budgets, three loops of each run and more than three in all."""
+    mu, few = loop_records.mean_recurrence, loop_records.budget_flops.isin([1e18, 4e18])
+    of = {4: (1, 2, 4), 8: (6, 8, 10), 12: (10, 12, 16)}
+    kept = [t in of.get(m, ()) for m, t in zip(mu, loop_records.n_loops, strict=True)]
+    smoke = loop_records[few & np.array(kept)]
+    assert (smoke.groupby("trial_id").n_loops.nunique() == 3).all()
+    path = records.save(smoke.reset_index(drop=True), tmp_path / "records.parquet")
+    app = build_app("laws")
+    for source, rc in ((str(path), 1), ("bundled:parcae-140m", 0)):
+        said = CliRunner().invoke(app, ["columns", source]).stdout.splitlines()[-1]
+        assert said == f"parcae fit {source} --law recurrence"
+        done = CliRunner().invoke(app, shlex.split(said)[1:])
+        assert done.exit_code == rc, done.exception
+        assert (
+            "2 have fewer than 4 runs, so no exponent follows. Plan at least 4" in done.stdout
+        ) == rc
 
 
 def test_letters_come_before_common_names():

@@ -62,7 +62,9 @@ def plan_data(
         notes: lines on how the plan came to its resources.
     """
     started = store.sweep is not None
-    rate = rate_of(plan.trials, store if started else None, flops_per_s, device=device, mfu=mfu)
+    rate = rate_of(
+        plan.trials, store.result if started else None, flops_per_s, device=device, mfu=mfu
+    )
     trials, left = [], []
     corpora = {c.config: c for c in plan.corpora}
     read: dict[Any, tuple[float | None, str]] = {}  # by corpus and context

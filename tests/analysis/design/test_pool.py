@@ -7,13 +7,13 @@ import pytest
 from analysis.design import candidates
 from analysis.design.basins import Basins
 from analysis.design.descent import descend, parts
-from analysis.design.pool import expected_error
+from analysis.design.pool import Pool, expected_error, predict
 from analysis.errors import InputError
 from analysis.fitting import objective, search
 from analysis.fitting.dataset import Dataset
 from analysis.fitting.fit import fit
 from analysis.fitting.options import FitOptions
-from analysis.laws import library
+from analysis.laws import formula, library
 
 LAW = library.get("chinchilla")
 
@@ -54,6 +54,30 @@ def test_a_tenth_of_the_cost_predicts_what_was_not_run(frame, path):
     ours = error(frame, list(found.rows))
     assert ours < 0.006  # the law is 2 % off at the smallest models
     assert 1 - ours**2 / test.var() > 0.95
+    assert list(found.predicted) == test.index.tolist()
+    told = np.log(list(found.predicted.values())) - test
+    assert np.sqrt(np.mean(told**2)) < 0.006
+
+
+def test_what_the_law_misses_at_the_nearest_runs_is_missed_on_the_target_too():
+    """A power law fitted to a loss that bends away from it: the process carries the bend on."""
+    x = np.geomspace(1, 30, 16)
+    loss = 3 * x**-0.2 * np.exp(0.02 * np.log(x) ** 2)
+    law = formula.law("exp(a)*x**-b", {"x": "x"}, data={"x": x, "loss": loss})
+    pool = Pool(
+        law=law,
+        columns={"x": x},
+        loss=loss,
+        cost=x,
+        candidates=np.arange(12),
+        target=np.arange(12, 16),
+    )
+    by_law, with_misfit = (
+        np.abs(np.log(p / loss[pool.target])) for p in predict(pool, pool.candidates)
+    )
+    assert by_law.max() > 0.03
+    assert with_misfit[0] < 0.4 * by_law[0]
+    assert (with_misfit < by_law).all()
 
 
 def test_the_bill_is_right_and_the_seed_decides(frame, path):
@@ -75,6 +99,7 @@ def test_a_loss_is_read_of_chosen_rows_only(frame, path, tmp_path):
     hidden.to_csv(tmp_path / "hidden.csv", index=False)
     same = candidates.design(tmp_path / "hidden.csv", "chinchilla", cost="flops", share=0.02)
     assert same.rows == found.rows
+    assert same.predicted == found.predicted
 
 
 def test_runs_without_a_loss_are_chosen_after_those_that_have_one(frame, tmp_path):
@@ -85,6 +110,7 @@ def test_runs_without_a_loss_are_chosen_after_those_that_have_one(frame, tmp_pat
     found = candidates.design(tmp_path / "some.csv", "chinchilla", cost="flops", share=0.1)
     assert found.rows
     assert not set(found.rows) & set(measured)
+    assert set(found.predicted) == set(frame.index[frame.split == "test"])
 
 
 @pytest.mark.parametrize("lost", [np.inf, -1.0, 0.0])

@@ -225,6 +225,10 @@ def test_several_learning_rates_of_a_setting_are_a_problem_and_both_cures_work()
     assert sentence.startswith("16 settings were run with several values of lr,")
     assert chinchilla(swept, where=("lr=0.001",)).valid
     assert "--where lr=0.001, or" in sentence
+    by_gradient = swept.assign(mu_bwd=swept.lr.rank(method="dense")).drop(columns="lr")
+    assert (
+        "16 settings were run with several values of mu_bwd," in chinchilla(by_gradient).problems[0]
+    )
     assert chinchilla(swept, undertuned=10.0).valid
     best = swept.iloc[:16]
     assert chinchilla(best.assign(lr=np.linspace(1e-3, 1e-2, 16))).valid

@@ -114,6 +114,12 @@ def test_names_that_are_common_are_taken_and_a_note_gives_the_option():
     found = load.load(scaled).frame
     assert found.n_params.to_numpy() == pytest.approx(N)
     assert list(found.train_flops) == [1e15] * 4
+    for name, cells in (
+        ("params_mrd", FRAME.params / 1e9),
+        ("params", ["31MM", "74 mio", "0.16 billions", "350m"]),
+    ):
+        other = FRAME.drop(columns="params").assign(**{name: cells})
+        assert load.load(other).frame.n_params.to_numpy() == pytest.approx(N), name
     assert law_of(load.load(FRAME)) == "chinchilla"
     assert law_of(load.load(FRAME.drop(columns="params"))) == "data-only"
 

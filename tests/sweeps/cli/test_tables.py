@@ -24,10 +24,10 @@ from sweeps.cli.app import command
 from sweeps.cli.tables import columns
 from sweeps.cli.tables import plan as plan_table
 from sweeps.cli.tables import status as status_table
-from sweeps.decisions import FILE
 from sweeps.design.corpora import Corpus, bytes_per_token, resolve_data
 from sweeps.design.plan import plan
 from sweeps.design.spec import load_spec
+from sweeps.storage.files import DECISIONS
 from sweeps.store import Store
 from tests.support.tiny import tiny_plan, write_spec
 from tests.sweeps.test_store import good_result, put, report
@@ -235,7 +235,7 @@ def test_decisions_of_an_adaptive_sweep_fit_80_columns_and_end_in_the_interval(a
             }
         )
     lines.append({"n": 7, "stop": "the interval is reached", "estimate": lines[-1]["estimate"]})
-    (store.root / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (store.root / DECISIONS).write_text("".join(json.dumps(line) + "\n" for line in lines))
     data = status_table.status_data(store)
     assert data["estimate"] == lines[-1]["estimate"]
     assert len(data["trials"]) == 6  # the other three are candidates

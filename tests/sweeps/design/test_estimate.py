@@ -30,13 +30,13 @@ def test_times_are_measured_when_something_is_finished_and_say_what_they_rest_on
     store = Store(tmp_path, plan.name)
     assert rate_of(plan.trials, None).source.startswith("assumed")
     store.write_plan(plan, write_spec(tmp_path / "spec"))
-    assert rate_of(plan.trials, store).source.startswith("assumed")
+    assert rate_of(plan.trials, store.result).source.startswith("assumed")
     trial = plan.trials[1]
     put(store, trial, good_result(trial))  # says 2 s
-    rate = rate_of(plan.trials, store)
+    rate = rate_of(plan.trials, store.result)
     assert rate.source == "measured: median of 1 finished trials of this sweep"
     assert rate.seconds(trial) == pytest.approx(2.0)
-    assert rate_of(plan.trials, store, 5e9).source.startswith("given")
+    assert rate_of(plan.trials, store.result, 5e9).source.startswith("given")
     data = plan_data(plan, store, cpus=2)
     assert data["totals"]["finished"] == 1
     assert data["totals"]["left_s"] < sum(t["estimated_s"] for t in data["trials"])

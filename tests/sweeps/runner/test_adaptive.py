@@ -7,13 +7,14 @@ import pytest
 
 from analysis.design.optimum import LAW
 from parcae_core.errors import UserError
-from sweeps.decisions import FILE, decisions, half_of, table_of
+from sweeps.decisions import decisions, half_of, table_of
 from sweeps.design.adaptive import chosen, is_adaptive
 from sweeps.design.forecasting import off_curve
 from sweeps.design.smoke import shrink
 from sweeps.history import decisions_of
 from sweeps.runner import driver
 from sweeps.runner.adaptive import Choosing
+from sweeps.storage.files import DECISIONS
 from sweeps.store import Store, open_sweep
 from tests.support.tiny import spec_dict, tiny_plan, write_spec
 from tests.sweeps.test_store import good_result, put, report
@@ -103,16 +104,16 @@ def test_a_whole_sweep_writes_why_each_trial_was_chosen(ended):
 def test_a_finished_sweep_says_so_and_starts_nothing(ended, killed, monkeypatch, capsys):
     """Also one that was killed before it could write that it had ended."""
     store, plan, spec, names = ended
-    whole = (store.root / FILE).read_text()
+    whole = (store.root / DECISIONS).read_text()
     if killed:
-        (store.root / FILE).write_text("".join(whole.splitlines(keepends=True)[:-1]))
+        (store.root / DECISIONS).write_text("".join(whole.splitlines(keepends=True)[:-1]))
     monkeypatch.setattr(driver, "schedule", lambda *_: pytest.fail("Ray was started"))
     outcome = driver.run(plan, store, spec)
     assert outcome.complete
     assert list(outcome.states) == [t.trial_id for t in plan.trials if t.trial_id in names]
     [line] = [x for x in capsys.readouterr().err.splitlines() if "finished" in x]
     assert line.startswith("tiny is finished: the FLOPs are spent; gamma_mu ")
-    assert (store.root / FILE).read_text() == whole
+    assert (store.root / DECISIONS).read_text() == whole
 
 
 def test_more_flops_or_a_trial_to_repeat_open_a_finished_sweep_again(ended):
@@ -145,7 +146,7 @@ def test_results_of_another_sweep_are_known_and_cost_nothing(adaptive):
 def test_what_was_trained_here_is_paid_for_although_its_decisions_are_lost(adaptive):
     store, plan = adaptive
     before = go_on(choosing(store, plan), store, 3)
-    (store.root / FILE).unlink()
+    (store.root / DECISIONS).unlink()
     said = []
     again = Choosing(store, planned(store, plan), said.append, plan=plan)
     assert said == [
@@ -261,7 +262,7 @@ def test_a_line_that_a_kill_cut_short_is_no_decision(adaptive):
 def test_decisions_of_a_plan_before_extend_are_none_of_this_one(adaptive):
     store, plan = adaptive
     line = {"n": 1, "trial_id": "0" * 12, "estimate": None, "reason": "replica"}
-    (store.root / FILE).write_text(json.dumps(line) + "\n")
+    (store.root / DECISIONS).write_text(json.dumps(line) + "\n")
     assert choosing(store, plan).ready().trial_id in plan.trial_ids
 
 

@@ -28,8 +28,8 @@ from sweeps.storage import bucket, objects, uploads
 from sweeps.storage.base import LeaseLost
 from sweeps.storage.objects import Objects, Retrying, Unreachable, is_url
 from sweeps.store import Store, open_sweep
+from sweeps.tracking.server import unsynced
 from sweeps.tracking.sweep_run import mirror_sweep, sweep_run_id
-from sweeps.tracking.sync import unsynced
 from sweeps.tracking.trial_run import run_id
 from tests.support.s3_server import serving
 from tests.support.tiny import write_spec

@@ -19,8 +19,8 @@ from sweeps.storage.files import read_json
 from sweeps.store import Store
 from sweeps.tracking import reader
 from sweeps.tracking.live import Tail
+from sweeps.tracking.server import unsynced
 from sweeps.tracking.sweep_run import DEADLINE_S
-from sweeps.tracking.sync import unsynced
 from sweeps.tracking.trial_run import run_id
 from tests.support import wandb_files
 from tests.support.tiny import tiny_plan, write_spec

@@ -3,7 +3,7 @@
 import pytest
 
 from analysis.errors import InputError
-from analysis.table import load
+from analysis.table import guess, load
 from sweeps.tracking.reader import Run, found
 
 
@@ -23,6 +23,11 @@ def test_config_and_summary_become_columns_under_their_own_names(monkeypatch):
     assert list(table.frame.n_tokens) == [4e8, 8e8, 1.6e9]
     assert list(table.frame.val_loss) == pytest.approx([2.9, 2.8, 2.7])
     assert list(table.frame.trial_id) == ["r1", "r2", "r3"]
+    rows = load.rows("wandb:a/b")
+    command = guess.shown("wandb:a/b", rows.frame, own=rows.own).splitlines()[-1]
+    assert command.startswith(
+        "parcae fit wandb:a/b --law chinchilla --columns 'run=run,loss=eval/loss,D=tokens"
+    )
     mapped = load.load("wandb:a/b", {"N": "model/n_params", "loss": "eval/loss"})
     assert "n_tokens" not in mapped.frame
 

@@ -17,8 +17,8 @@ from sweeps.records import records_of
 from sweeps.storage.files import read_json, write_json
 from sweeps.store import Store
 from sweeps.tracking import reader
+from sweeps.tracking.server import unsynced
 from sweeps.tracking.sweep_run import mirror_sweep, sweep_run_id
-from sweeps.tracking.sync import unsynced
 from sweeps.tracking.trial_run import run_id
 from tests.support import wandb_files
 from tests.support.tiny import SPEC, tiny_plan, write_spec

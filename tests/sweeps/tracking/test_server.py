@@ -10,7 +10,7 @@ import pytest
 from parcae_core.errors import UserError
 from sweeps.design.sections import WandbSection
 from sweeps.design.spec import parse_spec
-from sweeps.tracking.target import target
+from sweeps.tracking.server import target
 from tests.support.tiny import spec_dict
 
 VARIABLES = {"WANDB_MODE": "online", "WANDB_PROJECT": "theirs", "WANDB_ENTITY": "team"}
