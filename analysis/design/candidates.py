@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from analysis.choices import Changes
-from analysis.design.pool import Choice, Options, Pool, choose, predict
+from analysis.design.pool import BILL, Choice, Options, Pool, choose, predict
 from analysis.errors import InputError
 from analysis.laws import expression, formula, library
 from analysis.laws.law import Law
-from analysis.table import filters, numbers, sources
-from analysis.table.columns import LETTERS, canonical
+from analysis.table import filters, guess, load, numbers
+from analysis.table.columns import info
+from analysis.table.table import Table
 
-_SPLIT, _TARGET = "split", "test"  # the column that says which rows are wanted, and its word for it
+_SPLIT, _TEST = "split", "test"  # the column that says which rows are wanted, and its word for it
+_GROUP = "group"
 _COSTLY = 0.9  # without one, the candidates beyond this quantile of cost are what is predicted
-_LOSS = ("loss", "val_loss")
+_MOST = 5000  # rows of a group: arrays of their squares take 1 GB
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,16 +57,19 @@ def design(
     target: str | None = None,
     by: str | None = None,
     columns: dict[str, str] | None = None,
+    where: tuple[str, ...] = (),
     changes: Changes | None = None,
     options: Options | None = None,
 ) -> Chosen:
-    """Choose rows of a file of candidate runs with their costs, up to a share of the whole cost.
+    """Choose rows of a table of candidate runs with their costs, up to a share of the whole cost.
 
     Where every row has a loss this replays a study: a loss is read once its row is chosen. Where some have
     none, those with one are taken as run already, and the choice is among the others. A row whose loss is
-    infinite or not above 0 was run and left none: it is no candidate.
+    infinite or not above 0 was run and left none: it is no candidate. Losses of rows that `target` or `split`
+    names are never read.
 
     Args:
+        path: any source that a law is fitted to.
         law: a law of the registry or a formula in the file's columns.
         cost: a column, or an expression of columns like 6*N*D.
         target: a condition on columns, like "N>1e9"; None: rows whose `split` is `test`, or where there is
@@ -71,60 +77,55 @@ def design(
         by: a column of groups that are fitted by themselves and share the budget; None: `group` where
             the file has one.
         columns: our name or letter -> the file's column.
+        where: conditions that rows must meet.
 
     Raises:
         InputError: a file, column, condition or share that does not make sense.
     """
     if not 0 < share <= 1:
         raise InputError(f"--share is {share:g}; a share of the pool's cost in (0, 1] is needed.")
-    frame = sources.read(path).frame
-    where = str(path)
-    cells = {str(c): numbers.floats(numbers.parse(frame[c])).to_numpy(float) for c in frame}
-    numeric = {c: v for c, v in cells.items() if np.isfinite(v).any()}
-    named = _named(numeric, columns or {}, where)
-    price = _costs(cost, named, where)
-    wanted, words = _target(frame, target, price, where)
-    can_run = (
-        ~wanted if target is not None or words.startswith(_SPLIT) else np.ones(len(frame), bool)
-    )
-    loss = named.get("loss", np.full(len(frame), np.nan))
-    lost = ~np.isnan(loss) & ~(np.isfinite(loss) & (loss > 0))
-    can_run &= ~lost
-    groups = _groups(frame, by, where)
-    replay = bool(np.isfinite(loss[can_run]).all())
+    parts = (by or _GROUP, _SPLIT)
+    own = _names(law, cost, target, columns)
+    table = load.load(path, columns, where, own, parts=parts)
+    form = _law(law, table, changes)
+    if not form.per_run and "n_loops" not in form.columns:
+        table = load.at_training_depth(table)
+    table = load.need(table, form.columns, law)
+    for name, values in load.columns_of(table, form.columns).items():
+        _refuse_below_0(
+            table, name, values, True, f"law {law!r} needs numbers above 0 in every row"
+        )
+    price, loss = _costs(cost, table), _losses(table, form)
+    wanted, words, named = _target(table, target, price)
+    hidden = wanted & named
+    known = np.isfinite(loss) & (loss > 0) & ~hidden
+    lost = ~np.isnan(loss) & ~(np.isfinite(loss) & (loss > 0)) & ~hidden
+    can_run = ~(hidden | lost)
+    replay = bool(known[can_run].all())
+    done = known & (not replay)
+    can_run &= known == replay
+    _refuse_below_0(table, f"--cost {cost}", price, can_run, "every candidate needs a cost above 0")
+    groups, notes = _groups(table, by, can_run, wanted)
     pools, index = [], []
     for rows in groups:
-        mine = {c: v[rows] for c, v in named.items()}
-        ours = _law(law, mine, changes, where)
-        used = {c: mine[c] for c in ours.columns}
-        for name, values in used.items():
-            if not (np.isfinite(values) & (values > 0)).all():
-                bad = int(rows[np.argmin(np.isfinite(values) & (values > 0))])
-                raise InputError(
-                    f"{where}: {name} is {frame.iloc[bad].get(name)} in row {bad}; law {law!r} needs numbers "
-                    "above 0 in every row."
-                )
-        known = ~lost[rows] & ~np.isnan(loss[rows])
-        pool = Pool(
-            law=ours,
-            columns=used,
-            loss=np.where(known, loss[rows], np.nan),
-            cost=price[rows],
-            candidates=np.flatnonzero(can_run[rows] & (known == replay)),
-            target=np.flatnonzero(wanted[rows]),
-            done=np.flatnonzero(known & ~wanted[rows]) if not replay else np.empty(0, int),
+        rows = rows[(can_run | wanted | done)[rows]]
+        part = table.keep(np.isin(np.arange(len(loss)), rows), "of another group")
+        ours = _law(law, part, changes)
+        pools.append(
+            Pool(
+                law=ours,
+                columns=load.columns_of(part, ours.columns),
+                loss=np.where(known, loss, np.nan)[rows],
+                cost=price[rows],
+                candidates=np.flatnonzero(can_run[rows]),
+                target=np.flatnonzero(wanted[rows]),
+                done=np.flatnonzero(done[rows]),
+            )
         )
-        if len(pool.candidates) and len(pool.target):
-            pools.append(pool)
-            index.append(rows)
-    _check(pools, replay, where)
+        index.append(table.numbers[rows])
     total = float(sum(p.cost[p.candidates].sum() for p in pools))
-    cheapest = min(p.cost[p.candidates].min() for p in pools)
-    if share * total < cheapest:
-        raise InputError(
-            f"--share {share:g} of {total:.4g} is {share * total:.4g}, and the cheapest run costs "
-            f"{cheapest:.4g}: it buys nothing. Raise it to {cheapest / total:.2g} or more."
-        )
+    said = _said_of_losses(form, replay, known, can_run, int((hidden & (loss > 0)).sum()))
+    _refuse_too_little(share, total, pools, said)
     choices = tuple(choose(pools, share * total, options))
     predicted: dict[int, float] = {}
     for i, (pool, rows) in enumerate(zip(pools, index, strict=True)):
@@ -139,95 +140,144 @@ def design(
         of=total,
         target=words,
         predicted=predicted,
-        notes=_left_out(lost),
+        notes=(
+            *table.notes,
+            *(f"left out: {d.n_rows} rows: {d.reason}" for d in table.dropped),
+            *_left_out(table.numbers[lost]),
+            *said,
+            *([f"no row's {_SPLIT} is {_TEST}"] if _SPLIT in table.frame and not named else []),
+            *notes,
+        ),
     )
 
 
-def _left_out(lost: np.ndarray) -> tuple[str, ...]:
-    if not lost.any():
+def _names(law: str, cost: str, target: str | None, columns) -> tuple[str, ...]:
+    """What may be columns of the file under names of their own."""
+    own = [cost, *re.findall(r"[^\W\d]\w*", cost)]
+    own += [re.split("[<>=!]", target or "")[0].strip(" \"'")]
+    if expression.is_formula(law):
+        own += expression.names_in(law)
+    elif columns:  # which are all that is mapped
+        own += [n for c in library.get(law).columns for n in (info(c)[0], c)]
+    return tuple(own)
+
+
+def _refuse_too_little(share: float, total: float, pools: list[Pool], said: list[str]) -> None:
+    cheapest = min(p.cost[p.candidates].min() for p in pools)
+    if share * total * (1 + BILL) >= cheapest:
+        return
+    needed = cheapest / total
+    digit = 10.0 ** (np.floor(np.log10(needed)) - 1)  # the second, which is rounded up
+    raise InputError(
+        f"--share {share:g} of {total:.4g} is {share * total:.4g}, and the cheapest run costs {cheapest:.4g}: it buys "
+        f"nothing. Raise it to {np.ceil(needed / digit - 1e-9) * digit:.2g} or more."
+        + "".join(f" ({note})" for note in said)
+    )
+
+
+def _left_out(rows: np.ndarray) -> tuple[str, ...]:
+    if not len(rows):
         return ()
-    rows = np.flatnonzero(lost)
     named = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
     return (f"left out: {len(rows)} rows whose loss is infinite or not above 0 (row {named})",)
 
 
-def _check(pools: list[Pool], replay: bool, where: str) -> None:
-    if not pools:
-        raise InputError(
-            f"{where}: no group has both candidates and target rows; change --target or --by."
-        )
-    for pool in pools:
-        if not replay and len(pool.done) <= len(pool.law.params):
-            raise InputError(
-                f"{where}: {len(pool.done)} rows have a loss and the law has {len(pool.law.params)} parameters; "
-                f"at least {len(pool.law.params) + 1} measured runs are needed (--columns loss=COLUMN)."
-            )
+def _said_of_losses(form: Law, replay: bool, known, can_run, n_hidden: int) -> list[str]:
+    if replay:
+        return []
+    name, n = info(form.target)[0], int(known.sum())
+    out = [
+        f"{n} rows have a {name} and count as run already; {int(can_run.sum())} without one are candidates"
+        if n
+        else f"no row has a {name} (name its column, if there is one, with --columns {name}=COLUMN): the cheapest runs come first, one for each "
+        "parameter; measure them and ask again"
+    ]
+    return out + [f"{n_hidden} target rows have a {name}, which is not read"] * (n_hidden > 0)
 
 
-def _named(numeric: dict, columns: dict[str, str], where: str) -> dict[str, np.ndarray]:
-    """Columns under their own names, ours and the papers' letters; the target as `loss`."""
-    out = dict(numeric)
-    given = {canonical(k): v for k, v in columns.items()}
-    for name, column in given.items():
-        if column in numeric:
-            out[name] = numeric[column]
-        else:
-            out[name] = expression.computed(column, numeric, f"{where}: --columns {name}=")
-    for letter, name in LETTERS.items():
-        if letter in numeric and name not in out:
-            out[name] = numeric[letter]
-    for name in _LOSS:
-        if name in out:
-            out["loss"] = out[name]
-            break
-    return out
+def _losses(table: Table, form: Law) -> np.ndarray:
+    """(R,) the law's target, NaN where it is not measured."""
+    if form.target in table.frame:
+        return numbers.floats(table.frame[form.target]).to_numpy(float)
+    if table.others is not None:
+        found = guess.recognised(table.others)
+        if form.target in {**found.columns, **found.unsure}:  # it is there and not mapped
+            load.need(table, (form.target,), form.name)
+    return np.full(len(table.frame), np.nan)
 
 
-def _costs(cost: str, named: dict[str, np.ndarray], where: str) -> np.ndarray:
-    values = named[cost] if cost in named else expression.computed(cost, named, f"{where}: --cost")
-    bad = ~(np.isfinite(values) & (values > 0))
+def _refuse_below_0(table: Table, name: str, values: np.ndarray, among, needs: str) -> None:
+    bad = among & ~(np.isfinite(values) & (values > 0))
     if bad.any():
         row = int(np.argmax(bad))
         raise InputError(
-            f"{where}: --cost {cost} is {values[row]:g} in row {row}; every candidate needs a cost above 0."
+            f"{table.source}: {name} is {values[row]:g} in row {table.numbers[row]}, counted from 0; {needs}."
         )
-    return values
 
 
-def _target(frame, target: str | None, price, where: str) -> tuple[np.ndarray, str]:
+def _costs(cost: str, table: Table) -> np.ndarray:
+    read = {
+        n: numbers.floats(numbers.parse(c))
+        for n, c in filters.named(table.frame, table.others).items()
+    }
+    named = {n: c.to_numpy(float) for n, c in read.items() if c.notna().any()}
+    if cost in named:
+        return named[cost]
+    return expression.computed(cost, named, f"{table.source}: --cost")
+
+
+def _target(table: Table, target: str | None, price) -> tuple[np.ndarray, str, bool]:
+    """(R,) the rows to predict, in words, and whether they were named: such are never run."""
     if target is not None:
         try:
-            return filters.keep(target, frame, None, where).to_numpy(bool), target
+            met = filters.keep(target, table.frame, table.others, table.source)
         except InputError as error:  # it speaks of the option that keeps rows
             raise InputError(str(error).replace("--where", "--target", 1)) from None
-    if _SPLIT in frame:
-        wanted = (frame[_SPLIT].astype(str).str.strip() == _TARGET).to_numpy()
+        return met.to_numpy(bool), target, True
+    if _SPLIT in table.frame:
+        wanted = table.frame[_SPLIT].astype(str).str.strip().str.lower() == _TEST
         if wanted.any():
-            return wanted, f"{_SPLIT}={_TARGET}"
-    limit = np.quantile(price, _COSTLY)
-    return price >= limit, f"the costliest tenth (cost >= {limit:.4g})"
+            return wanted.to_numpy(bool), f"{_SPLIT}={_TEST}", True
+    limit = np.nanquantile(price, _COSTLY)
+    return price >= limit, f"the costliest tenth (cost >= {limit:.4g})", False
 
 
-def _groups(frame, by: str | None, where: str) -> list[np.ndarray]:
-    if by is None:
-        by = "group" if "group" in frame else None
-    elif by not in frame:
-        raise InputError(f"{where}: --by {by!r} is no column; there are {', '.join(frame)}.")
-    if by is None:
-        return [np.arange(len(frame))]
-    return list(frame.groupby(by, sort=False).indices.values())
-
-
-def _law(text: str, columns: dict, changes: Changes | None, where: str) -> Law:
-    if expression.is_formula(text):
-        usable = {c: c for c in columns if c not in _LOSS}
-        law = formula.law(text, usable, data=columns)
-    else:
-        law = library.get(text)
-        missing = [c for c in law.columns if c not in columns]
-        if missing:
-            raise InputError(
-                f"{where}: law {text!r} needs {missing[0]} and the file has {', '.join(columns)}; map it with "
-                f"--columns {missing[0]}=COLUMN."
+def _groups(table: Table, by: str | None, can_run, wanted) -> tuple[list[np.ndarray], list[str]]:
+    """Rows of each group that has something to run and something to predict, and what has not, in words."""
+    cells, name = filters.named(table.frame, table.others), by or _GROUP
+    there: dict = {"": np.arange(len(wanted))}
+    if name in cells:
+        there = dict(cells[name].groupby(cells[name], sort=False).indices)
+    elif by is not None:
+        raise InputError(f"{table.source}: --by {by!r} is no column; there are {', '.join(cells)}.")
+    out, notes = [], []
+    empty = len(wanted) - sum(map(len, there.values()))
+    if empty:
+        notes.append(f"left out: {empty} rows whose {name} is empty")
+    for group, rows in there.items():
+        lacks = [
+            w
+            for w, has in (("candidates", can_run), ("target rows", wanted))
+            if not has[rows].any()
+        ]
+        if lacks:
+            notes.append(
+                f"left out: {len(rows)} rows of {name} {group}, which has no {' and no '.join(lacks)}"
             )
-    return (changes or Changes()).of(law)
+        elif len(rows) > _MOST:
+            raise InputError(
+                f"{table.source}: {len(rows)} rows are chosen from at once, and their covariances need memory for "
+                f"{_MOST} at most; cut them with --by or --where."
+            )
+        else:
+            out.append(rows)
+    if not out:
+        raise InputError(
+            f"{table.source}: no group has both candidates and target rows; change --target or --by."
+        )
+    return out, notes
+
+
+def _law(text: str, table: Table, changes: Changes | None) -> Law:
+    form = formula.of_table(text, table) if expression.is_formula(text) else library.get(text)
+    return (changes or Changes()).of(form)

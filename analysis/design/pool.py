@@ -34,6 +34,8 @@ from analysis.laws.law import Law
 _FITTED = 1e-3  # Huber's threshold of the fit that predicts, as of `parcae fit`,
 _STARTS = 96  # and its starts; so many of them are followed for so many rounds
 _STAGES = ((24, 20), (10, 60), (1, 400))
+BILL = 1e-9  # of the budget: a sum of costs that rounding lifts above it is paid
+_STEEPEST = 1e4  # of a log target over a parameter's prior width: a law linear in N turns by N
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -100,11 +102,12 @@ class _Group:
     def best(self, budget: float) -> tuple[float, int, str] | None:
         """(gain per cost^p, row, reason) of the best run that the budget pays."""
         open_ = self.pool.cost[self.left] <= budget
-        if not open_.any() or not self.chosen:
+        chosen = np.array(self.chosen, int)
+        measured = chosen[np.isfinite(self.pool.loss[chosen])]
+        if not open_.any() or not len(measured):
             return None
         if self.gains is None:
-            chosen = np.array(self.chosen)
-            self.basins.refit(chosen[np.isfinite(self.pool.loss[chosen])])
+            self.basins.refit(measured)
             self.gains = gains(self.basins, self.pool, chosen, self.left)
         within, between = (np.where(open_, g, -np.inf) for g in self.gains)
         worth = (within + between) / self.pool.cost[self.left] ** self.options.power
@@ -122,6 +125,7 @@ def choose(
         pools: one for each group that is fitted by itself; they share the budget.
     """
     options = options or Options()
+    budget *= 1 + BILL
     groups = [_Group(p, options, options.seed + i) for i, p in enumerate(pools)]
     for i, group in enumerate(groups):
         for row in group.first():
@@ -179,7 +183,9 @@ def gains(
     sets = np.concatenate([np.broadcast_to(chosen, (n, len(chosen))), rows[:, None]], axis=1)
     within = np.zeros(n)
     for weight, slopes in zip(basins.weights, basins.slopes, strict=True):
-        args = slopes * width, pool.target, basins.smooth * basins.kernel, basins.own
+        steep = np.abs(slopes).max(axis=0)
+        prior = np.minimum(width, _STEEPEST / np.maximum(steep, 1e-300))
+        args = slopes * prior, pool.target, basins.smooth * basins.kernel, basins.own
         now = expected_error(chosen[None], *args)
         within += weight * (now - expected_error(sets, *args))
     both = basins.between

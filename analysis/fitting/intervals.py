@@ -91,7 +91,8 @@ def curvature(objective: Objective, theta: np.ndarray, runs: np.ndarray | None) 
     in_q = [to_q @ c @ to_q.T for c in (independent, covariance)]
     full, ratio = np.zeros((p, p)), np.ones(p)
     full[np.ix_(free, free)] = in_q[1]
-    ratio[free] = np.diag(in_q[0]) / np.maximum(np.diag(in_q[1]), 1e-300)
+    moved = np.diag(in_q[1]) > 0  # a parameter without effect on any row has no score
+    ratio[free] = np.where(moved, np.diag(in_q[0]) / np.where(moved, np.diag(in_q[1]), 1.0), 1.0)
     return Curvature(full, bend / square * ratio, dof, weak)
 
 
@@ -106,7 +107,7 @@ def _dof_of_runs(rows, runs, inverse, directions) -> np.ndarray:
     for one in directions:
         reach = grams @ one
         shared = np.diag(reach @ one) - reach @ inverse @ reach.T
-        out.append(np.trace(shared) ** 2 / (shared**2).sum())
+        out.append(np.trace(shared) ** 2 / max((shared**2).sum(), 1e-300))
     return np.array(out)
 
 

@@ -35,10 +35,12 @@ _LOOPS = _LOOPED_SIZES | {"mean_recurrence", "n_loops"}
 _LADDER = 3  # models named one by one, each of its own size, are a family and no mixture
 
 
-def refuse_mixtures(table: Table) -> None:
-    """Rows whose losses or budgets are different quantities."""
+def refuse_mixtures(table: Table, parts: tuple[str, ...] = ()) -> None:
+    """Rows whose losses or budgets are different quantities; in `parts`, columns that cut it on purpose, they may be."""
     for name, why in UNMIXABLE.items():
-        if name not in table.frame or table.frame[name].nunique(dropna=False) < 2:
+        if name not in table.frame or table.called(name) in parts:
+            continue
+        if table.frame[name].nunique(dropna=False) < 2:
             continue
         values = table.frame[name].dropna().unique()
         shown = [str(v)[:12] for v in values[:3]]

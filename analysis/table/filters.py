@@ -40,7 +40,7 @@ def keep(condition: str, frame: pd.DataFrame, raw: pd.DataFrame | None, where: s
     Raises:
         InputError: a condition that cannot be read, or one that no row meets.
     """
-    columns = _columns(frame, raw)
+    columns = named(frame, raw)
     name, sign, value = _parsed(condition, columns)
     column = columns[name]
     mask = _compared(column, sign, value, condition, LETTERS.get(name, name))
@@ -53,7 +53,7 @@ def keep(condition: str, frame: pd.DataFrame, raw: pd.DataFrame | None, where: s
 
 def reason(condition: str, frame: pd.DataFrame, raw: pd.DataFrame | None) -> str:
     """Why the rows go that do not meet a condition; cells without the number it asks for are counted."""
-    columns = _columns(frame, raw)
+    columns = named(frame, raw)
     name, sign, _ = _parsed(condition, columns)
     column = columns[name]
     unread = column[_read(column, LETTERS.get(name, name)).isna() & column.notna()]
@@ -62,7 +62,7 @@ def reason(condition: str, frame: pd.DataFrame, raw: pd.DataFrame | None) -> str
     return f"not {condition} ({len(unread)} hold no number there, like {str(unread.iloc[0])!r})"
 
 
-def _columns(frame: pd.DataFrame, raw: pd.DataFrame | None) -> dict[str, pd.Series]:
+def named(frame: pd.DataFrame, raw: pd.DataFrame | None) -> dict[str, pd.Series]:
     """By every name that a condition may use, ours first."""
     columns = {str(c): frame[c] for c in frame}
     columns |= {letter: frame[name] for letter, name in LETTERS.items() if name in frame}

@@ -63,6 +63,7 @@ def load(
     where: tuple[str, ...] = (),
     own: tuple[str, ...] = (),
     unit: str | None = None,
+    parts: tuple[str, ...] = (),
 ) -> Table:
     """The table of a source.
 
@@ -74,6 +75,7 @@ def load(
         where: conditions that rows must meet, like "mean_recurrence>1" or "preset=140m".
         own: names that a formula uses; those that are columns of the file keep their name.
         unit: of the file's losses, as `units.UNITS` says; nats per token without it.
+        parts: columns that cut the table on purpose, like its groups: kept as `own`, and their parts may differ.
 
     Raises:
         InputError: when the source is missing, does not parse, or mixes what cannot be mixed.
@@ -88,7 +90,7 @@ def load(
         found = reader.read(text)
         if found.own:
             raw = files.of_frame(found.frame, found.where)
-            table = points.read(raw, columns, where, own, unit)
+            table = points.read(raw, columns, where, own, unit, parts)
             return replace(table, dropped=(*found.dropped, *table.dropped)).noting(*found.notes)
         _refuse_options(text, columns, unit)
         table = from_records(found.frame, found.where)
@@ -100,13 +102,13 @@ def load(
             raw = sources.read(source)
         # a notebook adds columns to records; what it then holds is a table of its own
         if columns or not records.is_records(raw.frame, strictly=text is None):
-            return points.read(raw, columns, where, own, unit)
+            return points.read(raw, columns, where, own, unit, parts)
         _refuse_options(raw.where, columns, unit)
         table = from_records(raw.frame, raw.where)
     for condition in where:
         met = filters.keep(condition, table.frame, None, table.source)
         table = table.keep(met, f"not {condition}")
-    checks.refuse_mixtures(table)
+    checks.refuse_mixtures(table, parts)
     return table
 
 

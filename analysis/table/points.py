@@ -24,6 +24,7 @@ def read(
     where: tuple[str, ...],
     own: tuple[str, ...] = (),
     unit: str | None = None,
+    parts: tuple[str, ...] = (),
 ) -> Table:
     """A file's rows under our names; conditions act before anything is judged."""
     names = list(raw.frame.columns)
@@ -33,7 +34,7 @@ def read(
         )
     columns, words, unsure = _mapping(raw, columns, own, unit)
     frame, called = mapped(raw, columns)
-    for name in own:
+    for name in (*own, *parts):
         if name in names and LETTERS.get(name, name) not in frame:
             frame[name] = numbers.parse(raw.frame[name], "decimal" if raw.decimal_comma else None)
             called[name] = name
@@ -62,7 +63,7 @@ def read(
     table = _with_run_names(table)
     notes = units.check_mapped(table.frame, columns, raw.where, unit)
     table = table.noting(*notes, *_unfinished(rows))
-    checks.refuse_mixtures(table)
+    checks.refuse_mixtures(table, parts)
     return checks.with_grouped_budgets(table) if "budget_flops" in table.frame else table
 
 

@@ -9,6 +9,7 @@ from analysis.fitting.result import Dropped
 from analysis.table import records
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 
@@ -28,6 +29,7 @@ class Table:
     unsure: dict[str, tuple[str, ...]] = field(default_factory=dict)  # our name -> several columns
     columns: dict[str, str] = field(default_factory=dict)  # the mapping, as `--columns` gives it
     others: pd.DataFrame | None = None  # the unmapped columns of the same rows, as they are
+    rows: np.ndarray | None = None  # of the source, counted from 0, that were kept; None: all
     drop_highest: int = 0  # rows of the highest losses that a law is still to leave out
 
     @property
@@ -35,8 +37,17 @@ class Table:
         """Hash of the rows, not of the file that carried them."""
         return records.sha256(self.frame)
 
+    @property
+    def numbers(self) -> np.ndarray:
+        """Of each row in its source, counted from 0."""
+        import numpy as np
+
+        return np.arange(len(self.frame)) if self.rows is None else self.rows
+
     def keep(self, mask, reason: str) -> Table:
         """The rows where `mask` holds; the others are listed as dropped for `reason`."""
+        import numpy as np
+
         n_lost = int((~mask).sum())
         if not n_lost:
             return self
@@ -44,6 +55,7 @@ class Table:
             self,
             frame=self.frame[mask].reset_index(drop=True),
             others=None if self.others is None else self.others[mask].reset_index(drop=True),
+            rows=self.numbers[np.asarray(mask, bool)],
             dropped=(*self.dropped, Dropped(reason=reason, n_rows=n_lost)),
         )
 

@@ -17,7 +17,8 @@ from sweeps.cli.tables.columns import AsJson
 
 def design(
     pool: Annotated[
-        Path | None, typer.Option(help="A table of candidate runs, with their costs.")
+        str | None,
+        typer.Option(help="A table of candidate runs, with their costs; any source of `fit`."),
     ] = None,
     law: Annotated[
         str | None, typer.Option(help="With --pool: a law's name, or a formula.")
@@ -66,6 +67,9 @@ def design(
         str | None,
         typer.Option(help='With --pool: which column is which, like N="Model Size",loss=loss.'),
     ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help='With --pool: rows that meet it, like "mu>1".')
+    ] = None,
     bound: Annotated[
         str | None, typer.Option(help="With --pool: ranges of parameters, like alpha=0:3,E=1:.")
     ] = None,
@@ -101,7 +105,14 @@ def design(
         else (
             "--flops",
             only_flops,
-            only_pool | {"--by": by, "--columns": columns, "--bound": bound, "--seed": seed},
+            only_pool
+            | {
+                "--by": by,
+                "--columns": columns,
+                "--where": where or None,
+                "--bound": bound,
+                "--seed": seed,
+            },
         )
     )
     if missing := [name for name, value in needed.items() if value is None]:
@@ -133,6 +144,7 @@ def design(
         target=target,
         by=by,
         columns=None if columns is None else parse_columns(columns),
+        where=tuple(where or ()),
         changes=Changes(bound=bound),
         options=Options(seed=seed or 0),
     )

@@ -1,9 +1,11 @@
 """Profiles against MINOS, and on the tables where they once ended at failed refits."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.special import stdtrit
 
+from analysis import api
 from analysis.fitting.dataset import Dataset, prepare
 from analysis.fitting.fit import fit
 from analysis.fitting.options import FitOptions
@@ -106,3 +108,13 @@ def test_of_losses_that_are_rounded_alone_the_profile_is_the_parabola(decimals):
         width = ends[1][1] - ends[1][0]
         assert width < 300 * 10.0**-decimals
         assert ends[0] == pytest.approx(ends[1], abs=0.02 * width)
+
+
+def test_a_parameter_without_effect_on_any_row_leaves_the_intervals_open():
+    """No row tells of b where B is 0; sizes are counted, whose degrees of freedom by b are 0 / 0."""
+    n, d = np.repeat(np.geomspace(1e7, 1e9, 6), 5), np.tile(np.geomspace(1e9, 1e10, 5), 6)
+    rows = pd.DataFrame({"N": n, "D": d, "err": 9 - 3e-9 * n})
+    found = api.fit_source(rows, "err = E + A*N**-a + B*D**-b", n_starts=4)
+    assert found.values["B"] == 0.0
+    assert "B vanishes" in found.problems[0]
+    assert any(p.startswith("the data do not bound b from below or above") for p in found.problems)
