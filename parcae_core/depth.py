@@ -14,9 +14,9 @@ import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from parcae_core import seeds
 from parcae_core.config import as_dict
 from parcae_core.plain import build
 
+DepthKind = Literal["poisson", "fixed", "curriculum"]  # what a spec's depth.kind may say
 MAX_LOOPS = 1_000  # the distributions are tables of about this length; far above any training
 
 
@@ -45,6 +46,7 @@ class _Depth(ABC):
 
     mean_recurrence: int  # of a curriculum the target
     mean_backprop_depth: int
+    kind: ClassVar[DepthKind]
 
     def __post_init__(self) -> None:
         mu, mu_bwd = self.mean_recurrence, self.mean_backprop_depth
@@ -55,6 +57,15 @@ class _Depth(ABC):
                 f"mean_backprop_depth is {mu_bwd}; it must lie between 1 and mean_recurrence={mu} "
                 "(the paper uses ceil(mean_recurrence / 2))"
             )
+
+    @property
+    def label(self) -> str:
+        """The records' `depth_scheme`."""
+        return self.kind
+
+    def until(self, n_steps: int) -> Self:
+        """The scheme with the means of its first `n_steps` steps, at least one."""
+        return self
 
     def declared(self) -> tuple[float, float]:
         """(mu_rec, mu_bwd) as the published FLOP rules use them."""
@@ -81,7 +92,7 @@ class _Depth(ABC):
 class FixedDepth(_Depth):
     """The same depth for every sequence."""
 
-    kind: ClassVar[str] = "fixed"
+    kind: ClassVar[DepthKind] = "fixed"
 
     def mean(self) -> float:
         return float(self.mean_recurrence)
@@ -107,13 +118,17 @@ class PoissonDepth(_Depth):
 
     per: Literal["sequence", "batch"] = "sequence"
     split: Literal["truncate", "additive"] = "truncate"
-    kind: ClassVar[str] = "poisson"
+    kind: ClassVar[DepthKind] = "poisson"
 
     def __post_init__(self) -> None:
         _Depth.__post_init__(self)  # no `super()` in a class with slots, which is made twice
         for name, known in (("per", ("sequence", "batch")), ("split", ("truncate", "additive"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {known}")
+
+    @property
+    def label(self) -> str:
+        return f"poisson per {self.per}, {self.split}"
 
     def mean(self) -> float:
         """Expected loop steps of a sequence: mu + exp(-mu), or mu for the additive split."""
@@ -149,23 +164,29 @@ class CurriculumDepth(_Depth):
 
     At step s of the ramp, mu_rec = mu_bwd + ceil(progress * (target mu_rec - mu_bwd)) with
     progress = s / ramp_steps ("linear") or 1 - sqrt(1 - s / ramp_steps) ("1-sqrt"). Means are
-    averages over the whole training of `n_steps`, so that FLOPs count the shallow beginning too.
+    averages over the training's `n_steps`, so that FLOPs count the shallow beginning too.
     Source: REFERENCE.md; the published schedules, target "forward".
     """
 
     ramp_steps: int
     n_steps: int
     shape: Literal["linear", "1-sqrt"] = "linear"
-    kind: ClassVar[str] = "curriculum"
+    kind: ClassVar[DepthKind] = "curriculum"
 
     def __post_init__(self) -> None:
         _Depth.__post_init__(self)
         if self.shape not in ("linear", "1-sqrt"):
             raise ValueError(f"shape is {self.shape!r}; it must be linear or 1-sqrt")
-        if not 1 <= self.ramp_steps <= self.n_steps:
-            raise ValueError(
-                f"ramp_steps is {self.ramp_steps}; it must lie between 1 and n_steps={self.n_steps}"
-            )
+        for name in ("ramp_steps", "n_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be >= 1")
+
+    @property
+    def label(self) -> str:
+        return f"curriculum, {self.shape} over {self.ramp_steps / self.n_steps:.3g} of the steps"
+
+    def until(self, n_steps: int) -> Self:
+        return replace(self, n_steps=max(1, n_steps))
 
     def at(self, step: int) -> PoissonDepth:
         """The scheme in force at a step (0-based)."""
@@ -197,17 +218,16 @@ class CurriculumDepth(_Depth):
         return self.at(step).sample(n_sequences, seed=seed, step=step)
 
     def _average(self, value: Callable[[PoissonDepth], float]) -> float:
-        ramp, most = range(self.ramp_steps), self.mean_recurrence - self.mean_backprop_depth
-        # steps of the ramp that have grown by at most 0, 1, ...
-        ends = [bisect_right(ramp, grown, key=self._growth) for grown in range(most + 1)]
+        steps, most = range(self.n_steps), self.mean_recurrence - self.mean_backprop_depth
+        # steps that have grown by at most 0, 1, ...
+        ends = [bisect_right(steps, grown, key=self._growth) for grown in range(most + 1)]
         counts = np.diff(ends, prepend=0)
         total = sum(int(n) * value(self._grown_by(g)) for g, n in enumerate(counts) if n)
-        after = (self.n_steps - self.ramp_steps) * value(self.at(self.ramp_steps))
-        return (total + after) / self.n_steps
+        return total / self.n_steps
 
 
 DepthScheme = FixedDepth | PoissonDepth | CurriculumDepth
-_SCHEMES: dict[str, type] = {c.kind: c for c in (FixedDepth, PoissonDepth, CurriculumDepth)}
+_SCHEMES: dict[str, type] = {c.kind: c for c in get_args(DepthScheme)}
 
 
 def default_backprop_depth(mean_recurrence: int) -> int:

@@ -72,9 +72,9 @@ class EvalRow:
 class TrainResult:
     """What one run did, as plain data.
 
-    `train_flops` is by rule and as spent: tokens trained times the rule's cost per token, equal to
-    the plan for a finished run. `train_flops_sampled` is the exact rule with the depths that were
-    drawn instead of their expectation.
+    `train_flops` is by rule and of the steps made, equal to the plan for a finished run.
+    `train_flops_sampled` is the exact rule with the depths that were drawn instead of their
+    expectation.
     """
 
     status: Status

@@ -13,7 +13,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from parcae_core.accounting.cost import TrialCost, trial_cost
+from parcae_core.accounting.cost import TrialCost, flops_by_rule, trial_cost
 from parcae_core.accounting.flops import FlopsRule
 from parcae_core.config import ModelConfig, check_fields
 from parcae_core.depth import (
@@ -206,10 +206,13 @@ class Trial:
                 f"parent.step is {self.parent.step}; a branch leaves its trunk after 1 to "
                 f"{self.constant_steps} of its {self.n_steps} steps, before its cool-down"
             )
-        if isinstance(self.depth, CurriculumDepth) and self.depth.n_steps != self.n_steps:
+        depth = self.depth
+        if isinstance(depth, CurriculumDepth) and not (
+            depth.ramp_steps <= depth.n_steps == self.n_steps
+        ):
             raise ValueError(
-                f"the depth curriculum averages over n_steps={self.depth.n_steps} and the trial "
-                f"trains {self.n_steps}; its FLOPs would be wrong"
+                f"the depth curriculum grows over ramp_steps={depth.ramp_steps} of n_steps={depth.n_steps} "
+                f"and the trial trains {self.n_steps}; n_steps must be that, and ramp_steps at most that"
             )
 
     @property
@@ -264,9 +267,17 @@ class Trial:
         """FLOPs of the whole training under a counting rule, as if it were a run of its own."""
         return self.cost.train_flops[rule]
 
+    def spent(self, steps: int) -> dict[FlopsRule, float]:
+        """FLOPs by rule of the first `steps` updates; a curriculum's cost less than its later ones."""
+        depth = self.depth and self.depth.until(steps)
+        if depth != self.depth:
+            n_tokens = steps * self.batch_tokens
+            return flops_by_rule(self.model, depth, context=self.context, n_tokens=n_tokens)
+        return {rule: f * (steps / self.n_steps) for rule, f in self.cost.train_flops.items()}
+
     def own_flops(self, rule: FlopsRule) -> float:
         """FLOPs of the updates that no other trial makes for it."""
-        return self.cost.spent(1 - self.shared_steps / self.n_steps)[rule]
+        return self.train_flops(rule) - self.spent(self.shared_steps)[rule]
 
     def identity(self) -> dict[str, Any]:
         """The canonical form that `trial_id` hashes."""

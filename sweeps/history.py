@@ -37,9 +37,8 @@ def curves_of(store: Store) -> Curves:
     trials = store.stored_trials()
     store.storage.pull(store.files(t.trial_id).metrics for t in trials)
     for trial in trials:
-        flops = f"flops/{trial.budget_rule}"
         lines = read_metrics(store.files(trial.trial_id).metrics)
-        rows = [line for line in lines if {"n_tokens", "train/loss", flops} <= line.keys()]
+        rows = [line for line in lines if {"n_tokens", "train/loss"} <= line.keys()]
         if not rows:
             continue
         budget = "" if trial.budget_flops is None else f", {trial.budget_flops:.3g} FLOPs"
@@ -54,7 +53,9 @@ def curves_of(store: Store) -> Curves:
                 result.loss_at(trial.mean_recurrence) or math.nan
             )
         keep = {old: new for old, new in _NAMES.items() if old in frame}
-        at = frame[["n_tokens"]].assign(run=run, train_flops=frame[flops])
+        # counted here: in lines of before 2026-11-26 a curriculum's first steps cost the average
+        spent = [trial.spent(line["step"])[trial.budget_rule] for line in rows]
+        at = frame[["n_tokens"]].assign(run=run, train_flops=spent)
         parts.append(at.join(frame[list(keep)].rename(columns=keep)))
     if not parts:
         raise UserError(f"{store.where}: no trial has logged a step yet.")

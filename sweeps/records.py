@@ -10,7 +10,6 @@ from analysis.table import records
 from parcae_core.accounting.flops import FlopsRule
 from parcae_core.data.state_reveals import StateReveals
 from parcae_core.data.tokenizer import CHARACTERS
-from parcae_core.depth import CurriculumDepth, DepthScheme, PoissonDepth
 from parcae_core.trial import Trial
 from sweeps.scoring.scores import Scores
 from sweeps.store import Store
@@ -73,7 +72,7 @@ def planned_columns(trial: Trial) -> dict[str, Any]:
         "injection": model.injection if looped else None,
         "d_model": model.d_model,
         "n_layers": model.n_layers,
-        "depth_scheme": _depth_scheme(trial.depth),
+        "depth_scheme": trial.depth.label if trial.depth else None,
         "flops_rule": trial.budget_rule,
         **_flops_columns(trial.cost.train_flops),
         "data_fingerprint": trial.data.content,
@@ -116,7 +115,7 @@ def outcome_columns(store: Store, trial: Trial) -> dict[str, Any] | None:
         "status": state.state,
         "status_reason": None if state.state == "done" else state.reason,
         "diverged_step": result.step if state.state == "diverged" else None,
-        **_flops_columns(trial.cost.spent(state.step / trial.n_steps)),
+        **_flops_columns(trial.spent(state.step)),
         "n_tokens": state.step * trial.batch_tokens,
         "data_epochs": result.data_epochs if result else 0.0,
         "wall_s": result and result.train_s,
@@ -141,14 +140,6 @@ def _lineage_columns(trial: Trial, shared_steps: int) -> dict[str, Any]:
 
 def _flops_columns(train_flops: dict[FlopsRule, float]) -> dict[str, float]:
     return {f"train_flops_{rule}": flops for rule, flops in train_flops.items()}
-
-
-def _depth_scheme(depth: DepthScheme | None) -> str | None:
-    if isinstance(depth, PoissonDepth):
-        return f"poisson per {depth.per}, {depth.split}"
-    if isinstance(depth, CurriculumDepth):
-        return f"curriculum, {depth.shape} over {depth.ramp_steps / depth.n_steps:.3g} of the steps"
-    return None if depth is None else depth.kind
 
 
 def evaluated(store: Store, trial: Trial) -> list[dict[str, Any]]:

@@ -167,7 +167,7 @@ def _runs(frame, law: Law) -> tuple[np.ndarray | None, str]:
         ways = [([c for c in curve if c in frame], "runs")]
     ways.append((list(law.cells), f"cells of {' and '.join(law.cells)}"))
     for keys, unit in ways:
-        if not keys or not set(keys) <= set(frame):
+        if not keys or not set(keys) <= set(frame) or (keys == ["trial_id"] and _several(frame)):
             continue
         runs = frame.groupby(keys, dropna=False, sort=False).ngroup().to_numpy()
         # rows of one run tell of that run alone, which is what a curve over its loops asks
@@ -223,9 +223,19 @@ def _seed_notes(table: Table, law: Law) -> list[str]:
     ]
 
 
+def _several(frame: pd.DataFrame) -> bool:
+    """Whether rows of one trial_id are of several models, so that it is a name and not a run's."""
+    models = [c for c in ("n_params", "mean_recurrence") if c in frame]
+    return bool((frame.groupby("trial_id", dropna=False)[models].nunique() > 1).any(axis=None))
+
+
 def _unnamed_notes(table: Table, law: Law) -> list[str]:
     """Several losses at one setting, and nothing that says whether they are seeds, or one run counted twice."""
     frame = table.frame
+    if not law.per_run and "trial_id" in frame and _several(frame):
+        return [
+            "rows of one run name are of several models, so it names no run: every row counts as a run of its own"
+        ]
     if law.per_run or law.target != "val_loss" or {"trial_id", "seed"} & set(frame):
         return []
     setting = [frame[c] for c in law.columns]

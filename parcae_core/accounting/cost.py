@@ -32,10 +32,6 @@ class TrialCost:
     train_flops: dict[FlopsRule, float]  # of the whole training
     memory: MemoryEstimate  # of a training step
 
-    def spent(self, share: float) -> dict[FlopsRule, float]:
-        """FLOPs by rule after a share of the training's steps."""
-        return {rule: flops * share for rule, flops in self.train_flops.items()}
-
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, with the version of the counting."""
         return as_dict(self) | {"memory": as_dict(self.memory), "version": COST_VERSION}
@@ -80,11 +76,18 @@ def trial_cost(
         n_params_core=core,
         n_params_unrolled=counts.total + (mu - 1) * core,
         n_params_once=counts.total - core,
-        train_flops={
-            rule: train_flops_per_token(model, depth, context, rule).total * n_tokens
-            for rule in FLOPS_RULES
-        },
+        train_flops=flops_by_rule(model, depth, context=context, n_tokens=n_tokens),
         memory=training_memory(
             model, grad_steps=grad_steps, context=context, precision=precision, on_gpu=on_gpu
         ),
     )
+
+
+def flops_by_rule(
+    model: ModelConfig, depth: DepthScheme | None, *, context: int, n_tokens: int
+) -> dict[FlopsRule, float]:
+    """FLOPs by rule of training on `n_tokens` tokens."""
+    return {
+        rule: train_flops_per_token(model, depth, context, rule).total * n_tokens
+        for rule in FLOPS_RULES
+    }

@@ -10,7 +10,7 @@ Keys, as W&B shows them (group/name_unit):
     optim/muon_lr  optim/adamw_lr
     depth/mean  depth/max  depth/grad_mean      drawn for this step's batch
     depth/executed_over_ideal   loop steps computed over loop steps drawn, so far
-    flops/<rule>                spent so far by each rule: tokens times cost per token
+    flops/<rule>                spent so far by each rule, at the expected depths
     flops/sampled               the exact rule with the depths that were drawn
     perf/tokens_per_s  perf/flops_per_s         since the line before; the latter by flops/sampled
     perf/mfu                    flops_per_s over the peak of all whole devices at work, where known

@@ -117,7 +117,7 @@ class Record:
             "train/grad_norm": grad_norm,
             **measured,
             **{f"optim/{group}_lr": rate for group, rate in rates.items()},
-            **{f"flops/{rule}": flops for rule, flops in self._flops_spent().items()},
+            **{f"flops/{rule}": flops for rule, flops in trial.spent(progress.step).items()},
             "flops/sampled": progress.flops_sampled,
             **self.meter.read(self.peak_flops_per_s),
             "perf/wall_s": progress.train_s,
@@ -134,9 +134,6 @@ class Record:
         self.metrics.write(line)
         if self.on_report is not None:
             self.on_report(line)
-
-    def _flops_spent(self) -> dict[str, float]:
-        return self.trial.cost.spent(self.progress.step / self.trial.n_steps)
 
     def result(
         self, status: Status, *, reason: str | None = None, evaluation: Sequence[EvalRow] = ()
@@ -155,7 +152,7 @@ class Record:
             evaluation=tuple(evaluation),
             final_train_loss=progress.loss,
             n_tokens=n_tokens,
-            train_flops=self._flops_spent(),
+            train_flops={str(rule): f for rule, f in trial.spent(progress.step).items()},
             train_flops_sampled=progress.flops_sampled,
             core_sequence_steps=progress.core_sequence_steps,
             core_sequence_steps_ideal=progress.core_sequence_steps_ideal,

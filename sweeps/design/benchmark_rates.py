@@ -9,6 +9,7 @@ measurement was repeated, the last row holds.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
@@ -41,7 +42,14 @@ class Row:
     def fits(self, trial: Trial, device: str) -> bool:
         near = abs(self.n_params - trial.cost.n_params) <= SAME_SIZE * trial.cost.n_params
         same = self.preset == trial.preset.split("/")[0] and self.precision == trial.precision
-        return near and same and device.lower() in self.device.lower()
+        # whole words, from one of the name on: the 2 of "cpu, 2 threads" is no name
+        named = re.match(rf"([^,]*\W)?(?=\w){re.escape(device)}(?!\w)", self.device, re.IGNORECASE)
+        return near and same and named is not None
+
+    @property
+    def origin(self) -> str:
+        """Whose rate it is, and where from."""
+        return f"{self.device}: {self.source}"
 
 
 def device_of(trial: Trial, named: str | None) -> str | None:
@@ -58,13 +66,13 @@ def measured_rate(trial: Trial, device: str) -> tuple[float, str] | None:
         side_by_side = round(1 / share)
         packed = [r for r in _rows("trials", trial, device) if r.concurrent == side_by_side]
         if packed:
-            return packed[-1].flops_per_s / side_by_side, packed[-1].source
+            return packed[-1].flops_per_s / side_by_side, packed[-1].origin
     alone = _rows("step", trial, device)
     if not alone:
         return None
     # until it is measured, a part of the device is taken to do that part of its work
     scaled = "" if share == 1 else f", taken {share:g} times"
-    return alone[-1].flops_per_s * share, alone[-1].source + scaled
+    return alone[-1].flops_per_s * share, alone[-1].origin + scaled
 
 
 def best_share(trial: Trial, device: str) -> tuple[float, str] | None:
@@ -73,7 +81,7 @@ def best_share(trial: Trial, device: str) -> tuple[float, str] | None:
     if not best:
         return None
     row = max(best.values(), key=lambda r: r.flops_per_s)
-    return 1 / row.concurrent, row.source
+    return 1 / row.concurrent, row.origin
 
 
 def with_measured_shares(plan: Plan, named: str | None = None) -> tuple[Plan, list[str]]:
@@ -93,7 +101,7 @@ def with_measured_shares(plan: Plan, named: str | None = None) -> tuple[Plan, li
         if found := device and best_share(trial, device):
             share, source = found
             trials[-1] = replace(trial, resources=replace(trial.resources, gpus=share))
-            said = f"{share:g} of {trial.preset} measured best on {device} ({source})"
+            said = f"{share:g} of {trial.preset} measured best on {source}"
         else:
             where = device or "an unnamed device; name it with --device"
             said = f"{gpus:g} of {trial.preset} as the spec says; not yet measured on {where}"

@@ -87,7 +87,7 @@ def rate_of(
 
 def _from_rows(trials: Sequence[Trial], named: str | None) -> Rate | None:
     """The rate that benchmark rows give, if they cover every trial."""
-    by_trial, sources, devices = {}, [], []
+    by_trial, sources = {}, []
     for trial in trials:
         device = device_of(trial, named)
         found = None if device is None else measured_rate(trial, device)
@@ -95,10 +95,9 @@ def _from_rows(trials: Sequence[Trial], named: str | None) -> Rate | None:
             return None
         by_trial[trial.trial_id] = found[0]
         sources.append(found[1])
-        devices.append(device)
     return Rate(
         flops_per_s=median(by_trial.values()),
-        source=f"from benchmark rows for {devices[0]}: {'; '.join(dict.fromkeys(sources))}",
+        source=f"from benchmark rows for {'; '.join(dict.fromkeys(sources))}",
         by_trial=by_trial,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, assert_never
 
 from parcae_core.accounting.flops import train_flops_per_token
 from parcae_core.config import ModelConfig
@@ -191,12 +191,14 @@ def _depth(spec: SweepSpec, cell: Cell, n_steps: int) -> DepthScheme:
         return FixedDepth(mean_recurrence=mu, mean_backprop_depth=mu_bwd)
     if section.kind == "curriculum":
         return _curriculum(section, mu, mu_bwd, n_steps)
-    return PoissonDepth(
-        mean_recurrence=mu,
-        mean_backprop_depth=mu_bwd,
-        per=section.per,
-        split=section.split,
-    )
+    if section.kind == "poisson":
+        return PoissonDepth(
+            mean_recurrence=mu,
+            mean_backprop_depth=mu_bwd,
+            per=section.per,
+            split=section.split,
+        )
+    assert_never(section.kind)
 
 
 def _curriculum(section: DepthSection, mu: int, mu_bwd: int, n_steps: int) -> CurriculumDepth:

@@ -18,7 +18,7 @@ from parcae_core.data.corpus import DEFAULT_VAL_SHARE
 from parcae_core.data.state_reveals import NAME as STATE_REVEALS
 from parcae_core.data.state_reveals import StateReveals
 from parcae_core.data.tokenizer import CHARACTERS
-from parcae_core.depth import default_backprop_depth
+from parcae_core.depth import DepthKind, default_backprop_depth
 from parcae_core.trial import OptimConfig, Resources
 from sweeps.design.validation import Number, Section, Whole, overrides_of
 
@@ -100,9 +100,7 @@ class DataSection(Section):
 class DepthSection(Section):
     """How loops are drawn in training; see parcae_core.depth."""
 
-    kind: Literal["poisson", "fixed", "curriculum"] = Field(
-        "poisson", description="poisson, fixed or curriculum"
-    )
+    kind: DepthKind = Field("poisson", description="poisson, fixed or curriculum")
     per: Literal["sequence", "batch"] = Field("sequence", description="sequence or batch")
     split: Literal["truncate", "additive"] = Field("truncate", description="truncate or additive")
     mean_backprop_depth: Literal["ceil(mu/2)", "mu"] | Count = Field(

@@ -3,10 +3,12 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
+from parcae_core.accounting.flops import FLOPS_RULES, train_flops_per_token
 from parcae_core.config import ModelConfig
-from parcae_core.depth import PoissonDepth
+from parcae_core.depth import CurriculumDepth, PoissonDepth
 from parcae_core.presets import preset
 from parcae_core.trial import (
     DataConfig,
@@ -94,6 +96,42 @@ def test_a_branch_counts_its_own_steps_and_what_a_separate_run_costs():
     assert branch.train_flops("paper") == make().train_flops("paper")
     assert branch.own_flops("paper") == pytest.approx(0.7 * branch.train_flops("paper"), rel=1e-12)
     assert make().own_flops("exact") == make().train_flops("exact")
+
+
+@pytest.mark.parametrize("shape", ["linear", "1-sqrt"])
+def test_a_curriculum_has_spent_what_its_first_steps_cost(shape):
+    depth = CurriculumDepth(
+        mean_recurrence=24, mean_backprop_depth=1, ramp_steps=30, n_steps=40, shape=shape
+    )
+    trial = make(depth=depth, n_steps=40)
+    for rule in FLOPS_RULES:
+        per_step = [
+            train_flops_per_token(trial.model, depth.at(i), trial.context, rule).total
+            for i in range(40)
+        ]
+        spent = [trial.spent(k)[rule] for k in range(41)]
+        by_step = np.cumsum([0.0, *per_step]) * trial.batch_tokens
+        assert spent == pytest.approx(by_step, rel=1e-12)
+        assert spent[0] == 0
+        assert spent[40] == trial.train_flops(rule)
+    branch = dataclasses.replace(trial, parent=Parent(trial_id="0" * 12, step=20))
+    assert branch.own_flops("exact") > 0.6 * branch.train_flops("exact")
+
+
+def test_any_other_scheme_has_spent_its_share_of_the_steps_to_the_digit():
+    trial = make()
+    for k in range(trial.n_steps + 1):
+        share = k / trial.n_steps
+        assert trial.spent(k) == {r: f * share for r, f in trial.cost.train_flops.items()}
+
+
+def test_a_curriculum_of_another_length_or_a_longer_ramp_is_refused():
+    for ramp, n_steps in ((30, 41), (41, 40)):
+        depth = CurriculumDepth(
+            mean_recurrence=4, mean_backprop_depth=1, ramp_steps=ramp, n_steps=n_steps
+        )
+        with pytest.raises(ValueError, match=f"ramp_steps={ramp} of n_steps={n_steps}"):
+            make(depth=depth, n_steps=40)
 
 
 CHANGES = {

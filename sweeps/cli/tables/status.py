@@ -41,9 +41,9 @@ def status_data(store: Store) -> dict[str, Any]:
         result = store.result(trial)
         # steps that its trunk made: as its result says, before that as planned
         shared = result.shared_steps if result else min(trial.shared_steps, state.step)
-        per_step = trial.train_flops("paper") / trial.n_steps
-        made["separate"] += per_step * state.step
-        made["own"] += per_step * (state.step - shared)
+        spent = trial.spent(state.step)["paper"]
+        made["separate"] += spent
+        made["own"] += spent - trial.spent(shared)["paper"]
         loss = result and result.loss_at(trial.mean_recurrence)
         if state.state == "done" and loss is not None:
             ended.append((trial, loss))

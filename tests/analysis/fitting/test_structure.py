@@ -142,3 +142,13 @@ def test_checkpoints_of_one_run_tell_nothing_of_other_runs():
     curve = pd.DataFrame({"T": loops, "loss": 1.5 + np.exp(-loops / 2.0), "run": "a"})
     over = library.get("test-time")
     assert prepare(load.load(curve), over).n_runs == 8  # what one run's curve over loops asks
+
+
+def test_one_name_for_many_models_is_no_run():
+    n, d = (a.ravel() for a in np.meshgrid(np.geomspace(1e7, 1e9, 6), np.geomspace(1e9, 1e11, 5)))
+    loss = 1.7 + 400 * n**-0.34 + 410 * d**-0.28
+    loss *= np.exp(0.002 * np.random.default_rng(0).standard_normal(30))
+    frame = pd.DataFrame({"run": "chinchilla", "N": n, "D": d, "loss": loss})
+    found = api.fit_table(load.load(frame), "chinchilla", interval="linear")
+    assert found.valid
+    assert any("it names no run" in note for note in found.notes)

@@ -47,12 +47,12 @@ def test_rows_of_the_named_device_and_preset_give_the_rate_and_the_last_one_hold
     results("speed", {"flops_per_s": 5e9}, {"flops_per_s": 2e9}, {"variant": "masked"})
     trials = tiny_plan(resources=GPU).trials
     rate = rate_of(trials, None, device="nvidia h100")
-    assert rate.source == "from benchmark rows for nvidia h100: speed.csv, commit abc"
+    assert rate.source == f"from benchmark rows for {H100}: speed.csv, commit abc"
     assert rate.seconds(trials[0]) == trials[0].train_flops("exact") / 2e9
     assert rate_of(trials, None, 7e9, device="NVIDIA H100").flops_per_s == 7e9  # a given rate wins
     for gpus in (0.25, 0.5):
         trial = replace(trials[0], resources=Resources(cpus=1, gpus=gpus))
-        source = f"speed.csv, commit abc, taken {gpus:g} times"
+        source = f"{H100}: speed.csv, commit abc, taken {gpus:g} times"
         assert measured_rate(trial, "H100") == (gpus * 2e9, source)
 
 
@@ -89,20 +89,40 @@ def test_a_cpu_counts_only_rows_of_its_own_model_and_threads(results):
     assert rate_of(one_thread, None).flops_per_s == ASSUMED_FLOPS_PER_CPU
 
 
+@pytest.mark.parametrize(
+    ("row", "named", "counts"),
+    [
+        ("cpu, 2 threads", "cpu", True),
+        ("cpu, 2 threads", "2", False),
+        ("cpu, 2 threads", "threads", False),
+        ("cpu (AMD EPYC), 2 threads", "cpu (amd epyc), 2 threads", True),
+        ("cpu (AMD EPYC), 2 threads", "AMD EPYC", True),
+        (H100, "h100", True),
+        (H100, "100", False),
+        (H100, "NVIDIA H", False),
+        (H100, "", False),
+    ],
+)
+def test_a_device_is_named_in_whole_words(results, row, named, counts):
+    results("speed", {"device": row})
+    found = measured_rate(tiny_plan().trials[0], named)
+    assert found == ((1e9, f"{row}: speed.csv, commit abc") if counts else None)
+
+
 def test_the_best_share_is_read_from_packing_rows_and_reaches_the_trials(results, tmp_path):
     rows = [
         {"concurrent": n, "flops_per_s": f} for n, f in ((1, 1e9), (2, 3e9), (4, 8e9), (8, 7e9))
     ]
     results("packing", *rows)
     plan = tiny_plan(resources=GPU)
-    assert best_share(plan.trials[0], H100) == (0.25, "packing.csv, commit abc")
+    assert best_share(plan.trials[0], H100) == (0.25, f"{H100}: packing.csv, commit abc")
     packed, notes = with_measured_shares(plan, H100)
     assert {t.resources.gpus for t in packed.trials} == {0.25}
     assert packed.trial_ids == plan.trial_ids
     assert notes == [
-        f"GPU share 0.25 of nano measured best on {H100} (packing.csv, commit abc)"
+        f"GPU share 0.25 of nano measured best on {H100}: packing.csv, commit abc"
     ]  # fmt: skip
-    assert measured_rate(packed.trials[0], H100) == (2e9, "packing.csv, commit abc")
+    assert measured_rate(packed.trials[0], H100) == (2e9, f"{H100}: packing.csv, commit abc")
     data = plan_data(packed, Store(tmp_path, "none"), cpus=8, gpus=1, device=H100, notes=notes)
     assert data["totals"]["makespan_s"] < data["totals"]["left_s"]
     given = tiny_plan(resources=GPU | {"share": "given"})

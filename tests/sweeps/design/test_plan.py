@@ -1,9 +1,11 @@
+from typing import get_args
+
 import pytest
 import yaml
 
 from parcae_core.data.prepare import prepare
 from parcae_core.data.sources import resolve
-from parcae_core.depth import CurriculumDepth, FixedDepth, PoissonDepth
+from parcae_core.depth import CurriculumDepth, DepthKind, DepthScheme, FixedDepth, PoissonDepth
 from parcae_core.errors import UserError
 from parcae_core.trial import trial_from_dict, trial_to_dict
 from sweeps.design.corpora import resolve_data
@@ -58,6 +60,14 @@ def test_the_depth_rule_and_the_trials_own_depth_in_the_evaluation():
 
 
 RAMP = {"kind": "curriculum", "ramp_share": 0.5}
+
+
+@pytest.mark.parametrize("scheme", get_args(DepthScheme))
+def test_a_spec_can_ask_for_every_scheme_there_is(scheme):
+    assert scheme.kind in get_args(DepthKind)
+    ramp = {"ramp_share": 0.5} if scheme is CurriculumDepth else {}
+    planned = tiny_plan(mean_recurrence=[4], depth={"kind": scheme.kind} | ramp)
+    assert {type(t.depth) for t in planned.trials} == {scheme}
 
 
 @pytest.mark.parametrize("rule", ["paper", "code", "exact"])

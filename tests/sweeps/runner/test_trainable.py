@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from parcae_core.accounting.flops import FLOPS_RULES, train_flops_per_token
 from parcae_core.errors import OutOfMemory
 from parcae_core.result import Interrupted
+from parcae_core.training.metrics import read_metrics
 from parcae_core.training.train import train
 from sweeps.cli.sweep import load_plan
 from sweeps.cli.tables.status import status_data
@@ -82,6 +84,14 @@ def test_a_curriculum_trains_to_a_result_with_the_flops_of_its_ramp(tmp_path):
     result = store.result(trial)
     # What was drawn, against what is expected of it: a constant depth would be a quarter off
     assert result.train_flops_sampled == pytest.approx(result.train_flops["exact"], rel=0.1)
+    lines = read_metrics(store.files(trial.trial_id).metrics)
+    for line in lines:
+        for rule in FLOPS_RULES:
+            steps = [
+                train_flops_per_token(trial.model, trial.depth.at(i), trial.context, rule).total
+                for i in range(line["step"])
+            ]
+            assert line[f"flops/{rule}"] == pytest.approx(sum(steps) * trial.batch_tokens)
     table = records_of(store)
     assert table.depth_scheme.iloc[0] == "curriculum, linear over 0.5 of the steps"
 
@@ -112,6 +122,7 @@ def test_records_follow_from_the_folders_alone(sweep):
 ENDING = """
 import sys, threading, time
 from pathlib import Path
+from parcae_core.training.metrics import read_metrics
 from parcae_core.training.train import train
 from sweeps.cli.sweep import load_plan
 from sweeps.runner.driver import Options, make_job, prepare_data
