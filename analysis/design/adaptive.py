@@ -57,12 +57,8 @@ class Grid:
         """Every budget with every depth."""
         budgets, depths = np.unique(budgets).astype(float), np.unique(depths).astype(float)
         budget, mu = np.repeat(budgets, len(depths)), np.tile(depths, len(budgets))
-        return cls(
-            size=size,
-            budget_flops=budget,
-            mean_recurrence=mu,
-            columns=size.columns(mu, budget),
-        )
+        columns = size.columns(mu, budget)
+        return cls(size=size, budget_flops=budget, mean_recurrence=mu, columns=columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +110,6 @@ class Planner:
     def __post_init__(self) -> None:
         believed((self.target,), self.prior.values, self.grid.size, self.budgets)
         object.__setattr__(self, "_bracket", self._bracketing())
-
-    # -- what is asked
 
     @property
     def bracket_flops(self) -> float:
@@ -185,7 +179,7 @@ class Planner:
         values = whole.natural(theta)
         (wanted,) = quantities((self.target,), values, self.grid.size, self.budgets)
         slopes = slopes_of(values, {k: v[rows] for k, v in self.grid.columns.items()})
-        scales = _scales(values)
+        scales = np.array([values[n] for n in LAW.names])
         square = variance(information(slopes * scales / noise), wanted.slopes * scales)
         return wanted.value, float(self._t(rows) * np.sqrt(square))
 
@@ -221,8 +215,6 @@ class Planner:
             out[row] += 1
             left -= costs[row]
         return out
-
-    # -- how
 
     def _one(self, done, pending: list[int], left: float, lost) -> tuple[int | None, str]:
         taken = Counter([*(r for r, _ in done), *pending])
