@@ -368,7 +368,8 @@ class Planner:
     def _bearing(self, basins) -> Bearing:
         about = (self.grid.size, self.budgets)
         wanted = [quantities((self.target,), basin, *about)[0] for basin in basins]
-        scales = np.array([_scales(basin) for basin in basins])
+        # each parameter measured by itself, so that all are of order one
+        scales = np.array([[basin[n] for n in LAW.names] for basin in basins])
         slopes = np.array([slopes_of(basin, self.grid.columns) for basin in basins])
         return Bearing(
             jacobians=slopes * scales[:, None],
@@ -393,8 +394,3 @@ class Planner:
 
 def _split(done) -> tuple[np.ndarray, np.ndarray]:
     return np.array([r for r, _ in done], dtype=int), np.array([v for _, v in done], dtype=float)
-
-
-def _scales(values) -> np.ndarray:
-    """What each parameter is measured by: itself, so that all are of order one."""
-    return np.array([values[n] for n in LAW.names])
