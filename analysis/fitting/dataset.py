@@ -67,7 +67,12 @@ class Dataset:
         others = others.iloc[rows] if others is not None and len(others) == len(self) else None
         return replace(
             self,
-            table=replace(self.table, frame=self.table.frame.iloc[rows], others=others),
+            table=replace(
+                self.table,
+                frame=self.table.frame.iloc[rows],
+                others=others,
+                rows=self.table.numbers[rows],
+            ),
             columns={k: v[which] for k, v in self.columns.items()},
             target=self.target[which],
             runs=None if self.runs is None else np.unique(self.runs[which], return_inverse=True)[1],

@@ -327,7 +327,7 @@ def averaged_seeds(table: Table, over: tuple[str, ...] = ()) -> Averaged:
     first = ~frame.duplicated(same)
     few = int((size[first] < 2).sum())
     frame = frame.assign(val_loss=mean)[first].reset_index(drop=True)
-    kept = replace(table, frame=frame, others=None)
+    kept = replace(table, frame=frame, others=None, rows=table.numbers[first.to_numpy()])
     alone = f", {few} have one alone" if few else ""
     return Averaged(
         kept.noting(

@@ -357,6 +357,9 @@ def _lines(file: BinaryIO, where: str) -> Iterator[bytes]:
             yield line
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{where}: damaged gzip ({error}); fetch it again") from error
+    finally:
+        if lines is not file and not file.closed:
+            lines.detach()  # else its end would close the file, which is not its own
 
 
 def _is_unicode(text: str) -> bool:
