@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any
+
+from sweeps.storage.tempdir import OwnedFolder
 
 
 def start(module: str, *args: str, **options: Any) -> subprocess.Popen[str]:
@@ -58,18 +59,11 @@ def private_stdout() -> IO[str]:
     return kept
 
 
-def own_tempdir() -> None:
-    """Temporary files of this process go to a folder of its own, which `leave` deletes."""
-    tempfile.tempdir = tempfile.mkdtemp(prefix="parcae-")
-
-
-def leave(code: int) -> NoReturn:
-    """End this process, after `own_tempdir`, at once.
-
-    W&B's own clean-up at exit may wait for the server again; without it its temporary folders, three a run, would stay.
-    """
-    shutil.rmtree(tempfile.gettempdir(), ignore_errors=True)
-    os._exit(code)
+def own_tempdir() -> OwnedFolder:
+    """A folder that takes the temporary files of this process from now on."""
+    folder = OwnedFolder("parcae-child-")
+    tempfile.tempdir = str(folder.path)
+    return folder
 
 
 def children(pid: int) -> list[int]:

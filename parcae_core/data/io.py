@@ -56,7 +56,7 @@ def remove_leftovers(folder: Path, older_than_s: float = 600.0) -> None:
 def publish(folder: Path, final: Path) -> None:
     """Rename a complete folder to its final name; a folder already there is kept instead.
 
-    Whoever finds it there has to check it: it was made by a process that did not share our lock
+    A process that finds it there has to check it: it was made by a process that did not share our lock
     (another machine, a file system without locks).
     """
     sync(folder)

@@ -1,6 +1,6 @@
 """What a model runs, decided once: the layers' ops and the cross-entropy of the head.
 
-"auto" takes the kernels on a GPU, and on a CPU whole blocks of torch's operations. Whoever wants to
+"auto" takes the kernels on a GPU, and on a CPU whole blocks of torch's operations. Code that wants to
 know what ran reads the model's `kernels`; a run's result records its ops.
 """
 

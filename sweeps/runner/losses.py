@@ -100,7 +100,7 @@ class Losses:
         """Count a loss, and leave it in state.json.
 
         Args:
-            given_up: whoever schedules makes no further attempt, whatever is allowed.
+            given_up: the scheduler makes no further attempt, whatever is allowed.
 
         Returns:
             A line for the person who watches.

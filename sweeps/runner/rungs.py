@@ -1,7 +1,7 @@
 """Where `scheduler: asha` compares trials, and what a worker does there. Free of Ray.
 
 A trial tells its loss at a ninth and at a third of its steps, in the part of the schedule whose rate is
-constant (unless a spec cools down for longer). Whoever schedules answers with a file in the trial's
+constant (unless a spec cools down for longer). The scheduler answers with a file in the trial's
 folder; the worker that finds it writes a checkpoint and a result, as at any other end.
 """
 

@@ -104,7 +104,7 @@ def run_trial(config: dict[str, Any]) -> None:
     try:
         attempt(config["job"], config["trial_id"], tune.report)
     except LeaseLost:
-        # Whoever scheduled this worker has given it up, so nobody will end it; a GPU's memory
+        # The driver that scheduled this worker has given it up, so nobody will end it; a GPU's memory
         # would stay taken until somebody did
         os._exit(1)
 

@@ -1,6 +1,6 @@
 """Temporary folders that do not outlive their process for long, even if it is killed.
 
-A folder's owner holds a lock on a file in it, which the system lets go of when the owner ends. Whoever
+A folder's owner holds a lock on a file in it, which the system lets go of when the owner ends. A process that
 makes the next folder of that kind removes those that nobody holds any more. Folders without the file
 are not ours and are left alone.
 """

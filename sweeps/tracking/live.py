@@ -179,7 +179,7 @@ def main(root: str, trial_id: str, project: str) -> None:
     """The process."""
     global _worker
     _worker = child.private_stdout()
-    child.own_tempdir()
+    folder = child.own_tempdir()
     store = Store(Path(root).parent, Path(root).name)
     ended = threading.Event()
 
@@ -187,14 +187,16 @@ def main(root: str, trial_id: str, project: str) -> None:
         for line in sys.stdin:
             if line.strip() == "end":
                 ended.set()
-        child.leave(1)  # the worker is gone; the attempt that replaces it goes on with the run
+        folder.close()
+        os._exit(1)  # the worker is gone; the attempt that replaces it goes on with the run
 
     threading.Thread(target=listen, daemon=True).start()
     try:
         show(store, store.trial(trial_id), project, ended)
     except Exception as error:  # noqa: BLE001 - the worker writes the run offline instead
         say(f"failed {type(error).__name__}: {error}")
-    child.leave(0)
+    folder.close()
+    os._exit(0)  # W&B's own clean-up at exit may wait for the server again
 
 
 if __name__ == "__main__":

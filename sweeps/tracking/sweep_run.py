@@ -8,6 +8,7 @@ out, and writing the same content again is skipped.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -279,13 +280,14 @@ def _deadline(seconds: int) -> Iterator[None]:
 def main(root: str, project: str, mode: str) -> None:
     """The process: prints its problems as one line of JSON."""
     driver = child.private_stdout()
-    child.own_tempdir()
+    folder = child.own_tempdir()
     try:
         problems = write(Store(Path(root).parent, Path(root).name), project=project, mode=mode)
     except Exception as error:  # noqa: BLE001 - said in a line; the sweep's result stands
         problems = [f"W&B: the sweep's run was not written: {type(error).__name__}: {error}"]
     print(json.dumps(problems), file=driver, flush=True)
-    child.leave(0)
+    folder.close()
+    os._exit(0)  # W&B's own clean-up at exit may wait for the server again
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ _LOCAL = (
     *("/runs", "/data", "/wandb", ".git", ".venv", "*.egg-info"),
     *("__pycache__", ".hypothesis", ".pytest_cache", ".ruff_cache"),
 )
-# What logs a person in somewhere. Whoever may submit to a cluster can read what was sent to it.
+# What logs a person in somewhere. Everybody who may submit to a cluster can read what was sent to it.
 _PLACES = (
     *(".env", ".env.*", ".envrc", ".netrc", "_netrc", ".git-credentials", ".npmrc", ".pypirc"),
     *(
