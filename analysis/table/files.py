@@ -6,9 +6,12 @@ which columns are quantities. Nothing is guessed that the file does not show.
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import io
 import json
+import lzma
 import re
 from dataclasses import dataclass
 from itertools import pairwise
@@ -119,10 +122,6 @@ _MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ": ".xz"}
 
 
 def _unpacked(data: bytes, packing: str) -> bytes:
-    import bz2
-    import gzip
-    import lzma
-
     if not packing:
         return data
     try:

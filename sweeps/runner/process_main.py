@@ -22,7 +22,10 @@ import threading
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
+
+from parcae_core.result import Execution, Interrupted
 
 GROUP_TIMEOUT = timedelta(hours=1)  # of one exchange, an evaluation at many loops included
 _PR_SET_PDEATHSIG = 1  # Linux, sys/prctl.h
@@ -41,8 +44,6 @@ def main() -> int:
     task = json.loads(sys.stdin.readline())
     stop = threading.Event()
     threading.Thread(target=_receive_stop, args=(stop,), daemon=True).start()
-    from parcae_core.result import Interrupted
-
     try:
         result = train_as(task, stop.is_set, lambda line: send(report=line))
     except Interrupted as stopped:
@@ -74,12 +75,9 @@ def train_as(
     task: dict[str, Any], stop_requested: Callable[[], bool], report: Callable[[dict], None]
 ) -> dict[str, Any]:
     """Join the others and train; the result as plain data."""
-    from pathlib import Path
-
     import torch.distributed as dist
 
     from parcae_core.device import resolve_device
-    from parcae_core.result import Execution
     from parcae_core.training.train import train
     from parcae_core.trial import trial_from_dict
 

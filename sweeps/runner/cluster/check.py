@@ -7,6 +7,7 @@ without this project is a finding and no error.
 from __future__ import annotations
 
 import json
+import sys
 import time
 import uuid
 from collections import defaultdict
@@ -153,8 +154,6 @@ def _on_each(
 
 @contextmanager
 def _by_value() -> Iterator[None]:
-    import sys
-
     from ray import cloudpickle
 
     module = sys.modules[__name__]
