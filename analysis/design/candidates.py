@@ -147,6 +147,11 @@ def design(
             *said,
             *([f"no row's {_SPLIT} is {_TEST}"] if _SPLIT in table.frame and not named else []),
             *notes,
+            *(
+                []
+                if choices
+                else ["no run within the share lowers the error to expect: raise it, or run none"]
+            ),
         ),
     )
 
@@ -184,7 +189,9 @@ def _left_out(rows: np.ndarray) -> tuple[str, ...]:
 
 def _said_of_losses(form: Law, replay: bool, known, can_run, n_hidden: int) -> list[str]:
     if replay:
-        return []
+        return [
+            "every row that is left has a loss, so this replays a study: rows that are measured are chosen"
+        ]
     name, n = info(form.target)[0], int(known.sum())
     out = [
         f"{n} rows have a {name} and count as run already; {int(can_run.sum())} without one are candidates"

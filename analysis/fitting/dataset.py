@@ -42,6 +42,11 @@ class Dataset:
         return len(self) if self.runs is None else len(np.unique(self.runs))
 
     @property
+    def clustered(self) -> bool:
+        """Whether several runs have several rows each, so that residuals of a run go together."""
+        return self.runs is not None and self.n_runs > 1
+
+    @property
     def units(self) -> str:
         """The same in words: "rows", "24 runs"."""
         return "rows" if self.runs is None else f"{self.n_runs} {self.unit}"
@@ -174,7 +179,9 @@ def _runs(frame, law: Law) -> tuple[np.ndarray | None, str]:
     for keys, unit in ways:
         if not keys or not set(keys) <= set(frame) or (keys == ["trial_id"] and _several(frame)):
             continue
-        runs = frame.groupby(keys, dropna=False, sort=False).ngroup().to_numpy()
+        # one name may have been given to two runs
+        apart = [*keys, *(_models(frame) if keys == ["trial_id"] else ())]
+        runs = frame.groupby(apart, dropna=False, sort=False).ngroup().to_numpy()
         # rows of one run tell of that run alone, which is what a curve over its loops asks
         of_a_run = law.per_run or law.columns == ("n_loops",)
         enough = len(law.params) if keys == list(law.cells) else int(of_a_run)
@@ -229,9 +236,16 @@ def _seed_notes(table: Table, law: Law) -> list[str]:
 
 
 def _several(frame: pd.DataFrame) -> bool:
-    """Whether rows of one trial_id are of several models, so that it is a name and not a run's."""
-    models = [c for c in ("n_params", "mean_recurrence") if c in frame]
-    return bool((frame.groupby("trial_id", dropna=False)[models].nunique() > 1).any(axis=None))
+    """Whether each trial_id of several rows is of several models, so that it is a name and not a run's."""
+    ids = frame.groupby("trial_id", dropna=False)
+    repeated = ids.size() > 1
+    models = ids[_models(frame)].nunique()[repeated] > 1
+    return bool(repeated.any() and models.any(axis=1).all())
+
+
+def _models(frame: pd.DataFrame) -> list[str]:
+    """Columns in which the rows of one run are the same."""
+    return [c for c in ("n_params", "mean_recurrence") if c in frame]
 
 
 def _unnamed_notes(table: Table, law: Law) -> list[str]:

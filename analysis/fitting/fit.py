@@ -65,7 +65,12 @@ class Fit:
         return self.law.predict(self.params if params is None else params, columns)
 
     def profile(self, name: str) -> profile.Profile:
-        """The profile likelihood of one parameter; the one of its interval, where that is one."""
+        """The profile likelihood of one parameter; the one of its interval, where that is one.
+
+        Raises:
+            InputError: as many runs as parameters, or fewer.
+        """
+        self._refuse_few_runs()
         return self.intervals.profiles.get(name) or profile.profile(
             self.objective, self.search, name, self.curvature, self.options.confidence
         )
@@ -76,13 +81,16 @@ class Fit:
         Raises:
             InputError: as many runs as parameters, or fewer.
         """
-        if self.dataset.n_runs <= len(self.theta):
-            words = intervals.too_few_runs(self.dataset, len(self.theta))
-            raise InputError(f"{self.dataset.table.source}: {words}. Add runs.")
+        self._refuse_few_runs()
         rng = np.random.default_rng([self.options.seed, 1])
         weights = intervals.counts(self.dataset, n, rng)
         draws, _ = intervals.refits(self.objective, self.theta, weights)
         return intervals.by_name(self.objective, draws)
+
+    def _refuse_few_runs(self) -> None:
+        if self.dataset.n_runs <= len(self.theta):
+            words = intervals.too_few_runs(self.dataset, len(self.theta))
+            raise InputError(f"{self.dataset.table.source}: {words}. Add runs.")
 
     def student_draws(self, n: int = 4000) -> dict[str, np.ndarray]:
         """Parameters of n draws from the linearised law, Student t, by name."""

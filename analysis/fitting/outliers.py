@@ -43,7 +43,7 @@ def sentences(objective: Objective, theta: np.ndarray, data: Dataset) -> list[st
         robust = replace(objective, raw=False, delta=FitOptions().delta)
         fitted = objective.parts(robust.descend(theta).x)[0]
         spreads = _in_spreads(np.log(fitted / data.target), len(theta))
-    far = np.flatnonzero(spreads > FAR * (1.0 if data.runs is None else _ALONG))
+    far = np.flatnonzero(spreads > FAR * (_ALONG if data.clustered else 1.0))
     if not len(far):
         return []
     far = far[np.argsort(-spreads[far], kind="stable")]

@@ -72,7 +72,7 @@ def _sizes(data: Dataset, law: Law) -> np.ndarray | None:
     """The size of each row, (n,) int, where sizes have several rows at different tokens and no run is named."""
     others = [c for c in law.columns if c not in _SPENT]
     frame = data.table.frame
-    if "n_tokens" not in law.columns or not others or "trial_id" in frame or data.runs is not None:
+    if "n_tokens" not in law.columns or not others or "trial_id" in frame or data.clustered:
         return None
     sizes = frame.groupby(others, sort=False)
     of = sizes.ngroup().to_numpy()
@@ -91,7 +91,7 @@ def judged(
 
     Nothing is judged of a law through the best runs alone, of curves of one run each, or of an exact fit.
     """
-    if objective.undertuned != 1.0 or law.per_run or law.frontier or data.runs is not None:
+    if objective.undertuned != 1.0 or law.per_run or law.frontier or data.clustered:
         return data, [], []
     r, taken = _residuals(objective, theta)
     if len(r) - taken.shape[1] < _LEFT or np.abs(r).max() < _ROUNDING:

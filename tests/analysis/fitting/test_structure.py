@@ -152,3 +152,11 @@ def test_one_name_for_many_models_is_no_run():
     found = api.fit_table(load.load(frame), "chinchilla", interval="linear")
     assert found.valid
     assert any("it names no run" in note for note in found.notes)
+
+
+def test_one_name_given_to_two_runs_leaves_the_others_runs():
+    """12 runs of 20 checkpoints; two have one name, so what tells them apart is their size."""
+    frame = table(np.random.default_rng(1), sizes=12, tokens=20, of_size=0.01)
+    names = np.repeat([f"r{i}" for i in (*range(11), 10)], 20)
+    data = prepare(load.load(frame.assign(run=names)), LAW)
+    assert data.n_runs == 12
