@@ -118,6 +118,7 @@ def save_checkpoint(
                 }
             files = {name: w.result() for name, w in written.items()}
             _write_index(temporary, trial, step, progress, files)
+            sync(temporary)
             if final.exists():  # the same step again, after falling back from a damaged one
                 final.rename(folder / f".old-{step:09d}")
         for old in _checkpoints(folder)[:-_KEEP]:

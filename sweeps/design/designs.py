@@ -156,4 +156,8 @@ def _depth(spec: SweepSpec, own: DepthSection | None) -> DepthSection | None:
     """A trial's own keys over the spec's."""
     if own is None:
         return None
-    return DepthSection(**(spec.depth.model_dump() | own.model_dump(exclude_unset=True)))
+    try:
+        return DepthSection(**(spec.depth.model_dump() | own.model_dump(exclude_unset=True)))
+    except ValidationError as error:
+        where = f"{spec.name}: depth of a trial, over the spec's own"
+        raise UserError("\n".join(sentences(error, DepthSection, where))) from None

@@ -145,8 +145,10 @@ def apart(f: Forecast) -> str:
         np.array([np.nan if e is None else turn(e) for e in pair])
         for pair in ((f.low, f.high), (f.simulated_low, f.simulated_high))
     )
+    if np.isnan(ends).any() and np.array_equal(np.isnan(ends), np.isnan(fisher)):
+        return ""  # the same end is open in both
     off = np.abs(ends - fisher).max() / (fisher[1] - fisher[0])
-    if off <= _OFF or (np.isnan(ends) & np.isnan(fisher)).all():
+    if off <= _OFF:
         return ""
     far = "an end is open" if np.isnan(off) else f"an end differs by {off:.0%} of its width"
     return f"{f.name}: expect the simulated interval; Fisher information takes the law for linear over it, and {far}"

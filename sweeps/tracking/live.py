@@ -179,7 +179,11 @@ def main(root: str, trial_id: str, project: str) -> None:
     """The process."""
     global _worker
     _worker = child.private_stdout()
-    folder = child.own_tempdir()
+    try:
+        folder = child.own_tempdir()
+    except OSError as error:
+        say(f"failed {type(error).__name__}: {error}")
+        os._exit(0)
     store = Store(Path(root).parent, Path(root).name)
     ended = threading.Event()
 

@@ -280,13 +280,15 @@ def _deadline(seconds: int) -> Iterator[None]:
 def main(root: str, project: str, mode: str) -> None:
     """The process: prints its problems as one line of JSON."""
     driver = child.private_stdout()
-    folder = child.own_tempdir()
+    folder = None
     try:
+        folder = child.own_tempdir()
         problems = write(Store(Path(root).parent, Path(root).name), project=project, mode=mode)
     except Exception as error:  # noqa: BLE001 - said in a line; the sweep's result stands
         problems = [f"W&B: the sweep's run was not written: {type(error).__name__}: {error}"]
     print(json.dumps(problems), file=driver, flush=True)
-    folder.close()
+    if folder is not None:
+        folder.close()
     os._exit(0)  # W&B's own clean-up at exit may wait for the server again
 
 

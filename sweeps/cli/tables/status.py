@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from parcae_core.errors import UserError
 from parcae_core.trial import Trial
 from sweeps.cli.tables.columns import (
     Column,
@@ -91,7 +92,10 @@ def _estimate(lines: list[Row], ended: list[tuple[Trial, float]], store: Store) 
 
     spec = store.root / "spec.yaml"
     own = spec.exists() and (store.sweep or {}).get("design") == "list"
-    return estimate_now(ended, over=own_budgets(load_spec(spec)) if own else None)
+    try:
+        return estimate_now(ended, over=own_budgets(load_spec(spec)) if own else None)
+    except UserError:  # a damaged spec: over other budgets the exponent would be another
+        return None
 
 
 def _design_columns(lines: list[Row]) -> list[Column]:

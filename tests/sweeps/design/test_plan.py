@@ -380,3 +380,11 @@ def test_a_budget_may_be_written_as_any_number_of_yaml(tmp_path):
     assert list(load_spec(path).mean_recurrence) == [4e8, 8e8]
     path.write_text(own.replace("400000000.0:", "400000000:"))
     assert list(load_spec(path).mean_recurrence) == [4e8, 8e8]
+
+
+def test_a_trials_own_depth_that_does_not_fit_the_specs_is_a_sentence():
+    trial = {"mean_recurrence": 2, "budget_flops": 4e8, "depth": {"kind": "poisson"}}
+    keys = {"design": "list", "budgets_flops": None, "mean_recurrence": None, "trials": [trial]}
+    depth = {"kind": "curriculum", "ramp_share": 0.5}
+    [said] = problems(depth=depth, **keys)
+    assert said.endswith("ramp_share belongs to kind: curriculum, and kind is poisson.")
