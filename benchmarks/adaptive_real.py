@@ -3,6 +3,7 @@
     python -m benchmarks.adaptive_real --seed 0 --out runs/adaptive-real --cpus 2     again, until it says its rows
     python -m benchmarks.adaptive_real --seed 0 --replay                              in seconds, from the records
     python -m benchmarks.adaptive_real --seed 3 --grid runs/grid                      a seed that the records lack
+    python -m benchmarks.adaptive_real --seed 0 --again        both, from the losses that are recorded, as estimated today
 
 The grid is the demo's (`sweeps/specs/demo.yaml`) without its fixed-depth runs: its losses at three seeds lie in
 `bundled:state-reveals`, those of another seed in the folder of a sweep (the same spec with that seed). The adaptive sweep (`sweeps/specs/adaptive.yaml`) chooses among the same budgets with all of the
@@ -27,7 +28,7 @@ import yaml
 from analysis import api
 from analysis.isoflop.parabolas import fit_recurrence
 from analysis.table.load import Table, from_records
-from benchmarks.common import append_rows, provenance
+from benchmarks.common import RESULTS, append_rows, provenance
 from sweeps.cli.sweep import load_plan
 from sweeps.decisions import decisions, left_out_words, words
 from sweeps.design.adaptive import left_out_data, planner_of
@@ -90,6 +91,26 @@ def row(
         "valid": valid,
         "trial_seconds": round(float(table.frame.wall_s.sum()), 1),
     }
+
+
+def recorded(plan: Plan, seed: int) -> dict[str, list[tuple[int, float]]]:
+    """(row, loss) of the runs of a seed that were recorded, the grid's and the adaptive sweep's."""
+    runs = pd.read_csv(RESULTS / "adaptive_real_runs.csv")
+    runs = {which: rows for which, rows in runs[runs.seed == seed].groupby("which")}
+    runs.setdefault("grid", grid_of(seed).frame)  # of seeds 0 to 2 they are bundled
+    return {which: known(plan, runs[which]) for which in ("grid", "adaptive")}
+
+
+def again(plan: Plan, seed: int) -> list[dict[str, Any]]:
+    """The newest lines of the CSV of a seed, with the estimates of today."""
+    lines, planner = pd.read_csv(RESULTS / "adaptive_real.csv"), planner_of(plan)
+    out = []
+    for which, done in recorded(plan, seed).items():
+        newest = lines[(lines.seed == seed) & (lines.which == which)].iloc[-1].to_dict()
+        now = planner.estimate(done)
+        numbers = {"gamma_mu": now.value, "low": now.low, "high": now.high}
+        out.append(newest | {name: round(number, 4) for name, number in numbers.items()})
+    return out
 
 
 def known(plan: Plan, frame: pd.DataFrame) -> list[tuple[int, float]]:
@@ -161,12 +182,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/adaptive-real"))
     parser.add_argument("--cpus", type=int, default=2)
     parser.add_argument("--replay", action="store_true", help="train nothing")
+    parser.add_argument("--again", action="store_true", help="estimate the recorded runs again")
     given = parser.parse_args()
     spec = spec_of(given.seed, given.share)
     given.out.mkdir(parents=True, exist_ok=True)
     path = given.out / f"{spec['name']}.yaml"
     path.write_text(yaml.safe_dump(spec))
-    plan, grid = load_plan(path), grid_of(given.seed, given.grid)
+    plan = load_plan(path)
+    if given.again:
+        out = [line | provenance() for line in again(plan, given.seed)]
+        print(pd.DataFrame(out).to_string(index=False))
+        append_rows("adaptive_real", out)
+        return
+    grid = grid_of(given.seed, given.grid)
     if given.replay:
         name, adaptive = "adaptive, replayed", replayed(plan, grid)
     else:

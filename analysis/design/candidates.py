@@ -84,7 +84,7 @@ def design(
     """
     if not 0 < share <= 1:
         raise InputError(f"--share is {share:g}; a share of the pool's cost in (0, 1] is needed.")
-    parts = (by or _GROUP, _SPLIT)
+    parts = (by or _GROUP, _SPLIT, _column(target))  # these may differ on purpose
     own = _names(law, cost, target, columns)
     table = load.load(path, columns, where, own, parts=parts)
     form = _law(law, table, changes)
@@ -159,12 +159,16 @@ def design(
 def _names(law: str, cost: str, target: str | None, columns) -> tuple[str, ...]:
     """What may be columns of the file under names of their own."""
     own = [cost, *re.findall(r"[^\W\d]\w*", cost)]
-    own += [re.split("[<>=!]", target or "")[0].strip(" \"'")]
+    own += [_column(target)]
     if expression.is_formula(law):
         own += expression.names_in(law)
     elif columns:  # which are all that is mapped
         own += [n for c in library.get(law).columns for n in (info(c)[0], c)]
     return tuple(own)
+
+
+def _column(condition: str | None) -> str:
+    return re.split("[<>=!]", condition or "")[0].strip(" \"'")
 
 
 def _refuse_too_little(share: float, total: float, pools: list[Pool], said: list[str]) -> None:

@@ -192,3 +192,12 @@ def test_more_rows_than_memory_holds_are_refused(chosen, frame):
     many = pd.DataFrame({"N": np.geomspace(1e7, 1e9, 5001), "loss": 3.0, "flops": 1.0})
     with pytest.raises(InputError, match="5001 rows are chosen from at once"):
         chosen(many, "params-only", options=Options(seed=1))
+
+
+def test_a_target_may_be_cut_by_a_column_of_labels(chosen, frame):
+    """Which `fit` would refuse as a mixture of two evaluation sets."""
+    table = frame.assign(eval_set=["train"] * 24 + ["test"] * 6)
+    split = frame.assign(split=["train"] * 24 + ["test"] * 6)
+    replayed = chosen(split)
+    assert chosen(table, target="eval_set=test").rows == replayed.rows
+    assert any("this replays a study" in note for note in replayed.notes)

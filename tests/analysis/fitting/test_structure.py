@@ -134,8 +134,9 @@ def test_checkpoints_of_one_run_tell_nothing_of_other_runs():
         assert found.result.problems == (
             "1 run cannot give intervals of 3 parameters: at least 4 are needed",
         )
-    with pytest.raises(InputError, match="1 run cannot give intervals"):
-        found.resamples()
+    for ask in (found.resamples, lambda: found.profile("L_inf")):
+        with pytest.raises(InputError, match="1 run cannot give intervals"):
+            ask()
     ladder = frame.assign(run=[f"r{i}" for i in range(60)])
     assert prepare(load.load(ladder), law).n_runs > 40  # a run each
     loops = np.arange(1, 9)

@@ -6,25 +6,27 @@ import pandas as pd
 import pytest
 import yaml
 
-from benchmarks.adaptive_real import grid_of, known, spec_of
+from benchmarks.adaptive_real import recorded, spec_of
 from benchmarks.common import RESULTS
 from sweeps.cli.sweep import load_plan
 from sweeps.design.adaptive import planner_of
 
-RUNS = pd.read_csv(RESULTS / "adaptive_real_runs.csv")
+ROWS = pd.read_csv(RESULTS / "adaptive_real.csv")
 
 
 def estimates(seed, tmp_path):
-    """(the grid's, ours, runs of ours that were left out) at a seed."""
+    """(the grid's, ours, runs of ours that were left out) at a seed; each is the newest that is recorded."""
     path = tmp_path / "adaptive.yaml"
     path.write_text(yaml.safe_dump(spec_of(seed, 0.5)))
     plan = load_plan(path)
-    planner = planner_of(plan)
-    runs = RUNS[RUNS.seed == seed]
-    grid = runs[runs.which == "grid"]
-    done = known(plan, runs[runs.which == "adaptive"])
-    theirs = known(plan, grid if len(grid) else grid_of(seed).frame)
-    return planner.estimate(theirs), planner.estimate(done), planner.left_out(done)
+    planner, done = planner_of(plan), recorded(plan, seed)
+    found = {which: planner.estimate(runs) for which, runs in done.items()}
+    for which, now in found.items():
+        row = ROWS[(ROWS.seed == seed) & (ROWS.which == which)].iloc[-1]
+        assert (now.value, now.low, now.high) == pytest.approx(
+            (row.gamma_mu, row.low, row.high), abs=1e-3
+        )
+    return found["grid"], found["adaptive"], planner.left_out(done["adaptive"])
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 4])
